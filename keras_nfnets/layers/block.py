@@ -1,0 +1,262 @@
+"""The normalizer-free residual block."""
+
+import math
+
+import keras
+
+from keras_nfnets.layers.activations import (
+    ScaledActivation,
+    activation_gain,
+    deserialize_activation,
+    serialize_activation,
+)
+from keras_nfnets.layers.attention import SqueezeExcite
+from keras_nfnets.layers.convolution import WSConv2D
+from keras_nfnets.layers.stochastic_depth import StochasticDepth
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class NFBlock(keras.layers.Layer):
+    """Normalizer-free pre-activation bottleneck block.
+
+    With `f` the chain of convolutions below, it computes
+
+        x = scaled_activation(inputs) * beta
+        outputs = shortcut + alpha * skip_gain * f(x)
+
+    where `f` is 1x1, 3x3 (strided), [3x3,] 1x1 with a scaled activation between each
+    two, then attention and stochastic depth, and `shortcut` is `inputs`, or, where
+    the shape changes, `x` average-pooled and projected by a 1x1 convolution (or
+    projected by a strided one).
+
+    Args:
+        filters: channels of the output.
+        bottleneck_filters: channels of the 3x3 convolutions; by default half of
+            `filters`.
+        strides: of the first 3x3 convolution, an integer.
+        group_size: channels a group of the 3x3 convolutions; None for no groups.
+        extra_conv: whether there is a second 3x3 convolution.
+        alpha: scale of the residual branch.
+        beta: scale of the block's input: one over the standard deviation it is
+            expected to have.
+        activation: see `ScaledActivation`.
+        attention: `"se"` (squeeze-and-excitation) or None.
+        se_ratio: of the attention, see `SqueezeExcite`.
+        avg_pool_shortcut: whether a strided shortcut pools and then projects.
+        skip_gain_initializer: of the learned scalar gain of the residual branch;
+            with the default, zeros, a block starts as its shortcut.
+        stochastic_depth_rate: see `StochasticDepth`.
+        data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
+        **kwargs: of `keras.layers.Layer`.
+
+    Input: float tensor `(batch, height, width, channels)` (or channels second) of
+    any size. Output: the same with `filters` channels, and height and width divided
+    by `strides`, rounded up.
+
+    Raises:
+        ValueError: the group size does not divide the bottleneck, an unknown
+            attention, or whatever the layers inside refuse.
+
+    Example:
+
+    >>> x = keras.random.normal((2, 15, 15, 64))
+    >>> NFBlock(128, strides=2, group_size=16, beta=0.98)(x).shape
+    (2, 8, 8, 128)
+
+    Reference: Brock et al. (2021), arXiv 2102.06171, figure 3 and appendix A;
+    `NFBlock` and `NFResBlock` of the authors' code.
+    """
+
+    def __init__(
+        self,
+        filters,
+        bottleneck_filters=None,
+        strides=1,
+        group_size=128,
+        extra_conv=True,
+        alpha=0.2,
+        beta=1.0,
+        activation="gelu",
+        attention="se",
+        se_ratio=0.5,
+        avg_pool_shortcut=True,
+        skip_gain_initializer="zeros",
+        stochastic_depth_rate=0.0,
+        data_format=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if attention not in (None, "se"):
+            raise ValueError(
+                f"`attention` must be 'se' or None. Received: attention={attention!r}"
+            )
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"`{name}` must be positive and finite. Received: {name}={value}"
+                )
+        self.filters = filters
+        self.bottleneck_filters = bottleneck_filters or filters // 2
+        self.strides = strides
+        self.group_size = group_size
+        self.extra_conv = extra_conv
+        self.alpha = alpha
+        self.beta = beta
+        self.activation = activation
+        self.attention = attention
+        self.se_ratio = se_ratio
+        self.avg_pool_shortcut = avg_pool_shortcut
+        self.skip_gain_initializer = keras.initializers.get(skip_gain_initializer)
+        self.stochastic_depth_rate = stochastic_depth_rate
+        self.data_format = data_format or keras.config.image_data_format()
+
+        width = self.bottleneck_filters
+        groups = 1
+        if group_size is not None:
+            if group_size < 1 or width < group_size or width % group_size:
+                raise ValueError(
+                    "`group_size` must divide the width of the 3x3 convolutions. "
+                    f"Received: group_size={group_size}, a width of {width} "
+                    f"(filters={filters}); group sizes that would do: "
+                    f"{[n for n in range(1, width + 1) if width % n == 0]}"
+                )
+            groups = width // group_size
+        gain = activation_gain(activation)
+        self.input_activation = self._activation("input_activation", gain * beta)
+        self.conv0 = self._convolution("conv0", width, 1)
+        self.activation0 = self._activation("activation0", gain)
+        self.conv1 = self._convolution("conv1", width, 3, strides, groups)
+        self.activation1 = self._activation("activation1", gain)
+        if extra_conv:
+            self.conv1b = self._convolution("conv1b", width, 3, 1, groups)
+            self.activation1b = self._activation("activation1b", gain)
+        self.conv2 = self._convolution("conv2", filters, 1)
+        if attention == "se":
+            self.squeeze_excite = SqueezeExcite(
+                se_ratio,
+                data_format=self.data_format,
+                dtype=self.dtype_policy,
+                name="squeeze_excite",
+            )
+        self.stochastic_depth = StochasticDepth(
+            stochastic_depth_rate, dtype=self.dtype_policy, name="stochastic_depth"
+        )
+
+    def _activation(self, name, gain):
+        return ScaledActivation(
+            self.activation, gain=gain, dtype=self.dtype_policy, name=name
+        )
+
+    def _convolution(self, name, filters, kernel_size, strides=1, groups=1):
+        return WSConv2D(
+            filters,
+            kernel_size,
+            strides=strides,
+            groups=groups,
+            padding="same",
+            data_format=self.data_format,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(self, input_shape):
+        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        self.shortcut_pool = self.shortcut_conv = None
+        if self.strides > 1 or channels != self.filters:
+            pooled = self.avg_pool_shortcut and self.strides > 1
+            if pooled:
+                self.shortcut_pool = keras.layers.AveragePooling2D(
+                    self.strides,
+                    padding="same",
+                    data_format=self.data_format,
+                    dtype=self.dtype_policy,
+                    name="shortcut_pool",
+                )
+            self.shortcut_conv = self._convolution(
+                "shortcut_conv", self.filters, 1, 1 if pooled else self.strides
+            )
+            self.shortcut_conv.build(input_shape)
+        shape = input_shape
+        for layer in self._convolutions():
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
+        if self.attention == "se":
+            self.squeeze_excite.build(shape)
+        self.skip_gain = self.add_weight(
+            name="skip_gain", shape=(), initializer=self.skip_gain_initializer
+        )
+
+    def _convolutions(self):
+        """The convolutions of the residual branch, in order."""
+        middle = [self.conv1, self.conv1b] if self.extra_conv else [self.conv1]
+        return [self.conv0, *middle, self.conv2]
+
+    def _residual_and_shortcut(self, inputs):
+        x = self.input_activation(inputs)
+        shortcut = inputs
+        if self.shortcut_conv is not None:
+            shortcut = x if self.shortcut_pool is None else self.shortcut_pool(x)
+            shortcut = self.shortcut_conv(shortcut)
+        x = self.conv0(x)
+        x = self.conv1(self.activation0(x))
+        x = self.activation1(x)
+        if self.extra_conv:
+            x = self.activation1b(self.conv1b(x))
+        x = self.conv2(x)
+        if self.attention == "se":
+            x = self.squeeze_excite(x)
+        return x, shortcut
+
+    def residual(self, inputs):
+        """The residual branch before stochastic depth, skip gain and alpha.
+
+        This is the signal whose variance the authors report as `res_avg_var`.
+        """
+        return self._residual_and_shortcut(inputs)[0]
+
+    def call(self, inputs, training=False):
+        residual, shortcut = self._residual_and_shortcut(inputs)
+        residual = self.stochastic_depth(residual, training=training)
+        return residual * (self.skip_gain * self.alpha) + shortcut
+
+    def compute_output_shape(self, input_shape):
+        # The second 3x3 convolution keeps the shape.
+        for layer in (self.conv0, self.conv1, self.conv2):
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
+
+    def count_flops(self, input_positions, output_positions):
+        """Multiply-adds for one picture of so many pixels before and after."""
+        flops = self.conv0.count_flops(input_positions)
+        for layer in (*self._convolutions()[1:], self.shortcut_conv):
+            if layer is not None:
+                flops += layer.count_flops(output_positions)
+        if self.attention == "se":
+            flops += self.squeeze_excite.count_flops()
+        return flops
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "bottleneck_filters": self.bottleneck_filters,
+            "strides": self.strides,
+            "group_size": self.group_size,
+            "extra_conv": self.extra_conv,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "activation": serialize_activation(self.activation),
+            "attention": self.attention,
+            "se_ratio": self.se_ratio,
+            "avg_pool_shortcut": self.avg_pool_shortcut,
+            "skip_gain_initializer": keras.initializers.serialize(
+                self.skip_gain_initializer
+            ),
+            "stochastic_depth_rate": self.stochastic_depth_rate,
+            "data_format": self.data_format,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        activation = deserialize_activation(config["activation"])
+        return cls(**{**config, "activation": activation})

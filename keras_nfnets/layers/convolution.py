@@ -1,0 +1,144 @@
+"""Convolution with scaled weight standardization."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_nfnets.layers.grouping import grouped_convolution
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class WSConv2D(keras.layers.Conv2D):
+    """2-D convolution whose filters have zero mean and unit variance, times a gain.
+
+    Each filter `w` (one output channel of the kernel) is used as
+
+        gain * (w - mean(w)) / sqrt(max(var(w) * fan_in, eps))
+
+    and a bias is always added. Mean and variance are taken in float32 even under
+    `mixed_bfloat16` and `mixed_float16`; only the result is cast.
+
+    Takes every argument of `keras.layers.Conv2D` that makes sense here, and
+
+    Args:
+        eps: lower bound of `var(w) * fan_in`.
+        gain_initializer: initializer of the gain, one number a filter.
+
+    Defaults that differ from Conv2D's: `kernel_initializer` is fan-in scaled normal,
+    as the authors' (standardization makes its scale irrelevant). `use_bias=False`
+    is refused.
+
+    Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
+    with `data_format="channels_first"`; any height and width, odd ones included.
+    Output: as Conv2D's.
+
+    Raises:
+        ValueError: `use_bias=False`, a negative `eps`, or whatever Conv2D refuses
+            (channels that the groups do not divide, ...).
+
+    Example:
+
+    >>> x = keras.random.normal((2, 33, 33, 64))
+    >>> WSConv2D(128, 3, strides=2, padding="same", groups=4)(x).shape
+    (2, 17, 17, 128)
+
+    Reference: Brock et al. (2021), arXiv 2102.06171, section 2, equation 1.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        *args,
+        use_bias=True,
+        kernel_initializer=None,
+        gain_initializer="ones",
+        eps=1e-4,
+        **kwargs,
+    ):
+        if not use_bias:
+            raise ValueError(
+                "WSConv2D always has a bias: nothing after it would add one. "
+                "Received: use_bias=False"
+            )
+        if not eps >= 0:
+            raise ValueError(f"`eps` must not be negative. Received: eps={eps}")
+        if kernel_initializer is None:
+            kernel_initializer = keras.initializers.VarianceScaling(
+                1.0, mode="fan_in", distribution="untruncated_normal"
+            )
+        super().__init__(
+            filters,
+            kernel_size,
+            *args,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+        self.gain_initializer = keras.initializers.get(gain_initializer)
+        self.eps = eps
+
+    def add_weight(self, *args, **kwargs):
+        # Never cast on reading: standardization wants the variables' own precision.
+        return super().add_weight(*args, **{**kwargs, "autocast": False})
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.gain = self.add_weight(
+            name="gain",
+            shape=(self.filters,),
+            initializer=self.gain_initializer,
+            dtype=self.variable_dtype,
+        )
+
+    def standardized_kernel(self):
+        """The kernel as the convolution uses it, in the compute dtype."""
+        kernel = ops.convert_to_tensor(self.kernel)
+        # At least float32: the statistics of a kernel kept in half precision too.
+        precise = keras.backend.result_type(kernel.dtype, "float32")
+        kernel = ops.cast(kernel, precise)
+        mean = ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        centered = kernel - mean
+        variance = ops.mean(ops.square(centered), axis=(0, 1, 2), keepdims=True)
+        fan_in = math.prod(kernel.shape[:-1])
+        gain = ops.cast(ops.convert_to_tensor(self.gain), precise)
+        scale = gain * ops.rsqrt(ops.maximum(variance * fan_in, self.eps))
+        return ops.cast(centered * scale, self.compute_dtype)
+
+    def convolution_op(self, inputs, kernel):
+        if self.groups == 1:
+            return super().convolution_op(inputs, kernel)
+        return grouped_convolution(
+            super().convolution_op, inputs, kernel, self.groups, self.data_format
+        )
+
+    def call(self, inputs):
+        outputs = self.convolution_op(inputs, self.standardized_kernel())
+        bias = ops.cast(ops.convert_to_tensor(self.bias), outputs.dtype)
+        if self.data_format == "channels_first":
+            bias = ops.reshape(bias, (1, self.filters, 1, 1))
+        outputs = outputs + bias
+        return outputs if self.activation is None else self.activation(outputs)
+
+    # Conv2D saves its kernel and bias by hand; the gain goes after them.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.built:
+            store["2"] = self.gain
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.gain.assign(store["2"])
+
+    def count_flops(self, positions):
+        """Multiply-adds for `positions` output pixels of one picture (the bias left out)."""
+        return positions * math.prod(self.kernel.shape)
+
+    def get_config(self):
+        gain_initializer = keras.initializers.serialize(self.gain_initializer)
+        return {
+            **super().get_config(),
+            "gain_initializer": gain_initializer,
+            "eps": self.eps,
+        }

@@ -1,0 +1,54 @@
+"""Stochastic depth."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class StochasticDepth(keras.layers.Layer):
+    """In training, drops whole examples of the batch with probability `rate`.
+
+    As in the authors' code the examples that are kept are *not* divided by
+    `1 - rate`. In inference this layer is the identity.
+
+    Args:
+        rate: probability of a drop, in [0, 1).
+        seed: integer, for a repeatable sequence of drops.
+        **kwargs: of `keras.layers.Layer`.
+
+    Input and output: float tensors of one shape, the batch first.
+
+    Raises:
+        ValueError: `rate` is outside [0, 1).
+
+    Example:
+
+    >>> x = keras.ops.ones((4, 2, 2, 3))
+    >>> y = StochasticDepth(0.5, seed=0)(x, training=True)
+    >>> sorted(set(keras.ops.convert_to_numpy(y).ravel().tolist()))
+    [0.0, 1.0]
+
+    Reference: Huang et al. (2016), arXiv 1603.09382.
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}")
+        self.rate = rate
+        self.seed = seed
+        if rate > 0:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+        shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        uniform = keras.random.uniform(shape, seed=self.seed_generator)
+        return inputs * ops.cast(uniform >= self.rate, inputs.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}

@@ -1,0 +1,205 @@
+"""The builder every family shares: stem, stages of `NFBlock`s, head."""
+
+import inspect
+import typing
+
+import keras
+
+from keras_nfnets.layers import NFBlock, ScaledActivation, WSConv2D
+from keras_nfnets.models.weights import load_weights
+from keras_nfnets.training import AGCModel
+
+
+class Head(typing.NamedTuple):
+    """How a network ends: arguments of `keras.applications` and the dropout."""
+
+    include_top: bool
+    pooling: str | None
+    classes: int
+    classifier_activation: object
+    drop_rate: float
+
+    def check(self):
+        """Raises a ValueError for what cannot be meant."""
+        if self.pooling not in (None, "avg", "max"):
+            raise ValueError(
+                "`pooling` must be None, 'avg' or 'max'. "
+                f"Received: pooling={self.pooling!r}"
+            )
+        if not (isinstance(self.classes, int) and self.classes > 0):
+            raise ValueError(
+                "`classes` must be a positive integer. "
+                f"Received: classes={self.classes!r}"
+            )
+        if not 0 <= self.drop_rate < 1:
+            raise ValueError(
+                f"`drop_rate` must be in [0, 1). Received: drop_rate={self.drop_rate}"
+            )
+
+
+def network_input(input_tensor, input_shape):
+    """The symbolic input `(batch, height, width, channels)`, or channels second.
+
+    `input_shape` is without the batch; None stands for RGB pictures of any size.
+    """
+    channels_last = keras.config.image_data_format() == "channels_last"
+    if input_tensor is not None:
+        if not isinstance(input_tensor, keras.KerasTensor):
+            raise ValueError(
+                "`input_tensor` must be a symbolic Keras tensor, as keras.Input() "
+                f"returns. Received: input_tensor of type {type(input_tensor)}"
+            )
+        if input_shape is not None and tuple(input_tensor.shape[1:]) != tuple(
+            input_shape
+        ):
+            raise ValueError(
+                "`input_tensor` and `input_shape` must agree. Received: a tensor of "
+                f"shape {input_tensor.shape}, input_shape={tuple(input_shape)}"
+            )
+        input_shape = input_tensor.shape[1:]
+    elif input_shape is None:
+        input_shape = (None, None, 3) if channels_last else (3, None, None)
+    is_picture = isinstance(input_shape, (tuple, list)) and len(input_shape) == 3
+    if not is_picture or any(
+        not (size is None or isinstance(size, int) and size > 0) for size in input_shape
+    ):
+        raise ValueError(
+            "`input_shape` must be three positive integers, of which height and width "
+            "may be None: (height, width, channels), or channels first where Keras is "
+            f"set so. Received: input_shape={input_shape}"
+        )
+    if input_shape[2 if channels_last else 0] is None:
+        raise ValueError(
+            "The number of channels must be known. Received: "
+            f"input_shape={tuple(input_shape)}"
+        )
+    return keras.Input(input_shape) if input_tensor is None else input_tensor
+
+
+def convolution(x, filters, kernel_size, strides=1, *, name):
+    """A weight-standardized convolution on a symbolic tensor."""
+    layer = WSConv2D(filters, kernel_size, strides=strides, padding="same", name=name)
+    return layer(x)
+
+
+def endpoint(x, name):
+    """Gives a symbolic tensor a name by which `model.get_layer` finds it."""
+    return keras.layers.Identity(name=name)(x)
+
+
+def stages(
+    x, *, depths, widths, bottlenecks, alpha, stochastic_depth_rate, **block_options
+):
+    """Stacks the residual stages on the stem's output `x`.
+
+    The first stage keeps the resolution, each later one halves it. Every block is
+    told by `beta` what standard deviation its input is expected to have: one after
+    the first block's growth in each stage, and alpha squared more variance a block
+    (arXiv 2101.08692, section 3). Stochastic depth grows linearly with depth.
+    """
+    expected_std = 1.0
+    total, index = sum(depths), 0
+    for stage, (depth, width, bottleneck) in enumerate(
+        zip(depths, widths, bottlenecks), start=1
+    ):
+        for block in range(depth):
+            x = NFBlock(
+                width,
+                bottleneck_filters=bottleneck,
+                strides=2 if stage > 1 and block == 0 else 1,
+                alpha=alpha,
+                beta=1 / expected_std,
+                stochastic_depth_rate=stochastic_depth_rate * index / total,
+                name=f"stage{stage}_block{block + 1}",
+                **block_options,
+            )(x)
+            index += 1
+            if block == 0:
+                expected_std = 1.0
+            expected_std = (expected_std**2 + alpha**2) ** 0.5
+        x = endpoint(x, f"stage{stage}")
+    return x
+
+
+def check_stages(depths, widths):
+    """Raises a ValueError unless both are as many positive integers."""
+    for name, values in (("depths", depths), ("widths", widths)):
+        if not values or any(not isinstance(n, int) or n < 1 for n in values):
+            raise ValueError(
+                f"`{name}` must be positive integers, one a stage. "
+                f"Received: {name}={values}"
+            )
+    if len(depths) != len(widths):
+        raise ValueError(
+            "`depths` and `widths` must be as many, one of each a stage. Received: "
+            f"depths={depths}, widths={widths}"
+        )
+
+
+def finish(inputs, x, head, *, weights, activation, name):
+    """Puts the head on the last feature map and makes the model.
+
+    `x` is activated (the endpoint `"features"`), pooled (`"avg_pool"`) and, with
+    `include_top`, classified (`"predictions"`).
+    """
+    x = ScaledActivation(activation, name="features")(x)
+    if head.include_top:
+        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = keras.layers.Dropout(head.drop_rate, name="top_dropout")(x)
+        x = keras.layers.Dense(
+            head.classes,
+            activation=head.classifier_activation,
+            # Of the authors' code.
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            name="predictions",
+        )(x)
+    elif head.pooling == "avg":
+        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif head.pooling == "max":
+        x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
+    # An `input_tensor` may come out of other layers: the model starts before them.
+    sources = keras.utils.get_source_inputs(inputs)
+    model = AGCModel(sources[0] if len(sources) == 1 else sources, x, name=name)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def variant_constructor(builder, name, *, fixed, defaults, sizes):
+    """The constructor of one variant: `builder` with some arguments fixed.
+
+    Args:
+        builder: a family's builder.
+        name: of the constructor; in lower case, the models'.
+        fixed: arguments that make the variant; the constructor does not take them.
+        defaults: other arguments whose defaults differ from the builder's.
+        sizes: pixels a side the network was trained and tested at.
+    """
+    parameters = inspect.signature(builder).parameters
+    defaults = {"name": name.lower(), **defaults}
+    signature = inspect.Signature(
+        [
+            parameter.replace(default=defaults.get(argument, parameter.default))
+            for argument, parameter in parameters.items()
+            if argument not in fixed
+        ]
+    )
+
+    def constructor(*args, **kwargs):
+        try:
+            arguments = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}. It takes {signature}") from None
+        arguments.apply_defaults()
+        return builder(**fixed, **arguments.arguments)
+
+    constructor.__name__ = constructor.__qualname__ = name
+    constructor.__module__ = builder.__module__
+    constructor.__signature__ = signature
+    shape = ", ".join(f"{argument}={value}" for argument, value in fixed.items())
+    constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.
+
+    Trained at {sizes[0]} and tested at {sizes[1]} pixels a side. The other arguments,
+    the result and the errors are those of `{builder.__name__}`.
+    """
+    return constructor

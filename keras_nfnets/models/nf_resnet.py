@@ -1,0 +1,126 @@
+"""NF-ResNets: ResNets without normalization."""
+
+import typing
+
+import keras
+
+from keras_nfnets.models import network
+
+
+class Variant(typing.NamedTuple):
+    """One row of the table of NF-ResNets. Sizes are pixels a side."""
+
+    depths: tuple
+    # Of the authors' experiment.py.
+    train_size: int = 224
+    test_size: int = 224
+
+
+# `variant_dict` in the authors' nf_resnet.py, and the 26 of timm.
+VARIANTS = {
+    "NFResNet26": Variant((2, 2, 2, 2)),
+    "NFResNet50": Variant((3, 4, 6, 3)),
+    "NFResNet101": Variant((3, 4, 23, 3)),
+    "NFResNet152": Variant((3, 8, 36, 3)),
+    "NFResNet200": Variant((3, 24, 36, 3)),
+    "NFResNet288": Variant((24, 24, 24, 24)),
+    "NFResNet600": Variant((50, 50, 50, 50)),
+}
+
+
+def NFResNet(
+    depths,
+    width=4,
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="nf_resnet",
+    *,
+    alpha=0.2,
+    se_ratio=0.25,
+    attention=None,
+    activation="relu",
+    stochastic_depth_rate=0.0,
+    drop_rate=0.0,
+):
+    """Builds an NF-ResNet of one's own.
+
+    A strided 7x7 convolution and a max pooling, then stages of bottleneck `NFBlock`s
+    without groups (each stage after the first halves the resolution), the head.
+
+    Args:
+        depths: number of blocks, one a stage.
+        width: multiplier of the channels: the stem has `16 * width`, the stages
+            `64 * width`, `128 * width` and so on. 4 is that of the common ResNets.
+        attention: `"se"` for squeeze-and-excitation, or None.
+        include_top, weights, input_tensor, input_shape, pooling, classes,
+            classifier_activation, name, alpha, se_ratio, activation,
+            stochastic_depth_rate, drop_rate: see `NFNet`.
+
+    Returns:
+        An `AGCModel`, with endpoints, as of `NFNet`.
+
+    Raises:
+        ValueError: arguments that do not fit, or weights of another network.
+
+    Example:
+
+    >>> model = NFResNet((2, 2), width=1, classes=10, attention="se")
+    >>> model(keras.random.normal((2, 37, 45, 3))).shape
+    (2, 10)
+
+    Reference: Brock, De, Smith (2021), arXiv 2101.08692.
+    """
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"`width` must be a positive integer. Received: width={width}")
+    widths = [64 * width * 2**stage for stage in range(len(depths))]
+    network.check_stages(depths, widths)
+    inputs = network.network_input(input_tensor, input_shape)
+
+    x = network.convolution(inputs, 16 * width, 7, 2, name="stem_conv")
+    x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
+    x = network.endpoint(x, "stem")
+
+    x = network.stages(
+        x,
+        depths=depths,
+        widths=widths,
+        bottlenecks=[width // 4 for width in widths],
+        alpha=alpha,
+        stochastic_depth_rate=stochastic_depth_rate,
+        group_size=None,
+        extra_conv=False,
+        avg_pool_shortcut=False,
+        activation=activation,
+        attention=attention,
+        se_ratio=se_ratio,
+    )
+    head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
+    return network.finish(
+        inputs, x, head, weights=weights, activation=activation, name=name
+    )
+
+
+def _constructor(name):
+    variant = VARIANTS[name]
+    return network.variant_constructor(
+        NFResNet,
+        name,
+        fixed={"depths": variant.depths, "width": 4},
+        # The default of the authors' class.
+        defaults={"stochastic_depth_rate": 0.1},
+        sizes=(variant.train_size, variant.test_size),
+    )
+
+
+NFResNet26 = _constructor("NFResNet26")
+NFResNet50 = _constructor("NFResNet50")
+NFResNet101 = _constructor("NFResNet101")
+NFResNet152 = _constructor("NFResNet152")
+NFResNet200 = _constructor("NFResNet200")
+NFResNet288 = _constructor("NFResNet288")
+NFResNet600 = _constructor("NFResNet600")

@@ -1,0 +1,205 @@
+"""NFNets: F0 to F7, the wider F0+ to F7+, and a tiny one."""
+
+import typing
+
+from keras_nfnets.layers import ScaledActivation
+from keras_nfnets.models import network
+
+
+class Variant(typing.NamedTuple):
+    """One row of the table of NFNets. Sizes are pixels a side."""
+
+    depths: tuple
+    widths: tuple
+    bottleneck_widths: tuple
+    group_size: int
+    drop_rate: float
+    train_size: int
+    test_size: int
+    activation: str = "gelu"
+    # Of every F variant (experiment_nfnets.py).
+    stochastic_depth_rate: float = 0.25
+
+
+def _f_series(suffix, widths, bottleneck_widths):
+    sizes_and_drop_rates = [
+        (192, 256, 0.2),
+        (224, 320, 0.3),
+        (256, 352, 0.4),
+        (320, 416, 0.4),
+        (384, 512, 0.5),
+        (416, 544, 0.5),
+        (448, 576, 0.5),
+        (480, 608, 0.5),
+    ]
+    return {
+        f"NFNetF{n}{suffix}": Variant(
+            depths=tuple((n + 1) * depth for depth in (1, 2, 6, 3)),
+            widths=widths,
+            bottleneck_widths=bottleneck_widths,
+            group_size=128,
+            drop_rate=drop_rate,
+            train_size=train_size,
+            test_size=test_size,
+        )
+        for n, (train_size, test_size, drop_rate) in enumerate(sizes_and_drop_rates)
+    }
+
+
+VARIANTS = {
+    # arXiv 2102.06171, table 1; `nfnet_params` in the authors' base.py. Bottlenecks
+    # are half the width, rounded down to whole groups: 128, not 192, in F+.
+    **_f_series("", (256, 512, 1536, 1536), (128, 256, 768, 768)),
+    **_f_series("Plus", (384, 768, 2048, 2048), (128, 384, 1024, 1024)),
+    # Ours, for small pictures on a CPU: no published counterpart.
+    "NFNetTiny": Variant(
+        depths=(1, 1, 1, 1),
+        widths=(32, 64, 96, 96),
+        bottleneck_widths=(16, 32, 48, 48),
+        group_size=16,
+        drop_rate=0.1,
+        train_size=32,
+        test_size=32,
+        activation="relu",
+    ),
+}
+
+
+def NFNet(
+    depths,
+    widths,
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name="nfnet",
+    *,
+    bottleneck_widths=None,
+    group_size=128,
+    alpha=0.2,
+    se_ratio=0.5,
+    attention="se",
+    activation="gelu",
+    stochastic_depth_rate=0.0,
+    drop_rate=0.0,
+):
+    """Builds an NFNet of one's own.
+
+    A stem of four 3x3 convolutions (stride 4 in all), stages of `NFBlock`s (each
+    after the first halves the resolution), a 1x1 convolution to twice the last width,
+    the head.
+
+    Args:
+        depths: number of blocks, one a stage.
+        widths: number of channels, one a stage. The stem ends at half the first.
+        include_top: whether to pool, drop out and classify. If not, the output is
+            the last feature map, or what `pooling` makes of it.
+        weights: None for random ones, or the path of a `.weights.h5` or `.keras` file
+            of the same network.
+        input_tensor: a symbolic tensor to use as the input.
+        input_shape: `(height, width, channels)` without the batch; height and width
+            may be None. By default RGB of any size.
+        pooling: without top: None, `"avg"` or `"max"`.
+        classes: number of classes.
+        classifier_activation: of the classifier; None for logits.
+        name: of the model.
+        bottleneck_widths: channels of the 3x3 convolutions, one a stage; by default
+            half of `widths`. `group_size` must divide them.
+        group_size: channels a group of the 3x3 convolutions.
+        alpha: scale of the residual branches.
+        se_ratio: hidden width of squeeze-and-excitation as a share of the channels.
+        attention: `"se"` or None.
+        activation: see `ScaledActivation`.
+        stochastic_depth_rate: of the last block; grows linearly from zero.
+        drop_rate: of the dropout before the classifier.
+
+    Returns:
+        An `AGCModel` from `(batch, height, width, channels)` float pictures, as
+        `preprocess_input` makes them, to class probabilities `(batch, classes)`.
+        `model.get_layer(name).output` for name in `"stem"`, `"stage1"`, ...,
+        `"features"` (the last feature map, activated) gives the endpoints.
+
+    Raises:
+        ValueError: arguments that do not fit, or weights of another network.
+
+    Example:
+
+    >>> model = NFNet((1, 2), (16, 32), group_size=8, classes=10)
+    >>> model(keras.random.normal((2, 37, 45, 3))).shape
+    (2, 10)
+
+    Reference: Brock et al. (2021), arXiv 2102.06171.
+    """
+    network.check_stages(depths, widths)
+    if bottleneck_widths is None:
+        bottleneck_widths = [width // 2 for width in widths]
+    network.check_stages(depths, bottleneck_widths)
+    inputs = network.network_input(input_tensor, input_shape)
+
+    x = inputs
+    stem = [(16, 2), (32, 1), (64, 1), (widths[0] // 2, 2)]
+    for i, (filters, strides) in enumerate(stem):
+        if i > 0:
+            x = ScaledActivation(activation, name=f"stem_activation{i - 1}")(x)
+        x = network.convolution(x, filters, 3, strides, name=f"stem_conv{i}")
+    x = network.endpoint(x, "stem")
+
+    x = network.stages(
+        x,
+        depths=depths,
+        widths=widths,
+        bottlenecks=bottleneck_widths,
+        alpha=alpha,
+        stochastic_depth_rate=stochastic_depth_rate,
+        group_size=group_size,
+        activation=activation,
+        attention=attention,
+        se_ratio=se_ratio,
+    )
+    x = network.convolution(x, 2 * widths[-1], 1, name="final_conv")
+    head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
+    return network.finish(
+        inputs, x, head, weights=weights, activation=activation, name=name
+    )
+
+
+def _constructor(name):
+    variant = VARIANTS[name]
+    return network.variant_constructor(
+        NFNet,
+        name,
+        fixed={
+            "depths": variant.depths,
+            "widths": variant.widths,
+            "bottleneck_widths": variant.bottleneck_widths,
+            "group_size": variant.group_size,
+        },
+        defaults={
+            "activation": variant.activation,
+            "stochastic_depth_rate": variant.stochastic_depth_rate,
+            "drop_rate": variant.drop_rate,
+        },
+        sizes=(variant.train_size, variant.test_size),
+    )
+
+
+NFNetF0 = _constructor("NFNetF0")
+NFNetF1 = _constructor("NFNetF1")
+NFNetF2 = _constructor("NFNetF2")
+NFNetF3 = _constructor("NFNetF3")
+NFNetF4 = _constructor("NFNetF4")
+NFNetF5 = _constructor("NFNetF5")
+NFNetF6 = _constructor("NFNetF6")
+NFNetF7 = _constructor("NFNetF7")
+NFNetF0Plus = _constructor("NFNetF0Plus")
+NFNetF1Plus = _constructor("NFNetF1Plus")
+NFNetF2Plus = _constructor("NFNetF2Plus")
+NFNetF3Plus = _constructor("NFNetF3Plus")
+NFNetF4Plus = _constructor("NFNetF4Plus")
+NFNetF5Plus = _constructor("NFNetF5Plus")
+NFNetF6Plus = _constructor("NFNetF6Plus")
+NFNetF7Plus = _constructor("NFNetF7Plus")
+NFNetTiny = _constructor("NFNetTiny")

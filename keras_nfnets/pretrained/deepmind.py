@@ -1,0 +1,91 @@
+"""The authors' parameters into our networks."""
+
+import re
+from collections.abc import Mapping
+
+from keras_nfnets.layers import NFBlock
+from keras_nfnets.models.weights import assign, named_variables
+
+# Their names of layers and parameters, where ours differ.
+_LAYERS = {
+    "initial_conv": "stem_conv",
+    "linear": "predictions",
+    "conv_shortcut": "shortcut_conv",
+    "squeeze_excite/linear": "squeeze_excite/fc0",
+    "squeeze_excite/linear_1": "squeeze_excite/fc1",
+}
+_PARAMETERS = {"w": "kernel", "b": "bias"}
+
+
+def load_deepmind(model, mapping):
+    """Loads the parameters of the authors' Haiku networks, all of them or none.
+
+    Args:
+        model: a network of this package, of the same shape. If it has no classifier
+            (`include_top=False`), that of the mapping is left out.
+        mapping: the parameters as Haiku has them, `{module: {parameter: array}}` with
+            modules such as `"NFNet/~/nf_block_1/~/conv0"`, or flat,
+            `{"module/parameter": array}`.
+
+    Raises:
+        ValueError: `mapping` is no such mapping, or its parameters are not those of
+            the model: missing, left over or of other shapes. The model is then as it
+            was.
+
+    Example:
+
+    >>> network = keras_nfnets.NFNetF0(weights=None)
+    >>> try:
+    ...     load_deepmind(network, {"NFNet/~/linear": {"b": np.zeros(1000)}})
+    ... except ValueError as error:
+    ...     print(str(error).splitlines()[0])
+    The weights in the mapping are of another network; nothing was changed. 213 of 214 parameters differ:
+    """
+    blocks = [layer.name for layer in model.layers if isinstance(layer, NFBlock)]
+    variables = {
+        f"{key.rpartition('/')[0]}/{variable.name}": variable
+        for key, variable in named_variables(model).items()
+    }
+    arrays = {
+        _our_name(name, blocks): array for name, array in _flatten(mapping).items()
+    }
+    if "predictions/kernel" not in variables:
+        arrays.pop("predictions/kernel", None)
+        arrays.pop("predictions/bias", None)
+    assign(variables, arrays, source="the mapping")
+
+
+def _flatten(mapping):
+    """`{"module/parameter": array}` of a mapping of either form."""
+    if not isinstance(mapping, Mapping):
+        raise ValueError(
+            "Parameters must be a mapping from names to arrays. Received: "
+            f"{type(mapping).__name__}"
+        )
+    flat = {}
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}/{leaf}": array for leaf, array in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _our_name(name, blocks):
+    """`"stage1_block2/conv0/kernel"` for `"NFNet/~/nf_block_1/~/conv0/w"`.
+
+    A name that means nothing here comes back as it is.
+    """
+    _, *modules, last = name.split("/~/")
+    layer, _, parameter = last.rpartition("/")
+    prefix = []
+    block = re.fullmatch(r"nf_(?:res_)?block(?:_(\d+))?", (modules or [layer])[0])
+    if block:
+        index = int(block[1] or 0)
+        if index >= len(blocks):
+            return name
+        prefix = [blocks[index]]
+        modules, layer = (modules[1:], layer) if modules else ([], "")
+    layer = "/".join([*modules, layer])
+    layers = [*prefix, _LAYERS.get(layer, layer)]
+    return "/".join([*filter(None, layers), _PARAMETERS.get(parameter, parameter)])

@@ -1,0 +1,236 @@
+"""Adaptive gradient clipping (AGC) as one pure function."""
+
+import difflib
+import fnmatch
+import math
+import typing
+
+import keras
+from keras import ops
+
+# The kernel of this package's classifiers, which the authors never clip (their
+# experiment_nfnets.py; arXiv 2102.06171, section 4.1). Its bias is clipped.
+CLASSIFIER_KERNEL = "predictions/kernel"
+
+
+def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None):
+    """Scales down gradients that are large beside the weights they change.
+
+    With `W` the weights of one unit and `G` their gradient, `G` becomes
+
+        G * min(1, clip_factor * max(|W|, eps) / |G|)
+
+    A unit is what one output is computed from:
+
+    | variable | shape | the norm is over | one unit |
+    | --- | --- | --- | --- |
+    | scalar, vector, or at most one axis longer than 1 | any | everything | itself |
+    | dense kernel | (in, out) | axis 0 | an output |
+    | convolution kernel, 1-D to 3-D | (..., in, out) | all but the last | a filter |
+    | depthwise kernel | (..., channels, multiplier) | all but the last two | a filter |
+    | transposed convolution kernel | (..., out, in) | all but the last but one | a filter |
+    | embeddings | (vocabulary, size) | axis 1 | a row: one token is looked up, not all |
+    | attention query, key, value kernel | (in, heads, size) | axis 0 | an output of a head |
+    | attention output kernel | (heads, size, out) | axes 0, 1 | an output |
+
+    The last five are told by the names Keras gives the layers and variables
+    ("depthwise", "transpose", "embeddings", "query", ...), which stand in a variable's
+    path. A layer whose name hides its kind, and a plain tensor, is taken for a dense or
+    convolution kernel by its rank.
+
+    Norms are taken in float32 or better, whatever the dtype of the gradient, and the
+    result has the gradient's dtype. A `None` gradient stays `None`. A sparse gradient
+    (`tf.IndexedSlices`) of embeddings stays sparse; rows that are named twice are
+    summed before their norm is taken. Clipping never hides a number that is not
+    finite: a unit with a NaN is left as it is, in one with an infinity that becomes a
+    NaN (and the rest zero), so that loss scaling and other guards see it.
+
+    Args:
+        gradients: list of tensors, `tf.IndexedSlices` or `None`.
+        variables: list of the variables they belong to, of the same shapes.
+        clip_factor: largest ratio of a gradient's norm to its weights' norm.
+        eps: norm that weights are taken to have at least, so that those that start at
+            zero can move.
+        exclude: which variables to leave alone: the name of a layer
+            (`"predictions"`), a pattern of variable paths as a shell would have it
+            (`"stage1_*/gain"`; the path's beginning may be left out), a list of
+            these, or a function from variable to bool.
+
+    Returns:
+        A list of clipped gradients, in order.
+
+    Raises:
+        ValueError: no variables, lists of different lengths, a gradient of another
+            shape than its variable, a `clip_factor` that is not positive, a negative
+            `eps`, or an `exclude` of another type.
+
+    Example:
+
+    >>> w = keras.Variable([[3.0, 0.0], [4.0, 0.0]])
+    >>> g = keras.ops.array([[6.0, 1e-6], [8.0, 0.0]])
+    >>> clipped = adaptive_clip([g], [w], clip_factor=0.1)[0]
+    >>> keras.ops.convert_to_numpy(clipped).round(6).tolist()
+    [[0.30000001192092896, 9.999999974752427e-07], [0.4000000059604645, 0.0]]
+
+    Reference: Brock et al. (2021), arXiv 2102.06171, section 4, equation 3; the
+    authors' optim.py.
+    """
+    check_settings(clip_factor, eps, exclude)
+    return clip_units(gradients, variables, clip_factor, eps, exclude).gradients
+
+
+class Clipped(typing.NamedTuple):
+    """Clipped gradients; how many units were scaled down (float32 scalar tensor), of how many."""
+
+    gradients: list
+    clipped_units: object
+    units: int
+
+
+def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
+    """`adaptive_clip` that counts units and takes gradients of a scaled loss.
+
+    The gradients come in and go out multiplied by `loss_scale` (a number or scalar
+    tensor); what is decided and counted is decided as if they were not.
+    """
+    gradients, variables = list(gradients), list(variables)
+    if not variables or len(gradients) != len(variables):
+        raise ValueError(
+            "Clipping needs as many gradients as variables, at least one of each. "
+            f"Received: {len(gradients)} gradients, {len(variables)} variables"
+        )
+    clipped_units, units = ops.zeros((), "float32"), 0
+    result = []
+    for gradient, variable in zip(gradients, variables):
+        if gradient is not None and not is_excluded(variable, exclude):
+            factor = _unit_factors(gradient, variable, clip_factor, eps, loss_scale)
+            gradient = _scale(gradient, factor)
+            clipped_units += ops.sum(ops.cast(factor < 1, "float32"))
+            units += math.prod(factor.shape)
+        result.append(gradient)
+    return Clipped(result, clipped_units, units)
+
+
+def check_settings(clip_factor, eps, exclude):
+    """Raises a ValueError for settings of `adaptive_clip` that cannot be meant."""
+    if not (clip_factor > 0 and math.isfinite(clip_factor)):
+        raise ValueError(
+            "`clip_factor` must be positive and finite (the paper uses 0.01 to 0.16). "
+            f"Received: clip_factor={clip_factor}"
+        )
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"`eps` must not be negative. Received: eps={eps}")
+    patterns = [exclude] if isinstance(exclude, str) else exclude
+    if not (
+        exclude is None
+        or callable(exclude)
+        or isinstance(patterns, (list, tuple, set))
+        and all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise ValueError(
+            "`exclude` must be a layer's name, a pattern of variable paths, a list of "
+            f"these or a function of a variable. Received: exclude={exclude!r}"
+        )
+
+
+def check_exclude(exclude, variables):
+    """Raises a ValueError if a name or pattern in `exclude` matches no variable.
+
+    The default may: not every model has this package's classifier.
+    """
+    if exclude is None or callable(exclude):
+        return
+    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+        if pattern == CLASSIFIER_KERNEL:
+            continue
+        if not any(is_excluded(variable, [pattern]) for variable in variables):
+            paths = [variable_path(variable) for variable in variables]
+            names = sorted({name for path in paths for name in path.split("/")})
+            close = difflib.get_close_matches(pattern, names + paths) or paths[:3]
+            raise ValueError(
+                "`exclude` names nothing in this model, which can hardly be meant. "
+                f"Received: {pattern!r}; perhaps one of {close}?"
+            )
+
+
+def is_excluded(variable, exclude):
+    """Whether `exclude` (see `adaptive_clip`) names `variable`."""
+    if exclude is None:
+        return False
+    if callable(exclude):
+        return bool(exclude(variable))
+    patterns = [exclude] if isinstance(exclude, str) else exclude
+    path = variable_path(variable)
+    layers = path.split("/")[:-1]
+    return any(
+        pattern in layers
+        or fnmatch.fnmatchcase(path, pattern)
+        or fnmatch.fnmatchcase(path, f"*/{pattern}")
+        for pattern in patterns
+    )
+
+
+def variable_path(variable):
+    """`"layer/.../name"` of a Keras or TensorFlow variable, `""` for a tensor."""
+    if isinstance(variable, keras.Variable):
+        return variable.path
+    return str(getattr(variable, "name", "")).partition(":")[0]
+
+
+def norm_axes(shape, path=""):
+    """Axes over which the norm of one unit is taken: the table of `adaptive_clip`."""
+    rank = len(shape)
+    every_axis = tuple(range(rank))
+    if sum(size != 1 for size in shape) <= 1:
+        return every_axis
+    *layers, name = path.split("/")
+    layer = layers[-1] if layers else ""
+    if name.startswith("embedding"):
+        return every_axis[1:]
+    if rank == 3 and layer in ("query", "key", "value"):
+        return (0,)
+    if rank > 2 and ("depthwise" in layer and name == "kernel" or "depthwise" in name):
+        return every_axis[:-2]
+    if rank > 2 and "transpose" in layer:
+        return (*every_axis[:-2], rank - 1)
+    return every_axis[:-1]
+
+
+def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
+    """What to multiply each unit's gradient by, float32 or better, at most 1.
+
+    Of the gradient's rank, with 1 in place of the axes the norms were taken over.
+    """
+    weights = ops.convert_to_tensor(variable)
+    gradient = ops.convert_to_tensor(gradient)
+    if tuple(gradient.shape) != tuple(weights.shape):
+        raise ValueError(
+            "A gradient must have the shape of its variable. Received: a gradient of "
+            f"shape {tuple(gradient.shape)} for {variable_path(variable) or 'a variable'} "
+            f"of shape {tuple(weights.shape)}"
+        )
+    axes = norm_axes(tuple(weights.shape), variable_path(variable))
+    norm = _norm(gradient, axes)
+    loss_scale = ops.cast(loss_scale, norm.dtype)
+    largest = clip_factor * loss_scale * ops.maximum(_norm(weights, axes), eps)
+    # The guard against a division by zero is the authors'. It matters only where
+    # clip_factor * eps is below it.
+    factor = largest / ops.maximum(norm, 1e-6 * loss_scale)
+    return ops.where(norm > largest, factor, ops.ones_like(factor))
+
+
+def _norm(x, axes):
+    x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+    return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
+
+
+def _scale(gradient, factor):
+    """`gradient * factor` in the gradient's dtype; sparse if it was and can be."""
+    if hasattr(gradient, "dense_shape"):  # tf.IndexedSlices
+        if math.prod(factor.shape[1:]) > 1:  # not one factor a row
+            return _scale(ops.convert_to_tensor(gradient), factor)
+        if factor.shape[0] > 1:
+            factor = ops.take(factor, gradient.indices, axis=0)
+        values = _scale(gradient.values, factor)
+        return type(gradient)(values, gradient.indices, gradient.dense_shape)
+    return ops.cast(ops.cast(gradient, factor.dtype) * factor, gradient.dtype)

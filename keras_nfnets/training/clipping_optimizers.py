@@ -1,0 +1,267 @@
+"""Optimizers that clip by AGC: a wrapper for any, and the authors' own."""
+
+import keras
+from keras import ops
+
+from keras_nfnets.training.adaptive_clip import (
+    CLASSIFIER_KERNEL,
+    adaptive_clip,
+    check_settings,
+    clip_units,
+)
+
+
+def check_optimizer(optimizer):
+    """Raises a ValueError for an optimizer before which gradients cannot be clipped."""
+    steps = getattr(optimizer, "gradient_accumulation_steps", None)
+    if steps:
+        raise ValueError(
+            "AGC must see the average of accumulated gradients, which an optimizer "
+            "computes inside. Use `SGDAGC`, which clips there, or no accumulation. "
+            f"Received: {type(optimizer).__name__} with "
+            f"gradient_accumulation_steps={steps}"
+        )
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class AGC(keras.optimizers.Optimizer):
+    """Clips gradients by AGC and hands them to another optimizer.
+
+    For models that are not `AGCModel`s and for training loops of your own. The inner
+    optimizer's learning rate, iterations and variables are this one's too. Under
+    `mixed_float16` wrap this in a `LossScaleOptimizer` (Keras's `compile` does so
+    by itself), not the other way round.
+
+    Args:
+        optimizer: a `keras.optimizers.Optimizer`, its name or its config.
+        clip_factor, eps: see `adaptive_clip`.
+        exclude: see `adaptive_clip`. By default the kernel of a layer named
+            `"predictions"`, the classifier of this package's networks.
+        name: of this optimizer.
+
+    Raises:
+        ValueError: settings that `adaptive_clip` refuses; an optimizer that clips by
+            AGC already, scales the loss dynamically or accumulates gradients.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile(AGC("adam", clip_factor=0.05), "mse")
+    >>> history = model.fit(np.ones((8, 4)), np.zeros((8, 2)), verbose=0)
+
+    Reference: Brock et al. (2021), arXiv 2102.06171, section 4.
+    """
+
+    def __init__(
+        self,
+        optimizer,
+        clip_factor=0.01,
+        eps=1e-3,
+        exclude=CLASSIFIER_KERNEL,
+        name=None,
+    ):
+        check_settings(clip_factor, eps, exclude)
+        super().__init__(learning_rate=0.0, name=name)
+        optimizer = keras.optimizers.get(optimizer)
+        if isinstance(optimizer, (AGC, SGDAGC)):
+            raise ValueError(
+                f"{type(optimizer).__name__} clips by itself. Received: "
+                f"optimizer={optimizer}"
+            )
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "Loss scaling goes around clipping: use LossScaleOptimizer(AGC(...)). "
+                f"Received: optimizer={optimizer}"
+            )
+        check_optimizer(optimizer)
+        self.inner_optimizer = optimizer
+        self.clip_factor = clip_factor
+        self.eps = eps
+        self.exclude = exclude
+
+    def build(self, variables):
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        super().build(variables)
+
+    def apply(self, grads, trainable_variables=None):
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        trainable_variables = list(trainable_variables)
+        if not self.built:
+            self.build(trainable_variables)
+        clipped = clip_units(
+            grads,
+            trainable_variables,
+            self.clip_factor,
+            self.eps,
+            self.exclude,
+            loss_scale=self.scale_loss(ops.ones(())),
+        )
+        self.inner_optimizer.apply(clipped.gradients, trainable_variables)
+
+    # Everything else is the inner optimizer's.
+
+    @property
+    def variables(self):
+        return self.inner_optimizer.variables
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "clip_factor": self.clip_factor,
+            "eps": self.eps,
+            "exclude": keras.saving.serialize_keras_object(self.exclude),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(
+            **keras.saving.deserialize_keras_object(
+                config, custom_objects=custom_objects
+            )
+        )
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class SGDAGC(keras.optimizers.Optimizer):
+    """The authors' optimizer: SGD with AGC and momentum.
+
+    With `g` a variable's gradient and `v` its momentum, both of its shape, a step is
+
+        g = adaptive_clip(g) + weight_decay * variable
+        v = momentum * v + g
+        variable -= learning_rate * (g + momentum * v  if nesterov else  v)
+
+    so weight decay is neither clipped nor scaled apart from the learning rate, and
+    the learning rate stands outside the momentum (in `keras.optimizers.SGD` it is
+    inside: the two differ once it changes). Gains and biases do not decay.
+
+    Args:
+        learning_rate: a float or a `LearningRateSchedule`.
+        momentum: in [0, 1); 0 or None for none.
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: 0 or None for none.
+        clip_factor: see `adaptive_clip`; None turns clipping off.
+        eps: see `adaptive_clip`.
+        exclude: what is not clipped, see `adaptive_clip`. By default the kernel of a
+            layer named `"predictions"`, the classifier of this package's networks.
+        **kwargs: of `keras.optimizers.Optimizer` (`use_ema`, `name`, ...).
+
+    Raises:
+        ValueError: settings that `adaptive_clip` refuses, or a momentum or weight
+            decay out of range.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile(SGDAGC(0.1, clip_factor=0.02), "mse")
+    >>> history = model.fit(np.ones((8, 4)), np.zeros((8, 2)), verbose=0)
+
+    Reference: `SGD_AGC` in the authors' optim.py, with the settings of
+    experiment_nfnets.py as defaults.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.1,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=2e-5,
+        clip_factor=0.01,
+        eps=1e-3,
+        exclude=CLASSIFIER_KERNEL,
+        **kwargs,
+    ):
+        if clip_factor is not None:
+            check_settings(clip_factor, eps, exclude)
+        momentum, weight_decay = momentum or 0.0, weight_decay or 0.0
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1). Received: {momentum}")
+        if not weight_decay >= 0:
+            raise ValueError(
+                f"`weight_decay` must not be negative. Received: {weight_decay}"
+            )
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        # Not Keras's `weight_decay`, which is taken off the variable before the step.
+        self.gradient_weight_decay = weight_decay
+        self.momentum = momentum
+        self.nesterov = bool(nesterov)
+        self.clip_factor = clip_factor
+        self.eps = eps
+        self.exclude = exclude
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        if self.momentum:
+            self.momentums = self.add_optimizer_variables(variables, "momentum")
+
+    def update_step(self, gradient, variable, learning_rate):
+        # TensorFlow hands over the variable inside Keras's, which has no path.
+        index = self._get_variable_index(variable)
+        keras_variable = self._trainable_variables[index]
+        if self.clip_factor is not None:
+            [gradient] = adaptive_clip(
+                [gradient], [keras_variable], self.clip_factor, self.eps, self.exclude
+            )
+        gradient = ops.cast(ops.convert_to_tensor(gradient), variable.dtype)
+        if self.gradient_weight_decay and self._decays(keras_variable):
+            gradient = gradient + self.gradient_weight_decay * variable
+        if self.momentum:
+            velocity = self.momentums[index]
+            new_velocity = self.momentum * velocity + gradient
+            self.assign(velocity, new_velocity)
+            if self.nesterov:
+                gradient = gradient + self.momentum * new_velocity
+            else:
+                gradient = new_velocity
+        self.assign_sub(variable, gradient * ops.cast(learning_rate, variable.dtype))
+
+    def _decays(self, variable):
+        is_gain_or_bias = (
+            len(variable.shape) <= 1
+            or "gain" in variable.name
+            or "bias" in variable.name
+        )
+        return not is_gain_or_bias and self._use_weight_decay(variable)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.gradient_weight_decay,
+            "clip_factor": self.clip_factor,
+            "eps": self.eps,
+            "exclude": keras.saving.serialize_keras_object(self.exclude),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        exclude = keras.saving.deserialize_keras_object(
+            config["exclude"], custom_objects=custom_objects
+        )
+        return super().from_config(
+            {**config, "exclude": exclude}, custom_objects=custom_objects
+        )
