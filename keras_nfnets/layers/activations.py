@@ -71,10 +71,10 @@ def activation_gain(activation):
 
     By the papers' definition this is `1 / sqrt(Var[f(x)])` for `x ~ N(0, 1)`. A name
     in the authors' table (`"relu"`, `"gelu"`, `"silu"`, ...) gets their published
-    constant; anything else is computed: `f` is applied to 2**20 quantiles of the
-    normal distribution, shuffled into rows of 256 channels so that functions across
-    channels (GLU, softmax) are measured too. For functions of one number the result
-    is exact to about five digits, and agrees with the table to three.
+    constant; anything else is computed: `f` is applied to four million quantiles of
+    the normal distribution, in rows of 256 channels so that functions across channels
+    (GLU, softmax) are measured too. For functions of one number the result is exact
+    to about six digits; the table, which was sampled, agrees to three.
 
     Args:
         activation: a name or a callable from tensor to tensor of floats.
@@ -126,16 +126,19 @@ def deserialize_activation(config):
     return keras.saving.deserialize_keras_object(config)
 
 
-def _standard_normal(samples=2**20, channels=256):
-    """Quantiles of N(0, 1) in random order, float32 of shape (samples / channels, channels)."""
+def _standard_normal(rows=2**14, channels=256):
+    """Evenly spread quantiles of N(0, 1), float32 of shape (rows, channels).
+
+    The channels are independent: each is in a random order of its own.
+    """
     x = np.linspace(-8, 8, 100_001)
-    cumulative = np.cumsum(np.exp(-(x**2) / 2))
-    # Half a cell back: the sum up to x counts only half of x's own cell.
-    cumulative -= np.exp(-(x**2) / 2) / 2
-    probabilities = (np.arange(samples) + 0.5) / samples
+    density = np.exp(-(x**2) / 2)
+    # The sum up to x counts only half of x's own cell.
+    cumulative = np.cumsum(density) - density / 2
+    probabilities = (np.arange(rows * channels) + 0.5) / (rows * channels)
     quantiles = np.interp(probabilities, cumulative / cumulative[-1], x)
-    shuffled = np.random.default_rng(0).permutation(quantiles)
-    return shuffled.reshape(-1, channels).astype("float32")
+    shuffle = np.random.default_rng(1).permuted
+    return shuffle(quantiles.reshape(rows, channels), axis=0).astype("float32")
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")

@@ -17,18 +17,18 @@ _LAYERS = {
 _PARAMETERS = {"w": "kernel", "b": "bias"}
 
 
-def load_deepmind(model, mapping):
+def load_deepmind(model, source):
     """Loads the parameters of the authors' Haiku networks, all of them or none.
 
     Args:
         model: a network of this package, of the same shape. If it has no classifier
-            (`include_top=False`), that of the mapping is left out.
-        mapping: the parameters as Haiku has them, `{module: {parameter: array}}` with
+            (`include_top=False`), that of the source is left out.
+        source: the parameters as Haiku has them, `{module: {parameter: array}}` with
             modules such as `"NFNet/~/nf_block_1/~/conv0"`, or flat,
             `{"module/parameter": array}`.
 
     Raises:
-        ValueError: `mapping` is no such mapping, or its parameters are not those of
+        ValueError: `source` is no such mapping, or its parameters are not those of
             the model: missing, left over or of other shapes. The model is then as it
             was.
 
@@ -46,28 +46,32 @@ def load_deepmind(model, mapping):
         f"{key.rpartition('/')[0]}/{variable.name}": variable
         for key, variable in named_variables(model).items()
     }
-    arrays = {
-        _our_name(name, blocks): array for name, array in _flatten(mapping).items()
-    }
+    flat = _flatten(source)
+    arrays = {_our_name(name, blocks): array for name, array in flat.items()}
+    if len(arrays) < len(flat):
+        raise ValueError(
+            "Some parameters are given twice, under names that mean the same. "
+            f"Received: {sorted(flat)}"
+        )
     if "predictions/kernel" not in variables:
         arrays.pop("predictions/kernel", None)
         arrays.pop("predictions/bias", None)
     assign(variables, arrays, source="the mapping")
 
 
-def _flatten(mapping):
+def _flatten(source):
     """`{"module/parameter": array}` of a mapping of either form."""
-    if not isinstance(mapping, Mapping):
+    if not isinstance(source, Mapping):
         raise ValueError(
             "Parameters must be a mapping from names to arrays. Received: "
-            f"{type(mapping).__name__}"
+            f"{type(source).__name__}"
         )
     flat = {}
-    for name, value in mapping.items():
+    for name, value in source.items():
         if isinstance(value, Mapping):
             flat.update({f"{name}/{leaf}": array for leaf, array in value.items()})
         else:
-            flat[name] = value
+            flat[str(name)] = value
     return flat
 
 
@@ -76,6 +80,8 @@ def _our_name(name, blocks):
 
     A name that means nothing here comes back as it is.
     """
+    if "/~/" not in name:
+        return name
     _, *modules, last = name.split("/~/")
     layer, _, parameter = last.rpartition("/")
     prefix = []

@@ -24,7 +24,7 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
 
     | variable | shape | the norm is over | one unit |
     | --- | --- | --- | --- |
-    | scalar, vector, or at most one axis longer than 1 | any | everything | itself |
+    | scalar, vector, bias, or at most one axis longer than 1 | any | everything | itself |
     | dense kernel | (in, out) | axis 0 | an output |
     | convolution kernel, 1-D to 3-D | (..., in, out) | all but the last | a filter |
     | depthwise kernel | (..., channels, multiplier) | all but the last two | a filter |
@@ -181,9 +181,9 @@ def norm_axes(shape, path=""):
     """Axes over which the norm of one unit is taken: the table of `adaptive_clip`."""
     rank = len(shape)
     every_axis = tuple(range(rank))
-    if sum(size != 1 for size in shape) <= 1:
-        return every_axis
     *layers, name = path.split("/")
+    if name.endswith("bias") or sum(size != 1 for size in shape) <= 1:
+        return every_axis
     layer = layers[-1] if layers else ""
     if name.startswith("embedding"):
         return every_axis[1:]
@@ -202,7 +202,7 @@ def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
     Of the gradient's rank, with 1 in place of the axes the norms were taken over.
     """
     weights = ops.convert_to_tensor(variable)
-    gradient = ops.convert_to_tensor(gradient)
+    gradient = _dense(gradient)
     if tuple(gradient.shape) != tuple(weights.shape):
         raise ValueError(
             "A gradient must have the shape of its variable. Received: a gradient of "
@@ -210,9 +210,11 @@ def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
             f"of shape {tuple(weights.shape)}"
         )
     axes = norm_axes(tuple(weights.shape), variable_path(variable))
-    norm = _norm(gradient, axes)
-    loss_scale = ops.cast(loss_scale, norm.dtype)
-    largest = clip_factor * loss_scale * ops.maximum(_norm(weights, axes), eps)
+    dtype = keras.backend.result_type(gradient.dtype, weights.dtype, "float32")
+    norm = _norm(ops.cast(gradient, dtype), axes)
+    loss_scale = ops.cast(loss_scale, dtype)
+    weights_norm = ops.maximum(_norm(ops.cast(weights, dtype), axes), eps)
+    largest = clip_factor * loss_scale * weights_norm
     # The guard against a division by zero is the authors'. It matters only where
     # clip_factor * eps is below it.
     factor = largest / ops.maximum(norm, 1e-6 * loss_scale)
@@ -220,17 +222,30 @@ def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
 
 
 def _norm(x, axes):
-    x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
     return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
+
+
+def _is_indexed_slices(gradient):
+    return hasattr(gradient, "dense_shape")
+
+
+def _dense(gradient):
+    """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
+    if _is_indexed_slices(gradient):
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(gradient)
+    return ops.convert_to_tensor(gradient)
 
 
 def _scale(gradient, factor):
     """`gradient * factor` in the gradient's dtype; sparse if it was and can be."""
-    if hasattr(gradient, "dense_shape"):  # tf.IndexedSlices
+    if _is_indexed_slices(gradient):
         if math.prod(factor.shape[1:]) > 1:  # not one factor a row
-            return _scale(ops.convert_to_tensor(gradient), factor)
+            return _scale(_dense(gradient), factor)
         if factor.shape[0] > 1:
             factor = ops.take(factor, gradient.indices, axis=0)
         values = _scale(gradient.values, factor)
         return type(gradient)(values, gradient.indices, gradient.dense_shape)
+    gradient = ops.convert_to_tensor(gradient)
     return ops.cast(ops.cast(gradient, factor.dtype) * factor, gradient.dtype)

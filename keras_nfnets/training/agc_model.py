@@ -63,6 +63,10 @@ class AGCModel(keras.Model):
             )
         return super().__new__(cls, *args, **kwargs)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._clip_share = keras.metrics.Mean(name="clip_share")
+
     def compile(
         self,
         *args,
@@ -104,8 +108,6 @@ class AGCModel(keras.Model):
         self._clips = clip_factor is not None and not clips_by_itself
         if self._clips:
             check_optimizer(optimizer)
-            if not hasattr(self, "_clip_share"):
-                self._clip_share = keras.metrics.Mean(name="clip_share")
 
     def get_compile_config(self):
         config = super().get_compile_config()

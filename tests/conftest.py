@@ -1,0 +1,87 @@
+"""What the tests share: quiet logs, repeatable randomness, the golden cases."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import json
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+import rule
+
+
+@pytest.fixture(autouse=True)
+def _repeatable():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+class GoldenCase:
+    """One case of tests/golden: its input, parameters and recorded outputs."""
+
+    def __init__(self, name):
+        self.spec = json.loads((GOLDEN / f"{name}.json").read_text())
+        with np.load(GOLDEN / f"{name}.npz") as outputs:
+            self.outputs = dict(outputs)
+        self.images = rule.image(
+            self.spec["input"]["seed"], self.spec["input"]["shape"]
+        )
+
+    @property
+    def parameters(self):
+        return {
+            module: {
+                leaf: rule.value(f"{module}/{leaf}", tuple(shape))
+                for leaf, shape in leaves.items()
+            }
+            for module, leaves in self.spec["parameters"].items()
+        }
+
+    def series(self, name):
+        """`out/<name>_0`, `out/<name>_1`, ... as one array."""
+        count = sum(key.startswith(f"out/{name}_") for key in self.outputs)
+        return np.array([self.outputs[f"out/{name}_{i}"] for i in range(count)])
+
+
+@pytest.fixture
+def golden():
+    return GoldenCase
+
+
+def relative_error(actual, expected):
+    """Largest difference as a share of the largest expected value."""
+    expected = np.asarray(expected)
+    return np.max(np.abs(np.asarray(actual) - expected)) / np.max(np.abs(expected))
+
+
+@pytest.fixture(name="relative_error")
+def _relative_error():
+    return relative_error
+
+
+def nfnet_tiny(**options):
+    """`nfnet_tiny` of the golden cases."""
+    import keras_nfnets
+
+    arguments = {
+        "depths": (1, 2, 2, 1),
+        "widths": (16, 32, 48, 48),
+        "group_size": 8,
+        "classes": 10,
+        "classifier_activation": None,
+    }
+    return keras_nfnets.NFNet(**{**arguments, **options})
+
+
+@pytest.fixture(name="nfnet_tiny")
+def _nfnet_tiny():
+    return nfnet_tiny

@@ -1,0 +1,162 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_nfnets import NFBlock, SqueezeExcite, StochasticDepth
+
+LAYERS = {
+    "plain": lambda **kw: NFBlock(16, group_size=8, **kw),
+    "strided": lambda **kw: NFBlock(24, 16, strides=2, group_size=8, **kw),
+    "resnet": lambda **kw: NFBlock(
+        32,
+        8,
+        strides=2,
+        group_size=None,
+        extra_conv=False,
+        avg_pool_shortcut=False,
+        attention=None,
+        activation="relu",
+        **kw,
+    ),
+    "own activation": lambda **kw: NFBlock(
+        16, group_size=8, activation=keras.activations.mish, **kw
+    ),
+    "squeeze_excite": lambda **kw: SqueezeExcite(0.25, **kw),
+    "stochastic_depth": lambda **kw: StochasticDepth(0.5, **kw),
+}
+
+
+def set_gains(model):
+    """Skip gains start at zero, which would hide the residual branch."""
+    for variable in model.weights:
+        if variable.name == "skip_gain":
+            variable.assign(0.7)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_survives_saving_and_cloning(name, tmp_path):
+    inputs = keras.Input((None, None, 16))
+    model = keras.Model(inputs, LAYERS[name]()(inputs))
+    set_gains(model)
+    x = np.random.default_rng(0).normal(size=(2, 7, 5, 16)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    model.save(tmp_path / "layer.keras")
+    loaded = keras.saving.load_model(tmp_path / "layer.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-6)
+    assert clone.layers[-1].get_config() == model.layers[-1].get_config()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_runs_in_mixed_precision(name, policy):
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
+    full = LAYERS[name]()
+    full.build(x.shape)
+    set_gains(full)
+    half = LAYERS[name](dtype=policy)
+    half.build(x.shape)
+    half.set_weights(full.get_weights())
+    outputs = half(x)
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+    assert {keras.backend.standardize_dtype(v.dtype) for v in half.trainable_weights} <= {
+        "float32"
+    }
+    np.testing.assert_allclose(ops.cast(outputs, "float32"), full(x), atol=0.1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (8, 5)])
+@pytest.mark.parametrize("name", ["plain", "strided", "resnet"])
+def test_block_takes_any_size(name, size):
+    block = LAYERS[name]()
+    outputs = block(np.ones((1, *size, 16), "float32"))
+    assert tuple(outputs.shape) == tuple(block.compute_output_shape((1, *size, 16)))
+    assert np.isfinite(ops.convert_to_numpy(outputs)).all()
+
+
+def test_block_starts_as_its_shortcut():
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
+    np.testing.assert_array_equal(NFBlock(16, group_size=8)(x), x)
+
+
+def test_residual_is_scaled_by_alpha_and_skip_gain():
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
+    block = NFBlock(16, group_size=8, alpha=0.3, skip_gain_initializer="ones")
+    expected = x + 0.3 * ops.convert_to_numpy(block(x) * 0 + block.residual(x))
+    np.testing.assert_allclose(block(x), expected, atol=1e-5)
+
+
+def test_block_keeps_the_variance_it_promises():
+    # Unit input variance grows by alpha^2 in the residual sum, and a transition
+    # restarts from one (arXiv 2101.08692, section 3).
+    x = np.random.default_rng(0).normal(size=(16, 16, 16, 64)).astype("float32")
+    options = {"attention": None, "skip_gain_initializer": "ones", "group_size": 32}
+    same = NFBlock(64, alpha=0.5, **options)
+    variance = ops.convert_to_numpy(same(x)).var(axis=(0, 1, 2)).mean()
+    assert variance == pytest.approx(1 + 0.5**2, rel=0.1)
+    wider = NFBlock(128, alpha=0.5, **options)
+    variance = ops.convert_to_numpy(wider(x)).var(axis=(0, 1, 2)).mean()
+    assert variance == pytest.approx(1 + 0.5**2, rel=0.1)
+
+
+def test_beta_scales_the_input_down_to_one():
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
+    plain, scaled = (NFBlock(16, group_size=8, activation="relu", beta=b) for b in (1, 0.5))
+    plain.build(x.shape)
+    scaled.build(x.shape)
+    scaled.set_weights(plain.get_weights())
+    np.testing.assert_allclose(scaled.residual(2 * x), plain.residual(x), atol=1e-5)
+
+
+def test_squeeze_excite_doubles_and_gates():
+    layer = SqueezeExcite(0.5)
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype("float32")
+    layer.build(x.shape)
+    random = np.random.default_rng(1)
+    for variable in layer.weights:
+        variable.assign(random.normal(size=variable.shape))
+    w0, b0, w1, b1 = (ops.convert_to_numpy(v) for v in layer.weights)
+    hidden = np.maximum(x.mean(axis=(1, 2)) @ w0 + b0, 0)
+    gate = 1 / (1 + np.exp(-(hidden @ w1 + b1)))
+    np.testing.assert_allclose(layer(x), 2 * gate[:, None, None] * x, atol=1e-5)
+
+
+def test_squeeze_excite_means_do_not_overflow_in_float16():
+    x = np.full((1, 64, 64, 2), 60_000.0, "float16")  # sums to far over 65504
+    layer = SqueezeExcite(dtype="mixed_float16")
+    layer.build(x.shape)
+    layer.fc0.kernel.assign(np.zeros((2, 1)))
+    layer.fc1.bias.assign([-10.0, -10.0])
+    assert np.isfinite(ops.convert_to_numpy(layer(x))).all()
+
+
+def test_stochastic_depth_drops_whole_examples_at_its_rate():
+    x = np.ones((4000, 2, 3, 1), "float32")
+    layer = StochasticDepth(0.3, seed=1)
+    y = ops.convert_to_numpy(layer(x, training=True)).reshape(4000, -1)
+    assert (y.min(axis=1) == y.max(axis=1)).all()
+    assert y.mean() == pytest.approx(0.7, abs=0.03)
+    assert set(np.unique(y)) == {0.0, 1.0}  # and nothing is rescaled
+    np.testing.assert_array_equal(layer(x, training=False), x)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="group sizes that would do: .*1, 2, 5, 10, 25"):
+        NFBlock(100, group_size=16)
+    with pytest.raises(ValueError, match="group_size=128"):
+        NFBlock(64)
+    with pytest.raises(ValueError, match="attention='sse'"):
+        NFBlock(64, group_size=8, attention="sse")
+    with pytest.raises(ValueError, match="alpha=0"):
+        NFBlock(64, group_size=8, alpha=0)
+    with pytest.raises(ValueError, match="beta=nan"):
+        NFBlock(64, group_size=8, beta=float("nan"))
+    with pytest.raises(ValueError, match="rate=1"):
+        StochasticDepth(1)
+    with pytest.raises(ValueError, match="se_ratio"):
+        SqueezeExcite(0)
+    with pytest.raises(ValueError, match="rank 4"):
+        SqueezeExcite()(np.ones((2, 3)))

@@ -1,0 +1,155 @@
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_nfnets import WSConv2D
+
+
+def standardized(kernel, gain, eps=1e-4):
+    """The papers' formula in float64."""
+    kernel = np.asarray(kernel, "float64")
+    mean = kernel.mean(axis=(0, 1, 2))
+    fan_in = np.prod(kernel.shape[:-1])
+    variance = kernel.var(axis=(0, 1, 2))
+    return gain * (kernel - mean) / np.sqrt(np.maximum(variance * fan_in, eps))
+
+
+def randomize(layer, seed=0):
+    random = np.random.default_rng(seed)
+    for variable in layer.weights:
+        variable.assign(random.normal(size=variable.shape))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    kernel_size=st.sampled_from([1, 3, (5, 2)]),
+    groups=st.sampled_from([1, 2, 4]),
+    strides_and_dilation=st.sampled_from([(1, 1), (2, 1), ((1, 2), 1), (1, 2)]),
+    padding=st.sampled_from(["same", "valid"]),
+    activation=st.sampled_from([None, "relu"]),
+)
+def test_equals_a_plain_convolution_of_the_standardized_kernel(
+    size, kernel_size, groups, strides_and_dilation, padding, activation
+):
+    strides, dilation_rate = strides_and_dilation
+    options = {
+        "strides": strides,
+        "dilation_rate": dilation_rate,
+        "groups": groups,
+        "padding": padding,
+        "activation": activation,
+    }
+    x = np.random.default_rng(1).normal(size=(2, *size, 8)).astype("float32")
+    if padding == "valid" and dilation_rate == 2:
+        options["padding"] = "same"
+    layer = WSConv2D(12, kernel_size, **options)
+    layer.build(x.shape)
+    randomize(layer)
+    twin = keras.layers.Conv2D(12, kernel_size, **options)
+    twin.build(x.shape)
+    twin.kernel.assign(standardized(layer.kernel, ops.convert_to_numpy(layer.gain)))
+    twin.bias.assign(layer.bias)
+    actual, expected = layer(x), twin(x)
+    assert tuple(actual.shape) == tuple(layer.compute_output_shape(x.shape))
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_each_filter_has_zero_mean_and_unit_norm_at_initialization():
+    layer = WSConv2D(16, 3, groups=2)
+    layer.build((None, 8, 8, 6))
+    kernel = ops.convert_to_numpy(layer.standardized_kernel())
+    np.testing.assert_allclose(kernel.mean(axis=(0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose((kernel**2).sum(axis=(0, 1, 2)), 1, rtol=1e-5)
+
+
+def test_eps_bounds_variance_times_fan_in():
+    layer = WSConv2D(1, 3, eps=1e-2, kernel_initializer="zeros")
+    layer.build((None, 8, 8, 4))
+    kernel = np.zeros((3, 3, 4, 1), "float32")
+    kernel[0, 0, 0, 0], kernel[0, 0, 1, 0] = 0.01, -0.01  # var * fan-in = 2e-4 < eps
+    layer.kernel.assign(kernel)
+    np.testing.assert_allclose(
+        layer.standardized_kernel(), kernel / 0.1, rtol=1e-5, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_statistics_are_taken_in_float32(policy):
+    layer = WSConv2D(8, 1, dtype=policy)
+    layer.build((None, 4, 4, 512))
+    # A large mean: in half precision the variance would be lost to rounding.
+    kernel = 100 + np.random.default_rng(0).normal(size=(1, 1, 512, 8))
+    layer.kernel.assign(kernel)
+    result = layer.standardized_kernel()
+    assert keras.backend.standardize_dtype(result.dtype) == policy.removeprefix("mixed_")
+    np.testing.assert_allclose(
+        ops.cast(result, "float32"),
+        standardized(np.float32(kernel), 1.0),
+        atol=2e-3,
+    )
+    outputs = layer(np.ones((1, 4, 4, 512)))
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+
+
+def test_gain_and_bias_survive_saving(tmp_path):
+    inputs = keras.Input((9, 9, 4))
+    model = keras.Model(inputs, WSConv2D(6, 3, groups=2, padding="same")(inputs))
+    randomize(model)
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    x = np.random.default_rng(2).normal(size=(2, 9, 9, 4)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    clone = keras.models.clone_model(model)
+    clone.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-6)
+
+
+def test_lora_trains_the_kernel_that_is_standardized():
+    layer = WSConv2D(4, 3)
+    layer.build((None, 6, 6, 2))
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 2)).astype("float32")
+    before = ops.convert_to_numpy(layer(x))
+    layer.enable_lora(2)
+    np.testing.assert_allclose(layer(x), before, atol=1e-5)
+    layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    assert np.abs(ops.convert_to_numpy(layer(x)) - before).max() > 1e-2
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="Received: use_bias=False"):
+        WSConv2D(4, 3, use_bias=False)
+    with pytest.raises(ValueError, match="Received: eps=-1"):
+        WSConv2D(4, 3, eps=-1)
+    with pytest.raises(ValueError, match="groups=3"):
+        WSConv2D(4, 3, groups=3)
+    with pytest.raises(ValueError, match="groups=4"):
+        WSConv2D(4, 3, groups=4).build((None, 8, 8, 6))
+    with pytest.raises(ValueError, match="ndim"):
+        WSConv2D(4, 3)(np.ones((8, 8, 3)))
+
+
+def compiled(layer):
+    """The layer, by XLA on TensorFlow: it has no channels-first convolution for CPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return layer
+    import tensorflow as tf
+
+    return tf.function(layer, jit_compile=True)
+
+
+def test_channels_first_is_the_transpose_of_channels_last():
+    x = np.random.default_rng(0).normal(size=(2, 8, 9, 4)).astype("float32")
+    last = WSConv2D(6, 3, groups=2, padding="same")
+    first = WSConv2D(6, 3, groups=2, padding="same", data_format="channels_first")
+    last.build(x.shape)
+    first.build((2, 4, 8, 9))
+    randomize(last)
+    randomize(first)
+    outputs = ops.convert_to_numpy(compiled(first)(x.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(outputs.transpose(0, 2, 3, 1), last(x), atol=1e-5)
