@@ -97,6 +97,11 @@ def stages(
     the first block's growth in each stage, and alpha squared more variance a block
     (arXiv 2101.08692, section 3). Stochastic depth grows linearly with depth.
     """
+    if not 0 <= stochastic_depth_rate < 1:
+        raise ValueError(
+            "`stochastic_depth_rate` must be in [0, 1). "
+            f"Received: stochastic_depth_rate={stochastic_depth_rate}"
+        )
     expected_std = 1.0
     total, index = sum(depths), 0
     for stage, (depth, width, bottleneck) in enumerate(
@@ -142,6 +147,7 @@ def finish(inputs, x, head, *, weights, activation, name):
     `x` is activated (the endpoint `"features"`), pooled (`"avg_pool"`) and, with
     `include_top`, classified (`"predictions"`).
     """
+    head.check()
     x = ScaledActivation(activation, name="features")(x)
     if head.include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)

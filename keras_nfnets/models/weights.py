@@ -106,8 +106,9 @@ def _read_file(path):
             content = os.fspath(path)
         with h5py.File(content, "r") as file:
             return _read_layers(file["layers"])
-    # h5py tells of a broken file by whatever its library stumbled over.
-    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    # A broken file shows by whatever the libraries stumbled over: OSError, KeyError,
+    # RuntimeError, zlib.error, ...
+    except Exception as error:
         raise ValueError(
             f"{path} is not a whole .weights.h5 or .keras file; nothing was changed. "
             f"Reading it failed with: {error}"

@@ -46,12 +46,12 @@ def load_deepmind(model, source):
         f"{key.rpartition('/')[0]}/{variable.name}": variable
         for key, variable in named_variables(model).items()
     }
-    flat = _flatten(source)
-    arrays = {_our_name(name, blocks): array for name, array in flat.items()}
-    if len(arrays) < len(flat):
+    items = _flatten(source)
+    arrays = {_our_name(name, blocks): array for name, array in items}
+    if len(arrays) < len(items):
         raise ValueError(
             "Some parameters are given twice, under names that mean the same. "
-            f"Received: {sorted(flat)}"
+            f"Received: {sorted(name for name, _ in items)}"
         )
     if "predictions/kernel" not in variables:
         arrays.pop("predictions/kernel", None)
@@ -60,19 +60,19 @@ def load_deepmind(model, source):
 
 
 def _flatten(source):
-    """`{"module/parameter": array}` of a mapping of either form."""
+    """`[("module/parameter", array)]` of a mapping of either form."""
     if not isinstance(source, Mapping):
         raise ValueError(
             "Parameters must be a mapping from names to arrays. Received: "
             f"{type(source).__name__}"
         )
-    flat = {}
+    items = []
     for name, value in source.items():
         if isinstance(value, Mapping):
-            flat.update({f"{name}/{leaf}": array for leaf, array in value.items()})
+            items += [(f"{name}/{leaf}", array) for leaf, array in value.items()]
         else:
-            flat[str(name)] = value
-    return flat
+            items.append((str(name), value))
+    return items
 
 
 def _our_name(name, blocks):

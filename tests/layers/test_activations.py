@@ -66,9 +66,7 @@ def test_output_of_a_scaled_activation_has_unit_variance():
 
 def test_names_follow_the_authors_definitions():
     x = np.linspace(-3, 3, 7).astype("float32")
-    tanh_form = (
-        0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    )
+    tanh_form = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     layer = ScaledActivation("gelu")
     np.testing.assert_allclose(layer(x) / layer.gain, tanh_form, atol=1e-6)
     layer = ScaledActivation("leaky_relu")
@@ -87,7 +85,8 @@ def test_a_function_is_not_taken_for_the_name_it_shares():
 
 
 @pytest.mark.parametrize(
-    "name, other", [("swish", "silu"), ("linear", "identity"), ("softsign", "soft_sign")]
+    "name, other",
+    [("swish", "silu"), ("linear", "identity"), ("softsign", "soft_sign")],
 )
 def test_keras_names_mean_the_authors_entries(name, other):
     assert activation_gain(name) == activation_gain(other)

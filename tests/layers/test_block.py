@@ -61,10 +61,12 @@ def test_layer_runs_in_mixed_precision(name, policy):
     half.build(x.shape)
     half.set_weights(full.get_weights())
     outputs = half(x)
-    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
-    assert {keras.backend.standardize_dtype(v.dtype) for v in half.trainable_weights} <= {
-        "float32"
-    }
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix(
+        "mixed_"
+    )
+    assert {
+        keras.backend.standardize_dtype(v.dtype) for v in half.trainable_weights
+    } <= {"float32"}
     np.testing.assert_allclose(ops.cast(outputs, "float32"), full(x), atol=0.1)
 
 
@@ -104,7 +106,9 @@ def test_block_keeps_the_variance_it_promises():
 
 def test_beta_scales_the_input_down_to_one():
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
-    plain, scaled = (NFBlock(16, group_size=8, activation="relu", beta=b) for b in (1, 0.5))
+    plain, scaled = (
+        NFBlock(16, group_size=8, activation="relu", beta=b) for b in (1, 0.5)
+    )
     plain.build(x.shape)
     scaled.build(x.shape)
     scaled.set_weights(plain.get_weights())
@@ -144,7 +148,9 @@ def test_stochastic_depth_drops_whole_examples_at_its_rate():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="group sizes that would do: .*1, 2, 5, 10, 25"):
+    with pytest.raises(
+        ValueError, match="group sizes that would do: .*1, 2, 5, 10, 25"
+    ):
         NFBlock(100, group_size=16)
     with pytest.raises(ValueError, match="group_size=128"):
         NFBlock(64)

@@ -85,14 +85,18 @@ def test_statistics_are_taken_in_float32(policy):
     kernel = 100 + np.random.default_rng(0).normal(size=(1, 1, 512, 8))
     layer.kernel.assign(kernel)
     result = layer.standardized_kernel()
-    assert keras.backend.standardize_dtype(result.dtype) == policy.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(result.dtype) == policy.removeprefix(
+        "mixed_"
+    )
     np.testing.assert_allclose(
         ops.cast(result, "float32"),
         standardized(np.float32(kernel), 1.0),
         atol=2e-3,
     )
     outputs = layer(np.ones((1, 4, 4, 512)))
-    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix(
+        "mixed_"
+    )
 
 
 def test_gain_and_bias_survive_saving(tmp_path):

@@ -32,7 +32,9 @@ def clip_one(gradient, variable, **options):
     "case", sorted({key.split("/")[0] for key in AGC_TENSORS if "/" in key})
 )
 def test_agrees_with_optax(case):
-    weights, gradient, clipped = (AGC_TENSORS[f"{case}/{k}"] for k in ("w", "g", "clipped"))
+    weights, gradient, clipped = (
+        AGC_TENSORS[f"{case}/{k}"] for k in ("w", "g", "clipped")
+    )
     options = {k: float(AGC_TENSORS[k]) for k in ("clip_factor", "eps")}
     variable = keras.Variable(weights)
     np.testing.assert_allclose(
@@ -78,7 +80,11 @@ LAYERS = {
         (None, 8, 8, 5),
         {"kernel": (0, 1, 3)},
     ),
-    "embedding": (lambda: keras.layers.Embedding(7, 3), (None, 4), {"embeddings": (1,)}),
+    "embedding": (
+        lambda: keras.layers.Embedding(7, 3),
+        (None, 4),
+        {"embeddings": (1,)},
+    ),
     "attention": (
         lambda: keras.layers.MultiHeadAttention(2, 3),
         (None, 5, 4),
@@ -246,5 +252,7 @@ def test_lists_that_do_not_match_are_refused():
         adaptive_clip([], [])
     with pytest.raises(ValueError, match="2 gradients, 1 variables"):
         adaptive_clip([None, None], [v])
-    with pytest.raises(ValueError, match=r"shape \(3, 2\) for kernel of shape \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 2\) for kernel of shape \(2, 2\)"
+    ):
         adaptive_clip([np.ones((3, 2))], [v])

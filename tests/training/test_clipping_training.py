@@ -27,9 +27,7 @@ def small_data(scale=30):
 def train(model, steps=4, data=None, **compile_options):
     model.compile(loss="mse", **compile_options)
     x, y = data or small_data()
-    history = model.fit(
-        x, y, batch_size=len(x), epochs=steps, shuffle=False, verbose=0
-    )
+    history = model.fit(x, y, batch_size=len(x), epochs=steps, shuffle=False, verbose=0)
     return history.history
 
 
@@ -115,7 +113,9 @@ def test_one_step_by_hand():
     model = AGCModel(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
     model.set_weights([np.array([[2.0]])])
     model.compile(keras.optimizers.SGD(0.5), "mse")
-    logs = model.train_on_batch(np.ones((1, 1)), np.full((1, 1), 10.0), return_dict=True)
+    logs = model.train_on_batch(
+        np.ones((1, 1)), np.full((1, 1), 10.0), return_dict=True
+    )
     assert logs["clip_share"] == 1
     np.testing.assert_allclose(model.get_weights()[0], 2 + 0.5 * 0.02, rtol=1e-6)
 
@@ -123,7 +123,9 @@ def test_one_step_by_hand():
 def test_weight_decay_of_sgdagc_spares_gains_and_biases_and_the_clip():
     class Affine(keras.layers.Layer):
         def build(self, shape):
-            self.kernel = self.add_weight(shape=(2, 2), name="kernel", initializer="ones")
+            self.kernel = self.add_weight(
+                shape=(2, 2), name="kernel", initializer="ones"
+            )
             self.gain = self.add_weight(shape=(2, 2), name="gain", initializer="ones")
             self.bias = self.add_weight(shape=(2,), name="bias", initializer="ones")
 
@@ -147,7 +149,9 @@ def test_learning_rate_of_sgdagc_is_outside_the_momentum():
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
     model.set_weights([np.array([[0.0]])])
-    optimizer = SGDAGC(1.0, momentum=0.5, nesterov=True, weight_decay=0, clip_factor=None)
+    optimizer = SGDAGC(
+        1.0, momentum=0.5, nesterov=True, weight_decay=0, clip_factor=None
+    )
     model.compile(optimizer, loss=lambda y, p: p)  # gradient 1
     x = np.ones((1, 1))
     model.train_on_batch(x, x)  # v = 1, w = -(1 + 0.5)
@@ -216,7 +220,9 @@ def test_exclude_that_matches_nothing_is_refused():
     model = small_model()
     model.compile("sgd", "mse", agc_exclude="predictoins")
     x, y = small_data()
-    with pytest.raises(ValueError, match="'predictoins'; perhaps one of .*'predictions'"):
+    with pytest.raises(
+        ValueError, match="'predictoins'; perhaps one of .*'predictions'"
+    ):
         model.train_on_batch(x, y)
 
 
@@ -325,7 +331,9 @@ def test_sample_weights_class_weights_and_several_outputs_train():
     single = small_model()
     single.compile("sgd", "mse")
     weights = np.arange(32) / 32
-    expected = np.mean(weights * np.mean((single.predict(x, verbose=0) - y) ** 2, axis=1))
+    expected = np.mean(
+        weights * np.mean((single.predict(x, verbose=0) - y) ** 2, axis=1)
+    )
     logs = single.train_on_batch(x, y, sample_weight=weights, return_dict=True)
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -358,7 +366,9 @@ def test_mixed_float16_clips_the_unscaled_gradient():
     assert isinstance(half.optimizer, keras.optimizers.LossScaleOptimizer)
     assert min(history["clip_share"]) > 0.7
     np.testing.assert_allclose(half_history["loss"], history["loss"], rtol=1e-2)
-    np.testing.assert_allclose(half_history["clip_share"], history["clip_share"], atol=0.1)
+    np.testing.assert_allclose(
+        half_history["clip_share"], history["clip_share"], atol=0.1
+    )
     assert_same_weights(full, half, rtol=1e-2)
 
 

@@ -26,7 +26,11 @@ def sparse_gradient(variable, indices):
 def test_sparse_gradients_are_clipped_as_their_dense_form(shape, indices):
     layer = keras.layers.Embedding(7, 4)
     layer.build((None,))
-    variable = layer.embeddings if shape == (7, 4) else keras.Variable(np.ones(shape, "float32"))
+    variable = (
+        layer.embeddings
+        if shape == (7, 4)
+        else keras.Variable(np.ones(shape, "float32"))
+    )
     if len(shape) == 1:
         gradient = tf.IndexedSlices(
             tf.ones(len(indices)), tf.constant(indices), tf.constant(shape)

@@ -1,0 +1,60 @@
+"""What a network costs: parameters and floating point operations."""
+
+import contextlib
+import math
+import typing
+
+import keras
+
+from keras_nfnets.layers import NFBlock, WSConv2D
+from keras_nfnets.models import nf_resnet, nfnet
+
+
+class Figures(typing.NamedTuple):
+    """Parameters, and multiply-adds for one picture of `size` pixels a side."""
+
+    parameters: int
+    flops: int
+    size: int
+
+
+@contextlib.contextmanager
+def without_memory():
+    """A context in which networks are built without allocating their weights.
+
+    They can be looked at (`count_params`, `summary`) but not run. Clears Keras's
+    session in the end (its counters of automatic names): Keras would otherwise
+    allocate the weights at the next opportunity.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    keras.utils.clear_session(free_memory=False)
+
+
+def variants():
+    """`{name: variant}` of every network of the zoo, smallest family first."""
+    return {**nf_resnet.VARIANTS, **nfnet.VARIANTS}
+
+
+def count_flops(model):
+    """Multiply-adds of one picture through a network built for one input size.
+
+    Counted as the authors do (`count_flops` in their code), that is convolutions and
+    dense layers; biases, activations and pooling are left out.
+    """
+    flops = 0
+    for layer in model.layers:
+        if isinstance(layer, NFBlock):
+            flops += layer.count_flops(
+                _positions(layer.input), _positions(layer.output)
+            )
+        elif isinstance(layer, WSConv2D):
+            flops += layer.count_flops(_positions(layer.output))
+        elif isinstance(layer, keras.layers.Dense):
+            flops += math.prod(layer.kernel.shape)
+    return flops
+
+
+def _positions(tensor):
+    channels_last = keras.config.image_data_format() == "channels_last"
+    return math.prod(tensor.shape[1:3] if channels_last else tensor.shape[2:])

@@ -1,0 +1,233 @@
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_nfnets
+from keras_nfnets import AGCModel, NFBlock, NFNet, NFNetTiny, NFResNet
+
+GOLDEN_NETWORKS = {
+    "haiku_nfnet_tiny": {},
+    "haiku_nfnet_tiny_odd": {},
+    "haiku_nfnet_tiny_silu": {"activation": "silu", "alpha": 0.25, "se_ratio": 0.25},
+    "haiku_nfnet_f0": keras_nfnets.NFNetF0,
+    "haiku_nf_resnet26_se": lambda **kw: NFResNet(
+        (2, 2, 2, 2), width=1, attention="se", classes=10, **kw
+    ),
+    "haiku_nf_resnet50": keras_nfnets.NFResNet50,
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN_NETWORKS)
+def test_network_computes_what_the_authors_code_does(
+    case, golden, nfnet_tiny, relative_error
+):
+    expected = golden(case)
+    make = GOLDEN_NETWORKS[case]
+    if isinstance(make, dict):
+        model = nfnet_tiny(**make)
+    else:
+        model = make(classifier_activation=None)
+    parameters = expected.parameters
+    assert model.count_params() == sum(
+        np.size(array) for module in parameters.values() for array in module.values()
+    )
+    keras_nfnets.pretrained.load_deepmind(model, parameters)
+    pool = model.get_layer("avg_pool").output
+    pool, logits = keras.Model(model.inputs, [pool, model.output]).predict(
+        expected.images, verbose=0
+    )
+    assert relative_error(logits, expected.outputs["out/logits"]) < 2e-5
+    assert relative_error(pool, expected.outputs["out/pool"]) < 2e-5
+    signal = keras_nfnets.signal_propagation(model, expected.images)
+    assert set(signal) == {"avg_sq_mean", "avg_var", "res_avg_var"}
+    for name, values in signal.items():
+        assert relative_error(values, expected.series(name)) < 2e-5, name
+
+
+def test_parameter_counts_are_the_published_ones():
+    # arXiv 2102.06171, table 1 (in millions); F0 exactly.
+    assert count("NFNetF0") == 71_489_284
+    for name, millions in {
+        "NFNetF1": 132.6,
+        "NFNetF2": 193.8,
+        "NFNetF3": 254.9,
+    }.items():
+        assert count(name) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def count(name):
+    from keras_nfnets.models.figures import without_memory
+
+    with without_memory():
+        return getattr(keras_nfnets, name)().count_params()
+
+
+def test_constructors_have_the_manners_of_keras_applications():
+    theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
+    for name in ("NFNetF0", "NFNetF7Plus", "NFResNet50", "NFResNet600"):
+        constructor = getattr(keras_nfnets, name)
+        parameters = inspect.signature(constructor).parameters
+        assert list(parameters)[: len(theirs)] == theirs
+        assert parameters["name"].default == name.lower()
+        for extra in ("drop_rate", "stochastic_depth_rate", "activation", "alpha"):
+            assert extra in parameters
+        assert constructor.__name__ == name
+        assert name in constructor.__doc__
+
+
+def test_every_network_is_exported():
+    from keras_nfnets.models.nf_resnet import VARIANTS as RESNETS
+    from keras_nfnets.models.nfnet import VARIANTS as NFNETS
+
+    for name in (*RESNETS, *NFNETS):
+        assert name in keras_nfnets.__all__
+        assert getattr(keras_nfnets, name).__name__ == name
+    for name in keras_nfnets.__all__:
+        assert hasattr(keras_nfnets, name)
+
+
+@pytest.mark.parametrize("make", [NFNetTiny, lambda **kw: NFResNet((1, 1), 1, **kw)])
+def test_top_and_pooling(make):
+    x = np.random.default_rng(0).normal(size=(2, 40, 33, 3)).astype("float32")
+    top = make(classes=7)
+    assert top.output_shape == (None, 7)
+    np.testing.assert_allclose(ops.sum(top(x), axis=1), 1, rtol=1e-5)
+    maps = make(include_top=False)
+    channels = maps.output_shape[-1]
+    assert maps.output_shape == (None, None, None, channels)
+    features = ops.convert_to_numpy(maps(x))
+    for pooling, reduce in (("avg", np.mean), ("max", np.max)):
+        pooled = make(include_top=False, pooling=pooling)
+        pooled.set_weights(maps.get_weights())
+        np.testing.assert_allclose(pooled(x), reduce(features, axis=(1, 2)), rtol=1e-4)
+
+
+def test_endpoints_halve_the_resolution_stage_by_stage():
+    model = NFNetTiny(input_shape=(64, 96, 3), include_top=False)
+    shapes = {
+        name: model.get_layer(name).output.shape[1:3]
+        for name in ("stem", "stage1", "stage2", "stage3", "stage4", "features")
+    }
+    assert shapes == {
+        "stem": (16, 24),
+        "stage1": (16, 24),
+        "stage2": (8, 12),
+        "stage3": (4, 6),
+        "stage4": (2, 3),
+        "features": (2, 3),
+    }
+
+
+def test_input_tensor_and_input_shape():
+    image = keras.Input((48, 48, 1))
+    rgb = keras.layers.Concatenate()([image, image, image])
+    model = NFNetTiny(input_tensor=rgb, classes=3)
+    assert isinstance(model, AGCModel)
+    assert model.input_shape == (None, 48, 48, 1)
+    assert NFNetTiny(input_shape=(20, None, 5)).input_shape == (None, 20, None, 5)
+    assert NFNetTiny().input_shape == (None, None, None, 3)
+
+
+def test_beta_is_one_over_the_expected_deviation():
+    model = NFNet((2, 3), (16, 32), group_size=8, alpha=0.5)
+    betas = [layer.beta for layer in model.layers if isinstance(layer, NFBlock)]
+    # Variance grows by alpha^2 a block and restarts after each transition block.
+    np.testing.assert_allclose(
+        betas, 1 / np.sqrt([1, 1.25, 1.5, 1.25, 1.5]), rtol=1e-12
+    )
+
+
+def test_stochastic_depth_grows_with_depth():
+    model = NFNet((2, 2), (16, 32), group_size=8, stochastic_depth_rate=0.4)
+    blocks = [layer for layer in model.layers if isinstance(layer, NFBlock)]
+    rates = [block.stochastic_depth.rate for block in blocks]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3])
+
+
+def test_signal_keeps_its_variance_at_initialization():
+    model = NFResNet((2, 2, 2), 1, activation="relu", include_top=False)
+    for variable in model.weights:
+        if variable.name == "skip_gain":
+            variable.assign(1.0)
+    x = np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype("float32")
+    signal = keras_nfnets.signal_propagation(model, x)
+    np.testing.assert_allclose(signal["res_avg_var"], 1, atol=0.35)
+
+
+def test_networks_save_clone_and_train_in_every_policy(tmp_path):
+    x = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("float32")
+    y = np.array([0, 1, 2, 0])
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        model = NFNet((1, 1), (16, 16), group_size=8, classes=3, drop_rate=0.2)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        history = model.fit(x, y, verbose=0).history
+        assert np.isfinite(history["loss"][0])
+        expected = model.predict(x, verbose=0)
+        model.save(tmp_path / "network.keras")
+        loaded = keras.saving.load_model(tmp_path / "network.keras")
+        assert isinstance(loaded, AGCModel)
+        np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-3)
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-3)
+
+
+def test_preprocess_input_is_the_authors():
+    images = (
+        np.random.default_rng(0).integers(0, 256, size=(2, 3, 3, 3)).astype("uint8")
+    )
+    expected = (images - np.array([0.485, 0.456, 0.406]) * 255) / (
+        np.array([0.229, 0.224, 0.225]) * 255
+    )
+    np.testing.assert_allclose(
+        keras_nfnets.preprocess_input(images), expected, rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError):
+        keras_nfnets.decode_predictions(np.zeros((1, 10)))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"input_shape": (32, 32)}, r"input_shape=\(32, 32\)"),
+        ({"input_shape": (32, -1, 3)}, r"input_shape=\(32, -1, 3\)"),
+        ({"input_shape": (32, 32, None)}, "number of channels"),
+        ({"input_shape": 32}, "input_shape=32"),
+        ({"input_tensor": np.ones((1, 8, 8, 3))}, "symbolic"),
+        ({"pooling": "mean"}, "pooling='mean'"),
+        ({"classes": 0}, "classes=0"),
+        ({"classes": 2.5}, "classes=2.5"),
+        ({"drop_rate": 1.0}, "drop_rate=1"),
+        ({"stochastic_depth_rate": -0.1}, "stochastic_depth_rate=-0.1"),
+        ({"alpha": -0.2}, "alpha=-0.2"),
+        ({"attention": "eca2"}, "attention='eca2'"),
+        ({"activation": "geluu"}, "activation='geluu'"),
+        ({"weights": "imagenet"}, "weights='imagenet'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NFNetTiny(**arguments)
+
+
+def test_bad_shapes_of_a_network_are_refused():
+    with pytest.raises(ValueError, match="`depths` and `widths`"):
+        NFNet((1, 2), (16, 32, 64), group_size=8)
+    with pytest.raises(ValueError, match=r"depths=\(0,\)"):
+        NFNet((0,), (16,), group_size=8)
+    with pytest.raises(ValueError, match=r"widths=\(\)"):
+        NFNet((1,), (), group_size=8)
+    with pytest.raises(ValueError, match="group_size=7"):
+        NFNet((1,), (16,), group_size=7)
+    with pytest.raises(ValueError, match="width=0"):
+        NFResNet((1,), width=0)
+    with pytest.raises(ValueError, match=r"depths=\(1.5,\)"):
+        NFResNet((1.5,))
+    with pytest.raises(TypeError, match="NFNetF0: .*'clases'"):
+        keras_nfnets.NFNetF0(clases=10)
+    with pytest.raises(ValueError, match="expected shape"):
+        NFNetTiny(input_shape=(32, 32, 3))(np.ones((1, 16, 16, 1)))

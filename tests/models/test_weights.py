@@ -1,0 +1,208 @@
+"""Weight files: all of a file into all of a network, or nothing."""
+
+import pathlib
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from keras_nfnets import NFNet, pretrained
+
+
+def network(depths=(1, 1), widths=(16, 16), **options):
+    return NFNet(depths, widths, **{"group_size": 8, "classes": 3, **options})
+
+
+def snapshot(model):
+    return [np.array(w) for w in model.get_weights()]
+
+
+def assert_unchanged(model, before):
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    keras.utils.set_random_seed(7)
+    model = network()
+    model.compile("adam", "mse")
+    model.train_on_batch(np.ones((2, 8, 8, 3)), np.ones((2, 3)))
+    for variable in model.trainable_variables:
+        variable.assign(keras.random.normal(variable.shape))
+    return model
+
+
+@pytest.fixture(params=["m.weights.h5", "m.keras"])
+def saved(request, trained, tmp_path):
+    """A network and a file of its weights, one with optimizer state and all."""
+    path = tmp_path / "a folder" / request.param
+    path.parent.mkdir()
+    (trained.save if path.suffix == ".keras" else trained.save_weights)(path)
+    return trained, path
+
+
+def test_saved_weights_come_back(saved):
+    model, path = saved
+    for source in (path, str(path)):
+        again = network(weights=source)
+        assert_unchanged(again, snapshot(model))
+
+
+def test_rates_and_names_may_differ(saved):
+    # A network may be regularized otherwise than the one that wrote the file.
+    model, path = saved
+    again = network(
+        weights=path, drop_rate=0.5, stochastic_depth_rate=0.5, name="other"
+    )
+    for a, b in zip(again.trainable_variables, model.trainable_variables):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_network_without_top_takes_the_rest(saved):
+    model, path = saved
+    body = network(weights=path, include_top=False)
+    for a, b in zip(body.trainable_variables, model.trainable_variables):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"classes": 4}, r"predictions/kernel has shape \(32, 4\) .* \(32, 3\) here"),
+        ({"depths": (1, 2)}, "stage2_block2/conv0/kernel .* is missing"),
+        ({"depths": (1,), "widths": (16,)}, "stage2_block1/conv0/0 .* has no place"),
+        ({"attention": None}, "squeeze_excite/fc0/0 .* has no place"),
+        ({"widths": (32, 32)}, "and [0-9]+ more$"),
+    ],
+)
+def test_weights_of_another_network_are_refused(saved, options, message):
+    _, path = saved
+    with pytest.raises(ValueError, match=f"of another network(.|\n)*{message}"):
+        network(weights=path, **options)
+
+
+def test_nothing_changes_when_one_parameter_does_not_fit(saved):
+    from keras_nfnets.models.weights import load_weights
+
+    _, path = saved
+    model = network(classes=4)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="nothing was changed"):
+        load_weights(model, path)
+    assert_unchanged(model, before)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_broken_files_are_refused_or_harmless(saved, data):
+    """Cut short or with bytes changed, a file loads whole or not at all."""
+    from keras_nfnets.models.weights import load_weights
+
+    _, path = saved
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 8))):
+            at = data.draw(st.integers(0, min(len(content), 4096) - 1))
+            content[at] = data.draw(st.integers(0, 255))
+    broken = path.with_name("broken" + "".join(path.suffixes))
+    broken.write_bytes(bytes(content))
+    model = BROKEN_TARGET.setdefault("model", network())
+    before = snapshot(model)
+    try:
+        load_weights(model, broken)
+    except ValueError:
+        assert_unchanged(model, before)
+
+
+BROKEN_TARGET = {}
+
+
+@pytest.mark.parametrize("cut", [0, 10, 500, 0.5, 0.99])
+def test_a_file_cut_short_is_refused(saved, cut):
+    _, path = saved
+    content = path.read_bytes()
+    path.write_bytes(
+        content[: cut if cut >= 1 or cut == 0 else int(cut * len(content))]
+    )
+    with pytest.raises(ValueError, match="not a whole .weights.h5 or .keras file"):
+        network(weights=path)
+
+
+def test_other_files_are_refused(tmp_path):
+    text = tmp_path / "x.weights.h5"
+    text.write_text("not weights")
+    archive = tmp_path / "x.keras"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("model.weights.h5", "nor this")
+    other = tmp_path / "y.keras"
+    with zipfile.ZipFile(other, "w") as zipped:
+        zipped.writestr("readme", "nor this")
+    empty = tmp_path / "z.weights.h5"
+    with h5py.File(empty, "w") as file:
+        file["unrelated"] = np.ones(3)
+    odd = tmp_path / "w.weights.h5"
+    with h5py.File(odd, "w") as file:
+        file["layers"] = np.ones(3)
+    for path in (text, archive, other, empty, odd):
+        with pytest.raises(ValueError, match="not a whole .weights.h5 or .keras file"):
+            network(weights=path)
+    with pytest.raises(ValueError, match="where there is no file"):
+        network(weights=tmp_path / "nothing.keras")
+    with pytest.raises(ValueError, match="where there is no file"):
+        network(weights=tmp_path)
+    assert pathlib.Path(text).exists()
+
+
+def test_deepmind_parameters_fit_wholly_or_not_at_all(golden, nfnet_tiny):
+    parameters = golden("haiku_nfnet_tiny").parameters
+    model = nfnet_tiny()
+    before = snapshot(model)
+
+    def refused(changed, message):
+        with pytest.raises(ValueError, match=message):
+            pretrained.load_deepmind(model, changed)
+        assert_unchanged(model, before)
+
+    without = {k: v for k, v in parameters.items() if not k.endswith("final_conv")}
+    refused(without, "final_conv/kernel of shape .* is missing")
+    refused({**parameters, "NFNet/~/extra": {"w": np.ones(3)}}, "extra/.* has no place")
+    refused(
+        {**parameters, "NFNet/~/nf_block_6/~/conv0": {"w": np.ones(3)}}, "has no place"
+    )
+    refused(
+        {**parameters, "NFNet/~/linear": {"w": np.ones((96, 11)), "b": np.ones(10)}},
+        r"predictions/kernel has shape \(96, 10\) in the network, \(96, 11\) here",
+    )
+    refused({**parameters, "NFNet/~/linear/w": np.ones((96, 10))}, "given twice")
+    refused({"odd": np.ones(3), 4: np.ones(2)}, "has no place")
+    refused({}, "is missing")
+    refused([("w", 1)], "Received: list")
+    refused("F0_haiku.npz", "Received: str")
+
+
+def test_deepmind_parameters_load_flat_and_without_top(golden, nfnet_tiny):
+    parameters = golden("haiku_nfnet_tiny").parameters
+    flat = {
+        f"{module}/{leaf}": array
+        for module, leaves in parameters.items()
+        for leaf, array in leaves.items()
+    }
+    nested_model, flat_model = nfnet_tiny(), nfnet_tiny()
+    pretrained.load_deepmind(nested_model, parameters)
+    pretrained.load_deepmind(flat_model, flat)
+    assert_unchanged(flat_model, snapshot(nested_model))
+    body = nfnet_tiny(include_top=False)
+    pretrained.load_deepmind(body, parameters)
+    for a, b in zip(body.trainable_variables, nested_model.trainable_variables):
+        np.testing.assert_array_equal(a, b)
