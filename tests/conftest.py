@@ -17,6 +17,10 @@ sys.path.insert(0, str(GOLDEN))
 
 import rule
 
+# Only TensorFlow has sparse gradients; the data and the command stand on tf.data.
+if keras.backend.backend() != "tensorflow":
+    collect_ignore = ["cli", "data", "training/test_sparse_gradients.py"]
+
 
 @pytest.fixture(autouse=True)
 def _repeatable():

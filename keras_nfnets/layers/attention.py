@@ -25,7 +25,7 @@ class SqueezeExcite(keras.layers.Layer):
 
     Example:
 
-    >>> SqueezeExcite(se_ratio=0.25)(keras.random.normal((2, 7, 7, 64))).shape
+    >>> tuple(SqueezeExcite(se_ratio=0.25)(keras.random.normal((2, 7, 7, 64))).shape)
     (2, 7, 7, 64)
 
     Reference: Hu, Shen, Sun (2018), arXiv 1709.01507; the factor two: arXiv

@@ -60,7 +60,7 @@ class NFBlock(keras.layers.Layer):
     Example:
 
     >>> x = keras.random.normal((2, 15, 15, 64))
-    >>> NFBlock(128, strides=2, group_size=16, beta=0.98)(x).shape
+    >>> tuple(NFBlock(128, strides=2, group_size=16, beta=0.98)(x).shape)
     (2, 8, 8, 128)
 
     Reference: Brock et al. (2021), arXiv 2102.06171, figure 3 and appendix A;

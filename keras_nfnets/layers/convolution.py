@@ -40,7 +40,7 @@ class WSConv2D(keras.layers.Conv2D):
     Example:
 
     >>> x = keras.random.normal((2, 33, 33, 64))
-    >>> WSConv2D(128, 3, strides=2, padding="same", groups=4)(x).shape
+    >>> tuple(WSConv2D(128, 3, strides=2, padding="same", groups=4)(x).shape)
     (2, 17, 17, 128)
 
     Reference: Brock et al. (2021), arXiv 2102.06171, section 2, equation 1.

@@ -70,7 +70,7 @@ def NFResNet(
     Example:
 
     >>> model = NFResNet((2, 2), width=1, classes=10, attention="se")
-    >>> model(keras.random.normal((2, 37, 45, 3))).shape
+    >>> tuple(model(keras.random.normal((2, 37, 45, 3))).shape)
     (2, 10)
 
     Reference: Brock, De, Smith (2021), arXiv 2101.08692.

@@ -128,7 +128,7 @@ def NFNet(
     Example:
 
     >>> model = NFNet((1, 2), (16, 32), group_size=8, classes=10)
-    >>> model(keras.random.normal((2, 37, 45, 3))).shape
+    >>> tuple(model(keras.random.normal((2, 37, 45, 3))).shape)
     (2, 10)
 
     Reference: Brock et al. (2021), arXiv 2102.06171.

@@ -34,12 +34,12 @@ def load_deepmind(model, source):
 
     Example:
 
-    >>> network = keras_nfnets.NFNetF0(weights=None)
+    >>> network = keras_nfnets.NFNetTiny()
     >>> try:
     ...     load_deepmind(network, {"NFNet/~/linear": {"b": np.zeros(1000)}})
     ... except ValueError as error:
     ...     print(str(error).splitlines()[0])
-    The weights in the mapping are of another network; nothing was changed. 213 of 214 parameters differ:
+    The weights in the mapping are of another network; nothing was changed. 96 of 97 parameters differ:
     """
     blocks = [layer.name for layer in model.layers if isinstance(layer, NFBlock)]
     variables = {

@@ -3,10 +3,6 @@
 import keras
 import numpy as np
 import pytest
-
-if keras.backend.backend() != "tensorflow":
-    pytest.skip("only TensorFlow has sparse gradients", allow_module_level=True)
-
 import tensorflow as tf
 
 from keras_nfnets import adaptive_clip

@@ -1,0 +1,77 @@
+"""What every subcommand shares: flags, help, and errors that are one sentence."""
+
+import copy
+import dataclasses
+import difflib
+import textwrap
+import typing
+
+from absl import flags
+
+import keras_nfnets
+from keras_nfnets.models.figures import variants
+
+
+class UsageError(Exception):
+    """The command line cannot be meant; the message says what would do."""
+
+
+@dataclasses.dataclass
+class Command:
+    """A subcommand: its name, the text of its help, its flags and what it does."""
+
+    name: str
+    usage: str
+    help: str
+    run: typing.Callable  # (flags, positional arguments) -> exit status
+    values: flags.FlagValues = dataclasses.field(default_factory=flags.FlagValues)
+
+    def parse(self, arguments):
+        """The flags' values, as attributes, and the positional arguments."""
+        values = copy.deepcopy(self.values)
+        try:
+            return values, values([self.name, *arguments])[1:]
+        except flags.IllegalFlagValueError as error:
+            # absl's own text may be a parser's ("invalid literal for int() ...").
+            name, _, value = str(error).removeprefix("flag --").partition("=")
+            wanted = self.values[name].parser.syntactic_help or "true or false"
+            value = value.partition(":")[0]
+            raise UsageError(f"--{name} must be {wanted}. Received: {value}") from None
+        except flags.Error as error:
+            raise UsageError(str(error)) from None
+
+    def help_text(self):
+        lines = [f"usage: keras-nfnets {self.usage}", "", self.help.strip()]
+        if len(self.values):
+            lines += ["", "flags:"]
+        for flag in self.values.flags_by_module_dict().get(self.name, []):
+            name = f"[no]{flag.name}" if flag.boolean else flag.name
+            default = "" if flag.default is None else f" (default: {flag.default})"
+            lines.append(f"  --{name}")
+            lines += textwrap.wrap(
+                flag.help + default,
+                80,
+                initial_indent="      ",
+                subsequent_indent="      ",
+            )
+        return "\n".join(lines)
+
+    def define(self, kind, name, default, help, **options):
+        """Defines a flag of this command: `kind` is `"integer"`, `"float"`, ..."""
+        define = getattr(flags, f"DEFINE_{kind}")
+        define(name, default, help, flag_values=self.values, **options)
+        self.values.register_flag_by_module(self.name, self.values[name])
+
+
+def network(name):
+    """The constructor and the variant of a network of the zoo, by its name."""
+    zoo = variants()
+    matches = [known for known in zoo if known.lower() == name.lower()]
+    if not matches:
+        close = difflib.get_close_matches(name, zoo, n=4, cutoff=0.4)
+        suggestion = f"perhaps {' or '.join(close)}? " if close else ""
+        raise UsageError(
+            f"There is no network {name!r}; {suggestion}"
+            "'keras-nfnets list' shows all there are."
+        )
+    return getattr(keras_nfnets, matches[0]), zoo[matches[0]]

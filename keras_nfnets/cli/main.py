@@ -1,0 +1,70 @@
+"""`keras-nfnets`: parses the command line and runs a subcommand."""
+
+import difflib
+import sys
+
+from keras_nfnets.cli import list as list_command
+from keras_nfnets.cli import summary, train
+from keras_nfnets.cli.command import UsageError
+from keras_nfnets.version import __version__
+
+COMMANDS = {c.name: c for c in (train.COMMAND, list_command.COMMAND, summary.COMMAND)}
+
+HELP = """\
+usage: keras-nfnets COMMAND [FLAGS]
+
+Normalizer-free networks for Keras.
+
+  train     train a network with adaptive gradient clipping; without any flags, a
+            small one on handwritten digits, in half a minute
+  list      the networks there are: parameters, FLOPs, native picture sizes
+  summary   one network, layer by layer
+
+'keras-nfnets COMMAND --help' explains a command and its flags.
+"""
+
+
+def run():
+    """Runs `sys.argv` and exits with 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def main(arguments):
+    """Runs a command line and returns its exit status."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    command = COMMANDS.get(name)
+    if command is None:
+        close = difflib.get_close_matches(name, COMMANDS)
+        print(
+            f"keras-nfnets: there is no command {name!r}. "
+            + (f"Did you mean {close[0]!r}? " if close else "")
+            + f"The commands are {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
+        return 2
+    if {"-h", "--help", "--helpfull"} & set(rest):
+        print(command.help_text())
+        return 0
+    try:
+        return command.run(*command.parse(rest))
+    except UsageError as error:
+        print(
+            f"keras-nfnets {name}: {error}\n"
+            f"'keras-nfnets {name} --help' explains the command.",
+            file=sys.stderr,
+        )
+        return 2

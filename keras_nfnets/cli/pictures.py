@@ -1,0 +1,67 @@
+"""Pictures of a training run."""
+
+import numpy as np
+
+
+def training_curves(history, path, title):
+    """Draws loss, accuracy and the share of units clipped, epoch by epoch.
+
+    `history` is that of `keras.callbacks.History`; `clip_share` may be missing.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3 if "clip_share" in history else 2)
+    for axis, key, label, percent in zip(
+        axes,
+        ("loss", "accuracy", "clip_share"),
+        ("loss", "accuracy (%)", "units clipped (%)"),
+        (1, 100, 100),
+    ):
+        for name, style in ((key, "training"), (f"val_{key}", "held out")):
+            if name in history:
+                values = percent * np.array(history[name])
+                axis.plot(epochs, values, marker="o", markersize=3, label=style)
+        axis.set(xlabel="epoch", title=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        if f"val_{key}" in history:
+            axis.legend()
+    # Where nearly all are right the interesting part is at the top.
+    axes[0].set_ylim(bottom=0)
+    axes[-1].set_ylim(bottom=0) if "clip_share" in history else None
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def predictions(images, labels, probabilities, class_names, path, title):
+    """Draws held-out pictures with what the network said, its mistakes first.
+
+    Args:
+        images: `(n, height, width, 1 or 3)`, of any range.
+        labels: `(n,)` integers.
+        probabilities: `(n, classes)`.
+        class_names: what the classes are called.
+        path, title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    rows, columns = 5, 8
+    said = probabilities.argmax(axis=1)
+    mistakes_first = np.argsort(said == labels, kind="stable")[: rows * columns]
+    figure = Figure(figsize=(columns * 1.3, rows * 1.6), layout="constrained")
+    for axis in figure.subplots(rows, columns).flat:
+        axis.axis("off")
+    for axis, i in zip(figure.axes, mistakes_first):
+        image = images[i] - images[i].min()
+        image = image / max(image.max(), 1e-9)
+        axis.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
+        text = f"{class_names[said[i]]}  {probabilities[i, said[i]]:.0%}"
+        wrong = said[i] != labels[i]
+        if wrong:
+            text += f"\nis {class_names[labels[i]]}"
+        axis.set_title(text, fontsize=9, color="crimson" if wrong else "seagreen")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)

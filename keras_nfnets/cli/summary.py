@@ -1,0 +1,49 @@
+"""`keras-nfnets summary`."""
+
+from keras_nfnets.cli.command import Command, UsageError, network
+from keras_nfnets.models.figures import count_flops, without_memory
+
+
+def run(flags, arguments):
+    if len(arguments) != 1:
+        raise UsageError(
+            f"'summary' takes the name of one network. Received: {arguments or 'none'}"
+        )
+    constructor, variant = network(arguments[0])
+    size = flags.image_size or variant.test_size
+    with without_memory():
+        model = constructor(input_shape=(size, size, 3))
+        model.summary()
+        flops = count_flops(model)
+    print(f"FLOPs (multiply-adds) for one {size} x {size} picture: {flops:,}")
+    print(
+        f"Published picture sizes: train {variant.train_size}, test {variant.test_size}"
+    )
+    print(
+        "Endpoints, by model.get_layer(name).output: "
+        + ", ".join(
+            layer.name
+            for layer in model.layers
+            if layer.name in ("stem", "features", "avg_pool", "predictions")
+            or layer.name.removeprefix("stage").isdigit()
+        )
+    )
+    return 0
+
+
+COMMAND = Command(
+    "summary",
+    "summary NAME [--image_size=N]",
+    """\
+Prints a network layer by layer, with shapes, parameters and FLOPs. NAME is one of
+'keras-nfnets list', such as NFNetF0.
+""",
+    run,
+)
+COMMAND.define(
+    "integer",
+    "image_size",
+    None,
+    "Pixels a side of the picture to count for; by default the network's test size.",
+    lower_bound=1,
+)

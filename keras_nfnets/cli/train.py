@@ -1,0 +1,224 @@
+"""`keras-nfnets train`."""
+
+import os
+import pathlib
+import shlex
+
+import keras
+import numpy as np
+
+from keras_nfnets import data
+from keras_nfnets.cli import pictures
+from keras_nfnets.cli.command import Command, UsageError, network
+
+MODEL, HISTORY = "model.keras", "history.csv"
+CURVES, PREDICTIONS = "training_curves.png", "predictions.png"
+
+
+def run(flags, arguments):
+    if arguments:
+        raise UsageError(
+            "'train' takes flags only, as --epochs=20. "
+            f"Received: {shlex.join(arguments)}"
+        )
+    constructor, variant = network(flags.model)
+    name, size = constructor.__name__, flags.image_size or variant.train_size
+    keras.utils.set_random_seed(flags.seed)
+    try:
+        dataset = data.load(flags.dataset, size, flags.batch_size, flags.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    folder = _output_folder(flags, f"{flags.dataset}-{name}")
+
+    model = constructor(
+        input_shape=(size, size, dataset.channels), classes=len(dataset.class_names)
+    )
+    clip_factor = flags.clip_factor if flags.agc else None
+    clipping = f"AGC, clip factor {clip_factor:g}" if flags.agc else "no clipping"
+    print(
+        f"{name}, {model.count_params():,} parameters, on {flags.dataset}: "
+        f"{dataset.train.cardinality()} batches of {flags.batch_size} pictures, "
+        f"{size} x {size} pixels, {flags.epochs} epochs, {clipping}"
+    )
+    _compile(model, flags, clip_factor, int(dataset.train.cardinality()))
+
+    history = keras.callbacks.History()
+    interrupted = False
+    try:
+        model.fit(
+            dataset.train,
+            validation_data=dataset.test,
+            epochs=flags.epochs,
+            shuffle=False,  # the data set does so
+            callbacks=[
+                history,
+                keras.callbacks.CSVLogger(folder / HISTORY),
+                keras.callbacks.TerminateOnNaN(),
+            ],
+        )
+    except KeyboardInterrupt:
+        interrupted = True
+    title = f"{name} on {flags.dataset}, {clipping}"
+    _save(model, folder)
+    written = _draw(model, dataset, history.history, folder, title)
+    return _report(flags, history.history, folder, written, interrupted)
+
+
+def _output_folder(flags, name):
+    """Makes the folder of this run; never one in which another run's results are."""
+    if flags.output_dir:
+        folder = pathlib.Path(flags.output_dir).expanduser()
+        if (folder / MODEL).exists() and not flags.overwrite:
+            raise UsageError(
+                f"{folder} holds the model of another run; give another --output_dir, "
+                "or --overwrite to replace it."
+            )
+    else:
+        runs = pathlib.Path("runs")
+        taken = {path.name for path in runs.glob(f"{name}*")}
+        count = next(n for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
+        folder = runs / f"{name}-{count}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # CSVLogger would find out only after the first epoch.
+        (folder / HISTORY).write_text("")
+    except OSError as error:
+        raise UsageError(f"Cannot write into --output_dir: {error}") from error
+    return folder
+
+
+def _compile(model, flags, clip_factor, steps_per_epoch):
+    steps = flags.epochs * steps_per_epoch
+    warmup = steps // 10
+    learning_rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=flags.learning_rate, warmup_steps=warmup
+    )
+    model.compile(
+        keras.optimizers.SGD(learning_rate, momentum=0.9, nesterov=True),
+        keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+        metrics=["accuracy"],
+        clip_factor=clip_factor,
+    )
+
+
+def _save(model, folder):
+    """Saves under a temporary name first: a model file that is there is whole."""
+    partial = folder / f"partial-{MODEL}"
+    try:
+        model.save(partial)
+        os.replace(partial, folder / MODEL)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _draw(model, dataset, history, folder, title):
+    """Draws what there is to draw and returns the names of the files."""
+    written = [MODEL, HISTORY]
+    if history.get("loss"):
+        pictures.training_curves(history, folder / CURVES, title)
+        written.append(CURVES)
+    images, labels = (
+        np.concatenate(arrays)
+        for arrays in zip(*dataset.test.take(8).as_numpy_iterator())
+    )
+    probabilities = model.predict(images, verbose=0)
+    if np.isfinite(probabilities).all():
+        pictures.predictions(
+            images,
+            labels.argmax(axis=1),
+            probabilities,
+            dataset.class_names,
+            folder / PREDICTIONS,
+            f"{title}: held-out pictures, mistakes first",
+        )
+        written.append(PREDICTIONS)
+    return written
+
+
+_DESCRIPTIONS = {
+    MODEL: "the network, for keras.saving.load_model after import keras_nfnets",
+    HISTORY: "loss, accuracy and share of units clipped, epoch by epoch",
+    CURVES: "the same, drawn",
+    PREDICTIONS: "held-out pictures and what the network says they are",
+}
+
+
+def _report(flags, history, folder, written, interrupted):
+    epochs = len(history.get("loss", ()))
+    diverged = epochs and not np.isfinite(history["loss"][-1])
+    print()
+    if interrupted:
+        print(
+            f"Interrupted after {epochs} whole epochs; this is what there was by then."
+        )
+    elif diverged:
+        print(
+            f"The loss was not a number in epoch {epochs}: the run diverged. A smaller "
+            "--learning_rate or --clip_factor would do."
+        )
+    if history.get("val_accuracy"):
+        print(f"Accuracy on held-out pictures: {history['val_accuracy'][-1]:.2%}")
+    for name in written:
+        print(f"  {folder / name}  ({_DESCRIPTIONS[name]})")
+    if flags.agc:
+        print("Next, see what clipping does:  keras-nfnets train --noagc")
+    else:
+        print("Next, the same with clipping:  keras-nfnets train")
+    return 130 if interrupted else int(bool(diverged))
+
+
+COMMAND = Command(
+    "train",
+    "train [FLAGS]",
+    f"""\
+Trains a network on labelled pictures: SGD with Nesterov momentum, adaptive gradient
+clipping (AGC), a learning rate that warms up and then falls as a cosine, label
+smoothing. Without flags it learns scikit-learn's handwritten digits in half a minute.
+
+It leaves in one folder {MODEL}, {HISTORY}, {CURVES} and
+{PREDICTIONS}. Ctrl-C ends a run early and leaves what there is by then.
+
+  keras-nfnets train
+  keras-nfnets train --model=NFResNet26 --image_size=64 --epochs=5
+  keras-nfnets train --dataset=cifar10 --batch_size=128 --output_dir=cifar
+""",
+    run,
+)
+_flag = COMMAND.define
+_flag(
+    "string",
+    "dataset",
+    "digits",
+    "'digits' (scikit-learn's, which come along) or a classification set of TensorFlow "
+    "Datasets, such as mnist or cifar10, downloaded on first use.",
+)
+_flag("string", "model", "NFNetTiny", "A network of 'keras-nfnets list'.")
+_flag(
+    "integer",
+    "image_size",
+    None,
+    "Pixels a side to which pictures are resized; by default the network's own size.",
+    lower_bound=1,
+)
+_flag("integer", "batch_size", 64, "Pictures a step.", lower_bound=1)
+_flag("integer", "epochs", 15, "Passes over the training pictures.", lower_bound=1)
+_flag("float", "learning_rate", 0.4, "Its peak.", lower_bound=0.0)
+_flag("boolean", "agc", True, "Whether to clip gradients adaptively.")
+_flag(
+    "float",
+    "clip_factor",
+    0.01,
+    "Largest ratio of a gradient's norm to its weights' norm, unit by unit; the paper "
+    "uses 0.01 to 0.16, smaller for larger batches.",
+    lower_bound=1e-9,
+)
+_flag(
+    "integer", "seed", 0, "Of initialization, order and regularization.", lower_bound=0
+)
+_flag(
+    "string",
+    "output_dir",
+    None,
+    "Folder to write into; by default a new one under runs/.",
+)
+_flag("boolean", "overwrite", False, "Replace the run that is in --output_dir.")

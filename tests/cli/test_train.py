@@ -1,0 +1,129 @@
+"""`keras-nfnets train` as a process of its own, the way people run it."""
+
+import csv
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_nfnets  # noqa: F401  (its layers are needed to load models)
+from keras_nfnets import data
+from keras_nfnets.cli import pictures
+
+FILES = {"model.keras", "history.csv", "training_curves.png", "predictions.png"}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "keras_nfnets", "train", *arguments]
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def history_of(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def evaluate(folder):
+    model = keras.saving.load_model(folder / "model.keras")
+    test = data.load("digits", image_size=32, batch_size=64).test
+    return model.evaluate(test, verbose=0, return_dict=True)
+
+
+def test_the_first_command_learns_the_digits(tmp_path):
+    result = run(cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    [folder] = (tmp_path / "runs").iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+    rows = history_of(folder)
+    assert rows[-1]["val_accuracy"] >= 0.985
+    assert max(row["clip_share"] for row in rows) > 0.1
+    assert f"{rows[-1]['val_accuracy']:.2%}" in result.stdout
+    for name in FILES:
+        assert f"runs/{folder.name}/{name}" in result.stdout
+    assert "keras-nfnets train --noagc" in result.stdout
+    for name in ("training_curves.png", "predictions.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+            assert len(set(picture.convert("L").tobytes())) > 50  # something is drawn
+    assert evaluate(folder)["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
+
+
+def test_same_seed_same_run_and_a_path_with_spaces(tmp_path):
+    rows = []
+    for name in ("a b", "c"):
+        folder = tmp_path / name
+        arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert {path.name for path in folder.iterdir()} == FILES
+        rows.append(history_of(folder))
+    np.testing.assert_allclose(rows[0][0]["loss"], rows[1][0]["loss"], rtol=1e-5)
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(tmp_path):
+    model = tmp_path / "model.keras"
+    model.write_text("precious")
+    result = run("--epochs=1", f"--output_dir={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--overwrite" in result.stderr
+    assert model.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_ctrl_c_leaves_what_there_is(tmp_path):
+    process = subprocess.Popen(
+        command("--epochs=1000"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = ""
+    while "Epoch 3/1000" not in seen:
+        piece = process.stdout.read(1)
+        assert piece, seen
+        seen += piece
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert "Interrupted after 2 whole epochs" in rest
+    assert "Traceback" not in rest
+    [folder] = (tmp_path / "runs").iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert len(history_of(folder)) == 2
+    assert evaluate(folder)["accuracy"] > 0.1
+
+
+def test_curves_are_drawn_without_clipping_and_predictions_in_colour(tmp_path):
+    pictures.training_curves(
+        {"loss": [1.0], "accuracy": [0.5]}, tmp_path / "curves.png", "one epoch"
+    )
+    probabilities = np.eye(3)[[0, 1, 1]]
+    pictures.predictions(
+        np.random.default_rng(0).normal(size=(3, 8, 8, 3)),
+        np.array([0, 1, 2]),
+        probabilities,
+        ["a", "b", "c"],
+        tmp_path / "predictions.png",
+        "three pictures",
+    )
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
