@@ -17,9 +17,10 @@ _Functional = type(keras.Model.__new__(keras.Model, None, None))
 
 
 def _is_functional_call(args, kwargs):
-    """Whether these arguments are `(inputs, outputs)`, as `keras.Model` decides it."""
-    given = len(args) + sum(name in kwargs for name in ("inputs", "outputs"))
-    return given >= 2
+    """Whether these are the arguments `(inputs, outputs)` of a functional model."""
+    given = [*args[:2], *(kwargs[n] for n in ("inputs", "outputs") if n in kwargs)]
+    tensors = keras.tree.flatten(given)
+    return len(given) == 2 and all(isinstance(t, keras.KerasTensor) for t in tensors)
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -50,20 +51,20 @@ class AGCModel(keras.Model):
     Reference: Brock et al. (2021), arXiv 2102.06171, section 4.
     """
 
+    # Keras makes a subclass functional by rewriting the bases of the class and of all
+    # its ancestors, after which `AGCModel` could no longer be subclassed. So functional
+    # models get a class of their own, `FunctionalAGCModel`.
+
     def __new__(cls, *args, **kwargs):
-        # Keras makes a functional model of a subclass by rewriting the bases of the
-        # class and of all its ancestors, after which `AGCModel` could no longer be
-        # subclassed. So functional models get a class of their own.
-        if _is_functional_call(args, kwargs) and not issubclass(cls, _Functional):
-            if cls is AGCModel:
-                return FunctionalAGCModel.__new__(FunctionalAGCModel, *args, **kwargs)
-            cls.__bases__ = tuple(
-                FunctionalAGCModel if base is AGCModel else base
-                for base in cls.__bases__
-            )
+        if cls is AGCModel and _is_functional_call(args, kwargs):
+            return FunctionalAGCModel.__new__(FunctionalAGCModel, *args, **kwargs)
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(self, *args, **kwargs):
+        cls = type(self)
+        if _is_functional_call(args, kwargs) and not issubclass(cls, _Functional):
+            others = tuple(base for base in cls.__bases__ if base is not AGCModel)
+            cls.__bases__ = (*others, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
         self._clip_share = keras.metrics.Mean(name="clip_share")
 
@@ -158,7 +159,8 @@ class AGCModel(keras.Model):
     def update_loss_metric(self, loss, x):
         """Adds the (unscaled) loss of batch `x` to the average that `fit` logs."""
         metric = next(metric for metric in self.metrics if metric.name == "loss")
-        metric.update_state(loss, sample_weight=keras.tree.flatten(x)[0].shape[0])
+        first = next(value for value in keras.tree.flatten(x) if value is not None)
+        metric.update_state(loss, sample_weight=keras.ops.shape(first)[0])
 
     def training_logs(self, x, y, y_pred, sample_weight):
         """Updates the compiled metrics and returns the logs of a training step."""

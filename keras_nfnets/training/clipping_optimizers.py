@@ -23,6 +23,21 @@ def check_optimizer(optimizer):
         )
 
 
+def check_one_replica():
+    """Raises a NotImplementedError where each replica has only a part of the gradient."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1:
+        raise NotImplementedError(
+            "AGC does not train on several replicas yet: it would clip each one's part "
+            "of the gradient, not their sum. Received: a tf.distribute strategy of "
+            f"{replicas} replicas"
+        )
+
+
 @keras.saving.register_keras_serializable("keras_nfnets")
 class AGC(keras.optimizers.Optimizer):
     """Clips gradients by AGC and hands them to another optimizer.
@@ -85,6 +100,7 @@ class AGC(keras.optimizers.Optimizer):
         super().build(variables)
 
     def apply(self, grads, trainable_variables=None):
+        check_one_replica()
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
         trainable_variables = list(trainable_variables)

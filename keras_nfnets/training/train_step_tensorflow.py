@@ -3,14 +3,11 @@
 import keras
 import tensorflow as tf
 
+from keras_nfnets.training.clipping_optimizers import check_one_replica
+
 
 def train_step(model, data):
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        raise NotImplementedError(
-            "AGCModel does not train on several replicas yet: it would clip each "
-            "replica's part of the gradient, not their sum. Received: a strategy of "
-            f"{tf.distribute.get_strategy().num_replicas_in_sync} replicas"
-        )
+    check_one_replica()
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     with tf.GradientTape() as tape:
         y_pred = model(x, training=True)

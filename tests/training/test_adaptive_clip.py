@@ -1,3 +1,5 @@
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from keras import ops
 from keras_nfnets import adaptive_clip
 from keras_nfnets.training.adaptive_clip import clip_units
 
-AGC_TENSORS = dict(np.load("tests/golden/agc_tensors.npz"))
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+AGC_TENSORS = dict(np.load(GOLDEN / "agc_tensors.npz"))
 
 
 def norm(x, axes):

@@ -252,8 +252,17 @@ class FunctionalSubclass(AGCModel):
         return -super().compute_loss(*args, **kwargs) * -1
 
 
+class FunctionalInside(FunctionalSubclass):
+    def __init__(self, units, outputs):
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(units, activation="tanh")(inputs)
+        super().__init__(inputs, keras.layers.Dense(outputs, name="predictions")(x))
+
+
 @pytest.mark.parametrize("built", [False, True])
-@pytest.mark.parametrize("kind", ["subclassed", "sequential", "functional subclass"])
+@pytest.mark.parametrize(
+    "kind", ["subclassed", "sequential", "functional subclass", "functional inside"]
+)
 def test_every_way_to_write_a_model_trains_alike(kind, built):
     reference = small_model()
     if kind == "subclassed":
@@ -265,6 +274,9 @@ def test_every_way_to_write_a_model_trains_alike(kind, built):
                 keras.layers.Dense(3, name="predictions"),
             ]
         )
+    elif kind == "functional inside":
+        model = FunctionalInside(8, 3)
+        assert [layer.name for layer in model.layers][-1] == "predictions"
     else:
         model = small_model(FunctionalSubclass)
         assert isinstance(model, FunctionalSubclass)
@@ -288,6 +300,8 @@ def test_every_way_to_write_a_model_trains_alike(kind, built):
 def test_functional_use_does_not_break_subclassing():
     # Keras rewrites the bases of a class that is used functionally.
     small_model()
+    small_model(FunctionalSubclass)
+    FunctionalInside(8, 3)
     x, _ = small_data()
     assert Subclassed()(x).shape == (32, 3)
     assert type(small_model()).__mro__.index(AGCModel) > 0
@@ -313,6 +327,16 @@ def test_clip_share_is_logged_in_training_only_and_is_a_mean():
     assert "clip_share" not in model.fit(x, y, verbose=0).history
     model.compile("sgd", "mse")
     assert "clip_share" in model.fit(x, y, verbose=0).history
+
+
+def test_logged_loss_weighs_batches_by_their_size():
+    model = small_model()
+    model.compile(keras.optimizers.SGD(1e-9), "mse")
+    x, y = small_data()
+    y[30:] += 1000
+    history = model.fit(x, y, batch_size=30, shuffle=False, verbose=0).history
+    expected = model.evaluate(x, y, batch_size=32, verbose=0)
+    assert history["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_sample_weights_class_weights_and_several_outputs_train():

@@ -1,0 +1,70 @@
+"""The package as a whole, in processes of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_light():
+    code = "import sys, keras_nfnets; print(*sys.modules)"
+    modules = set(run(code).split())
+    assert not modules & {"tensorflow_datasets", "matplotlib", "sklearn"}
+
+
+def test_works_on_jax_where_tensorflow_is_not_installed():
+    run(
+        """
+import sys
+sys.modules["tensorflow"] = None  # importing it fails
+import numpy as np
+import keras_nfnets
+model = keras_nfnets.NFNet((1,), (16,), group_size=8, classes=2)
+model.compile(keras_nfnets.SGDAGC(), "sparse_categorical_crossentropy")
+model.fit(np.ones((4, 8, 8, 3)), np.array([0, 1, 0, 1]), verbose=0)
+model.compile("sgd", "sparse_categorical_crossentropy")
+assert "clip_share" in model.fit(np.ones((4, 8, 8, 3)), np.zeros(4), verbose=0).history
+""",
+        KERAS_BACKEND="jax",
+    )
+
+
+@pytest.mark.parametrize(
+    "model, optimizer",
+    [("keras_nfnets.AGCModel", "'sgd'"), ("keras.Model", "keras_nfnets.AGC('sgd')")],
+)
+def test_a_part_of_the_gradient_is_never_clipped(model, optimizer):
+    # Until replicas are summed first, training on several is refused.
+    run(
+        f"""
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, numpy as np, keras_nfnets
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    inputs = keras.Input((2,))
+    model = {model}(inputs, keras.layers.Dense(1)(inputs))
+    model.compile({optimizer}, "mse")
+try:
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+except NotImplementedError as error:
+    assert "2 replicas" in str(error)
+else:
+    raise AssertionError("trained")
+""",
+        KERAS_BACKEND="tensorflow",
+    )
