@@ -103,8 +103,9 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     result = []
     for gradient, variable in zip(gradients, variables):
         if gradient is not None and not is_excluded(variable, exclude):
-            factor = _unit_factors(gradient, variable, clip_factor, eps, loss_scale)
-            gradient = _scale(gradient, factor)
+            dense = _dense(gradient, variable)
+            factor = _unit_factors(dense, variable, clip_factor, eps, loss_scale)
+            gradient = _scale(gradient, dense, factor)
             clipped_units += ops.sum(ops.cast(factor < 1, "float32"))
             units += math.prod(factor.shape)
         result.append(gradient)
@@ -196,19 +197,33 @@ def norm_axes(shape, path=""):
     return every_axis[:-1]
 
 
+def _is_indexed_slices(gradient):
+    return hasattr(gradient, "dense_shape")
+
+
+def _dense(gradient, variable):
+    """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
+    if _is_indexed_slices(gradient):
+        import tensorflow as tf
+
+        # In a graph the shape of slices may not be known before they are.
+        return tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+    dense = ops.convert_to_tensor(gradient)
+    if tuple(dense.shape) != tuple(variable.shape):
+        raise ValueError(
+            "A gradient must have the shape of its variable. Received: a gradient of "
+            f"shape {tuple(dense.shape)} for {variable_path(variable) or 'a variable'} "
+            f"of shape {tuple(variable.shape)}"
+        )
+    return dense
+
+
 def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
     """What to multiply each unit's gradient by, float32 or better, at most 1.
 
     Of the gradient's rank, with 1 in place of the axes the norms were taken over.
     """
     weights = ops.convert_to_tensor(variable)
-    gradient = _dense(gradient)
-    if tuple(gradient.shape) != tuple(weights.shape):
-        raise ValueError(
-            "A gradient must have the shape of its variable. Received: a gradient of "
-            f"shape {tuple(gradient.shape)} for {variable_path(variable) or 'a variable'} "
-            f"of shape {tuple(weights.shape)}"
-        )
     axes = norm_axes(tuple(weights.shape), variable_path(variable))
     dtype = keras.backend.result_type(gradient.dtype, weights.dtype, "float32")
     norm = _norm(ops.cast(gradient, dtype), axes)
@@ -225,27 +240,15 @@ def _norm(x, axes):
     return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
 
 
-def _is_indexed_slices(gradient):
-    return hasattr(gradient, "dense_shape")
-
-
-def _dense(gradient):
-    """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
-    if _is_indexed_slices(gradient):
-        import tensorflow as tf
-
-        return tf.convert_to_tensor(gradient)
-    return ops.convert_to_tensor(gradient)
-
-
-def _scale(gradient, factor):
+def _scale(gradient, dense, factor):
     """`gradient * factor` in the gradient's dtype; sparse if it was and can be."""
-    if _is_indexed_slices(gradient):
-        if math.prod(factor.shape[1:]) > 1:  # not one factor a row
-            return _scale(_dense(gradient), factor)
-        if factor.shape[0] > 1:
-            factor = ops.take(factor, gradient.indices, axis=0)
-        values = _scale(gradient.values, factor)
-        return type(gradient)(values, gradient.indices, gradient.dense_shape)
-    gradient = ops.convert_to_tensor(gradient)
-    return ops.cast(ops.cast(gradient, factor.dtype) * factor, gradient.dtype)
+    if not _is_indexed_slices(gradient) or math.prod(factor.shape[1:]) > 1:
+        return _multiply(dense, factor)
+    if factor.shape[0] > 1:  # one a row
+        factor = ops.take(factor, gradient.indices, axis=0)
+    values = _multiply(gradient.values, factor)
+    return type(gradient)(values, gradient.indices, gradient.dense_shape)
+
+
+def _multiply(x, factor):
+    return ops.cast(ops.cast(x, factor.dtype) * factor, x.dtype)

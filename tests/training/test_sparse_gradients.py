@@ -58,6 +58,27 @@ def test_rows_of_a_kernel_that_are_not_units_become_dense():
     np.testing.assert_allclose(np.linalg.norm(clipped, axis=0), largest, rtol=1e-5)
 
 
+def test_slices_of_unknown_shape_are_clipped_in_a_graph():
+    layer = keras.layers.Embedding(7, 4)
+    layer.build((None,))
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, 4), tf.float32),
+            tf.TensorSpec((None,), tf.int32),
+            tf.TensorSpec((2,), tf.int32),
+        ]
+    )
+    def clip(values, indices, shape):
+        gradient = tf.IndexedSlices(values, indices, shape)
+        return adaptive_clip([gradient], [layer.embeddings], clip_factor=0.05)[0]
+
+    clipped = clip(tf.ones((2, 4)), [1, 1], [7, 4])
+    row = np.linalg.norm(tf.convert_to_tensor(clipped)[1])
+    largest = 0.05 * np.linalg.norm(layer.embeddings.numpy()[1])
+    assert row == pytest.approx(largest, rel=1e-5)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_an_embedding_model_trains(jit_compile):
     from keras_nfnets import AGCModel
