@@ -6,7 +6,6 @@ import pathlib
 import zipfile
 
 import h5py
-import keras
 import numpy as np
 
 
@@ -50,9 +49,8 @@ def named_variables(model):
         own = {}
         layer.save_own_variables(own)
         found.update({f"{prefix}/{index}": v for index, v in own.items()})
-        for child in vars(layer).values():
-            if isinstance(child, keras.layers.Layer):
-                visit(child, f"{prefix}/{child.name}")
+        for child in layer._flatten_layers(include_self=False, recursive=False):
+            visit(child, f"{prefix}/{child.name}")
 
     for layer in model.layers:
         visit(layer, layer.name)

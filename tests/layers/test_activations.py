@@ -3,6 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from comparing import assert_close
 from keras import ops
 
 from keras_nfnets import ScaledActivation, activation_gain
@@ -68,11 +69,9 @@ def test_names_follow_the_authors_definitions():
     x = np.linspace(-3, 3, 7).astype("float32")
     tanh_form = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     layer = ScaledActivation("gelu")
-    np.testing.assert_allclose(layer(x) / layer.gain, tanh_form, atol=1e-6)
+    assert_close(layer(x) / layer.gain, tanh_form, atol=1e-6)
     layer = ScaledActivation("leaky_relu")
-    np.testing.assert_allclose(
-        layer(x) / layer.gain, np.where(x > 0, x, 0.01 * x), atol=1e-6
-    )
+    assert_close(layer(x) / layer.gain, np.where(x > 0, x, 0.01 * x), atol=1e-6)
 
 
 def test_a_function_is_not_taken_for_the_name_it_shares():

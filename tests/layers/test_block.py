@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from comparing import assert_close
 from keras import ops
 
 from keras_nfnets import NFBlock, SqueezeExcite, StochasticDepth
@@ -43,10 +44,10 @@ def test_layer_survives_saving_and_cloning(name, tmp_path):
     expected = model.predict(x, verbose=0)
     model.save(tmp_path / "layer.keras")
     loaded = keras.saving.load_model(tmp_path / "layer.keras")
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(loaded.predict(x, verbose=0), expected, atol=1e-6)
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
-    np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(clone.predict(x, verbose=0), expected, atol=1e-6)
     assert clone.layers[-1].get_config() == model.layers[-1].get_config()
 
 
@@ -67,7 +68,7 @@ def test_layer_runs_in_mixed_precision(name, policy):
     assert {
         keras.backend.standardize_dtype(v.dtype) for v in half.trainable_weights
     } <= {"float32"}
-    np.testing.assert_allclose(ops.cast(outputs, "float32"), full(x), atol=0.1)
+    assert_close(ops.cast(outputs, "float32"), full(x), atol=0.1)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (8, 5)])
@@ -81,14 +82,14 @@ def test_block_takes_any_size(name, size):
 
 def test_block_starts_as_its_shortcut():
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
-    np.testing.assert_array_equal(NFBlock(16, group_size=8)(x), x)
+    assert_close(NFBlock(16, group_size=8)(x), x, rtol=0)
 
 
 def test_residual_is_scaled_by_alpha_and_skip_gain():
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 16)).astype("float32")
     block = NFBlock(16, group_size=8, alpha=0.3, skip_gain_initializer="ones")
     expected = x + 0.3 * ops.convert_to_numpy(block(x) * 0 + block.residual(x))
-    np.testing.assert_allclose(block(x), expected, atol=1e-5)
+    assert_close(block(x), expected, atol=1e-5)
 
 
 def test_block_keeps_the_variance_it_promises():
@@ -112,7 +113,7 @@ def test_beta_scales_the_input_down_to_one():
     plain.build(x.shape)
     scaled.build(x.shape)
     scaled.set_weights(plain.get_weights())
-    np.testing.assert_allclose(scaled.residual(2 * x), plain.residual(x), atol=1e-5)
+    assert_close(scaled.residual(2 * x), plain.residual(x), atol=1e-5)
 
 
 def test_squeeze_excite_doubles_and_gates():
@@ -125,7 +126,7 @@ def test_squeeze_excite_doubles_and_gates():
     w0, b0, w1, b1 = (ops.convert_to_numpy(v) for v in layer.weights)
     hidden = np.maximum(x.mean(axis=(1, 2)) @ w0 + b0, 0)
     gate = 1 / (1 + np.exp(-(hidden @ w1 + b1)))
-    np.testing.assert_allclose(layer(x), 2 * gate[:, None, None] * x, atol=1e-5)
+    assert_close(layer(x), 2 * gate[:, None, None] * x, atol=1e-5)
 
 
 def test_squeeze_excite_means_do_not_overflow_in_float16():
@@ -144,7 +145,7 @@ def test_stochastic_depth_drops_whole_examples_at_its_rate():
     assert (y.min(axis=1) == y.max(axis=1)).all()
     assert y.mean() == pytest.approx(0.7, abs=0.03)
     assert set(np.unique(y)) == {0.0, 1.0}  # and nothing is rescaled
-    np.testing.assert_array_equal(layer(x, training=False), x)
+    assert_close(layer(x, training=False), x, rtol=0)
 
 
 def test_bad_arguments_are_refused():

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from comparing import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -55,15 +56,15 @@ def test_equals_a_plain_convolution_of_the_standardized_kernel(
     twin.bias.assign(layer.bias)
     actual, expected = layer(x), twin(x)
     assert tuple(actual.shape) == tuple(layer.compute_output_shape(x.shape))
-    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    assert_close(actual, expected, atol=2e-5)
 
 
 def test_each_filter_has_zero_mean_and_unit_norm_at_initialization():
     layer = WSConv2D(16, 3, groups=2)
     layer.build((None, 8, 8, 6))
     kernel = ops.convert_to_numpy(layer.standardized_kernel())
-    np.testing.assert_allclose(kernel.mean(axis=(0, 1, 2)), 0, atol=1e-6)
-    np.testing.assert_allclose((kernel**2).sum(axis=(0, 1, 2)), 1, rtol=1e-5)
+    assert_close(kernel.mean(axis=(0, 1, 2)), 0, atol=1e-6)
+    assert_close((kernel**2).sum(axis=(0, 1, 2)), 1, rtol=1e-5)
 
 
 def test_eps_bounds_variance_times_fan_in():
@@ -72,9 +73,7 @@ def test_eps_bounds_variance_times_fan_in():
     kernel = np.zeros((3, 3, 4, 1), "float32")
     kernel[0, 0, 0, 0], kernel[0, 0, 1, 0] = 0.01, -0.01  # var * fan-in = 2e-4 < eps
     layer.kernel.assign(kernel)
-    np.testing.assert_allclose(
-        layer.standardized_kernel(), kernel / 0.1, rtol=1e-5, atol=1e-8
-    )
+    assert_close(layer.standardized_kernel(), kernel / 0.1, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -88,7 +87,7 @@ def test_statistics_are_taken_in_float32(policy):
     assert keras.backend.standardize_dtype(result.dtype) == policy.removeprefix(
         "mixed_"
     )
-    np.testing.assert_allclose(
+    assert_close(
         ops.cast(result, "float32"),
         standardized(np.float32(kernel), 1.0),
         atol=2e-3,
@@ -108,10 +107,10 @@ def test_gain_and_bias_survive_saving(tmp_path):
     x = np.random.default_rng(2).normal(size=(2, 9, 9, 4)).astype("float32")
     expected = model.predict(x, verbose=0)
     loaded = keras.saving.load_model(tmp_path / "m.keras")
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(loaded.predict(x, verbose=0), expected, atol=1e-6)
     clone = keras.models.clone_model(model)
     clone.load_weights(tmp_path / "m.weights.h5")
-    np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(clone.predict(x, verbose=0), expected, atol=1e-6)
 
 
 def test_lora_trains_the_kernel_that_is_standardized():
@@ -120,7 +119,7 @@ def test_lora_trains_the_kernel_that_is_standardized():
     x = np.random.default_rng(0).normal(size=(1, 6, 6, 2)).astype("float32")
     before = ops.convert_to_numpy(layer(x))
     layer.enable_lora(2)
-    np.testing.assert_allclose(layer(x), before, atol=1e-5)
+    assert_close(layer(x), before, atol=1e-5)
     layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
     assert np.abs(ops.convert_to_numpy(layer(x)) - before).max() > 1e-2
 
@@ -156,4 +155,4 @@ def test_channels_first_is_the_transpose_of_channels_last():
     randomize(last)
     randomize(first)
     outputs = ops.convert_to_numpy(compiled(first)(x.transpose(0, 3, 1, 2)))
-    np.testing.assert_allclose(outputs.transpose(0, 2, 3, 1), last(x), atol=1e-5)
+    assert_close(outputs.transpose(0, 2, 3, 1), last(x), atol=1e-5)

@@ -3,6 +3,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from comparing import assert_close
 from keras import ops
 
 import keras_nfnets
@@ -94,7 +95,7 @@ def test_top_and_pooling(make):
     x = np.random.default_rng(0).normal(size=(2, 40, 33, 3)).astype("float32")
     top = make(classes=7)
     assert top.output_shape == (None, 7)
-    np.testing.assert_allclose(ops.sum(top(x), axis=1), 1, rtol=1e-5)
+    assert_close(ops.sum(top(x), axis=1), 1, rtol=1e-5)
     maps = make(include_top=False)
     channels = maps.output_shape[-1]
     assert maps.output_shape == (None, None, None, channels)
@@ -102,7 +103,7 @@ def test_top_and_pooling(make):
     for pooling, reduce in (("avg", np.mean), ("max", np.max)):
         pooled = make(include_top=False, pooling=pooling)
         pooled.set_weights(maps.get_weights())
-        np.testing.assert_allclose(pooled(x), reduce(features, axis=(1, 2)), rtol=1e-4)
+        assert_close(pooled(x), reduce(features, axis=(1, 2)), rtol=1e-4)
 
 
 def test_endpoints_halve_the_resolution_stage_by_stage():
@@ -135,16 +136,14 @@ def test_beta_is_one_over_the_expected_deviation():
     model = NFNet((2, 3), (16, 32), group_size=8, alpha=0.5)
     betas = [layer.beta for layer in model.layers if isinstance(layer, NFBlock)]
     # Variance grows by alpha^2 a block and restarts after each transition block.
-    np.testing.assert_allclose(
-        betas, 1 / np.sqrt([1, 1.25, 1.5, 1.25, 1.5]), rtol=1e-12
-    )
+    assert_close(betas, 1 / np.sqrt([1, 1.25, 1.5, 1.25, 1.5]), rtol=1e-12)
 
 
 def test_stochastic_depth_grows_with_depth():
     model = NFNet((2, 2), (16, 32), group_size=8, stochastic_depth_rate=0.4)
     blocks = [layer for layer in model.layers if isinstance(layer, NFBlock)]
     rates = [block.stochastic_depth.rate for block in blocks]
-    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3])
+    assert_close(rates, [0, 0.1, 0.2, 0.3])
 
 
 def test_signal_keeps_its_variance_at_initialization():
@@ -154,7 +153,7 @@ def test_signal_keeps_its_variance_at_initialization():
             variable.assign(1.0)
     x = np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype("float32")
     signal = keras_nfnets.signal_propagation(model, x)
-    np.testing.assert_allclose(signal["res_avg_var"], 1, atol=0.35)
+    assert_close(signal["res_avg_var"], 1, atol=0.35)
 
 
 def test_networks_save_clone_and_train_in_every_policy(tmp_path):
@@ -170,10 +169,10 @@ def test_networks_save_clone_and_train_in_every_policy(tmp_path):
         model.save(tmp_path / "network.keras")
         loaded = keras.saving.load_model(tmp_path / "network.keras")
         assert isinstance(loaded, AGCModel)
-        np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-3)
+        assert_close(loaded.predict(x, verbose=0), expected, atol=1e-3)
         clone = keras.models.clone_model(model)
         clone.set_weights(model.get_weights())
-        np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-3)
+        assert_close(clone.predict(x, verbose=0), expected, atol=1e-3)
 
 
 def test_preprocess_input_is_the_authors():
@@ -183,9 +182,7 @@ def test_preprocess_input_is_the_authors():
     expected = (images - np.array([0.485, 0.456, 0.406]) * 255) / (
         np.array([0.229, 0.224, 0.225]) * 255
     )
-    np.testing.assert_allclose(
-        keras_nfnets.preprocess_input(images), expected, rtol=1e-4, atol=1e-5
-    )
+    assert_close(keras_nfnets.preprocess_input(images), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError):
         keras_nfnets.decode_predictions(np.zeros((1, 10)))
 
