@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import math
 import textwrap
 import typing
 
@@ -30,7 +31,11 @@ class Command:
         """The flags' values, as attributes, and the positional arguments."""
         values = copy.deepcopy(self.values)
         try:
-            return values, values([self.name, *arguments])[1:]
+            positional = values([self.name, *arguments])[1:]
+            for name, value in values.flag_values_dict().items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UsageError(f"--{name} must be finite. Received: {value}")
+            return values, positional
         except flags.IllegalFlagValueError as error:
             # absl's own text may be a parser's ("invalid literal for int() ...").
             name, _, value = str(error).removeprefix("flag --").partition("=")

@@ -1,6 +1,7 @@
 """`keras-nfnets`: parses the command line and runs a subcommand."""
 
 import difflib
+import os
 import sys
 
 from keras_nfnets.cli import list as list_command
@@ -27,19 +28,23 @@ Normalizer-free networks for Keras.
 def run():
     """Runs `sys.argv` and exits with 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(status)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
+        # The reader (head, less) has seen enough. Python would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def main(arguments):
     """Runs a command line and returns its exit status."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return 0
     if arguments[0] == "--version":
@@ -56,7 +61,7 @@ def main(arguments):
             file=sys.stderr,
         )
         return 2
-    if {"-h", "--help", "--helpfull"} & set(rest):
+    if {"-h", "--help"} & set(rest):
         print(command.help_text())
         return 0
     try:

@@ -29,9 +29,8 @@ def training_curves(history, path, title):
         axis.grid(alpha=0.3)
         if f"val_{key}" in history:
             axis.legend()
-    # Where nearly all are right the interesting part is at the top.
-    axes[0].set_ylim(bottom=0)
-    axes[-1].set_ylim(bottom=0) if "clip_share" in history else None
+        if key != "accuracy":
+            axis.set_ylim(bottom=0)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
@@ -57,7 +56,10 @@ def predictions(images, labels, probabilities, class_names, path, title):
     for axis, i in zip(figure.axes, mistakes_first):
         image = images[i] - images[i].min()
         image = image / max(image.max(), 1e-9)
-        axis.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
+        if image.shape[-1] == 1:
+            axis.imshow(image[..., 0], cmap="gray_r")
+        else:
+            axis.imshow(image)
         text = f"{class_names[said[i]]}  {probabilities[i, said[i]]:.0%}"
         wrong = said[i] != labels[i]
         if wrong:

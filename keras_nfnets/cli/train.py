@@ -3,6 +3,10 @@
 import os
 import pathlib
 import shlex
+import shutil
+import signal
+import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -28,50 +32,72 @@ def run(flags, arguments):
         dataset = data.load(flags.dataset, size, flags.batch_size, flags.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    folder = _output_folder(flags, f"{flags.dataset}-{name}")
-
     model = constructor(
         input_shape=(size, size, dataset.channels), classes=len(dataset.class_names)
     )
     clip_factor = flags.clip_factor if flags.agc else None
-    clipping = f"AGC, clip factor {clip_factor:g}" if flags.agc else "no clipping"
-    print(
-        f"{name}, {model.count_params():,} parameters, on {flags.dataset}: "
-        f"{dataset.train.cardinality()} batches of {flags.batch_size} pictures, "
-        f"{size} x {size} pixels, {flags.epochs} epochs, {clipping}"
-    )
     _compile(model, flags, clip_factor, int(dataset.train.cardinality()))
+    clipping = f"AGC, clip factor {clip_factor:g}" if flags.agc else "no clipping"
+    title = f"{name} on {flags.dataset}, {clipping}"
 
+    folder = _output_folder(flags, f"{flags.dataset}-{name}")
+    # Everything is written here, and moved when it is whole.
+    partial = pathlib.Path(tempfile.mkdtemp(prefix="partial-", dir=folder))
+    print(
+        f"{title}: {model.count_params():,} parameters, "
+        f"{dataset.train.cardinality()} batches of {flags.batch_size} pictures, "
+        f"{size} x {size} pixels, {flags.epochs} epochs"
+    )
+    history, stopped = _fit(model, dataset, flags.epochs, partial)
+    # From here it takes seconds; a second Ctrl-C should not cost the model.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        model.save(partial / MODEL)
+        _draw(model, dataset, history, partial, title)
+        written = _move(partial, folder)
+    except OSError as error:
+        print(f"Cannot write the results into {folder}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        signal.signal(signal.SIGINT, handler)
+    return _report(flags, history, folder, written, stopped)
+
+
+def _fit(model, dataset, epochs, folder):
+    """Trains, and returns the history and what stopped it, None if nothing did."""
     history = keras.callbacks.History()
-    interrupted = False
+    callbacks = [
+        history,
+        keras.callbacks.CSVLogger(folder / HISTORY),
+        keras.callbacks.TerminateOnNaN(),
+    ]
+    stopped = None
     try:
         model.fit(
             dataset.train,
             validation_data=dataset.test,
-            epochs=flags.epochs,
+            epochs=epochs,
             shuffle=False,  # the data set does so
-            callbacks=[
-                history,
-                keras.callbacks.CSVLogger(folder / HISTORY),
-                keras.callbacks.TerminateOnNaN(),
-            ],
+            callbacks=callbacks,
         )
-    except KeyboardInterrupt:
-        interrupted = True
-    title = f"{name} on {flags.dataset}, {clipping}"
-    _save(model, folder)
-    written = _draw(model, dataset, history.history, folder, title)
-    return _report(flags, history.history, folder, written, interrupted)
+    except KeyboardInterrupt as error:
+        stopped = error
+    except BrokenPipeError as error:
+        stopped = error
+        sys.stdout = sys.stderr  # nobody reads the other
+    return history.history, stopped
 
 
 def _output_folder(flags, name):
     """Makes the folder of this run; never one in which another run's results are."""
     if flags.output_dir:
         folder = pathlib.Path(flags.output_dir).expanduser()
-        if (folder / MODEL).exists() and not flags.overwrite:
+        there = [file for file in _DESCRIPTIONS if (folder / file).exists()]
+        if there and not flags.overwrite:
             raise UsageError(
-                f"{folder} holds the model of another run; give another --output_dir, "
-                "or --overwrite to replace it."
+                f"{folder} holds {', '.join(there)} of another run; give another "
+                "--output_dir, or --overwrite to replace them when this run is done."
             )
     else:
         runs = pathlib.Path("runs")
@@ -80,8 +106,7 @@ def _output_folder(flags, name):
         folder = runs / f"{name}-{count}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # CSVLogger would find out only after the first epoch.
-        (folder / HISTORY).write_text("")
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UsageError(f"Cannot write into --output_dir: {error}") from error
     return folder
@@ -101,22 +126,10 @@ def _compile(model, flags, clip_factor, steps_per_epoch):
     )
 
 
-def _save(model, folder):
-    """Saves under a temporary name first: a model file that is there is whole."""
-    partial = folder / f"partial-{MODEL}"
-    try:
-        model.save(partial)
-        os.replace(partial, folder / MODEL)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _draw(model, dataset, history, folder, title):
-    """Draws what there is to draw and returns the names of the files."""
-    written = [MODEL, HISTORY]
+    """Draws what there is to draw."""
     if history.get("loss"):
         pictures.training_curves(history, folder / CURVES, title)
-        written.append(CURVES)
     images, labels = (
         np.concatenate(arrays)
         for arrays in zip(*dataset.test.take(8).as_numpy_iterator())
@@ -131,7 +144,18 @@ def _draw(model, dataset, history, folder, title):
             folder / PREDICTIONS,
             f"{title}: held-out pictures, mistakes first",
         )
-        written.append(PREDICTIONS)
+
+
+def _move(partial, folder):
+    """Moves this run's files into place of an earlier run's and returns their names."""
+    written = []
+    for name in _DESCRIPTIONS:
+        file = partial / name
+        if file.exists() and file.stat().st_size:  # no history before the first epoch
+            os.replace(file, folder / name)
+            written.append(name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     return written
 
 
@@ -143,13 +167,15 @@ _DESCRIPTIONS = {
 }
 
 
-def _report(flags, history, folder, written, interrupted):
+def _report(flags, history, folder, written, stopped):
     epochs = len(history.get("loss", ()))
     diverged = epochs and not np.isfinite(history["loss"][-1])
     print()
-    if interrupted:
+    if stopped:
+        why = "Interrupted" if isinstance(stopped, KeyboardInterrupt) else "Unread"
         print(
-            f"Interrupted after {epochs} whole epochs; this is what there was by then."
+            f"{why}: stopped after {epochs} of {flags.epochs} epochs. This is what there "
+            "was by then."
         )
     elif diverged:
         print(
@@ -164,7 +190,11 @@ def _report(flags, history, folder, written, interrupted):
         print("Next, see what clipping does:  keras-nfnets train --noagc")
     else:
         print("Next, the same with clipping:  keras-nfnets train")
-    return 130 if interrupted else int(bool(diverged))
+    return (
+        130
+        if isinstance(stopped, KeyboardInterrupt)
+        else int(bool(stopped or diverged))
+    )
 
 
 COMMAND = Command(
@@ -213,7 +243,12 @@ _flag(
     lower_bound=1e-9,
 )
 _flag(
-    "integer", "seed", 0, "Of initialization, order and regularization.", lower_bound=0
+    "integer",
+    "seed",
+    0,
+    "Of initialization, order and regularization.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 _flag(
     "string",

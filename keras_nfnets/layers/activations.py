@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets import checks
+
 
 def _gelu(x):
     # The authors' GELU is the tanh approximation; Keras defaults to the exact form.
@@ -119,11 +121,13 @@ def serialize_activation(activation):
     return keras.saving.serialize_keras_object(activation)
 
 
-def deserialize_activation(config):
-    """The activation that `serialize_activation` wrote."""
-    if isinstance(config, str):
-        return config
-    return keras.saving.deserialize_keras_object(config)
+def with_deserialized_activation(config):
+    """A layer's config with the activation that `serialize_activation` wrote."""
+    activation = config.get("activation")
+    if isinstance(activation, dict):
+        activation = keras.saving.deserialize_keras_object(activation)
+        return {**config, "activation": activation}
+    return config
 
 
 def _standard_normal(rows=2**14, channels=256):
@@ -172,7 +176,9 @@ class ScaledActivation(keras.layers.Layer):
         super().__init__(**kwargs)
         self.activation = activation
         self.function = _resolve(activation)
-        self.gain = activation_gain(activation) if gain is None else float(gain)
+        if gain is None:
+            gain = activation_gain(activation)
+        self.gain = checks.number("gain", gain, exclusive=True)
         self.supports_masking = True
 
     def call(self, inputs):
@@ -188,5 +194,4 @@ class ScaledActivation(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        activation = deserialize_activation(config["activation"])
-        return cls(**{**config, "activation": activation})
+        return cls(**with_deserialized_activation(config))

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_nfnets import checks
+
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class SqueezeExcite(keras.layers.Layer):
@@ -18,7 +20,7 @@ class SqueezeExcite(keras.layers.Layer):
         **kwargs: of `keras.layers.Layer`.
 
     Input and output: float tensors `(batch, height, width, channels)`, or with the
-    channels second. The mean is taken in float32.
+    channels second. The mean is taken in float32 or better.
 
     Raises:
         ValueError: `se_ratio` is not positive, or the input is not of rank 4.
@@ -34,12 +36,8 @@ class SqueezeExcite(keras.layers.Layer):
 
     def __init__(self, se_ratio=0.5, data_format=None, **kwargs):
         super().__init__(**kwargs)
-        if not se_ratio > 0:
-            raise ValueError(f"`se_ratio` must be positive. Received: {se_ratio}")
-        self.se_ratio = se_ratio
-        self.data_format = (
-            keras.config.image_data_format() if data_format is None else data_format
-        )
+        self.se_ratio = checks.number("se_ratio", se_ratio, exclusive=True)
+        self.data_format = checks.data_format(data_format)
 
     def build(self, input_shape):
         if len(input_shape) != 4:
@@ -61,7 +59,8 @@ class SqueezeExcite(keras.layers.Layer):
     def call(self, inputs):
         channels_last = self.data_format == "channels_last"
         spatial = (1, 2) if channels_last else (2, 3)
-        squeezed = ops.mean(ops.cast(inputs, "float32"), axis=spatial)
+        precise = keras.backend.result_type(inputs.dtype, "float32")
+        squeezed = ops.mean(ops.cast(inputs, precise), axis=spatial)
         gate = self.fc1(self.fc0(ops.cast(squeezed, inputs.dtype)))
         return inputs * (2 * ops.expand_dims(gate, spatial))
 

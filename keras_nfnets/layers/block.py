@@ -1,14 +1,13 @@
 """The normalizer-free residual block."""
 
-import math
-
 import keras
 
+from keras_nfnets import checks
 from keras_nfnets.layers.activations import (
     ScaledActivation,
     activation_gain,
-    deserialize_activation,
     serialize_activation,
+    with_deserialized_activation,
 )
 from keras_nfnets.layers.attention import SqueezeExcite
 from keras_nfnets.layers.convolution import WSConv2D
@@ -86,34 +85,30 @@ class NFBlock(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if attention not in (None, "se"):
-            raise ValueError(
-                f"`attention` must be 'se' or None. Received: attention={attention!r}"
-            )
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"`{name}` must be positive and finite. Received: {name}={value}"
-                )
-        self.filters = filters
-        self.bottleneck_filters = bottleneck_filters or filters // 2
-        self.strides = strides
+        self.filters = checks.integer("filters", filters)
+        if bottleneck_filters is None:
+            bottleneck_filters = self.filters // 2
+        self.bottleneck_filters = checks.integer(
+            "bottleneck_filters", bottleneck_filters
+        )
+        self.strides = checks.integer("strides", strides)
         self.group_size = group_size
         self.extra_conv = extra_conv
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = checks.number("alpha", alpha, exclusive=True)
+        self.beta = checks.number("beta", beta, exclusive=True)
         self.activation = activation
-        self.attention = attention
-        self.se_ratio = se_ratio
+        self.attention = checks.one_of("attention", attention, ("se", None))
+        self.se_ratio = checks.number("se_ratio", se_ratio, exclusive=True)
         self.avg_pool_shortcut = avg_pool_shortcut
         self.skip_gain_initializer = keras.initializers.get(skip_gain_initializer)
         self.stochastic_depth_rate = stochastic_depth_rate
-        self.data_format = data_format or keras.config.image_data_format()
+        self.data_format = checks.data_format(data_format)
 
         width = self.bottleneck_filters
         groups = 1
         if group_size is not None:
-            if group_size < 1 or width < group_size or width % group_size:
+            group_size = checks.integer("group_size", group_size)
+            if width % group_size:
                 raise ValueError(
                     "`group_size` must divide the width of the 3x3 convolutions. "
                     f"Received: group_size={group_size}, a width of {width} "
@@ -122,14 +117,14 @@ class NFBlock(keras.layers.Layer):
                 )
             groups = width // group_size
         gain = activation_gain(activation)
-        self.input_activation = self._activation("input_activation", gain * beta)
+        self.input_activation = self._activation("input_activation", gain * self.beta)
         self.conv0 = self._convolution("conv0", width, 1)
         self.activation0 = self._activation("activation0", gain)
         self.conv1 = self._convolution("conv1", width, 3, strides, groups)
-        self.activation1 = self._activation("activation1", gain)
         if extra_conv:
+            self.activation1 = self._activation("activation1", gain)
             self.conv1b = self._convolution("conv1b", width, 3, 1, groups)
-            self.activation1b = self._activation("activation1b", gain)
+        self.activation2 = self._activation("activation2", gain)
         self.conv2 = self._convolution("conv2", filters, 1)
         if attention == "se":
             self.squeeze_excite = SqueezeExcite(
@@ -161,6 +156,7 @@ class NFBlock(keras.layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        checks.integer("channels of the input", channels)
         self.shortcut_pool = self.shortcut_conv = None
         if self.strides > 1 or channels != self.filters:
             pooled = self.avg_pool_shortcut and self.strides > 1
@@ -172,24 +168,30 @@ class NFBlock(keras.layers.Layer):
                     dtype=self.dtype_policy,
                     name="shortcut_pool",
                 )
+                self.shortcut_pool.build(input_shape)
             self.shortcut_conv = self._convolution(
                 "shortcut_conv", self.filters, 1, 1 if pooled else self.strides
             )
             self.shortcut_conv.build(input_shape)
         shape = input_shape
-        for layer in self._convolutions():
+        for activation, layer in self._chain():
+            activation.build(shape)
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
         if self.attention == "se":
             self.squeeze_excite.build(shape)
+        self.stochastic_depth.build(shape)
         self.skip_gain = self.add_weight(
             name="skip_gain", shape=(), initializer=self.skip_gain_initializer
         )
 
-    def _convolutions(self):
-        """The convolutions of the residual branch, in order."""
-        middle = [self.conv1, self.conv1b] if self.extra_conv else [self.conv1]
-        return [self.conv0, *middle, self.conv2]
+    def _chain(self):
+        """The residual branch in order: each activation and the convolution after it."""
+        yield self.input_activation, self.conv0
+        yield self.activation0, self.conv1
+        if self.extra_conv:
+            yield self.activation1, self.conv1b
+        yield self.activation2, self.conv2
 
     def _residual_and_shortcut(self, inputs):
         x = self.input_activation(inputs)
@@ -198,11 +200,8 @@ class NFBlock(keras.layers.Layer):
             shortcut = x if self.shortcut_pool is None else self.shortcut_pool(x)
             shortcut = self.shortcut_conv(shortcut)
         x = self.conv0(x)
-        x = self.conv1(self.activation0(x))
-        x = self.activation1(x)
-        if self.extra_conv:
-            x = self.activation1b(self.conv1b(x))
-        x = self.conv2(x)
+        for activation, convolution in list(self._chain())[1:]:
+            x = convolution(activation(x))
         if self.attention == "se":
             x = self.squeeze_excite(x)
         return x, shortcut
@@ -220,17 +219,17 @@ class NFBlock(keras.layers.Layer):
         return residual * (self.skip_gain * self.alpha) + shortcut
 
     def compute_output_shape(self, input_shape):
-        # The second 3x3 convolution keeps the shape.
-        for layer in (self.conv0, self.conv1, self.conv2):
+        for _, layer in self._chain():
             input_shape = layer.compute_output_shape(input_shape)
         return input_shape
 
     def count_flops(self, input_positions, output_positions):
         """Multiply-adds for one picture of so many pixels before and after."""
         flops = self.conv0.count_flops(input_positions)
-        for layer in (*self._convolutions()[1:], self.shortcut_conv):
-            if layer is not None:
-                flops += layer.count_flops(output_positions)
+        for _, layer in list(self._chain())[1:]:
+            flops += layer.count_flops(output_positions)
+        if self.shortcut_conv is not None:
+            flops += self.shortcut_conv.count_flops(output_positions)
         if self.attention == "se":
             flops += self.squeeze_excite.count_flops()
         return flops
@@ -258,5 +257,4 @@ class NFBlock(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        activation = deserialize_activation(config["activation"])
-        return cls(**{**config, "activation": activation})
+        return cls(**with_deserialized_activation(config))

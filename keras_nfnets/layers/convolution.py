@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_nfnets import checks
 from keras_nfnets.layers.grouping import grouped_convolution
 
 
@@ -50,9 +51,15 @@ class WSConv2D(keras.layers.Conv2D):
         self,
         filters,
         kernel_size,
-        *args,
+        strides=(1, 1),
+        padding="valid",
+        data_format=None,
+        dilation_rate=(1, 1),
+        groups=1,
+        activation=None,
         use_bias=True,
         kernel_initializer=None,
+        *args,
         gain_initializer="ones",
         eps=1e-4,
         **kwargs,
@@ -62,8 +69,6 @@ class WSConv2D(keras.layers.Conv2D):
                 "WSConv2D always has a bias: nothing after it would add one. "
                 "Received: use_bias=False"
             )
-        if not eps >= 0:
-            raise ValueError(f"`eps` must not be negative. Received: eps={eps}")
         if kernel_initializer is None:
             kernel_initializer = keras.initializers.VarianceScaling(
                 1.0, mode="fan_in", distribution="untruncated_normal"
@@ -71,18 +76,27 @@ class WSConv2D(keras.layers.Conv2D):
         super().__init__(
             filters,
             kernel_size,
+            strides,
+            padding,
+            data_format,
+            dilation_rate,
+            groups,
+            activation,
+            use_bias,
+            kernel_initializer,
             *args,
-            kernel_initializer=kernel_initializer,
             **kwargs,
         )
         self.gain_initializer = keras.initializers.get(gain_initializer)
-        self.eps = eps
+        self.eps = checks.number("eps", eps)
 
     def add_weight(self, *args, **kwargs):
         # Never cast on reading: standardization wants the variables' own precision.
         return super().add_weight(*args, **{**kwargs, "autocast": False})
 
     def build(self, input_shape):
+        # Conv2D would enable LoRA, and lock the layer, before the gain is there.
+        lora_rank, self.lora_rank = self.lora_rank, None
         super().build(input_shape)
         self.gain = self.add_weight(
             name="gain",
@@ -90,6 +104,8 @@ class WSConv2D(keras.layers.Conv2D):
             initializer=self.gain_initializer,
             dtype=self.variable_dtype,
         )
+        if lora_rank:
+            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
 
     def standardized_kernel(self):
         """The kernel as the convolution uses it, in the compute dtype."""

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_nfnets import checks
+
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class StochasticDepth(keras.layers.Layer):
@@ -33,11 +35,9 @@ class StochasticDepth(keras.layers.Layer):
 
     def __init__(self, rate, seed=None, **kwargs):
         super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}")
-        self.rate = rate
+        self.rate = checks.number("rate", rate, below=1)
         self.seed = seed
-        if rate > 0:
+        if self.rate > 0:
             self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, inputs, training=False):

@@ -39,22 +39,21 @@ def variants():
 def count_flops(model):
     """Multiply-adds of one picture through a network built for one input size.
 
-    Counted as the authors do (`count_flops` in their code), that is convolutions and
-    dense layers; biases, activations and pooling are left out.
+    Counted as the authors count NFNets (`count_flops` in their nfnet.py), that is
+    convolutions and dense layers; biases, activations and pooling are left out.
     """
     flops = 0
     for layer in model.layers:
         if isinstance(layer, NFBlock):
-            flops += layer.count_flops(
-                _positions(layer.input), _positions(layer.output)
-            )
+            before, after = (_positions(t, layer) for t in (layer.input, layer.output))
+            flops += layer.count_flops(before, after)
         elif isinstance(layer, WSConv2D):
-            flops += layer.count_flops(_positions(layer.output))
+            flops += layer.count_flops(_positions(layer.output, layer))
         elif isinstance(layer, keras.layers.Dense):
             flops += math.prod(layer.kernel.shape)
     return flops
 
 
-def _positions(tensor):
-    channels_last = keras.config.image_data_format() == "channels_last"
+def _positions(tensor, layer):
+    channels_last = layer.data_format == "channels_last"
     return math.prod(tensor.shape[1:3] if channels_last else tensor.shape[2:])

@@ -12,7 +12,8 @@ def preprocess_input(x, data_format=None):
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
 
     Returns:
-        Float32 of the same shape, each channel `(x / 255 - mean) / deviation` with
+        Floats of the same shape (float32, but for arrays and tensors of other floats,
+        which keep their type), each channel `(x / 255 - mean) / deviation` with
         means 0.485, 0.456, 0.406 and deviations 0.229, 0.224, 0.225.
 
     Raises:

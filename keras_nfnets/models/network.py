@@ -5,6 +5,7 @@ import typing
 
 import keras
 
+from keras_nfnets import checks
 from keras_nfnets.layers import NFBlock, ScaledActivation, WSConv2D
 from keras_nfnets.models.weights import load_weights
 from keras_nfnets.training import AGCModel
@@ -19,22 +20,13 @@ class Head(typing.NamedTuple):
     classifier_activation: object
     drop_rate: float
 
-    def check(self):
-        """Raises a ValueError for what cannot be meant."""
-        if self.pooling not in (None, "avg", "max"):
-            raise ValueError(
-                "`pooling` must be None, 'avg' or 'max'. "
-                f"Received: pooling={self.pooling!r}"
-            )
-        if not (isinstance(self.classes, int) and self.classes > 0):
-            raise ValueError(
-                "`classes` must be a positive integer. "
-                f"Received: classes={self.classes!r}"
-            )
-        if not 0 <= self.drop_rate < 1:
-            raise ValueError(
-                f"`drop_rate` must be in [0, 1). Received: drop_rate={self.drop_rate}"
-            )
+    def checked(self):
+        """This head with its numbers as Python's, or a ValueError."""
+        return self._replace(
+            pooling=checks.one_of("pooling", self.pooling, (None, "avg", "max")),
+            classes=checks.integer("classes", self.classes),
+            drop_rate=checks.number("drop_rate", self.drop_rate, below=1),
+        )
 
 
 def network_input(input_tensor, input_shape):
@@ -59,20 +51,19 @@ def network_input(input_tensor, input_shape):
         input_shape = input_tensor.shape[1:]
     elif input_shape is None:
         input_shape = (None, None, 3) if channels_last else (3, None, None)
-    is_picture = isinstance(input_shape, (tuple, list)) and len(input_shape) == 3
-    if not is_picture or any(
-        not (size is None or isinstance(size, int) and size > 0) for size in input_shape
-    ):
+    try:
+        input_shape = tuple(
+            size if size is None else checks.integer("size", size)
+            for size in input_shape
+        )
+        _, _, channels = input_shape if channels_last else input_shape[::-1]
+        checks.integer("channels", channels)
+    except (TypeError, ValueError):
         raise ValueError(
             "`input_shape` must be three positive integers, of which height and width "
             "may be None: (height, width, channels), or channels first where Keras is "
             f"set so. Received: input_shape={input_shape}"
-        )
-    if input_shape[2 if channels_last else 0] is None:
-        raise ValueError(
-            "The number of channels must be known. Received: "
-            f"input_shape={tuple(input_shape)}"
-        )
+        ) from None
     return keras.Input(input_shape) if input_tensor is None else input_tensor
 
 
@@ -97,11 +88,10 @@ def stages(
     the first block's growth in each stage, and alpha squared more variance a block
     (arXiv 2101.08692, section 3). Stochastic depth grows linearly with depth.
     """
-    if not 0 <= stochastic_depth_rate < 1:
-        raise ValueError(
-            "`stochastic_depth_rate` must be in [0, 1). "
-            f"Received: stochastic_depth_rate={stochastic_depth_rate}"
-        )
+    stochastic_depth_rate = checks.number(
+        "stochastic_depth_rate", stochastic_depth_rate, below=1
+    )
+    alpha = checks.number("alpha", alpha, exclusive=True)
     expected_std = 1.0
     total, index = sum(depths), 0
     for stage, (depth, width, bottleneck) in enumerate(
@@ -126,19 +116,29 @@ def stages(
     return x
 
 
-def check_stages(depths, widths):
-    """Raises a ValueError unless both are as many positive integers."""
-    for name, values in (("depths", depths), ("widths", widths)):
-        if not values or any(not isinstance(n, int) or n < 1 for n in values):
+def stage_sizes(**lists):
+    """Lists of positive integers, one a stage, as lists of ints; they must be as long.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for name, values in lists.items():
+        try:
+            lists[name] = [checks.integer(name, value) for value in values]
+        except (TypeError, ValueError):
+            lists[name] = None
+        if not lists[name]:
             raise ValueError(
                 f"`{name}` must be positive integers, one a stage. "
-                f"Received: {name}={values}"
+                f"Received: {name}={values!r}"
             )
-    if len(depths) != len(widths):
+    if len({len(values) for values in lists.values()}) > 1:
+        given = ", ".join(f"{name}={values}" for name, values in lists.items())
         raise ValueError(
-            "`depths` and `widths` must be as many, one of each a stage. Received: "
-            f"depths={depths}, widths={widths}"
+            f"`{'` and `'.join(lists)}` must be as many, one of each a stage. "
+            f"Received: {given}"
         )
+    return lists.values()
 
 
 def finish(inputs, x, head, *, weights, activation, name):
@@ -147,7 +147,7 @@ def finish(inputs, x, head, *, weights, activation, name):
     `x` is activated (the endpoint `"features"`), pooled (`"avg_pool"`) and, with
     `include_top`, classified (`"predictions"`).
     """
-    head.check()
+    head = head.checked()
     x = ScaledActivation(activation, name="features")(x)
     if head.include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)

@@ -4,6 +4,7 @@ import typing
 
 import keras
 
+from keras_nfnets import checks
 from keras_nfnets.models import network
 
 
@@ -75,10 +76,9 @@ def NFResNet(
 
     Reference: Brock, De, Smith (2021), arXiv 2101.08692.
     """
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f"`width` must be a positive integer. Received: width={width}")
+    [depths] = network.stage_sizes(depths=depths)
+    width = checks.integer("width", width)
     widths = [64 * width * 2**stage for stage in range(len(depths))]
-    network.check_stages(depths, widths)
     inputs = network.network_input(input_tensor, input_shape)
 
     x = network.convolution(inputs, 16 * width, 7, 2, name="stem_conv")

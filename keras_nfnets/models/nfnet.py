@@ -133,10 +133,12 @@ def NFNet(
 
     Reference: Brock et al. (2021), arXiv 2102.06171.
     """
-    network.check_stages(depths, widths)
+    depths, widths = network.stage_sizes(depths=depths, widths=widths)
     if bottleneck_widths is None:
         bottleneck_widths = [width // 2 for width in widths]
-    network.check_stages(depths, bottleneck_widths)
+    depths, bottleneck_widths = network.stage_sizes(
+        depths=depths, bottleneck_widths=bottleneck_widths
+    )
     inputs = network.network_input(input_tensor, input_shape)
 
     x = inputs

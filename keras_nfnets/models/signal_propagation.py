@@ -46,7 +46,7 @@ def signal_propagation(model, images):
         tensors += [block.input, block.output]
     stem, *rest = keras.Model(model.inputs, tensors).predict(images, verbose=0)
     inputs, outputs = rest[::2], rest[1::2]
-    axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+    axis = 1 if blocks[0].data_format == "channels_first" else -1
 
     def channel_moments(x):
         flat = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype("float64")

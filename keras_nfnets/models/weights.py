@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 
 import h5py
+import ml_dtypes
 import numpy as np
 
 
@@ -25,11 +26,15 @@ def load_weights(model, path):
         ValueError: there is no such file, it is cut short or of another kind, or it
             belongs to another network; the message lists what differs.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    given = path
+    try:
+        path = pathlib.Path(given).expanduser()
+    except TypeError:
+        path = None
+    if path is None or not path.is_file():
         raise ValueError(
             "`weights` must be None or the path of a .weights.h5 or .keras file. "
-            f"Received: weights={str(path)!r}, where there is no file"
+            f"Received: weights={str(given)!r}, where there is no file"
         )
     arrays = _read_file(path)
     variables = named_variables(model)
@@ -62,36 +67,60 @@ def assign(variables, arrays, source):
 
     Args:
         variables: `{key: keras.Variable}`.
-        arrays: `{key: array}`.
+        arrays: `{key: array}`, of real numbers.
         source: what to call the arrays in an error.
 
     Raises:
-        ValueError: keys missing or left over, or shapes that differ.
+        ValueError: keys missing or left over, shapes that differ, or values that are
+            no real numbers or too large for the variable.
     """
     problems = [
         f"{variables[key].path} of shape {tuple(variables[key].shape)} is missing"
         for key in variables.keys() - arrays.keys()
     ]
     problems += [
-        f"{key} of shape {np.shape(arrays[key])} has no place in the network"
-        for key in arrays.keys() - variables.keys()
+        f"{key} has no place in the network" for key in arrays.keys() - variables.keys()
     ]
+    values = {}
     for key in variables.keys() & arrays.keys():
-        variable, array = variables[key], arrays[key]
-        if tuple(variable.shape) != np.shape(array):
-            problems.append(
-                f"{variable.path} has shape {tuple(variable.shape)} in the network, "
-                f"{np.shape(array)} here"
-            )
+        try:
+            values[key] = _value_for(variables[key], arrays[key])
+        except ValueError as error:
+            problems.append(f"{variables[key].path} {error}")
     if problems:
         shown = "\n  ".join(sorted(problems)[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(
             f"The weights in {source} are of another network; nothing was changed. "
-            f"{len(problems)} of {len(variables)} parameters differ:\n  {shown}{more}"
+            f"Of {len(variables)} parameters these do not fit, or are not there:\n"
+            f"  {shown}{more}"
         )
     for key, variable in variables.items():
-        variable.assign(arrays[key])
+        variable.assign(values[key])
+
+
+def _value_for(variable, array):
+    """The array as the variable's dtype, or a ValueError that says what is wrong."""
+    try:
+        array = np.asarray(array)
+    except Exception as error:  # of whatever type the thing is
+        raise ValueError(f"is no array here: {error}") from error
+    # Kind "V" is that of bfloat16 and its like.
+    is_small_float = array.dtype.kind == "V" and array.dtype.names is None
+    if array.dtype.kind not in "fiu" and not (
+        is_small_float and array.dtype.isbuiltin == 2
+    ):
+        raise ValueError(f"is of dtype {array.dtype} here, not of real numbers")
+    if tuple(variable.shape) != array.shape:
+        raise ValueError(
+            f"has shape {tuple(variable.shape)} in the network, {array.shape} here"
+        )
+    array = array.astype("float64" if array.dtype.kind in "iu" else array.dtype)
+    with np.errstate(over="ignore"):
+        value = array.astype(variable.dtype, copy=False)
+    if (np.isinf(value) & ~np.isinf(array)).any():
+        raise ValueError(f"has numbers here that are too large for {variable.dtype}")
+    return value
 
 
 def _read_file(path):
@@ -124,7 +153,11 @@ def _read_layers(group):
         for name, item in group.items():
             if name == "vars":
                 for index, dataset in item.items():
-                    arrays["/".join([*prefix, index])] = dataset[()]
+                    array = dataset[()]
+                    # HDF5 knows no bfloat16: Keras leaves a note beside the bytes.
+                    if dataset.attrs.get("dtype") == "bfloat16":
+                        array = array.view(ml_dtypes.bfloat16)
+                    arrays["/".join([*prefix, index])] = array
             # The state of random number generators is no weight.
             elif name != "seed_generator":
                 visit(item, prefix)

@@ -1,5 +1,6 @@
 """The authors' parameters into our networks."""
 
+import collections
 import re
 from collections.abc import Mapping
 
@@ -39,7 +40,7 @@ def load_deepmind(model, source):
     ...     load_deepmind(network, {"NFNet/~/linear": {"b": np.zeros(1000)}})
     ... except ValueError as error:
     ...     print(str(error).splitlines()[0])
-    The weights in the mapping are of another network; nothing was changed. 96 of 97 parameters differ:
+    The weights in the mapping are of another network; nothing was changed. Of 97 parameters these do not fit, or are not there:
     """
     blocks = [layer.name for layer in model.layers if isinstance(layer, NFBlock)]
     variables = {
@@ -49,9 +50,11 @@ def load_deepmind(model, source):
     items = _flatten(source)
     arrays = {_our_name(name, blocks): array for name, array in items}
     if len(arrays) < len(items):
+        counts = collections.Counter(_our_name(name, blocks) for name, _ in items)
+        twice = sorted(n for n, _ in items if counts[_our_name(n, blocks)] > 1)
         raise ValueError(
             "Some parameters are given twice, under names that mean the same. "
-            f"Received: {sorted(name for name, _ in items)}"
+            f"Received: {', '.join(twice)}"
         )
     if "predictions/kernel" not in variables:
         arrays.pop("predictions/kernel", None)

@@ -3,10 +3,13 @@
 import difflib
 import fnmatch
 import math
+import re
 import typing
 
 import keras
 from keras import ops
+
+from keras_nfnets import checks
 
 # The kernel of this package's classifiers, which the authors never clip (their
 # experiment_nfnets.py; arXiv 2102.06171, section 4.1). Its bias is clipped.
@@ -33,17 +36,20 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     | attention query, key, value kernel | (in, heads, size) | axis 0 | an output of a head |
     | attention output kernel | (heads, size, out) | axes 0, 1 | an output |
 
-    The last five are told by the names Keras gives the layers and variables
-    ("depthwise", "transpose", "embeddings", "query", ...), which stand in a variable's
-    path. A layer whose name hides its kind, and a plain tensor, is taken for a dense or
-    convolution kernel by its rank.
+    An `AGCModel` tells these by its layers. For other variables the last five are told
+    by the names that Keras gives layers and variables ("depthwise_conv2d", "embeddings",
+    "query" of an attention, ...), which stand in a variable's path; a kernel of a layer
+    that was named otherwise, and a plain tensor, is taken for a dense or convolution
+    kernel by its rank.
 
     Norms are taken in float32 or better, whatever the dtype of the gradient, and the
     result has the gradient's dtype. A `None` gradient stays `None`. A sparse gradient
     (`tf.IndexedSlices`) of embeddings stays sparse; rows that are named twice are
     summed before their norm is taken. Clipping never hides a number that is not
     finite: a unit with a NaN is left as it is, in one with an infinity that becomes a
-    NaN (and the rest zero), so that loss scaling and other guards see it.
+    NaN (and the rest zero), so that loss scaling and other guards see it. A unit whose
+    numbers are finite but whose norm overflows (from about 1e19 in float32) becomes
+    zero.
 
     Args:
         gradients: list of tensors, `tf.IndexedSlices` or `None`.
@@ -96,7 +102,7 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     gradients, variables = list(gradients), list(variables)
     if not variables or len(gradients) != len(variables):
         raise ValueError(
-            "Clipping needs as many gradients as variables, at least one of each. "
+            "Clipping needs as many gradients as (trainable) variables, at least one. "
             f"Received: {len(gradients)} gradients, {len(variables)} variables"
         )
     clipped_units, units = ops.zeros((), "float32"), 0
@@ -114,18 +120,13 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
 
 def check_settings(clip_factor, eps, exclude):
     """Raises a ValueError for settings of `adaptive_clip` that cannot be meant."""
-    if not (clip_factor > 0 and math.isfinite(clip_factor)):
-        raise ValueError(
-            "`clip_factor` must be positive and finite (the paper uses 0.01 to 0.16). "
-            f"Received: clip_factor={clip_factor}"
-        )
-    if not (eps >= 0 and math.isfinite(eps)):
-        raise ValueError(f"`eps` must not be negative. Received: eps={eps}")
+    checks.number("clip_factor", clip_factor, exclusive=True)
+    checks.number("eps", eps)
     patterns = [exclude] if isinstance(exclude, str) else exclude
     if not (
         exclude is None
         or callable(exclude)
-        or isinstance(patterns, (list, tuple, set))
+        or isinstance(patterns, (list, tuple))
         and all(isinstance(pattern, str) for pattern in patterns)
     ):
         raise ValueError(
@@ -186,15 +187,48 @@ def norm_axes(shape, path=""):
     if name.endswith("bias") or sum(size != 1 for size in shape) <= 1:
         return every_axis
     layer = layers[-1] if layers else ""
-    if name.startswith("embedding"):
+    if name == "embeddings":
         return every_axis[1:]
-    if rank == 3 and layer in ("query", "key", "value"):
-        return (0,)
-    if rank > 2 and ("depthwise" in layer and name == "kernel" or "depthwise" in name):
+    # These two are as Keras names layers by itself, with a number behind.
+    if name == "depthwise_kernel" or layer.startswith("depthwise_conv"):
         return every_axis[:-2]
-    if rank > 2 and "transpose" in layer:
+    if re.match(r"conv\dd_transpose", layer):
         return (*every_axis[:-2], rank - 1)
+    # The parts of an attention layer.
+    if rank == 3 and len(layers) > 1 and layer in ("query", "key", "value"):
+        return (0,)
     return every_axis[:-1]
+
+
+def mark_units(model):
+    """Notes on the kernels of a model what a unit is, where the layer's class tells.
+
+    Names tell only of layers that were not named by hand. The note is an attribute
+    `unit_norm_axes` of the variable, which every way of clipping reads.
+    """
+    for layer in model._flatten_layers():
+        for name, classes in _CLASSES_BY_NAME.items():
+            if layer.built and isinstance(layer, classes):
+                for variable in layer.trainable_variables:
+                    path = f"{name}/{variable.name}"
+                    variable.unit_norm_axes = norm_axes(tuple(variable.shape), path)
+
+
+# Layers whose kernels `norm_axes` knows by such a name.
+_CLASSES_BY_NAME = {
+    "conv2d_transpose": (
+        keras.layers.Conv1DTranspose,
+        keras.layers.Conv2DTranspose,
+        keras.layers.Conv3DTranspose,
+    ),
+    "depthwise_conv2d": (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+    "other": (
+        keras.layers.Conv1D,
+        keras.layers.Conv2D,
+        keras.layers.Conv3D,
+        keras.layers.Dense,
+    ),
+}
 
 
 def _is_indexed_slices(gradient):
@@ -207,8 +241,11 @@ def _dense(gradient, variable):
         import tensorflow as tf
 
         # In a graph the shape of slices may not be known before they are.
-        return tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
-    dense = ops.convert_to_tensor(gradient)
+        dense = tf.convert_to_tensor(gradient)
+        if dense.shape.is_compatible_with(variable.shape):
+            return tf.ensure_shape(dense, variable.shape)
+    else:
+        dense = ops.convert_to_tensor(gradient)
     if tuple(dense.shape) != tuple(variable.shape):
         raise ValueError(
             "A gradient must have the shape of its variable. Received: a gradient of "
@@ -224,7 +261,9 @@ def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
     Of the gradient's rank, with 1 in place of the axes the norms were taken over.
     """
     weights = ops.convert_to_tensor(variable)
-    axes = norm_axes(tuple(weights.shape), variable_path(variable))
+    axes = getattr(variable, "unit_norm_axes", None)
+    if axes is None:
+        axes = norm_axes(tuple(weights.shape), variable_path(variable))
     dtype = keras.backend.result_type(gradient.dtype, weights.dtype, "float32")
     norm = _norm(ops.cast(gradient, dtype), axes)
     loss_scale = ops.cast(loss_scale, dtype)

@@ -1,6 +1,7 @@
 """A Keras model that trains with adaptive gradient clipping."""
 
 import importlib
+import inspect
 
 import keras
 
@@ -9,6 +10,7 @@ from keras_nfnets.training.adaptive_clip import (
     check_exclude,
     check_settings,
     clip_units,
+    mark_units,
 )
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC, check_optimizer
 
@@ -112,7 +114,7 @@ class AGCModel(keras.Model):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        if config is not None:
+        if config:  # empty for a model that was not compiled
             config.update(
                 {
                     name: keras.saving.serialize_keras_object(value)
@@ -135,6 +137,7 @@ class AGCModel(keras.Model):
 
     def clip_gradients(self, gradients):
         """Clips gradients of the (scaled) loss, one a trainable variable, and counts."""
+        mark_units(self)  # for an optimizer that clips, too
         if not self._clips:
             return gradients
         exclude = self._agc_config["agc_exclude"]
@@ -155,6 +158,12 @@ class AGCModel(keras.Model):
         backend = keras.backend.backend()
         module = importlib.import_module(f"keras_nfnets.training.train_step_{backend}")
         return module.train_step(self, *args)
+
+    def training_loss(self, x, y, y_pred, sample_weight):
+        """The loss of a training step, by an overridden `compute_loss` too."""
+        takes_training = "training" in inspect.signature(self.compute_loss).parameters
+        training = {"training": True} if takes_training else {}
+        return self.compute_loss(x, y, y_pred, sample_weight, **training)
 
     def update_loss_metric(self, loss, x):
         """Adds the (unscaled) loss of batch `x` to the average that `fit` logs."""

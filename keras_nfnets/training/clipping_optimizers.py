@@ -1,11 +1,15 @@
 """Optimizers that clip by AGC: a wrapper for any, and the authors' own."""
 
+import warnings
+
 import keras
 from keras import ops
 
+from keras_nfnets import checks
 from keras_nfnets.training.adaptive_clip import (
     CLASSIFIER_KERNEL,
     adaptive_clip,
+    check_exclude,
     check_settings,
     clip_units,
 )
@@ -21,6 +25,17 @@ def check_optimizer(optimizer):
             f"Received: {type(optimizer).__name__} with "
             f"gradient_accumulation_steps={steps}"
         )
+
+
+def warn_of_exclude(exclude, variables):
+    """Warns of names in `exclude` that match none of an optimizer's variables.
+
+    No error: an optimizer does not see what is frozen, and may be excluded too.
+    """
+    try:
+        check_exclude(exclude, variables)
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=3)
 
 
 def check_one_replica():
@@ -95,6 +110,7 @@ class AGC(keras.optimizers.Optimizer):
         self.exclude = exclude
 
     def build(self, variables):
+        warn_of_exclude(self.exclude, variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         super().build(variables)
@@ -136,6 +152,9 @@ class AGC(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
@@ -210,13 +229,8 @@ class SGDAGC(keras.optimizers.Optimizer):
     ):
         if clip_factor is not None:
             check_settings(clip_factor, eps, exclude)
-        momentum, weight_decay = momentum or 0.0, weight_decay or 0.0
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be in [0, 1). Received: {momentum}")
-        if not weight_decay >= 0:
-            raise ValueError(
-                f"`weight_decay` must not be negative. Received: {weight_decay}"
-            )
+        momentum = checks.number("momentum", momentum or 0.0, below=1)
+        weight_decay = checks.number("weight_decay", weight_decay or 0.0)
         super().__init__(learning_rate=learning_rate, **kwargs)
         # Not Keras's `weight_decay`, which is taken off the variable before the step.
         self.gradient_weight_decay = weight_decay
@@ -229,6 +243,7 @@ class SGDAGC(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        warn_of_exclude(self.exclude, variables)
         super().build(variables)
         if self.momentum:
             self.momentums = self.add_optimizer_variables(variables, "momentum")
@@ -275,9 +290,9 @@ class SGDAGC(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        exclude = keras.saving.deserialize_keras_object(
-            config["exclude"], custom_objects=custom_objects
-        )
-        return super().from_config(
-            {**config, "exclude": exclude}, custom_objects=custom_objects
-        )
+        if "exclude" in config:
+            exclude = keras.saving.deserialize_keras_object(
+                config["exclude"], custom_objects=custom_objects
+            )
+            config = {**config, "exclude": exclude}
+        return super().from_config(config, custom_objects=custom_objects)

@@ -11,7 +11,7 @@ def train_step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     with tf.GradientTape() as tape:
         y_pred = model(x, training=True)
-        loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+        loss = model.training_loss(x, y, y_pred, sample_weight)
         scaled_loss = model.optimizer.scale_loss(loss)
     model.update_loss_metric(loss, x)
     variables = model.trainable_variables

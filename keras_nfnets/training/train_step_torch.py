@@ -8,7 +8,7 @@ def train_step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     y_pred = model(x, training=True)
     model.zero_grad()
-    loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+    loss = model.training_loss(x, y, y_pred, sample_weight)
     model.update_loss_metric(loss, x)
     model.optimizer.scale_loss(loss).backward()
     variables = model.trainable_variables

@@ -28,6 +28,7 @@ def test_help_explains(command, flag, capsys):
 
 
 def test_no_arguments_and_version(capsys):
+    assert outputs(capsys, "help", "list") == outputs(capsys, "list", "--help")
     assert outputs(capsys)[:2] == outputs(capsys, "--help")[:2]
     assert outputs(capsys, "--version")[1].strip() == keras_nfnets.__version__
 
@@ -42,6 +43,9 @@ def test_no_arguments_and_version(capsys):
         (["train", "--epochs"], "epochs"),
         (["train", "--agc=perhaps"], "--agc must be true or false. Received: perhaps"),
         (["train", "--clip_factor=-1"], "--clip_factor must be .*Received: -1"),
+        (["train", "--clip_factor=nan"], "--clip_factor must be finite. Received: nan"),
+        (["train", "--learning_rate=inf"], "must be finite. Received: inf"),
+        (["train", "--seed=9999999999"], "--seed must be .*4294967295"),
         (["train", "--model=NFNetF9"], "no network 'NFNetF9'; perhaps NFNetF"),
         (["train", "--dataset=mnsit"], "perhaps one of .*'mnist'"),
         (["train", "20"], "takes flags only, as --epochs=20. Received: 20"),

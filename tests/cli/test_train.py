@@ -13,6 +13,7 @@ from PIL import Image
 import keras_nfnets  # noqa: F401  (its layers are needed to load models)
 from keras_nfnets import data
 from keras_nfnets.cli import pictures
+from keras_nfnets.cli.main import main
 
 FILES = {"model.keras", "history.csv", "training_curves.png", "predictions.png"}
 
@@ -77,14 +78,17 @@ def test_same_seed_same_run_and_a_path_with_spaces(tmp_path):
     np.testing.assert_allclose(rows[0][0]["loss"], rows[1][0]["loss"], rtol=1e-5)
 
 
-def test_a_finished_run_is_not_overwritten_by_accident(tmp_path):
-    model = tmp_path / "model.keras"
-    model.write_text("precious")
-    result = run("--epochs=1", f"--output_dir={tmp_path}", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "--overwrite" in result.stderr
-    assert model.read_text() == "precious"
-    assert list(tmp_path.iterdir()) == [model]
+def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
+    for name in sorted(FILES):
+        file = tmp_path / name
+        file.write_text("precious")
+        result = main(["train", f"--output_dir={tmp_path}"])
+        assert result == 2
+        error = capsys.readouterr().err
+        assert f"holds {name} of another run" in error and "--overwrite" in error
+        assert file.read_text() == "precious"
+        assert list(tmp_path.iterdir()) == [file]
+        file.unlink()
 
 
 def test_ctrl_c_leaves_what_there_is(tmp_path):
@@ -103,12 +107,39 @@ def test_ctrl_c_leaves_what_there_is(tmp_path):
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "Interrupted after 2 whole epochs" in rest
+    assert "Interrupted: stopped after 2 of 1000 epochs" in rest
     assert "Traceback" not in rest
     [folder] = (tmp_path / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES
     assert len(history_of(folder)) == 2
     assert evaluate(folder)["accuracy"] > 0.1
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path, capsys):
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+    arguments = ["--epochs=1", "--image_size=8", "--noagc", "--learning_rate=1e30"]
+    status = main(["train", f"--output_dir={tmp_path}", "--overwrite", *arguments])
+    assert status == 1  # it diverged, and has nothing to say of any picture
+    assert "diverged" in capsys.readouterr().out
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == FILES - {"predictions.png"}
+    assert all((tmp_path / name).read_bytes() != b"old" for name in left)
+
+
+def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
+    process = subprocess.Popen(
+        command("--epochs=30", "--image_size=8", f"--output_dir={tmp_path}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=300) == 1
+    assert "Unread: stopped after" in error and "Traceback" not in error
+    assert "model.keras" in {path.name for path in tmp_path.iterdir()}
 
 
 def test_curves_are_drawn_without_clipping_and_predictions_in_colour(tmp_path):

@@ -71,6 +71,12 @@ def test_layer_runs_in_mixed_precision(name, policy):
     assert_close(ops.cast(outputs, "float32"), full(x), atol=0.1)
 
 
+def test_layers_of_a_block_are_all_built():
+    block = NFBlock(24, 16, strides=2, group_size=8)
+    block.build((None, 8, 8, 16))
+    assert all(layer.built for layer in block._flatten_layers())
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (8, 5)])
 @pytest.mark.parametrize("name", ["plain", "strided", "resnet"])
 def test_block_takes_any_size(name, size):
@@ -161,6 +167,16 @@ def test_bad_arguments_are_refused():
         NFBlock(64, group_size=8, alpha=0)
     with pytest.raises(ValueError, match="beta=nan"):
         NFBlock(64, group_size=8, beta=float("nan"))
+    with pytest.raises(ValueError, match="filters='16'"):
+        NFBlock("16")
+    with pytest.raises(ValueError, match="group_size='8'"):
+        NFBlock(16, group_size="8")
+    with pytest.raises(ValueError, match=r"strides=\(2, 1\)"):
+        NFBlock(16, group_size=8, strides=(2, 1))
+    with pytest.raises(ValueError, match="channels of the input"):
+        NFBlock(16, group_size=8).build((None, 8, 8, None))
+    with pytest.raises(ValueError, match="data_format='channels'"):
+        SqueezeExcite(data_format="channels")
     with pytest.raises(ValueError, match="rate=1"):
         StochasticDepth(1)
     with pytest.raises(ValueError, match="se_ratio"):

@@ -124,9 +124,23 @@ def test_lora_trains_the_kernel_that_is_standardized():
     assert np.abs(ops.convert_to_numpy(layer(x)) - before).max() > 1e-2
 
 
+def test_lora_survives_saving(tmp_path):
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 2)).astype("float32")
+    inputs = keras.Input((6, 6, 2))
+    model = keras.Model(inputs, WSConv2D(4, 3, lora_rank=2)(inputs))
+    layer = model.layers[-1]
+    assert layer.lora_enabled
+    layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert_close(loaded(x), model(x), atol=1e-5)
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="Received: use_bias=False"):
         WSConv2D(4, 3, use_bias=False)
+    with pytest.raises(ValueError, match="Received: use_bias=False"):
+        WSConv2D(4, 3, 2, "same", "channels_last", 1, 2, "relu", False)
     with pytest.raises(ValueError, match="Received: eps=-1"):
         WSConv2D(4, 3, eps=-1)
     with pytest.raises(ValueError, match="groups=3"):

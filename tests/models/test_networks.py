@@ -175,6 +175,28 @@ def test_networks_save_clone_and_train_in_every_policy(tmp_path):
         assert_close(clone.predict(x, verbose=0), expected, atol=1e-3)
 
 
+def test_networks_that_were_never_compiled_are_saved(tmp_path):
+    model = NFNetTiny(classes=3)
+    assert "NFBlock" in model.to_json()
+    model.save(tmp_path / "network.keras")
+    loaded = keras.saving.load_model(tmp_path / "network.keras")
+    assert not loaded.compiled
+    for a, b in zip(loaded.get_weights(), model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_numpy_integers_are_integers():
+    model = NFNet(
+        np.array([1, 1]),
+        np.array([16, 32]),
+        group_size=np.int32(8),
+        classes=np.int64(3),
+        input_shape=tuple(np.array([16, 16, 3])),
+    )
+    assert model.output_shape == (None, 3)
+    assert isinstance(model.to_json(), str)
+
+
 def test_preprocess_input_is_the_authors():
     images = (
         np.random.default_rng(0).integers(0, 256, size=(2, 3, 3, 3)).astype("uint8")
@@ -192,7 +214,7 @@ def test_preprocess_input_is_the_authors():
     [
         ({"input_shape": (32, 32)}, r"input_shape=\(32, 32\)"),
         ({"input_shape": (32, -1, 3)}, r"input_shape=\(32, -1, 3\)"),
-        ({"input_shape": (32, 32, None)}, "number of channels"),
+        ({"input_shape": (32, 32, None)}, r"input_shape=\(32, 32, None\)"),
         ({"input_shape": 32}, "input_shape=32"),
         ({"input_tensor": np.ones((1, 8, 8, 3))}, "symbolic"),
         ({"pooling": "mean"}, "pooling='mean'"),
@@ -204,6 +226,12 @@ def test_preprocess_input_is_the_authors():
         ({"attention": "eca2"}, "attention='eca2'"),
         ({"activation": "geluu"}, "activation='geluu'"),
         ({"weights": "imagenet"}, "weights='imagenet'"),
+        ({"weights": 3}, "weights='3'"),
+        ({"classes": True}, "classes=True"),
+        ({"drop_rate": None}, "drop_rate=None"),
+        ({"stochastic_depth_rate": "0.1"}, "stochastic_depth_rate='0.1'"),
+        ({"se_ratio": None}, "se_ratio=None"),
+        ({"alpha": None}, "alpha=None"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -224,6 +252,8 @@ def test_bad_shapes_of_a_network_are_refused():
         NFResNet((1,), width=0)
     with pytest.raises(ValueError, match=r"depths=\(1.5,\)"):
         NFResNet((1.5,))
+    with pytest.raises(ValueError, match="depths=3"):
+        NFNet(3, (16,))
     with pytest.raises(TypeError, match="NFNetF0: .*'clases'"):
         keras_nfnets.NFNetF0(clases=10)
     with pytest.raises(ValueError, match="expected shape"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from keras_nfnets import adaptive_clip
+from keras_nfnets import AGCModel, adaptive_clip
 from keras_nfnets.training.adaptive_clip import clip_units
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -131,6 +131,54 @@ def test_a_unit_is_what_computes_one_output(kind):
 FLOATS = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 
 
+NAMED_LAYERS = {
+    "dw": (lambda n: keras.layers.DepthwiseConv2D(2, name=n), (None, 8, 8, 5), (0, 1)),
+    "up": (
+        lambda n: keras.layers.Conv2DTranspose(3, 2, name=n),
+        (None, 8, 8, 5),
+        (0, 1, 3),
+    ),
+    "depthwise_conv_not": (
+        lambda n: keras.layers.Conv2D(3, 2, name=n),
+        (None, 8, 8, 5),
+        (0, 1, 2),
+    ),
+    "conv2d_transpose_not": (
+        lambda n: keras.layers.Conv2D(3, 2, name=n),
+        (None, 8, 8, 5),
+        (0, 1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_LAYERS)
+def test_a_model_knows_its_layers_by_class_not_by_name(name):
+    make, shape, axes = NAMED_LAYERS[name]
+    inputs = keras.Input(shape[1:])
+    outputs = keras.layers.GlobalAveragePooling2D()(make(name)(inputs))
+    model = AGCModel(inputs, outputs)
+    model.compile(keras.optimizers.SGD(1.0), "mse", clip_factor=0.02)
+    weights = ops.convert_to_numpy(model.trainable_variables[0])
+    x = np.random.default_rng(0).normal(size=(4, *shape[1:])).astype("float32")
+    model.train_on_batch(x, 100 * np.ones((4, *model.output_shape[1:])))
+    step = weights - ops.convert_to_numpy(model.trainable_variables[0])
+    np.testing.assert_allclose(norm(step, axes), 0.02 * norm(weights, axes), rtol=1e-3)
+
+
+def test_names_that_merely_contain_a_kind_do_not_mislead():
+    for name in ("transposed_out", "depthwise_pointwise", "query"):
+        layer = keras.layers.Conv2D(3, 2, name=name)
+        if name == "query":
+            layer = keras.layers.Conv1D(3, 2, name=name)
+        layer.build((None, 8, 5) if name == "query" else (None, 8, 8, 5))
+        kernel = layer.kernel
+        gradient = np.random.default_rng(0).normal(size=kernel.shape)
+        axes = tuple(range(len(kernel.shape) - 1))
+        expected = expected_clip(gradient, ops.convert_to_numpy(kernel), axes, 0.02)
+        clipped = clip_one(np.float32(gradient), kernel, clip_factor=0.02)
+        assert_close(clipped, expected, rtol=1e-5)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     weights=hnp.arrays("float32", (3, 4), elements=FLOATS),
@@ -238,6 +286,8 @@ def test_units_are_counted_under_any_loss_scale():
         ({"clip_factor": 0}, "clip_factor=0"),
         ({"clip_factor": float("nan")}, "clip_factor=nan"),
         ({"eps": -1}, "eps=-1"),
+        ({"clip_factor": "0.1"}, "clip_factor='0.1'"),
+        ({"eps": None}, "eps=None"),
         ({"exclude": 3}, "exclude=3"),
         ({"exclude": [3]}, r"exclude=\[3\]"),
     ],

@@ -226,6 +226,46 @@ def test_exclude_that_matches_nothing_is_refused():
         model.train_on_batch(x, y)
 
 
+@pytest.mark.parametrize(
+    "optimizer", [lambda e: AGC("sgd", exclude=e), lambda e: SGDAGC(exclude=e)]
+)
+def test_optimizers_warn_of_an_exclude_that_matches_nothing(optimizer):
+    # They cannot know what is frozen, so it is no error.
+    model = small_model(keras.Model)
+    with pytest.warns(UserWarning, match="'predictoins'"):
+        optimizer("predictoins").build(model.trainable_variables)
+
+
+def test_wrapper_hands_on_what_does_not_decay():
+    model = small_model(keras.Model)
+    optimizer = AGC(keras.optimizers.SGD(0.0, weight_decay=0.5))
+    optimizer.inner_optimizer.learning_rate = 1.0
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    before = model.get_weights()
+    optimizer.build(model.trainable_variables)
+    model.get_layer("hidden").bias.assign(np.ones(8))
+    optimizer.apply(
+        [keras.ops.zeros(v.shape) for v in model.trainable_variables],
+        model.trainable_variables,
+    )
+    np.testing.assert_allclose(model.get_weights()[0], 0.5 * before[0], rtol=1e-6)
+    np.testing.assert_array_equal(model.get_weights()[1], 1)
+
+
+def test_compute_loss_may_be_overridden_in_the_old_way():
+    class Doubled(AGCModel):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+            return 2 * super().compute_loss(x, y, y_pred, sample_weight)
+
+    x, y = small_data()
+    losses = []
+    for cls in (AGCModel, Doubled):
+        model = small_model(cls)
+        model.compile("sgd", "mse")
+        losses.append(model.train_on_batch(x, y, return_dict=True)["loss"])
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
+
+
 def test_frozen_layers_may_be_excluded():
     model = small_model()
     model.get_layer("hidden").trainable = False

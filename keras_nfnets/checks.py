@@ -1,0 +1,54 @@
+"""Checks of arguments: a `ValueError` that says what was expected and what came."""
+
+import math
+import operator
+
+import keras
+
+
+def integer(name, value, minimum=1):
+    """`value` as an int (NumPy's too, but not a bool) of at least `minimum`."""
+    try:
+        result = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        result = None
+    if result is None or result < minimum:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {minimum}. "
+            f"Received: {name}={value!r}"
+        )
+    return result
+
+
+def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
+    """`value` as a finite float in [minimum, below), or (minimum, below)."""
+    try:
+        result = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        result = math.nan
+    enough = result > minimum if exclusive else result >= minimum
+    if not (enough and result < below and math.isfinite(result)):
+        least = f"more than {minimum:g}" if exclusive else f"at least {minimum:g}"
+        most = "" if below == math.inf else f" and less than {below:g}"
+        raise ValueError(
+            f"`{name}` must be a finite number, {least}{most}. "
+            f"Received: {name}={value!r}"
+        )
+    return result
+
+
+def one_of(name, value, choices):
+    """`value`, which must be one of `choices`."""
+    if not any(value is choice or value == choice for choice in choices):
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {name}={value!r}"
+        )
+    return value
+
+
+def data_format(value):
+    """`value`, which must be a name of Keras's data formats; for None, Keras's own."""
+    if value is None:
+        return keras.config.image_data_format()
+    return one_of("data_format", value, ("channels_last", "channels_first"))
