@@ -92,6 +92,8 @@ class NFBlock(keras.layers.Layer):
             "bottleneck_filters", bottleneck_filters
         )
         self.strides = checks.integer("strides", strides)
+        if group_size is not None:
+            group_size = checks.integer("group_size", group_size)
         self.group_size = group_size
         self.extra_conv = extra_conv
         self.alpha = checks.number("alpha", alpha, exclusive=True)
@@ -107,7 +109,6 @@ class NFBlock(keras.layers.Layer):
         width = self.bottleneck_filters
         groups = 1
         if group_size is not None:
-            group_size = checks.integer("group_size", group_size)
             if width % group_size:
                 raise ValueError(
                     "`group_size` must divide the width of the 3x3 convolutions. "
@@ -120,12 +121,12 @@ class NFBlock(keras.layers.Layer):
         self.input_activation = self._activation("input_activation", gain * self.beta)
         self.conv0 = self._convolution("conv0", width, 1)
         self.activation0 = self._activation("activation0", gain)
-        self.conv1 = self._convolution("conv1", width, 3, strides, groups)
+        self.conv1 = self._convolution("conv1", width, 3, self.strides, groups)
         if extra_conv:
             self.activation1 = self._activation("activation1", gain)
             self.conv1b = self._convolution("conv1b", width, 3, 1, groups)
         self.activation2 = self._activation("activation2", gain)
-        self.conv2 = self._convolution("conv2", filters, 1)
+        self.conv2 = self._convolution("conv2", self.filters, 1)
         if attention == "se":
             self.squeeze_excite = SqueezeExcite(
                 se_ratio,
