@@ -64,6 +64,31 @@ def run(flags, arguments):
     return _report(flags, history, folder, written, stopped)
 
 
+class _CtrlCBetweenBatches(keras.callbacks.Callback):
+    """Lets a Ctrl-C wait for the end of the batch.
+
+    In the middle of one it may reach native code of TensorFlow, which aborts. A second
+    Ctrl-C does not wait.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.asked = False
+        self.handler = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.handler)
+
+    def _stop_if_asked(self, batch, logs=None):
+        if self.asked:
+            raise KeyboardInterrupt
+
+    on_train_batch_end = on_test_batch_end = _stop_if_asked
+
+    def on_train_end(self, logs=None):
+        signal.signal(signal.SIGINT, self.handler)
+
+
 def _fit(model, dataset, epochs, folder):
     """Trains, and returns the history and what stopped it, None if nothing did."""
     history = keras.callbacks.History()
@@ -71,6 +96,7 @@ def _fit(model, dataset, epochs, folder):
         history,
         keras.callbacks.CSVLogger(folder / HISTORY),
         keras.callbacks.TerminateOnNaN(),
+        _CtrlCBetweenBatches(),
     ]
     stopped = None
     try:
