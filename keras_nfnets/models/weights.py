@@ -115,7 +115,6 @@ def _value_for(variable, array):
         raise ValueError(
             f"has shape {tuple(variable.shape)} in the network, {array.shape} here"
         )
-    array = array.astype("float64" if array.dtype.kind in "iu" else array.dtype)
     with np.errstate(over="ignore"):
         value = array.astype(variable.dtype, copy=False)
     if (np.isinf(value) & ~np.isinf(array)).any():

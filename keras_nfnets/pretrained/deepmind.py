@@ -47,11 +47,13 @@ def load_deepmind(model, source):
         f"{key.rpartition('/')[0]}/{variable.name}": variable
         for key, variable in named_variables(model).items()
     }
-    items = _flatten(source)
-    arrays = {_our_name(name, blocks): array for name, array in items}
-    if len(arrays) < len(items):
-        counts = collections.Counter(_our_name(name, blocks) for name, _ in items)
-        twice = sorted(n for n, _ in items if counts[_our_name(n, blocks)] > 1)
+    arrays, given = {}, collections.defaultdict(list)
+    for name, array in _flatten(source):
+        ours = _our_name(name, blocks)
+        arrays[ours] = array
+        given[ours].append(name)
+    twice = sorted(name for names in given.values() if len(names) > 1 for name in names)
+    if twice:
         raise ValueError(
             "Some parameters are given twice, under names that mean the same. "
             f"Received: {', '.join(twice)}"

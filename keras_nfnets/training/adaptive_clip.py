@@ -122,7 +122,7 @@ def check_settings(clip_factor, eps, exclude):
     """Raises a ValueError for settings of `adaptive_clip` that cannot be meant."""
     checks.number("clip_factor", clip_factor, exclusive=True)
     checks.number("eps", eps)
-    patterns = [exclude] if isinstance(exclude, str) else exclude
+    patterns = _patterns(exclude)
     if not (
         exclude is None
         or callable(exclude)
@@ -142,7 +142,7 @@ def check_exclude(exclude, variables):
     """
     if exclude is None or callable(exclude):
         return
-    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+    for pattern in _patterns(exclude):
         if pattern == CLASSIFIER_KERNEL:
             continue
         if not any(is_excluded(variable, [pattern]) for variable in variables):
@@ -161,15 +161,19 @@ def is_excluded(variable, exclude):
         return False
     if callable(exclude):
         return bool(exclude(variable))
-    patterns = [exclude] if isinstance(exclude, str) else exclude
     path = variable_path(variable)
     layers = path.split("/")[:-1]
     return any(
         pattern in layers
         or fnmatch.fnmatchcase(path, pattern)
         or fnmatch.fnmatchcase(path, f"*/{pattern}")
-        for pattern in patterns
+        for pattern in _patterns(exclude)
     )
+
+
+def _patterns(exclude):
+    """A single name or pattern as a list of one; anything else as it is."""
+    return [exclude] if isinstance(exclude, str) else exclude
 
 
 def variable_path(variable):
