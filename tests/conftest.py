@@ -42,11 +42,14 @@ class GoldenCase:
 
     @property
     def parameters(self):
+        """Haiku's `{module: {leaf: array}}`, or timm's `{name: array}`."""
         return {
             module: {
                 leaf: rule.value(f"{module}/{leaf}", tuple(shape))
                 for leaf, shape in leaves.items()
             }
+            if isinstance(leaves, dict)
+            else rule.value(module, tuple(leaves))
             for module, leaves in self.spec["parameters"].items()
         }
 

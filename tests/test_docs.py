@@ -35,7 +35,7 @@ def test_every_public_function_and_class_has_an_example():
     for name in keras_nfnets.__all__:
         thing = getattr(keras_nfnets, name)
         if callable(thing) and not re.fullmatch(
-            r"NF(Net|ResNet)\w*\d\w*|NFNetTiny", name
+            r"(ECA)?NF\w+\d\w*|NFNetTiny|NFNetTest", name
         ):
             assert ">>> " in thing.__doc__, name
             assert "Example:" in thing.__doc__, name
@@ -53,7 +53,8 @@ def test_code_of_the_readme(capsys):
 
 
 def test_figures_of_the_readme_are_those_of_the_networks():
-    from keras_nfnets.models.figures import count_flops, variants, without_memory
+    from keras_nfnets.models.figures import count_flops, variants
+    from keras_nfnets.pretrained import without_memory
 
     rows = re.findall(
         r"\| (NF\w+) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) \| (\d+) \|",

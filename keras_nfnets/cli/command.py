@@ -68,6 +68,13 @@ class Command:
         self.values.register_flag_by_module(self.name, self.values[name])
 
 
+def progress_bar(items, what, unit):
+    """Iterates over `items` with a bar, where somebody is looking."""
+    from tqdm import tqdm
+
+    return tqdm(items, what, unit=f" {unit}", leave=False, disable=None)
+
+
 def network(name):
     """The constructor and the variant of a network of the zoo, by its name."""
     zoo = variants()

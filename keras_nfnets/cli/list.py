@@ -1,17 +1,20 @@
 """`keras-nfnets list`."""
 
 import keras_nfnets
+from keras_nfnets import pretrained
 from keras_nfnets.cli.command import Command, UsageError
-from keras_nfnets.models.figures import count_flops, variants, without_memory
+from keras_nfnets.models.figures import count_flops, variants
 
 
 def run(flags, arguments):
     if arguments:
         raise UsageError(f"'list' takes no arguments. Received: {' '.join(arguments)}")
+    if flags.weights:
+        return _list_weights()
     print(f"{'network':<14}{'parameters':>14}{'FLOPs':>10}{'train':>8}{'test':>6}")
     for name, variant in variants().items():
         size = variant.test_size
-        with without_memory():
+        with pretrained.without_memory():
             model = getattr(keras_nfnets, name)(input_shape=(size, size, 3))
             parameters, flops = model.count_params(), count_flops(model)
         # Flushed: the large ones take a second each to build.
@@ -23,15 +26,32 @@ def run(flags, arguments):
     return 0
 
 
+def _list_weights():
+    print(f"{'checkpoint':<24}{'network':<14}{'size':>5}{'top-1':>8}  licence, source")
+    for c in pretrained.list_checkpoints():
+        source = f"huggingface.co/{c.repo}" if c.repo else "comes along"
+        top1 = f"{c.top1:.2f} %" if c.top1 else ""
+        print(f"{c.name:<24}{c.network:<14}{c.size:>5}{top1:>8}  {c.licence}, {source}")
+        if c.authors_url:
+            print(f"{'  or ' + c.authors_file:<51}  {c.authors_url.partition('//')[2]}")
+    return 0
+
+
 COMMAND = Command(
     "list",
-    "list",
+    "list [--weights]",
     """\
 Lists the networks there are, each a function of the same name in keras_nfnets.
 
 parameters   with the 1000 classes of ImageNet
 FLOPs        multiply-adds for one picture at the test size, in billions
 train, test  the pixels a side the network was trained and tested at; any size does
+
+With --weights it lists the published checkpoints, each to be given as weights=, to
+'keras-nfnets predict' or to pretrained.create: the network by the name of
+pretrained.create, the pixels a side of its pictures, and the published accuracy on
+ImageNet (of digits: on those held out).
 """,
     run,
 )
+COMMAND.define("boolean", "weights", False, "List the published checkpoints.")

@@ -4,12 +4,13 @@ import difflib
 import os
 import sys
 
+from keras_nfnets.cli import convert, predict, summary, train
 from keras_nfnets.cli import list as list_command
-from keras_nfnets.cli import summary, train
 from keras_nfnets.cli.command import UsageError
 from keras_nfnets.version import __version__
 
-COMMANDS = {c.name: c for c in (train.COMMAND, list_command.COMMAND, summary.COMMAND)}
+_MODULES = (train, predict, convert, list_command, summary)
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 HELP = """\
 usage: keras-nfnets COMMAND [FLAGS]
@@ -18,7 +19,9 @@ Normalizer-free networks for Keras.
 
   train     train a network with adaptive gradient clipping; without any flags, a
             small one on handwritten digits, in half a minute
-  list      the networks there are: parameters, FLOPs, native picture sizes
+  predict   what is on pictures, by a network with published or your own weights
+  convert   a published weight file to Keras's formats
+  list      the networks there are, or with --weights the published checkpoints
   summary   one network, layer by layer
 
 'keras-nfnets COMMAND --help' explains a command and its flags.

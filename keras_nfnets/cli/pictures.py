@@ -67,3 +67,30 @@ def predictions(images, labels, probabilities, class_names, path, title):
         axis.set_title(text, fontsize=9, color="crimson" if wrong else "seagreen")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def labelled(shown, path):
+    """Draws pictures with what a network says of them.
+
+    Args:
+        shown: list of a picture (uint8), its name and its predictions, best first,
+            each a dict with `"name"` and `"probability"`.
+        path: of the picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3 * columns, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for axis, (picture, name, best) in zip(grid.flat, shown):
+        axis.imshow(picture)
+        labels = [f"{row['name']}  {row['probability']:.0%}" for row in best]
+        axis.set_title("\n".join([_short(name), *labels]), fontsize=9, parse_math=False)
+    figure.savefig(path, dpi=100)
+
+
+def _short(name):
+    return name if len(name) <= 40 else f"{name[:20]}...{name[-17:]}"

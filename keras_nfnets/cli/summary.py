@@ -1,7 +1,8 @@
 """`keras-nfnets summary`."""
 
 from keras_nfnets.cli.command import Command, UsageError, network
-from keras_nfnets.models.figures import count_flops, without_memory
+from keras_nfnets.models.figures import count_flops
+from keras_nfnets.pretrained import without_memory
 
 
 def run(flags, arguments):

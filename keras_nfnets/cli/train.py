@@ -1,5 +1,6 @@
 """`keras-nfnets train`."""
 
+import json
 import os
 import pathlib
 import shlex
@@ -15,7 +16,7 @@ from keras_nfnets import data
 from keras_nfnets.cli import pictures
 from keras_nfnets.cli.command import Command, UsageError, network
 
-MODEL, HISTORY = "model.keras", "history.csv"
+MODEL, ABOUT, HISTORY = "model.keras", "model.json", "history.csv"
 CURVES, PREDICTIONS = "training_curves.png", "predictions.png"
 
 
@@ -53,6 +54,11 @@ def run(flags, arguments):
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         model.save(partial / MODEL)
+        about = {
+            "preparation": dataset.preparation,
+            "class_names": dataset.class_names,
+        }
+        (partial / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
         _draw(model, dataset, history, partial, title)
         written = _move(partial, folder)
     except OSError as error:
@@ -187,6 +193,7 @@ def _move(partial, folder):
 
 _DESCRIPTIONS = {
     MODEL: "the network, for keras.saving.load_model after import keras_nfnets",
+    ABOUT: "how its pictures are prepared and what its classes are called",
     HISTORY: "loss, accuracy and share of units clipped, epoch by epoch",
     CURVES: "the same, drawn",
     PREDICTIONS: "held-out pictures and what the network says they are",
@@ -231,8 +238,9 @@ Trains a network on labelled pictures: SGD with Nesterov momentum, adaptive grad
 clipping (AGC), a learning rate that warms up and then falls as a cosine, label
 smoothing. Without flags it learns scikit-learn's handwritten digits in half a minute.
 
-It leaves in one folder {MODEL}, {HISTORY}, {CURVES} and
-{PREDICTIONS}. Ctrl-C ends a run early and leaves what there is by then.
+It leaves in one folder {MODEL} (and {ABOUT}, for 'keras-nfnets predict'),
+{HISTORY}, {CURVES} and {PREDICTIONS}. Ctrl-C ends a run early and
+leaves what there is by then.
 
   keras-nfnets train
   keras-nfnets train --model=NFResNet26 --image_size=64 --epochs=5

@@ -12,12 +12,14 @@ class Pictures(typing.NamedTuple):
 
     A batch is (pictures, labels): float32 `(batch, size, size, channels)`, each picture
     with mean zero and variance one, and float32 one-hot `(batch, classes)`.
+    `preparation` are the arguments with which `data.prepare` prepares others like them.
     """
 
     train: typing.Any
     test: typing.Any
     channels: int
     class_names: list
+    preparation: dict | None = None
 
 
 def load(name, image_size, batch_size, seed=0):
@@ -49,7 +51,7 @@ def load(name, image_size, batch_size, seed=0):
     classes = len(source.class_names)
 
     def prepare(image, label):
-        image = tf.image.resize(tf.cast(image, tf.float32), (image_size, image_size))
+        image = tf.image.resize(image, (image_size, image_size), antialias=True)
         return tf.image.per_image_standardization(image), tf.one_hot(label, classes)
 
     train = source.train.shuffle(10_000, seed=seed, reshuffle_each_iteration=True)
@@ -57,24 +59,54 @@ def load(name, image_size, batch_size, seed=0):
     return source._replace(
         train=train.map(prepare, parallel).batch(batch_size).prefetch(parallel),
         test=source.test.map(prepare, parallel).batch(batch_size).prefetch(parallel),
+        # The same as `prepare` above, for single files.
+        preparation={
+            "size": image_size,
+            "crop": 1.0,
+            "crop_mode": "squash",
+            "interpolation": "bilinear",
+            "mean": None,
+            "deviation": None,
+            "channels": source.channels,
+        },
     )
 
 
-def _digits():
-    import tensorflow as tf
+def load_digits():
+    """The handwritten digits of scikit-learn as pictures.
+
+    Returns:
+        `(x_train, y_train), (x_test, y_test)`, the second a fifth of each class, always
+        the same: uint8 pictures `(n, 8, 8, 3)`, light on dark, and int labels `(n,)`.
+
+    Example:
+
+    >>> (x, y), (x_test, y_test) = load_digits()
+    >>> x.shape, x_test.shape
+    ((1437, 8, 8, 3), (360, 8, 8, 3))
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8, 1).astype("float32")
+    # Of 17 shades, from 0 to 16.
+    images = np.uint8(np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16)).repeat(3, -1)
     x, x_test, y, y_test = train_test_split(
         images, labels, test_size=0.2, stratify=labels, random_state=0
     )
+    return (x, y), (x_test, y_test)
+
+
+def _digits():
+    import tensorflow as tf
+
+    (x, y), (x_test, y_test) = load_digits()
+    x, x_test = x[..., :1], x_test[..., :1]
     return Pictures(
         train=tf.data.Dataset.from_tensor_slices((x, y)),
         test=tf.data.Dataset.from_tensor_slices((x_test, y_test)),
         channels=1,
-        class_names=[str(digit) for digit in np.unique(labels)],
+        class_names=[str(digit) for digit in np.unique(y)],
     )
 
 

@@ -18,13 +18,15 @@ def _leaky_relu(x):
 
 
 # name -> (function, gain): the constants of the table `nonlinearities` in the
-# authors' nfnets/base.py, which are sampled and so differ from the exact values
-# of `activation_gain` in the fourth digit.
+# authors' nfnets/base.py (which timm has taken over), which are sampled and so differ
+# from the exact values of `activation_gain` in the fourth digit.
 _PUBLISHED = {
     "identity": (keras.activations.linear, 1.0),
     "celu": (keras.activations.celu, 1.270926833152771),
     "elu": (keras.activations.elu, 1.2716004848480225),
     "gelu": (_gelu, 1.7015043497085571),
+    # timm's, with the gain of the other.
+    "gelu_exact": (keras.activations.gelu, 1.7015043497085571),
     "glu": (keras.activations.glu, 1.8484294414520264),
     "leaky_relu": (_leaky_relu, 1.70590341091156),
     "log_sigmoid": (keras.activations.log_sigmoid, 1.9193484783172607),
@@ -149,9 +151,9 @@ def _standard_normal(rows=2**14, channels=256):
 class ScaledActivation(keras.layers.Layer):
     """An activation times the gain that restores unit variance: `gain * f(x)`.
 
-    Names follow the authors' table, where `"gelu"` is the tanh approximation and
-    `"leaky_relu"` has slope 0.01. Pass the function itself
-    (`keras.activations.gelu`) for Keras's own definition.
+    Names follow the authors' table, where `"gelu"` is the tanh approximation (the
+    exact one is `"gelu_exact"`) and `"leaky_relu"` has slope 0.01. Pass the function
+    itself (`keras.activations.leaky_relu`) for Keras's own definition.
 
     Args:
         activation: name or callable.

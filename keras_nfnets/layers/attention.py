@@ -1,52 +1,88 @@
 """Channel attention: a weight for every channel of every picture."""
 
+import math
+
 import keras
 from keras import ops
 
 from keras_nfnets import checks
 
 
+class _ChannelAttention(keras.layers.Layer):
+    """`2 * gate(mean of x over height and width) * x`.
+
+    At initialization a gate is about one half, hence the two: the signal keeps its
+    scale (arXiv 2102.06171, appendix A).
+    """
+
+    def __init__(self, data_format=None, **kwargs):
+        super().__init__(**kwargs)
+        self.data_format = checks.data_format(data_format)
+
+    def build(self, input_shape):
+        if len(input_shape) != 4:
+            raise ValueError(
+                f"{type(self).__name__} expects pictures, a tensor of rank 4. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        self.build_gate(input_shape[3 if self.data_format == "channels_last" else 1])
+
+    def call(self, inputs):
+        channels_last = self.data_format == "channels_last"
+        spatial = (1, 2) if channels_last else (2, 3)
+        precise = keras.backend.result_type(inputs.dtype, "float32")
+        squeezed = ops.mean(ops.cast(inputs, precise), axis=spatial)
+        gate = self.gate(ops.cast(squeezed, inputs.dtype))
+        return inputs * (2 * ops.expand_dims(gate, spatial))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "data_format": self.data_format}
+
+
 @keras.saving.register_keras_serializable("keras_nfnets")
-class SqueezeExcite(keras.layers.Layer):
+class SqueezeExcite(_ChannelAttention):
     """Squeeze-and-excitation that keeps the signal's scale: `2 * sigmoid(fc(x)) * x`.
 
     The gate is computed from the mean over height and width through two dense layers
-    with a ReLU between them. At initialization it is about one half, hence the two.
+    with a ReLU between them.
 
     Args:
-        se_ratio: width of the hidden layer as a share of the channels; the width is
-            rounded down, and at least one.
+        se_ratio: width of the hidden layer as a share of the channels, rounded down,
+            and at least one.
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
+        divisor: if not None, the width is instead the nearest multiple of this, and
+            at least one of it.
         **kwargs: of `keras.layers.Layer`.
 
     Input and output: float tensors `(batch, height, width, channels)`, or with the
     channels second. The mean is taken in float32 or better.
 
     Raises:
-        ValueError: `se_ratio` is not positive, or the input is not of rank 4.
+        ValueError: `se_ratio` is not positive, `divisor` no positive integer, or the
+            input is not of rank 4.
 
     Example:
 
     >>> tuple(SqueezeExcite(se_ratio=0.25)(keras.random.normal((2, 7, 7, 64))).shape)
     (2, 7, 7, 64)
 
-    Reference: Hu, Shen, Sun (2018), arXiv 1709.01507; the factor two: arXiv
-    2102.06171, appendix A.
+    Reference: Hu, Shen, Sun (2018), arXiv 1709.01507.
     """
 
-    def __init__(self, se_ratio=0.5, data_format=None, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, se_ratio=0.5, data_format=None, divisor=None, **kwargs):
+        super().__init__(data_format, **kwargs)
         self.se_ratio = checks.number("se_ratio", se_ratio, exclusive=True)
-        self.data_format = checks.data_format(data_format)
+        self.divisor = None if divisor is None else checks.integer("divisor", divisor)
 
-    def build(self, input_shape):
-        if len(input_shape) != 4:
-            raise ValueError(
-                "SqueezeExcite expects pictures, a tensor of rank 4. Received: "
-                f"input_shape={tuple(input_shape)}"
-            )
-        channels = input_shape[3 if self.data_format == "channels_last" else 1]
-        hidden = max(1, int(channels * self.se_ratio))
+    def build_gate(self, channels):
+        hidden = channels * self.se_ratio
+        if self.divisor is None:
+            hidden = max(1, int(hidden))
+        else:
+            hidden = max(1, int(hidden / self.divisor + 0.5)) * self.divisor
         self.fc0 = keras.layers.Dense(
             hidden, activation="relu", dtype=self.dtype_policy, name="fc0"
         )
@@ -56,26 +92,82 @@ class SqueezeExcite(keras.layers.Layer):
         self.fc0.build((None, channels))
         self.fc1.build((None, hidden))
 
-    def call(self, inputs):
-        channels_last = self.data_format == "channels_last"
-        spatial = (1, 2) if channels_last else (2, 3)
-        precise = keras.backend.result_type(inputs.dtype, "float32")
-        squeezed = ops.mean(ops.cast(inputs, precise), axis=spatial)
-        gate = self.fc1(self.fc0(ops.cast(squeezed, inputs.dtype)))
-        return inputs * (2 * ops.expand_dims(gate, spatial))
+    def gate(self, squeezed):
+        return self.fc1(self.fc0(squeezed))
 
     def count_flops(self):
         """Multiply-adds of the two dense layers for one picture."""
-        return (
-            self.fc0.kernel.shape[0] * self.fc0.units + self.fc0.units * self.fc1.units
-        )
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
+        return sum(math.prod(layer.kernel.shape) for layer in (self.fc0, self.fc1))
 
     def get_config(self):
         return {
             **super().get_config(),
             "se_ratio": self.se_ratio,
-            "data_format": self.data_format,
+            "divisor": self.divisor,
         }
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class EfficientChannelAttention(_ChannelAttention):
+    """Efficient channel attention (ECA) that keeps the signal's scale.
+
+    As `SqueezeExcite`, but the gate is a convolution without bias over the channels,
+    then a sigmoid.
+
+    Args:
+        kernel_size: odd number of neighbouring channels that a gate sees; by default
+            it grows with the logarithm of the channels, as in the paper.
+        data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
+        **kwargs: of `keras.layers.Layer`.
+
+    Input and output: float tensors `(batch, height, width, channels)`, or with the
+    channels second. The mean is taken in float32 or better.
+
+    Raises:
+        ValueError: `kernel_size` is no odd integer, or the input is not of rank 4.
+
+    Example:
+
+    >>> tuple(EfficientChannelAttention()(keras.random.normal((2, 7, 7, 64))).shape)
+    (2, 7, 7, 64)
+
+    Reference: Wang et al. (2020), arXiv 1910.03151, equation 12.
+    """
+
+    def __init__(self, kernel_size=None, data_format=None, **kwargs):
+        super().__init__(data_format, **kwargs)
+        if (
+            kernel_size is not None
+            and not checks.integer("kernel_size", kernel_size) % 2
+        ):
+            raise ValueError(
+                f"`kernel_size` must be odd. Received: kernel_size={kernel_size}"
+            )
+        self.kernel_size = kernel_size
+
+    def build_gate(self, channels):
+        size = self.kernel_size
+        if size is None:
+            size = max(3, int((math.log2(channels) + 1) / 2) | 1)
+        self.conv = keras.layers.Conv1D(
+            1,
+            size,
+            padding="same",
+            use_bias=False,
+            activation="sigmoid",
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+        self.conv.build((None, channels, 1))
+        self.channels = channels
+
+    def gate(self, squeezed):
+        return ops.squeeze(self.conv(ops.expand_dims(squeezed, -1)), -1)
+
+    def count_flops(self):
+        """Multiply-adds of the convolution for one picture."""
+        return self.channels * self.conv.kernel_size[0]
+
+    def get_config(self):
+        return {**super().get_config(), "kernel_size": self.kernel_size}

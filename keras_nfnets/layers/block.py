@@ -9,7 +9,8 @@ from keras_nfnets.layers.activations import (
     serialize_activation,
     with_deserialized_activation,
 )
-from keras_nfnets.layers.attention import SqueezeExcite
+from keras_nfnets.layers.attention import EfficientChannelAttention, SqueezeExcite
+from keras_nfnets.layers.conventions import convention as convention_of
 from keras_nfnets.layers.convolution import WSConv2D
 from keras_nfnets.layers.stochastic_depth import StochasticDepth
 
@@ -39,11 +40,19 @@ class NFBlock(keras.layers.Layer):
         beta: scale of the block's input: one over the standard deviation it is
             expected to have.
         activation: see `ScaledActivation`.
-        attention: `"se"` (squeeze-and-excitation) or None.
-        se_ratio: of the attention, see `SqueezeExcite`.
+        attention: `"se"` (squeeze-and-excitation), `"eca"` (efficient channel
+            attention) or None.
+        attention_on: `"output"`, after the last convolution, or `"bottleneck"`,
+            before the activation in front of it.
+        se_ratio: of squeeze-and-excitation, see `SqueezeExcite`.
         avg_pool_shortcut: whether a strided shortcut pools and then projects.
         skip_gain_initializer: of the learned scalar gain of the residual branch;
             with the default, zeros, a block starts as its shortcut.
+        convention: whose details to follow, `"authors"` or `"timm"`: in timm's
+            networks (but its dm_nfnet) the convolutions carry the activations' gain,
+            strided ones pad symmetrically, statistics have another epsilon, widths of
+            squeeze-and-excitation are multiples of 8, and there is no learned scalar
+            gain; the last convolution's starts at zero instead.
         stochastic_depth_rate: see `StochasticDepth`.
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
         **kwargs: of `keras.layers.Layer`.
@@ -63,7 +72,7 @@ class NFBlock(keras.layers.Layer):
     (2, 8, 8, 128)
 
     Reference: Brock et al. (2021), arXiv 2102.06171, figure 3 and appendix A;
-    `NFBlock` and `NFResBlock` of the authors' code.
+    `NFBlock` and `NFResBlock` of the authors' code, `NormFreeBlock` of timm.
     """
 
     def __init__(
@@ -77,10 +86,12 @@ class NFBlock(keras.layers.Layer):
         beta=1.0,
         activation="gelu",
         attention="se",
+        attention_on="output",
         se_ratio=0.5,
         avg_pool_shortcut=True,
         skip_gain_initializer="zeros",
         stochastic_depth_rate=0.0,
+        convention="authors",
         data_format=None,
         **kwargs,
     ):
@@ -99,11 +110,16 @@ class NFBlock(keras.layers.Layer):
         self.alpha = checks.number("alpha", alpha, exclusive=True)
         self.beta = checks.number("beta", beta, exclusive=True)
         self.activation = activation
-        self.attention = checks.one_of("attention", attention, ("se", None))
+        self.attention = checks.one_of("attention", attention, ("se", "eca", None))
+        self.attention_on = checks.one_of(
+            "attention_on", attention_on, ("output", "bottleneck")
+        )
         self.se_ratio = checks.number("se_ratio", se_ratio, exclusive=True)
         self.avg_pool_shortcut = avg_pool_shortcut
         self.skip_gain_initializer = keras.initializers.get(skip_gain_initializer)
         self.stochastic_depth_rate = stochastic_depth_rate
+        self.convention = convention
+        self.details = convention_of(convention)
         self.data_format = checks.data_format(data_format)
 
         width = self.bottleneck_filters
@@ -117,39 +133,56 @@ class NFBlock(keras.layers.Layer):
                     f"{[n for n in range(1, width + 1) if width % n == 0]}"
                 )
             groups = width // group_size
-        gain = activation_gain(activation)
-        self.input_activation = self._activation("input_activation", gain * self.beta)
+        self.gain = activation_gain(activation)
+        self.input_activation = self._activation("input_activation", self.beta)
         self.conv0 = self._convolution("conv0", width, 1)
-        self.activation0 = self._activation("activation0", gain)
+        self.activation0 = self._activation("activation0")
         self.conv1 = self._convolution("conv1", width, 3, self.strides, groups)
         if extra_conv:
-            self.activation1 = self._activation("activation1", gain)
+            self.activation1 = self._activation("activation1")
             self.conv1b = self._convolution("conv1b", width, 3, 1, groups)
-        self.activation2 = self._activation("activation2", gain)
-        self.conv2 = self._convolution("conv2", self.filters, 1)
+        self.activation2 = self._activation("activation2")
+        self.conv2 = self._convolution(
+            "conv2",
+            self.filters,
+            1,
+            gain_initializer="ones" if self.details.skip_gain else "zeros",
+        )
+        common = {"data_format": self.data_format, "dtype": self.dtype_policy}
+        self.attention_layer = None
         if attention == "se":
-            self.squeeze_excite = SqueezeExcite(
-                se_ratio,
-                data_format=self.data_format,
-                dtype=self.dtype_policy,
-                name="squeeze_excite",
+            multiple = self.details.width_multiple
+            divisor = None if multiple == 1 else multiple
+            self.attention_layer = SqueezeExcite(
+                se_ratio, divisor=divisor, name="squeeze_excite", **common
+            )
+        elif attention == "eca":
+            self.attention_layer = EfficientChannelAttention(
+                name="channel_attention", **common
             )
         self.stochastic_depth = StochasticDepth(
             stochastic_depth_rate, dtype=self.dtype_policy, name="stochastic_depth"
         )
 
-    def _activation(self, name, gain):
+    def _activation(self, name, factor=1.0):
+        gain = 1.0 if self.details.gain_in_convolution else self.gain
         return ScaledActivation(
-            self.activation, gain=gain, dtype=self.dtype_policy, name=name
+            self.activation, gain=gain * factor, dtype=self.dtype_policy, name=name
         )
 
-    def _convolution(self, name, filters, kernel_size, strides=1, groups=1):
+    def _convolution(
+        self, name, filters, kernel_size, strides=1, groups=1, gain_initializer="ones"
+    ):
         return WSConv2D(
             filters,
             kernel_size,
             strides=strides,
             groups=groups,
-            padding="same",
+            padding=self.details.padding,
+            eps=self.details.eps,
+            variance_eps=self.details.variance_eps,
+            scale=self.gain if self.details.gain_in_convolution else 1.0,
+            gain_initializer=gain_initializer,
             data_format=self.data_format,
             dtype=self.dtype_policy,
             name=name,
@@ -175,24 +208,26 @@ class NFBlock(keras.layers.Layer):
             )
             self.shortcut_conv.build(input_shape)
         shape = input_shape
-        for activation, layer in self._chain():
-            activation.build(shape)
+        for layer in [self.input_activation, *self._branch()]:
             layer.build(shape)
-            shape = layer.compute_output_shape(shape)
-        if self.attention == "se":
-            self.squeeze_excite.build(shape)
+            shape = _shape_after(layer, shape)
         self.stochastic_depth.build(shape)
-        self.skip_gain = self.add_weight(
-            name="skip_gain", shape=(), initializer=self.skip_gain_initializer
-        )
+        self.skip_gain = None
+        if self.details.skip_gain:
+            self.skip_gain = self.add_weight(
+                name="skip_gain", shape=(), initializer=self.skip_gain_initializer
+            )
 
-    def _chain(self):
-        """The residual branch in order: each activation and the convolution after it."""
-        yield self.input_activation, self.conv0
-        yield self.activation0, self.conv1
+    def _branch(self):
+        """The residual branch in order, from the scaled and activated input."""
+        layers = [self.conv0, self.activation0, self.conv1]
         if self.extra_conv:
-            yield self.activation1, self.conv1b
-        yield self.activation2, self.conv2
+            layers += [self.activation1, self.conv1b]
+        layers += [self.activation2, self.conv2]
+        if self.attention_layer is not None:
+            end = -2 if self.attention_on == "bottleneck" else len(layers)
+            layers.insert(end, self.attention_layer)
+        return layers
 
     def _residual_and_shortcut(self, inputs):
         x = self.input_activation(inputs)
@@ -200,11 +235,8 @@ class NFBlock(keras.layers.Layer):
         if self.shortcut_conv is not None:
             shortcut = x if self.shortcut_pool is None else self.shortcut_pool(x)
             shortcut = self.shortcut_conv(shortcut)
-        x = self.conv0(x)
-        for activation, convolution in list(self._chain())[1:]:
-            x = convolution(activation(x))
-        if self.attention == "se":
-            x = self.squeeze_excite(x)
+        for layer in self._branch():
+            x = layer(x)
         return x, shortcut
 
     def residual(self, inputs):
@@ -217,22 +249,25 @@ class NFBlock(keras.layers.Layer):
     def call(self, inputs, training=False):
         residual, shortcut = self._residual_and_shortcut(inputs)
         residual = self.stochastic_depth(residual, training=training)
-        return residual * (self.skip_gain * self.alpha) + shortcut
+        scale = self.alpha
+        if self.skip_gain is not None:
+            scale = self.skip_gain * self.alpha
+        return residual * scale + shortcut
 
     def compute_output_shape(self, input_shape):
-        for _, layer in self._chain():
-            input_shape = layer.compute_output_shape(input_shape)
+        for layer in self._branch():
+            input_shape = _shape_after(layer, input_shape)
         return input_shape
 
     def count_flops(self, input_positions, output_positions):
         """Multiply-adds for one picture of so many pixels before and after."""
         flops = self.conv0.count_flops(input_positions)
-        for _, layer in list(self._chain())[1:]:
-            flops += layer.count_flops(output_positions)
-        if self.shortcut_conv is not None:
-            flops += self.shortcut_conv.count_flops(output_positions)
-        if self.attention == "se":
-            flops += self.squeeze_excite.count_flops()
+        later = [*self._branch()[1:], self.shortcut_conv]
+        for layer in later:
+            if isinstance(layer, WSConv2D):
+                flops += layer.count_flops(output_positions)
+        if self.attention_layer is not None:
+            flops += self.attention_layer.count_flops()
         return flops
 
     def get_config(self):
@@ -247,15 +282,24 @@ class NFBlock(keras.layers.Layer):
             "beta": self.beta,
             "activation": serialize_activation(self.activation),
             "attention": self.attention,
+            "attention_on": self.attention_on,
             "se_ratio": self.se_ratio,
             "avg_pool_shortcut": self.avg_pool_shortcut,
             "skip_gain_initializer": keras.initializers.serialize(
                 self.skip_gain_initializer
             ),
             "stochastic_depth_rate": self.stochastic_depth_rate,
+            "convention": self.convention,
             "data_format": self.data_format,
         }
 
     @classmethod
     def from_config(cls, config):
         return cls(**with_deserialized_activation(config))
+
+
+def _shape_after(layer, shape):
+    # A general activation does not know: GLU would change it. Here none does.
+    if isinstance(layer, ScaledActivation):
+        return shape
+    return layer.compute_output_shape(shape)

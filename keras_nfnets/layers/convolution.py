@@ -15,7 +15,7 @@ class WSConv2D(keras.layers.Conv2D):
 
     Each filter `w` (one output channel of the kernel) is used as
 
-        gain * (w - mean(w)) / sqrt(max(var(w) * fan_in, eps))
+        scale * gain * (w - mean(w)) / sqrt(max((var(w) + variance_eps) * fan_in, eps))
 
     and a bias is always added. Mean and variance are taken in float32 even under
     `mixed_bfloat16` and `mixed_float16`; only the result is cast.
@@ -23,10 +23,17 @@ class WSConv2D(keras.layers.Conv2D):
     Takes every argument of `keras.layers.Conv2D` that makes sense here, and
 
     Args:
+        padding: besides Conv2D's, `"symmetric"`: PyTorch's usual padding, the same on
+            both sides, for kernels of odd sizes. Output sizes are those of `"same"`,
+            which pads strided convolutions on one side more.
         eps: lower bound of `var(w) * fan_in`.
         gain_initializer: initializer of the gain, one number a filter.
+        scale: constant factor, such as the gain of the activation before it where the
+            activation itself has none.
+        variance_eps: added to the variance.
 
-    Defaults that differ from Conv2D's: `kernel_initializer` is fan-in scaled normal,
+    With their defaults the last two are the authors'; timm's networks use the gain of
+    their activation and 1e-5, with an `eps` of zero. Defaults that differ from Conv2D's: `kernel_initializer` is fan-in scaled normal,
     as the authors' (standardization makes its scale irrelevant). `use_bias=False`
     is refused.
 
@@ -35,7 +42,8 @@ class WSConv2D(keras.layers.Conv2D):
     Output: as Conv2D's.
 
     Raises:
-        ValueError: `use_bias=False`, a negative `eps`, or whatever Conv2D refuses
+        ValueError: `use_bias=False`, a negative `eps`, symmetric padding of an even
+            kernel, or whatever Conv2D refuses
             (channels that the groups do not divide, ...).
 
     Example:
@@ -62,6 +70,8 @@ class WSConv2D(keras.layers.Conv2D):
         *args,
         gain_initializer="ones",
         eps=1e-4,
+        scale=1.0,
+        variance_eps=0.0,
         **kwargs,
     ):
         if not use_bias:
@@ -77,7 +87,8 @@ class WSConv2D(keras.layers.Conv2D):
             filters,
             kernel_size,
             strides,
-            padding,
+            # For odd kernels they give outputs of one size.
+            "same" if padding == "symmetric" else padding,
             data_format,
             dilation_rate,
             groups,
@@ -89,6 +100,14 @@ class WSConv2D(keras.layers.Conv2D):
         )
         self.gain_initializer = keras.initializers.get(gain_initializer)
         self.eps = checks.number("eps", eps)
+        self.scale = checks.number("scale", scale, exclusive=True)
+        self.variance_eps = checks.number("variance_eps", variance_eps)
+        self.symmetric = padding == "symmetric"
+        if self.symmetric and not all(size % 2 for size in self.kernel_size):
+            raise ValueError(
+                '`padding="symmetric"` is for kernels of odd sizes. '
+                f"Received: kernel_size={kernel_size}"
+            )
 
     def add_weight(self, *args, **kwargs):
         # Never cast on reading: standardization wants the variables' own precision.
@@ -118,15 +137,41 @@ class WSConv2D(keras.layers.Conv2D):
         variance = ops.mean(ops.square(centered), axis=(0, 1, 2), keepdims=True)
         fan_in = math.prod(kernel.shape[:-1])
         gain = ops.cast(ops.convert_to_tensor(self.gain), precise)
-        scale = gain * ops.rsqrt(ops.maximum(variance * fan_in, self.eps))
+        variance = (variance + self.variance_eps) * fan_in
+        scale = self.scale * gain * ops.rsqrt(ops.maximum(variance, self.eps))
         return ops.cast(centered * scale, self.compute_dtype)
 
     def convolution_op(self, inputs, kernel):
+        # Without strides the two paddings are the same.
+        padded = self.symmetric and max(self.strides) > 1
+        if padded:
+            inputs = ops.pad(inputs, self._symmetric_padding())
+
+        def convolve(inputs, kernel):
+            return ops.conv(
+                inputs,
+                kernel,
+                strides=list(self.strides),
+                padding="valid" if padded else self.padding,
+                dilation_rate=self.dilation_rate,
+                data_format=self.data_format,
+            )
+
         if self.groups == 1:
-            return super().convolution_op(inputs, kernel)
+            return convolve(inputs, kernel)
         return grouped_convolution(
-            super().convolution_op, inputs, kernel, self.groups, self.data_format
+            convolve, inputs, kernel, self.groups, self.data_format
         )
+
+    def _symmetric_padding(self):
+        spatial = [
+            (dilation * (size // 2),) * 2
+            for dilation, size in zip(self.dilation_rate, self.kernel_size)
+        ]
+        none = (0, 0)
+        if self.data_format == "channels_last":
+            return [none, *spatial, none]
+        return [none, none, *spatial]
 
     def call(self, inputs):
         outputs = self.convolution_op(inputs, self.standardized_kernel())
@@ -157,4 +202,7 @@ class WSConv2D(keras.layers.Conv2D):
             **super().get_config(),
             "gain_initializer": gain_initializer,
             "eps": self.eps,
+            "scale": self.scale,
+            "variance_eps": self.variance_eps,
+            "padding": "symmetric" if self.symmetric else self.padding,
         }

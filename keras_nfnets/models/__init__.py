@@ -1,7 +1,23 @@
 """The zoo: a file a family; each a table of variants, one builder, thin constructors."""
 
+import keras_nfnets.models.names  # noqa: F401 (fills the register of pretrained)
 from keras_nfnets.models.imagenet import decode_predictions, preprocess_input
+from keras_nfnets.models.nf_regnet import (
+    NFRegNet,
+    NFRegNetB0,
+    NFRegNetB1,
+    NFRegNetB2,
+    NFRegNetB3,
+    NFRegNetB4,
+    NFRegNetB5,
+    NFRegNetB6,
+    NFRegNetB7,
+    NFRegNetB8,
+)
 from keras_nfnets.models.nf_resnet import (
+    NFECAResNet26,
+    NFECAResNet50,
+    NFECAResNet101,
     NFResNet,
     NFResNet26,
     NFResNet50,
@@ -10,8 +26,15 @@ from keras_nfnets.models.nf_resnet import (
     NFResNet200,
     NFResNet288,
     NFResNet600,
+    NFSEResNet26,
+    NFSEResNet50,
+    NFSEResNet101,
 )
 from keras_nfnets.models.nfnet import (
+    ECANFNetL0,
+    ECANFNetL1,
+    ECANFNetL2,
+    ECANFNetL3,
     NFNet,
     NFNetF0,
     NFNetF0Plus,
@@ -29,11 +52,20 @@ from keras_nfnets.models.nfnet import (
     NFNetF6Plus,
     NFNetF7,
     NFNetF7Plus,
+    NFNetL0,
+    NFNetTest,
     NFNetTiny,
 )
 from keras_nfnets.models.signal_propagation import signal_propagation
 
 __all__ = [
+    "ECANFNetL0",
+    "ECANFNetL1",
+    "ECANFNetL2",
+    "ECANFNetL3",
+    "NFECAResNet26",
+    "NFECAResNet50",
+    "NFECAResNet101",
     "NFNet",
     "NFNetF0",
     "NFNetF0Plus",
@@ -51,7 +83,19 @@ __all__ = [
     "NFNetF6Plus",
     "NFNetF7",
     "NFNetF7Plus",
+    "NFNetL0",
+    "NFNetTest",
     "NFNetTiny",
+    "NFRegNet",
+    "NFRegNetB0",
+    "NFRegNetB1",
+    "NFRegNetB2",
+    "NFRegNetB3",
+    "NFRegNetB4",
+    "NFRegNetB5",
+    "NFRegNetB6",
+    "NFRegNetB7",
+    "NFRegNetB8",
     "NFResNet",
     "NFResNet26",
     "NFResNet50",
@@ -60,6 +104,9 @@ __all__ = [
     "NFResNet200",
     "NFResNet288",
     "NFResNet600",
+    "NFSEResNet26",
+    "NFSEResNet50",
+    "NFSEResNet101",
     "decode_predictions",
     "preprocess_input",
     "signal_propagation",

@@ -1,13 +1,12 @@
 """What a network costs: parameters and floating point operations."""
 
-import contextlib
 import math
 import typing
 
 import keras
 
 from keras_nfnets.layers import NFBlock, WSConv2D
-from keras_nfnets.models import nf_resnet, nfnet
+from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
 
 class Figures(typing.NamedTuple):
@@ -18,22 +17,9 @@ class Figures(typing.NamedTuple):
     size: int
 
 
-@contextlib.contextmanager
-def without_memory():
-    """A context in which networks are built without allocating their weights.
-
-    They can be looked at (`count_params`, `summary`) but not run. Clears Keras's
-    session in the end (its counters of automatic names): Keras would otherwise
-    allocate the weights at the next opportunity.
-    """
-    with keras.StatelessScope(initialize_variables=False):
-        yield
-    keras.utils.clear_session(free_memory=False)
-
-
 def variants():
     """`{name: variant}` of every network of the zoo, smallest family first."""
-    return {**nf_resnet.VARIANTS, **nfnet.VARIANTS}
+    return {**nf_resnet.VARIANTS, **nf_regnet.VARIANTS, **nfnet.VARIANTS}
 
 
 def count_flops(model):

@@ -1,13 +1,13 @@
 """The builder every family shares: stem, stages of `NFBlock`s, head."""
 
+import functools
 import inspect
 import typing
 
 import keras
+import numpy as np
 
-from keras_nfnets import checks
-from keras_nfnets.layers import NFBlock, ScaledActivation, WSConv2D
-from keras_nfnets.models.weights import load_weights
+from keras_nfnets import checks, layers, pretrained
 from keras_nfnets.training import AGCModel
 
 
@@ -67,10 +67,32 @@ def network_input(input_tensor, input_shape):
     return keras.Input(input_shape) if input_tensor is None else input_tensor
 
 
-def convolution(x, filters, kernel_size, strides=1, *, name):
-    """A weight-standardized convolution on a symbolic tensor."""
-    layer = WSConv2D(filters, kernel_size, strides=strides, padding="same", name=name)
-    return layer(x)
+class Style:
+    """Convolutions and activations of one network, in the way of its convention."""
+
+    def __init__(self, activation, convention):
+        self.details = layers.convention(convention)
+        self.activation = activation
+        self.gain = layers.activation_gain(activation)
+
+    def convolution(self, x, filters, kernel_size, strides=1, *, name):
+        """A weight-standardized convolution on a symbolic tensor."""
+        layer = layers.WSConv2D(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=self.details.padding,
+            eps=self.details.eps,
+            variance_eps=self.details.variance_eps,
+            scale=self.gain if self.details.gain_in_convolution else 1.0,
+            name=name,
+        )
+        return layer(x)
+
+    def activate(self, x, *, name):
+        """The network's scaled activation on a symbolic tensor."""
+        gain = 1.0 if self.details.gain_in_convolution else self.gain
+        return layers.ScaledActivation(self.activation, gain=gain, name=name)(x)
 
 
 def endpoint(x, name):
@@ -79,11 +101,20 @@ def endpoint(x, name):
 
 
 def stages(
-    x, *, depths, widths, bottlenecks, alpha, stochastic_depth_rate, **block_options
+    x,
+    *,
+    widths,
+    bottlenecks,
+    alpha,
+    stochastic_depth_rate,
+    first_strides=1,
+    **block_options,
 ):
     """Stacks the residual stages on the stem's output `x`.
 
-    The first stage keeps the resolution, each later one halves it. Every block is
+    `widths` are the channels of each stage, `bottlenecks` lists of those inside each
+    of its blocks. Stages after the first halve the resolution; the first divides it by
+    `first_strides`. Every block is
     told by `beta` what standard deviation its input is expected to have: one after
     the first block's growth in each stage, and alpha squared more variance a block
     (arXiv 2101.08692, section 3). Stochastic depth grows linearly with depth.
@@ -93,15 +124,14 @@ def stages(
     )
     alpha = checks.number("alpha", alpha, exclusive=True)
     expected_std = 1.0
-    total, index = sum(depths), 0
-    for stage, (depth, width, bottleneck) in enumerate(
-        zip(depths, widths, bottlenecks), start=1
-    ):
-        for block in range(depth):
-            x = NFBlock(
+    total, index = sum(map(len, bottlenecks)), 0
+    for stage, (width, blocks) in enumerate(zip(widths, bottlenecks), start=1):
+        for block, bottleneck in enumerate(blocks):
+            strides = first_strides if stage == 1 else 2
+            x = layers.NFBlock(
                 width,
                 bottleneck_filters=bottleneck,
-                strides=2 if stage > 1 and block == 0 else 1,
+                strides=strides if block == 0 else 1,
                 alpha=alpha,
                 beta=1 / expected_std,
                 stochastic_depth_rate=stochastic_depth_rate * index / total,
@@ -141,22 +171,24 @@ def stage_sizes(**lists):
     return lists.values()
 
 
-def finish(inputs, x, head, *, weights, activation, name):
+def finish(inputs, x, head, style, *, name, classifier_initializer=None):
     """Puts the head on the last feature map and makes the model.
 
     `x` is activated (the endpoint `"features"`), pooled (`"avg_pool"`) and, with
-    `include_top`, classified (`"predictions"`).
+    `include_top`, classified (`"predictions"`; its weights start small and random
+    where no initializer is given).
     """
     head = head.checked()
-    x = ScaledActivation(activation, name="features")(x)
+    x = style.activate(x, name="features")
     if head.include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
         x = keras.layers.Dropout(head.drop_rate, name="top_dropout")(x)
         x = keras.layers.Dense(
             head.classes,
             activation=head.classifier_activation,
-            # Of the authors' code.
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            # Of the authors' code and timm's.
+            kernel_initializer=classifier_initializer
+            or keras.initializers.RandomNormal(stddev=0.01),
             name="predictions",
         )(x)
     elif head.pooling == "avg":
@@ -165,14 +197,67 @@ def finish(inputs, x, head, *, weights, activation, name):
         x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
     # An `input_tensor` may come out of other layers: the model starts before them.
     sources = keras.utils.get_source_inputs(inputs)
-    model = AGCModel(sources[0] if len(sources) == 1 else sources, x, name=name)
-    if weights is not None:
-        load_weights(model, weights)
-    return model
+    return AGCModel(sources[0] if len(sources) == 1 else sources, x, name=name)
+
+
+# Arguments of a builder that leave it the same network, for the same weights.
+_FREE_ARGUMENTS = {
+    "include_top",
+    "input_tensor",
+    "input_shape",
+    "pooling",
+    "classes",
+    "classifier_activation",
+    "name",
+    "stochastic_depth_rate",
+    "drop_rate",
+}
+
+
+def builder(build):
+    """Gives a family's `build(...)` the argument `weights`, after `include_top`."""
+    parameters = list(inspect.signature(build).parameters.values())
+    at = [parameter.name for parameter in parameters].index("include_top") + 1
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters.insert(at, inspect.Parameter("weights", kind, default=None))
+    signature = inspect.Signature(parameters)
+
+    @functools.wraps(build)
+    def with_weights(*args, **kwargs):
+        try:
+            arguments = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"{build.__name__}: {error}. It takes {signature}"
+            ) from None
+        arguments.apply_defaults()
+        weights = arguments.arguments.pop("weights")
+        network = _architecture(build.__name__, arguments.arguments)
+        # Before a large network is built for nothing.
+        source = None if weights is None else pretrained.find(weights, network)
+        model = build(**arguments.arguments)
+        if source is not None:
+            pretrained.load(model, source)
+        return model
+
+    with_weights.__signature__ = signature
+    return with_weights
+
+
+def _architecture(builder_name, arguments):
+    """What makes a network the one that it is, in a form that can be compared."""
+    settings = {
+        name: tuple(value) if isinstance(value, (list, np.ndarray)) else value
+        for name, value in arguments.items()
+        if name not in _FREE_ARGUMENTS
+    }
+    return pretrained.Architecture(builder_name, settings)
 
 
 def variant_constructor(builder, name, *, fixed, defaults, sizes):
     """The constructor of one variant: `builder` with some arguments fixed.
+
+    `constructor.architecture(**options)` is what it would build.
 
     Args:
         builder: a family's builder.
@@ -199,9 +284,16 @@ def variant_constructor(builder, name, *, fixed, defaults, sizes):
         arguments.apply_defaults()
         return builder(**fixed, **arguments.arguments)
 
+    def architecture(**options):
+        arguments = signature.bind(**options)
+        arguments.apply_defaults()
+        del arguments.arguments["weights"]
+        return _architecture(builder.__name__, {**fixed, **arguments.arguments})
+
     constructor.__name__ = constructor.__qualname__ = name
     constructor.__module__ = builder.__module__
     constructor.__signature__ = signature
+    constructor.architecture = architecture
     shape = ", ".join(f"{argument}={value}" for argument, value in fixed.items())
     constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.
 

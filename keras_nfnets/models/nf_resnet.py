@@ -5,6 +5,7 @@ import typing
 import keras
 
 from keras_nfnets import checks
+from keras_nfnets.layers import SymmetricMaxPooling2D
 from keras_nfnets.models import network
 
 
@@ -15,6 +16,22 @@ class Variant(typing.NamedTuple):
     # Of the authors' experiment.py.
     train_size: int = 224
     test_size: int = 224
+    attention: str | None = None
+    se_ratio: float = 0.25
+    # The default of the authors' class.
+    stochastic_depth_rate: float = 0.1
+    convention: str = "authors"
+
+
+def _of_timm(depths, attention):
+    # `_nfres_cfg` and `model_cfgs` in timm's models/nfnet.py.
+    return Variant(
+        depths,
+        attention=attention,
+        se_ratio=1 / 16,
+        stochastic_depth_rate=0.0,
+        convention="timm",
+    )
 
 
 # `variant_dict` in the authors' nf_resnet.py, and the 26 of timm.
@@ -26,14 +43,20 @@ VARIANTS = {
     "NFResNet200": Variant((3, 24, 36, 3)),
     "NFResNet288": Variant((24, 24, 24, 24)),
     "NFResNet600": Variant((50, 50, 50, 50)),
+    "NFSEResNet26": _of_timm((2, 2, 2, 2), "se"),
+    "NFSEResNet50": _of_timm((3, 4, 6, 3), "se"),
+    "NFSEResNet101": _of_timm((3, 4, 23, 3), "se"),
+    "NFECAResNet26": _of_timm((2, 2, 2, 2), "eca"),
+    "NFECAResNet50": _of_timm((3, 4, 6, 3), "eca"),
+    "NFECAResNet101": _of_timm((3, 4, 23, 3), "eca"),
 }
 
 
+@network.builder
 def NFResNet(
     depths,
     width=4,
     include_top=True,
-    weights=None,
     input_tensor=None,
     input_shape=None,
     pooling=None,
@@ -47,6 +70,7 @@ def NFResNet(
     activation="relu",
     stochastic_depth_rate=0.0,
     drop_rate=0.0,
+    convention="authors",
 ):
     """Builds an NF-ResNet of one's own.
 
@@ -57,7 +81,10 @@ def NFResNet(
         depths: number of blocks, one a stage.
         width: multiplier of the channels: the stem has `16 * width`, the stages
             `64 * width`, `128 * width` and so on. 4 is that of the common ResNets.
-        attention: `"se"` for squeeze-and-excitation, or None.
+        attention: `"se"` for squeeze-and-excitation, `"eca"` for efficient channel
+            attention, or None.
+        convention: `"authors"` or `"timm"`, see `NFBlock`. In timm's networks a strided
+            shortcut pools and then projects; the authors' projects with strides.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
             stochastic_depth_rate, drop_rate: see `NFNet`.
@@ -80,29 +107,31 @@ def NFResNet(
     width = checks.integer("width", width)
     widths = [64 * width * 2**stage for stage in range(len(depths))]
     inputs = network.network_input(input_tensor, input_shape)
+    style = network.Style(activation, convention)
 
-    x = network.convolution(inputs, 16 * width, 7, 2, name="stem_conv")
-    x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
-    x = network.endpoint(x, "stem")
+    x = style.convolution(inputs, 16 * width, 7, 2, name="stem_conv")
+    if style.details.padding == "same":
+        pool = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")
+    else:
+        pool = SymmetricMaxPooling2D(3, strides=2, name="stem_pool")
+    x = network.endpoint(pool(x), "stem")
 
     x = network.stages(
         x,
-        depths=depths,
         widths=widths,
-        bottlenecks=[width // 4 for width in widths],
+        bottlenecks=[[width // 4] * depth for width, depth in zip(widths, depths)],
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=None,
         extra_conv=False,
-        avg_pool_shortcut=False,
+        avg_pool_shortcut=convention == "timm",
         activation=activation,
         attention=attention,
         se_ratio=se_ratio,
+        convention=convention,
     )
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
-    return network.finish(
-        inputs, x, head, weights=weights, activation=activation, name=name
-    )
+    return network.finish(inputs, x, head, style, name=name)
 
 
 def _constructor(name):
@@ -111,8 +140,12 @@ def _constructor(name):
         NFResNet,
         name,
         fixed={"depths": variant.depths, "width": 4},
-        # The default of the authors' class.
-        defaults={"stochastic_depth_rate": 0.1},
+        defaults={
+            "attention": variant.attention,
+            "se_ratio": variant.se_ratio,
+            "stochastic_depth_rate": variant.stochastic_depth_rate,
+            "convention": variant.convention,
+        },
         sizes=(variant.train_size, variant.test_size),
     )
 
@@ -124,3 +157,9 @@ NFResNet152 = _constructor("NFResNet152")
 NFResNet200 = _constructor("NFResNet200")
 NFResNet288 = _constructor("NFResNet288")
 NFResNet600 = _constructor("NFResNet600")
+NFSEResNet26 = _constructor("NFSEResNet26")
+NFSEResNet50 = _constructor("NFSEResNet50")
+NFSEResNet101 = _constructor("NFSEResNet101")
+NFECAResNet26 = _constructor("NFECAResNet26")
+NFECAResNet50 = _constructor("NFECAResNet50")
+NFECAResNet101 = _constructor("NFECAResNet101")

@@ -1,8 +1,8 @@
-"""NFNets: F0 to F7, the wider F0+ to F7+, and a tiny one."""
+"""NFNets: F0 to F7, the wider F0+ to F7+, timm's light L0 to L3, and tiny ones."""
 
 import typing
 
-from keras_nfnets.layers import ScaledActivation
+from keras_nfnets import checks
 from keras_nfnets.models import network
 
 
@@ -19,6 +19,12 @@ class Variant(typing.NamedTuple):
     activation: str = "gelu"
     # Of every F variant (experiment_nfnets.py).
     stochastic_depth_rate: float = 0.25
+    stem_width: int | None = None
+    final_width: int | None = None
+    attention: str | None = "se"
+    se_ratio: float = 0.5
+    convention: str = "authors"
+    classes: int = 1000
 
 
 def _f_series(suffix, widths, bottleneck_widths):
@@ -46,6 +52,22 @@ def _f_series(suffix, widths, bottleneck_widths):
     }
 
 
+def _light(multiple, train_size, test_size, **options):
+    return Variant(
+        depths=tuple(multiple * depth for depth in (1, 2, 6, 3)),
+        widths=(256, 512, 1536, 1536),
+        bottleneck_widths=(64, 128, 384, 384),
+        group_size=64,
+        drop_rate=0.0,
+        train_size=train_size,
+        test_size=test_size,
+        activation="silu",
+        stochastic_depth_rate=0.0,
+        convention="timm",
+        **options,
+    )
+
+
 VARIANTS = {
     # arXiv 2102.06171, table 1; `nfnet_params` in the authors' base.py. Bottlenecks
     # are half the width, rounded down to whole groups: 128, not 192, in F+.
@@ -61,15 +83,37 @@ VARIANTS = {
         train_size=32,
         test_size=32,
         activation="relu",
+        classes=10,
+    ),
+    # timm 1.0, `model_cfgs` and `default_cfgs` in models/nfnet.py.
+    "NFNetL0": _light(1, 224, 288, se_ratio=0.25, final_width=2304),
+    "ECANFNetL0": _light(1, 224, 288, attention="eca", final_width=2304),
+    "ECANFNetL1": _light(2, 256, 320, attention="eca"),
+    "ECANFNetL2": _light(3, 320, 384, attention="eca"),
+    "ECANFNetL3": _light(4, 352, 448, attention="eca"),
+    "NFNetTest": Variant(
+        depths=(1, 1, 1, 1),
+        widths=(32, 64, 96, 128),
+        bottleneck_widths=(8, 16, 24, 32),
+        group_size=8,
+        drop_rate=0.0,
+        train_size=160,
+        test_size=160,
+        activation="silu",
+        stochastic_depth_rate=0.0,
+        stem_width=128,
+        final_width=192,
+        se_ratio=0.25,
+        convention="timm",
     ),
 }
 
 
+@network.builder
 def NFNet(
     depths,
     widths,
     include_top=True,
-    weights=None,
     input_tensor=None,
     input_shape=None,
     pooling=None,
@@ -79,26 +123,31 @@ def NFNet(
     *,
     bottleneck_widths=None,
     group_size=128,
+    stem_width=None,
+    final_width=None,
     alpha=0.2,
     se_ratio=0.5,
     attention="se",
     activation="gelu",
     stochastic_depth_rate=0.0,
     drop_rate=0.0,
+    convention="authors",
 ):
     """Builds an NFNet of one's own.
 
     A stem of four 3x3 convolutions (stride 4 in all), stages of `NFBlock`s (each
-    after the first halves the resolution), a 1x1 convolution to twice the last width,
-    the head.
+    after the first halves the resolution), a 1x1 convolution, the head.
 
     Args:
         depths: number of blocks, one a stage.
-        widths: number of channels, one a stage. The stem ends at half the first.
+        widths: number of channels, one a stage.
         include_top: whether to pool, drop out and classify. If not, the output is
             the last feature map, or what `pooling` makes of it.
-        weights: None for random ones, or the path of a `.weights.h5` or `.keras` file
-            of the same network.
+        weights: None for random ones; `"imagenet"` for the best published ones of this
+            network; the name of a checkpoint of `pretrained.list_checkpoints()`; or the
+            path of a file of the same network: a `.keras` or `.weights.h5`, a
+            `.safetensors` with timm's names or one of the authors' `.npz`. A classifier
+            of another number of classes stays random, with a warning.
         input_tensor: a symbolic tensor to use as the input.
         input_shape: `(height, width, channels)` without the batch; height and width
             may be None. By default RGB of any size.
@@ -109,12 +158,15 @@ def NFNet(
         bottleneck_widths: channels of the 3x3 convolutions, one a stage; by default
             half of `widths`. `group_size` must divide them.
         group_size: channels a group of the 3x3 convolutions.
+        stem_width: channels after the stem; by default half of the first width.
+        final_width: channels of the last convolution; by default twice the last width.
         alpha: scale of the residual branches.
         se_ratio: hidden width of squeeze-and-excitation as a share of the channels.
-        attention: `"se"` or None.
+        attention: `"se"`, `"eca"` or None.
         activation: see `ScaledActivation`.
         stochastic_depth_rate: of the last block; grows linearly from zero.
         drop_rate: of the dropout before the classifier.
+        convention: `"authors"` or `"timm"`, see `NFBlock`.
 
     Returns:
         An `AGCModel` from `(batch, height, width, channels)` float pictures, as
@@ -139,33 +191,40 @@ def NFNet(
     depths, bottleneck_widths = network.stage_sizes(
         depths=depths, bottleneck_widths=bottleneck_widths
     )
+    if stem_width is None:
+        stem_width = max(1, widths[0] // 2)
+    if final_width is None:
+        final_width = 2 * widths[-1]
+    stem_width = checks.integer("stem_width", stem_width)
+    final_width = checks.integer("final_width", final_width)
     inputs = network.network_input(input_tensor, input_shape)
+    style = network.Style(activation, convention)
 
     x = inputs
-    stem = [(16, 2), (32, 1), (64, 1), (widths[0] // 2, 2)]
+    stem = [(16, 2), (32, 1), (64, 1), (stem_width, 2)]
     for i, (filters, strides) in enumerate(stem):
         if i > 0:
-            x = ScaledActivation(activation, name=f"stem_activation{i - 1}")(x)
-        x = network.convolution(x, filters, 3, strides, name=f"stem_conv{i}")
+            x = style.activate(x, name=f"stem_activation{i - 1}")
+        x = style.convolution(x, filters, 3, strides, name=f"stem_conv{i}")
     x = network.endpoint(x, "stem")
 
     x = network.stages(
         x,
-        depths=depths,
         widths=widths,
-        bottlenecks=bottleneck_widths,
+        bottlenecks=[
+            [bottleneck] * depth for bottleneck, depth in zip(bottleneck_widths, depths)
+        ],
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=group_size,
         activation=activation,
         attention=attention,
         se_ratio=se_ratio,
+        convention=convention,
     )
-    x = network.convolution(x, 2 * widths[-1], 1, name="final_conv")
+    x = style.convolution(x, final_width, 1, name="final_conv")
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
-    return network.finish(
-        inputs, x, head, weights=weights, activation=activation, name=name
-    )
+    return network.finish(inputs, x, head, style, name=name)
 
 
 def _constructor(name):
@@ -178,8 +237,14 @@ def _constructor(name):
             "widths": variant.widths,
             "bottleneck_widths": variant.bottleneck_widths,
             "group_size": variant.group_size,
+            "stem_width": variant.stem_width,
+            "final_width": variant.final_width,
         },
         defaults={
+            "classes": variant.classes,
+            "attention": variant.attention,
+            "se_ratio": variant.se_ratio,
+            "convention": variant.convention,
             "activation": variant.activation,
             "stochastic_depth_rate": variant.stochastic_depth_rate,
             "drop_rate": variant.drop_rate,
@@ -205,3 +270,9 @@ NFNetF5Plus = _constructor("NFNetF5Plus")
 NFNetF6Plus = _constructor("NFNetF6Plus")
 NFNetF7Plus = _constructor("NFNetF7Plus")
 NFNetTiny = _constructor("NFNetTiny")
+NFNetL0 = _constructor("NFNetL0")
+ECANFNetL0 = _constructor("ECANFNetL0")
+ECANFNetL1 = _constructor("ECANFNetL1")
+ECANFNetL2 = _constructor("ECANFNetL2")
+ECANFNetL3 = _constructor("ECANFNetL3")
+NFNetTest = _constructor("NFNetTest")

@@ -1,5 +1,36 @@
-"""Published weights into our networks."""
+"""Published weights in: the register of networks and checkpoints, downloads, readers."""
 
+from keras_nfnets.pretrained.architectures import (
+    Architecture,
+    find_network,
+    register,
+    without_memory,
+)
+from keras_nfnets.pretrained.checkpoints import Checkpoint, list_checkpoints
 from keras_nfnets.pretrained.deepmind import load_deepmind
+from keras_nfnets.pretrained.timm import load_timm
+from keras_nfnets.pretrained.weights import (
+    Source,
+    create,
+    find,
+    load,
+    published,
+    recognize,
+)
 
-__all__ = ["load_deepmind"]
+__all__ = [
+    "Architecture",
+    "Checkpoint",
+    "Source",
+    "create",
+    "find",
+    "find_network",
+    "list_checkpoints",
+    "load",
+    "load_deepmind",
+    "load_timm",
+    "published",
+    "recognize",
+    "register",
+    "without_memory",
+]

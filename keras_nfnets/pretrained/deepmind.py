@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 
 from keras_nfnets.layers import NFBlock
-from keras_nfnets.models.weights import assign, named_variables
+from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
+from keras_nfnets.pretrained.pickles import read_pickle as read
 
 # Their names of layers and parameters, where ours differ.
 _LAYERS = {
@@ -23,13 +24,15 @@ def load_deepmind(model, source):
 
     Args:
         model: a network of this package, of the same shape. If it has no classifier
-            (`include_top=False`), that of the source is left out.
-        source: the parameters as Haiku has them, `{module: {parameter: array}}` with
-            modules such as `"NFNet/~/nf_block_1/~/conv0"`, or flat,
-            `{"module/parameter": array}`.
+            (`include_top=False`), that of the source is left out; if it has one of
+            another number of classes, it stays as it is, with a warning.
+        source: path of one of their files (`F0_haiku.npz`: despite the ending a pickle,
+            which is read without executing anything), or the parameters in memory as
+            Haiku has them, `{module: {parameter: array}}` with modules such as
+            `"NFNet/~/nf_block_1/~/conv0"`, or flat, `{"module/parameter": array}`.
 
     Raises:
-        ValueError: `source` is no such mapping, or its parameters are not those of
+        ValueError: `source` is no such file or mapping, or its parameters are not those of
             the model: missing, left over or of other shapes. The model is then as it
             was.
 
@@ -37,18 +40,21 @@ def load_deepmind(model, source):
 
     >>> network = keras_nfnets.NFNetTiny()
     >>> try:
-    ...     load_deepmind(network, {"NFNet/~/linear": {"b": np.zeros(1000)}})
+    ...     load_deepmind(network, {"NFNet/~/linear": {"b": np.zeros(10)}})
     ... except ValueError as error:
     ...     print(str(error).splitlines()[0])
     The weights in the mapping are of another network; nothing was changed. Of 97 parameters these do not fit, or are not there:
     """
+    name = "the mapping" if isinstance(source, Mapping) else str(source)
+    parameters = source if isinstance(source, Mapping) else read(existing_file(source))
+    assign(*match(model, parameters), name)
+
+
+def match(model, parameters):
+    """The model's variables and the parameters under the same keys."""
     blocks = [layer.name for layer in model.layers if isinstance(layer, NFBlock)]
-    variables = {
-        f"{key.rpartition('/')[0]}/{variable.name}": variable
-        for key, variable in named_variables(model).items()
-    }
     arrays, given = {}, collections.defaultdict(list)
-    for name, array in _flatten(source):
+    for name, array in _flatten(parameters):
         ours = _our_name(name, blocks)
         arrays[ours] = array
         given[ours].append(name)
@@ -58,19 +64,11 @@ def load_deepmind(model, source):
             "Some parameters are given twice, under names that mean the same. "
             f"Received: {', '.join(twice)}"
         )
-    if "predictions/kernel" not in variables:
-        arrays.pop("predictions/kernel", None)
-        arrays.pop("predictions/bias", None)
-    assign(variables, arrays, source="the mapping")
+    return variables_by_name(model), arrays
 
 
 def _flatten(source):
     """`[("module/parameter", array)]` of a mapping of either form."""
-    if not isinstance(source, Mapping):
-        raise ValueError(
-            "Parameters must be a mapping from names to arrays. Received: "
-            f"{type(source).__name__}"
-        )
     items = []
     for name, value in source.items():
         if isinstance(value, Mapping):

@@ -71,7 +71,7 @@ def test_list_shows_every_network_with_the_published_figures(capsys):
     assert set(rows) == {
         name
         for name in keras_nfnets.__all__
-        if re.fullmatch(r"NF(Net|ResNet)(F\d(Plus)?|\d+|Tiny)", name)
+        if re.fullmatch(r"(ECA)?NF\w+\d(Plus)?|NFNetTiny|NFNetTest", name)
     }
     # arXiv 2102.06171, table 1: parameters, billions of FLOPs, picture sizes.
     assert rows["NFNetF0"] == ["71,489,284", "12.38G", "192", "256"]

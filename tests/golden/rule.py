@@ -12,7 +12,7 @@ def value(name, shape):
     leaf = name.replace("/", ".").split(".")[-1]
     if leaf == "gain" and shape:
         return 1 + np.float32(0.1) * z
-    if leaf == "skip_gain":
+    if leaf in ("skip_gain", "skipinit_gain"):
         return np.float32(0.5 + 0.1 * z)
     if leaf in ("bias", "b") or len(shape) <= 1:
         return np.float32(0.1 * z)

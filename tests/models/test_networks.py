@@ -7,7 +7,15 @@ from comparing import assert_close
 from keras import ops
 
 import keras_nfnets
-from keras_nfnets import AGCModel, NFBlock, NFNet, NFNetTiny, NFResNet
+from keras_nfnets import (
+    AGCModel,
+    NFBlock,
+    NFNet,
+    NFNetTiny,
+    NFRegNet,
+    NFResNet,
+    pretrained,
+)
 
 GOLDEN_NETWORKS = {
     "haiku_nfnet_tiny": {},
@@ -18,6 +26,17 @@ GOLDEN_NETWORKS = {
         (2, 2, 2, 2), width=1, attention="se", classes=10, **kw
     ),
     "haiku_nf_resnet50": keras_nfnets.NFResNet50,
+    "haiku_nf_regnet_b0": keras_nfnets.NFRegNetB0,
+}
+# The largest difference as a share of the largest value. dm_nfnet_f0 is the authors'
+# network, with the tanh form of GELU where timm has the exact one.
+TIMM_NETWORKS = {
+    "test_nfnet": 1e-4,
+    "nfnet_l0": 1e-4,
+    "eca_nfnet_l0": 1e-4,
+    "nf_regnet_b1": 1e-4,
+    "nf_resnet50": 1e-4,
+    "dm_nfnet_f0": 1e-3,
 }
 
 
@@ -48,6 +67,19 @@ def test_network_computes_what_the_authors_code_does(
         assert relative_error(values, expected.series(name)) < 2e-5, name
 
 
+@pytest.mark.parametrize("name", TIMM_NETWORKS)
+def test_network_computes_what_timm_does(name, golden, relative_error):
+    expected = golden(f"timm_{name}")
+    model = pretrained.create(name, classifier_activation=None)
+    pretrained.load_timm(model, expected.parameters)
+    pool = model.get_layer("avg_pool").output
+    pool, logits = keras.Model(model.inputs, [pool, model.output]).predict(
+        expected.images, verbose=0
+    )
+    assert relative_error(logits, expected.outputs["logits"]) < TIMM_NETWORKS[name]
+    assert relative_error(pool, expected.outputs["pool"]) < TIMM_NETWORKS[name]
+
+
 def test_parameter_counts_are_the_published_ones():
     # arXiv 2102.06171, table 1 (in millions); F0 exactly.
     assert count("NFNetF0") == 71_489_284
@@ -59,16 +91,54 @@ def test_parameter_counts_are_the_published_ones():
         assert count(name) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-def count(name):
-    from keras_nfnets.models.figures import without_memory
+# timm 1.0.31 counted its own.
+TIMM_PARAMETERS = {
+    "nf_regnet_b0": 8_764_288,
+    "nf_regnet_b2": 14_314_608,
+    "nf_regnet_b5": 49_741_728,
+    "nf_seresnet26": 17_395_976,
+    "nf_seresnet50": 28_088_024,
+    "nf_ecaresnet26": 15_995_220,
+    "nf_ecaresnet101": 44_549_331,
+    "nf_resnet26": 15_995_176,
+    "nfnet_f0": 71_489_272,
+    "eca_nfnet_l1": 41_407_728,
+    "eca_nfnet_l3": 72_036_968,
+}
 
-    with without_memory():
-        return getattr(keras_nfnets, name)().count_params()
+
+@pytest.mark.parametrize("name", TIMM_PARAMETERS)
+def test_parameter_counts_are_those_of_timm(name):
+    assert count(name) == TIMM_PARAMETERS[name]
+
+
+def count(name):
+    with pretrained.without_memory():
+        return pretrained.create(name).count_params()
+
+
+def test_every_name_of_timm_creates_a_network():
+    names = [
+        *(f"nfnet_f{n}" for n in range(8)),
+        *(f"dm_nfnet_f{n}" for n in range(7)),
+        *("nfnet_l0", "eca_nfnet_l0", "eca_nfnet_l1", "eca_nfnet_l2", "eca_nfnet_l3"),
+        *(f"nf_regnet_b{n}" for n in range(6)),
+        *(f"nf_{k}resnet{n}" for k in ("", "se", "eca") for n in (26, 50, 101)),
+        "test_nfnet",
+    ]
+    for name in names:
+        assert pretrained.find_network(name).architecture
+    with pytest.raises(ValueError, match="'eca_nfnet_l9'; perhaps eca_nfnet_l"):
+        pretrained.create("eca_nfnet_l9")
+    with pytest.raises(ValueError, match="Received: None"):
+        pretrained.create(None)
+    with pytest.raises(TypeError, match="NFNetTest: .*'clases'"):
+        pretrained.create("test_nfnet", clases=10)
 
 
 def test_constructors_have_the_manners_of_keras_applications():
     theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
-    for name in ("NFNetF0", "NFNetF7Plus", "NFResNet50", "NFResNet600"):
+    for name in ("NFNetF7Plus", "NFResNet600", "NFRegNetB8", "ECANFNetL0"):
         constructor = getattr(keras_nfnets, name)
         parameters = inspect.signature(constructor).parameters
         assert list(parameters)[: len(theirs)] == theirs
@@ -80,17 +150,23 @@ def test_constructors_have_the_manners_of_keras_applications():
 
 
 def test_every_network_is_exported():
-    from keras_nfnets.models.nf_resnet import VARIANTS as RESNETS
-    from keras_nfnets.models.nfnet import VARIANTS as NFNETS
+    from keras_nfnets.models.figures import variants
 
-    for name in (*RESNETS, *NFNETS):
+    for name in variants():
         assert name in keras_nfnets.__all__
         assert getattr(keras_nfnets, name).__name__ == name
     for name in keras_nfnets.__all__:
         assert hasattr(keras_nfnets, name)
 
 
-@pytest.mark.parametrize("make", [NFNetTiny, lambda **kw: NFResNet((1, 1), 1, **kw)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        NFNetTiny,
+        lambda **kw: NFResNet((1, 1), 1, **kw),
+        lambda **kw: NFRegNet((1, 1), (16, 24), convention="timm", **kw),
+    ],
+)
 def test_top_and_pooling(make):
     x = np.random.default_rng(0).normal(size=(2, 40, 33, 3)).astype("float32")
     top = make(classes=7)
@@ -156,12 +232,15 @@ def test_signal_keeps_its_variance_at_initialization():
     assert_close(signal["res_avg_var"], 1, atol=0.35)
 
 
-def test_networks_save_clone_and_train_in_every_policy(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"convention": "timm", "attention": "eca"}])
+def test_networks_save_clone_and_train_in_every_policy(options, tmp_path):
     x = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("float32")
     y = np.array([0, 1, 2, 0])
     for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
         keras.config.set_dtype_policy(policy)
-        model = NFNet((1, 1), (16, 16), group_size=8, classes=3, drop_rate=0.2)
+        model = NFNet(
+            (1, 1), (16, 16), group_size=8, classes=3, drop_rate=0.2, **options
+        )
         model.compile("sgd", "sparse_categorical_crossentropy")
         history = model.fit(x, y, verbose=0).history
         assert np.isfinite(history["loss"][0])
@@ -224,8 +303,9 @@ def test_preprocess_input_is_the_authors():
         ({"stochastic_depth_rate": -0.1}, "stochastic_depth_rate=-0.1"),
         ({"alpha": -0.2}, "alpha=-0.2"),
         ({"attention": "eca2"}, "attention='eca2'"),
+        ({"convention": "torch"}, "convention='torch'"),
         ({"activation": "geluu"}, "activation='geluu'"),
-        ({"weights": "imagenet"}, "weights='imagenet'"),
+        ({"weights": "imagenet"}, "weights='imagenet' for NFNet(.|\n)*dm_nfnet_f6"),
         ({"weights": 3}, "weights='3'"),
         ({"classes": True}, "classes=True"),
         ({"drop_rate": None}, "drop_rate=None"),

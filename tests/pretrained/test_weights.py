@@ -18,6 +18,10 @@ def network(depths=(1, 1), widths=(16, 16), **options):
     return NFNet(depths, widths, **{"group_size": 8, "classes": 3, **options})
 
 
+def load(model, path):
+    pretrained.load(model, pretrained.Source(str(path), None))
+
+
 def snapshot(model):
     return [np.array(w) for w in model.get_weights()]
 
@@ -74,7 +78,10 @@ def test_network_without_top_takes_the_rest(saved):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"classes": 4}, r"predictions/kernel has shape \(32, 4\) .* \(32, 3\) here"),
+        (
+            {"final_width": 24},
+            r"predictions/kernel has shape \(24, 3\) .* \(32, 3\) here",
+        ),
         ({"depths": (1, 2)}, "stage2_block2/conv0/kernel .* is missing"),
         ({"depths": (1,), "widths": (16,)}, "stage2_block1/conv0/0 has no place"),
         ({"attention": None}, "squeeze_excite/fc0/0 has no place"),
@@ -88,14 +95,21 @@ def test_weights_of_another_network_are_refused(saved, options, message):
 
 
 def test_nothing_changes_when_one_parameter_does_not_fit(saved):
-    from keras_nfnets.models.weights import load_weights
-
     _, path = saved
-    model = network(classes=4)
+    model = network(final_width=24)
     before = snapshot(model)
     with pytest.raises(ValueError, match="nothing was changed"):
-        load_weights(model, path)
+        load(model, path)
     assert_unchanged(model, before)
+
+
+def test_classifier_of_another_size_stays_and_the_rest_is_loaded(saved):
+    model, path = saved
+    with pytest.warns(UserWarning, match="has 3 classes, that of the network 4"):
+        other = network(weights=path, classes=4)
+    for a, b in zip(other.trainable_variables[:-2], model.trainable_variables[:-2]):
+        np.testing.assert_array_equal(a, b)
+    assert np.std(other.get_layer("predictions").kernel) == pytest.approx(0.01, rel=0.3)
 
 
 @settings(
@@ -106,8 +120,6 @@ def test_nothing_changes_when_one_parameter_does_not_fit(saved):
 @given(data=st.data())
 def test_broken_files_are_refused_or_harmless(saved, data):
     """Cut short or with bytes changed, a file loads whole or not at all."""
-    from keras_nfnets.models.weights import load_weights
-
     _, path = saved
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
@@ -121,7 +133,7 @@ def test_broken_files_are_refused_or_harmless(saved, data):
     model = BROKEN_TARGET.setdefault("model", network())
     before = snapshot(model)
     try:
-        load_weights(model, broken)
+        load(model, broken)
     except ValueError:
         assert_unchanged(model, before)
 
@@ -188,8 +200,8 @@ def test_deepmind_parameters_fit_wholly_or_not_at_all(golden, nfnet_tiny):
     refused({**parameters, "NFNet/~/linear/w": np.ones((96, 10))}, "given twice")
     refused({"odd": np.ones(3), 4: np.ones(2)}, "has no place")
     refused({}, "is missing")
-    refused([("w", 1)], "Received: list")
-    refused("F0_haiku.npz", "Received: str")
+    refused([("w", 1)], "Received: 'list'")
+    refused("F0_haiku.npz", "'F0_haiku.npz', where there is no file")
 
 
 @pytest.mark.parametrize(

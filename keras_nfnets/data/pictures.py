@@ -1,0 +1,121 @@
+"""Single pictures: from a file to what a network reads."""
+
+import math
+import pathlib
+
+import numpy as np
+
+
+def find_pictures(paths):
+    """The picture files that `paths` name.
+
+    Args:
+        paths: of files, taken as they are, and of folders, of which the files are taken
+            whose endings are those of pictures.
+
+    Returns:
+        List of `pathlib.Path`; those of a folder in the order of their names.
+
+    Raises:
+        ValueError: there is no such file, or no picture in a folder.
+    """
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    found = []
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            inside = [p for p in path.iterdir() if p.suffix.lower() in endings]
+            if not inside:
+                raise ValueError(f"There are no pictures in the folder {path}")
+            found += sorted(inside)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ValueError(f"There is no file {path}")
+    return found
+
+
+def read_picture(path):
+    """Reads a picture of any kind that Pillow knows as RGB.
+
+    Args:
+        path: of a JPEG, PNG, ... Grey, 16-bit, palette and CMYK pictures are converted,
+            transparent ones put on white, turned as the camera says; of an animation
+            the first picture is taken.
+
+    Returns:
+        uint8 array `(height, width, 3)`.
+
+    Raises:
+        ValueError: the file is no picture, or not whole.
+
+    Example:
+
+    >>> read_picture("cat.jpg").shape  # doctest: +SKIP
+    (480, 640, 3)
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                # 16 bits, which Pillow would cut off at 255.
+                values = np.asarray(image, "float64")
+                image = Image.fromarray((values / 257).clip(0, 255).astype("uint8"))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            return np.asarray(image.convert("RGB"))
+    # Pillow's decoders raise errors of many kinds for broken files; the largest pictures
+    # are refused as an attack on the memory.
+    except Exception as error:
+        raise ValueError(f"{path} is not a whole picture: {error}") from error
+
+
+def prepare(
+    picture, *, size, crop, crop_mode, interpolation, mean, deviation, channels=3
+):
+    """Prepares a picture for a network, as timm does in evaluation.
+
+    Args:
+        picture: uint8 array `(height, width, 3)`.
+        size: pixels a side of the result.
+        crop: share of the resized picture's side that is used.
+        crop_mode: `"center"` resizes the shorter side to `size / crop`, `"squash"`
+            both; then the middle is cropped.
+        interpolation: of the resizing: `"bicubic"`, `"bilinear"` or `"nearest"`.
+        mean, deviation: one number a channel, for values in [0, 1]; where they are None
+            each picture's own are taken.
+        channels: 3, or 1 for grey.
+
+    Returns:
+        float32 array `(size, size, channels)`.
+
+    Example:
+
+    >>> picture = np.full((40, 30, 3), 255, "uint8")
+    >>> prepare(picture, size=16, crop=0.8, crop_mode="center",
+    ...         interpolation="bicubic", mean=(0.5,) * 3, deviation=(0.5,) * 3).max()
+    np.float32(1.0)
+    """
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    if channels == 1:
+        image = image.convert("L")
+    side = math.floor(size / crop)
+    width = height = side
+    if crop_mode == "center":
+        shorter = min(image.size)
+        width, height = (int(side * length / shorter) for length in image.size)
+    image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.crop((left, top, left + size, top + size))
+    x = np.asarray(image, "float32").reshape(size, size, channels) / 255
+    if mean is None:
+        # As tf.image.per_image_standardization, on values up to 255.
+        mean, deviation = x.mean(), max(x.std(), 1 / (255 * math.sqrt(x.size)))
+    return ((x - np.float32(mean)) / np.float32(deviation)).astype("float32")

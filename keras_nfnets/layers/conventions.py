@@ -1,0 +1,48 @@
+"""What the two published families of networks compute otherwise than each other."""
+
+import typing
+
+from keras_nfnets import checks
+
+
+class Convention(typing.NamedTuple):
+    """How one codebase does what the other does in another way.
+
+    Networks of the two have the same shape and are not interchangeable: weights
+    trained with one mean nothing under the other.
+    """
+
+    # Of strided convolutions and the max pooling, see `WSConv2D`.
+    padding: str
+    # Of `WSConv2D`.
+    eps: float
+    variance_eps: float
+    # Whether convolutions carry the gain of the activations, which then have none.
+    gain_in_convolution: bool
+    # Whether a block has a learned scalar gain. Without one it is the gain of the
+    # last convolution that starts at zero.
+    skip_gain: bool
+    # Channels are multiples of this.
+    width_multiple: int
+
+    def width(self, channels):
+        """Whole channels for a width computed as a fraction of another."""
+        if self.width_multiple == 1:
+            return int(channels)
+        multiple = self.width_multiple
+        nearest = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+        # Never more than a tenth is lost.
+        return nearest if nearest >= 0.9 * channels else nearest + multiple
+
+
+CONVENTIONS = {
+    # nfnets/base.py of deepmind-research.
+    "authors": Convention("same", 1e-4, 0.0, False, True, 1),
+    # NormFreeNet of timm 1.0; its dm_nfnet_f0 to f6 are the authors'.
+    "timm": Convention("symmetric", 0.0, 1e-5, True, False, 8),
+}
+
+
+def convention(name):
+    """The `Convention` of that name, or a ValueError."""
+    return CONVENTIONS[checks.one_of("convention", name, tuple(CONVENTIONS))]

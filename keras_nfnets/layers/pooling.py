@@ -1,0 +1,44 @@
+"""Max pooling as PyTorch pads it."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class SymmetricMaxPooling2D(keras.layers.MaxPooling2D):
+    """Max pooling in odd windows, padded by the same amount on both sides.
+
+    `padding="same"` pads an even input on one side more than on the other, PyTorch
+    does not; the outputs are of one size. Nothing padded is ever the maximum.
+
+    Args: those of `keras.layers.MaxPooling2D` but `padding`.
+
+    Input and output: as of `keras.layers.MaxPooling2D(padding="same")`.
+
+    Example:
+
+    >>> x = keras.ops.reshape(keras.ops.arange(4.0), (1, 1, 4, 1))
+    >>> SymmetricMaxPooling2D(3, strides=2)(x)[0, 0, :, 0].numpy().tolist()
+    [1.0, 3.0]
+    """
+
+    def __init__(self, pool_size=3, strides=2, data_format=None, **kwargs):
+        super().__init__(pool_size, strides, "same", data_format, **kwargs)
+
+    def call(self, inputs):
+        spatial = [(size // 2, size // 2) for size in self.pool_size]
+        padding = [(0, 0), (0, 0)]
+        at = 1 if self.data_format == "channels_last" else 2
+        padding[at:at] = spatial
+        return ops.max_pool(
+            ops.pad(inputs, padding, constant_values=float("-inf")),
+            self.pool_size,
+            self.strides,
+            "valid",
+            self.data_format,
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        del config["padding"]
+        return config

@@ -1,0 +1,69 @@
+"""The networks there are, by name; the zoo (`models`) fills this register."""
+
+import contextlib
+import difflib
+import typing
+
+import keras
+
+
+class Architecture(typing.NamedTuple):
+    """What makes a network the one it is: its builder and the arguments that matter."""
+
+    builder: str
+    settings: dict
+
+
+class Network(typing.NamedTuple):
+    """A network that a name stands for."""
+
+    constructor: typing.Callable
+    options: dict
+
+    def build(self, **options):
+        """The model; `options` override the network's own."""
+        return self.constructor(**{**self.options, **options})
+
+    @property
+    def architecture(self):
+        return self.constructor.architecture(**self.options)
+
+
+# Our names (`"NFNetF0"`) and timm's (`"dm_nfnet_f0"`), which may mean the same network.
+NETWORKS = {}
+
+
+def register(name, constructor, options):
+    """Makes `constructor(**options)` known by a name."""
+    NETWORKS[name] = Network(constructor, options)
+
+
+def find_network(name):
+    """The `Network` of that name, in any mixture of cases.
+
+    Raises:
+        ValueError: there is none; the message has names like it.
+    """
+    by_lower_case = {known.lower(): known for known in NETWORKS}
+    known = by_lower_case.get(str(name).lower())
+    if known is None:
+        close = difflib.get_close_matches(str(name).lower(), by_lower_case, 4, 0.4)
+        perhaps = f"; perhaps {' or '.join(by_lower_case[c] for c in close)}?"
+        raise ValueError(
+            "A network has one of the names that `keras-nfnets list` shows, or timm's "
+            f"name of it. Received: {name!r}{perhaps if close else ''}"
+        )
+    return NETWORKS[known]
+
+
+@contextlib.contextmanager
+def without_memory():
+    """A context in which networks are built without allocating their weights.
+
+    They can be looked at (`count_params`, `summary`) but not run. Clears Keras's
+    session in the end (its counters of automatic names): Keras would otherwise
+    allocate the weights at the next opportunity.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    keras.utils.clear_session(free_memory=False)

@@ -1,0 +1,150 @@
+"""Arrays into a network: all of them or none, with an account of what does not fit."""
+
+import pathlib
+import warnings
+
+import numpy as np
+
+_HEAD = "predictions/"
+
+
+def named_variables(model):
+    """`{"layer/.../layer/index": variable}` of a functional model's weights.
+
+    The index is the place at which the layer saves the variable.
+    """
+    found = {}
+
+    def visit(layer, prefix):
+        own = {}
+        layer.save_own_variables(own)
+        found.update({f"{prefix}/{index}": v for index, v in own.items()})
+        for child in layer._flatten_layers(include_self=False, recursive=False):
+            visit(child, f"{prefix}/{child.name}")
+
+    for layer in model.layers:
+        visit(layer, layer.name)
+    return found
+
+
+def existing_file(source):
+    """`source` as the path of a file that is there, or a ValueError."""
+    try:
+        path = pathlib.Path(source).expanduser()
+    except (TypeError, RuntimeError):  # RuntimeError: of "~nobody"
+        path = None
+    # "\0" in a name is a ValueError of the system call.
+    if path is None or "\0" in str(path) or not path.is_file():
+        received = source if path is not None else type(source).__name__
+        raise ValueError(
+            "Weights must be the path of a file, or in memory a mapping from names to "
+            f"arrays. Received: {str(received)!r}, where there is no file"
+        )
+    return path
+
+
+def variables_by_name(model):
+    """`{"layer/.../layer/variable": variable}` of a functional model's weights."""
+    return {
+        f"{key.rpartition('/')[0]}/{variable.name}": variable
+        for key, variable in named_variables(model).items()
+    }
+
+
+def assign(variables, arrays, source, progress=iter):
+    """Sets each of `variables` to the array of the same key, or nothing at all.
+
+    The classifier (keys that start with `"predictions/"`) is left out where the network
+    has none; and, with a warning, where the arrays have one of another number of
+    classes.
+
+    Args:
+        variables: `{key: keras.Variable}`.
+        arrays: `{key: array}`, of real numbers.
+        source: what to call the arrays in an error.
+        progress: wraps the list of what is set, as `tqdm.tqdm` does.
+
+    Raises:
+        ValueError: keys missing or left over, shapes that differ, or values that are
+            no real numbers or too large for the variable.
+    """
+    variables, arrays, other_classes = _without_head(variables, arrays)
+    problems = [
+        f"{variables[key].path} of shape {tuple(variables[key].shape)} is missing"
+        for key in variables.keys() - arrays.keys()
+    ]
+    problems += [
+        f"{key} has no place in the network" for key in arrays.keys() - variables.keys()
+    ]
+    values = {}
+    for key in variables.keys() & arrays.keys():
+        try:
+            values[key] = _value_for(variables[key], arrays[key])
+        except ValueError as error:
+            problems.append(f"{variables[key].path} {error}")
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(
+            f"The weights in {source} are of another network; nothing was changed. "
+            f"Of {len(variables)} parameters these do not fit, or are not there:\n"
+            f"  {shown}{more}"
+        )
+    for key, variable in progress(list(variables.items())):
+        variable.assign(values[key])
+    if other_classes:
+        ours, theirs = other_classes
+        warnings.warn(
+            f"The classifier of {source} has {theirs} classes, that of the network "
+            f"{ours}: it stays as it was. All other weights were loaded.",
+            stacklevel=2,
+        )
+
+
+def _without_head(variables, arrays):
+    """Both without the classifier where it is not to be set, and (ours, theirs).
+
+    The last are the numbers of classes where they differ, else None.
+    """
+    head = {key: v for key, v in variables.items() if key.startswith(_HEAD)}
+    given = {key: a for key, a in arrays.items() if key.startswith(_HEAD)}
+    classes = None
+    if head and head.keys() == given.keys():
+        # Kernel (features, classes) and bias (classes,): only the last may differ.
+        ours = [tuple(variable.shape) for variable in head.values()]
+        theirs = [getattr(given[key], "shape", ()) for key in head]
+        ends = {shape[-1:] for shape in theirs}
+        same_features = [s[:-1] for s in ours] == [s[:-1] for s in theirs]
+        if ours != theirs and same_features and len(ends) == 1:
+            [(count,)] = ends
+            classes = (ours[0][-1], count)
+    if head and not classes:
+        return variables, arrays, None
+    return (
+        {key: v for key, v in variables.items() if key not in head},
+        {key: a for key, a in arrays.items() if key not in given},
+        classes,
+    )
+
+
+def _value_for(variable, array):
+    """The array as the variable's dtype, or a ValueError that says what is wrong."""
+    try:
+        array = np.asarray(array)
+    except Exception as error:  # of whatever type the thing is
+        raise ValueError(f"is no array here: {error}") from error
+    # Kind "V" is that of bfloat16 and its like.
+    is_small_float = array.dtype.kind == "V" and array.dtype.names is None
+    if array.dtype.kind not in "fiu" and not (
+        is_small_float and array.dtype.isbuiltin == 2
+    ):
+        raise ValueError(f"is of dtype {array.dtype} here, not of real numbers")
+    if tuple(variable.shape) != array.shape:
+        raise ValueError(
+            f"has shape {tuple(variable.shape)} in the network, {array.shape} here"
+        )
+    with np.errstate(over="ignore"):
+        value = array.astype(variable.dtype, copy=False)
+    if (np.isinf(value) & ~np.isinf(array)).any():
+        raise ValueError(f"has numbers here that are too large for {variable.dtype}")
+    return value

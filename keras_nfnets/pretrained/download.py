@@ -1,0 +1,369 @@
+"""Published weight files: fetched, checked, and only then under their final names."""
+
+import base64
+import concurrent.futures
+import contextlib
+import hashlib
+import http.client
+import os
+import pathlib
+import re
+import shutil
+import threading
+import time
+import urllib.parse
+import urllib.request
+import warnings
+
+_TIMEOUT = 10  # seconds without a byte from a server
+_PATIENCE = 20  # seconds for its first answer, all its addresses together
+_TRIES = 3  # in a row that bring nothing
+# The hub names a large file by its SHA-256, a small one as git does.
+_KINDS = {64: "sha256", 40: "git"}
+_DIGEST = "[0-9a-f]{64}|[0-9a-f]{40}"
+_COMMIT = "[0-9a-f]{40}"
+
+
+def hub_file(repo_id, filename, revision=None):
+    """A file of the Hugging Face hub, from the hub's cache or fetched into it.
+
+    The environment variables of `huggingface_hub` hold (`HF_HOME`, `HF_ENDPOINT`,
+    `HF_HUB_OFFLINE`, ...). What the cache has is taken without asking for a newer one,
+    but read and compared with the digest under which it is kept. If that differs, the
+    file is removed with a warning and fetched again.
+
+    Args:
+        repo_id: such as `"timm/nfnet_l0.ra2_in1k"`.
+        filename: of the file in that repository.
+        revision: branch, tag or commit; `None` means `"main"`.
+
+    Returns:
+        `pathlib.Path` of the file in the cache.
+
+    Raises:
+        ConnectionError: the file is not in the cache and does not come: no network,
+            no such file, offline mode, or the server keeps hanging up.
+        OSError: the file cannot be written, as on a full disk.
+        ValueError: what came has another checksum than the hub says, or `repo_id` is
+            malformed.
+
+    Example:
+
+    >>> hub_file("timm/nfnet_l0.ra2_in1k", "model.safetensors")  # doctest: +SKIP
+    PosixPath('/home/me/.cache/huggingface/hub/.../model.safetensors')
+    """
+    from huggingface_hub import constants
+
+    cache = pathlib.Path(constants.HF_HUB_CACHE)
+    revision = revision or "main"
+    if path := _in_hub_cache(cache, repo_id, filename, revision):
+        return path
+    repo = cache / f"models--{repo_id.replace('/', '--')}"
+    staging = cache / f".keras_nfnets-{repo.name}"
+    with _lock(cache / ".locks" / repo.name / "keras_nfnets.lock"):
+        # Another process may have fetched it meanwhile, and removes nothing now.
+        if path := _in_hub_cache(cache, repo_id, filename, revision, remove=True):
+            return path
+        try:
+            # A process that was killed may have left something.
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            return _from_hub(repo, staging, repo_id, filename, revision)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
+    """The path of a cached file or, if it is not there or corrupt, None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, filename, cache, revision)
+    if not isinstance(found, str):
+        return None
+    # A link to `blobs/<digest>`. Where there are no links (Windows), it is the file
+    # itself, and nothing tells the digest any more.
+    pointer = pathlib.Path(found)
+    blob = os.readlink(pointer) if pointer.is_symlink() else ""
+    digest = os.path.basename(blob)
+    if not re.fullmatch(_DIGEST, digest):
+        return pointer
+    if _digest(pointer, _KINDS[len(digest)]) == digest:
+        return pointer
+    if remove:
+        warnings.warn(f"{found} is corrupt: removed, to be fetched again", stacklevel=3)
+        (pointer.parent / blob).unlink(missing_ok=True)
+        pointer.unlink(missing_ok=True)
+    return None
+
+
+def _from_hub(repo, staging, repo_id, filename, revision):
+    """Fetches by way of `staging` into the folder `repo` of the hub's cache."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import are_symlinks_supported
+
+    url = hf_hub_url(repo_id, filename, revision=revision)
+    advice = "set HF_ENDPOINT to a mirror of the hub, unset HF_HUB_OFFLINE"
+    with _explained(url, repo.parent, advice):
+        # `hf_hub_download` alone tries an unreachable host for minutes.
+        known = _in_time(get_hf_file_metadata, url)
+        digest, commit = str(known.etag), str(known.commit_hash)
+        if not (re.fullmatch(_DIGEST, digest) and re.fullmatch(_COMMIT, commit)):
+            raise ConnectionError(f"no hub: ETag {digest}, X-Repo-Commit {commit}")
+    kind = _KINDS[len(digest)]
+    pointer = repo / "snapshots" / commit / filename
+    has_links = are_symlinks_supported(repo.parent)
+    place = repo / "blobs" / digest if has_links else pointer
+    if not place.is_file() or _digest(place, kind) != digest:
+        with _explained(url, repo.parent, advice, known.size):
+            # The hub checks the size alone, so its own cache must not get it yet.
+            came = hf_hub_download(
+                repo_id, filename, revision=commit, cache_dir=staging, local_dir=staging
+            )
+        received = _digest(pathlib.Path(came), kind)
+        if received != digest:
+            raise _wrong(url, kind, digest, received)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(came, place)
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if has_links:
+        os.symlink(os.path.relpath(place, pointer.parent), staging / "link")
+        os.replace(staging / "link", pointer)
+    # For which commit a branch stands, so that it is found without a network.
+    if revision != commit:
+        (staging / "ref").write_text(commit)
+        ref = repo / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / "ref", ref)
+    return pointer
+
+
+def url_file(url, md5=None):
+    """The file at a URL, from the cache in Keras' folder or fetched into it.
+
+    A download that was stopped goes on where it ended, if there is a checksum to tell
+    whether the parts belong together.
+
+    Args:
+        url: of the file, `"https://..."`.
+        md5: its MD5, 32 hexadecimal digits, where it is known. Without it, what comes
+            is checked against the MD5 that Google Cloud Storage sends, or from other
+            servers the size alone, and a file in the cache not at all.
+
+    Returns:
+        `pathlib.Path` under `$KERAS_HOME/models/keras_nfnets`, where `KERAS_HOME` is
+        `~/.keras` if not set.
+
+    Raises:
+        ConnectionError: the file is not in the cache and does not come: no network,
+            no such file, or the server keeps hanging up.
+        OSError: the file cannot be written, as on a full disk.
+        ValueError: what came has another checksum, `url` is not that of a file, or
+            `md5` is no digest.
+
+    Example:
+
+    >>> url_file("https://storage.googleapis.com/dm-nfnets/F0_haiku.npz")  # doctest: +SKIP
+    PosixPath('/home/me/.keras/models/keras_nfnets/.../F0_haiku.npz')
+    """
+    final = _place_in_keras_home(url)
+    md5 = "" if md5 is None else str(md5).lower()
+    if not re.fullmatch("([0-9a-f]{32})?", md5):
+        raise ValueError(f"`md5` must be 32 hexadecimal digits. Received: md5={md5!r}")
+
+    def is_there():
+        return final.is_file() and md5 in ("", _digest(final, "md5"))
+
+    if is_there():
+        return final
+    with _lock(final.with_name(final.name + ".lock")):
+        # Another process may have fetched it meanwhile.
+        if is_there():
+            return final
+        if final.exists():
+            wrong = final.with_name(final.name + ".wrong")
+            os.replace(final, wrong)
+            warnings.warn(
+                f"The MD5 of {final} is not {md5}: moved to {wrong}, to be "
+                "fetched again",
+                stacklevel=2,
+            )
+        _from_url(url, final, md5)
+    return final
+
+
+def _place_in_keras_home(url):
+    parts = urllib.parse.urlsplit(str(url))
+    folder, _, name = parts.path.rpartition("/")
+    name = urllib.parse.unquote(name)
+    if parts.scheme not in ("http", "https") or not parts.netloc or not name.strip("."):
+        raise ValueError(
+            f"`url` must be that of a file, https://host/file. Received: url={url!r}"
+        )
+    # As Keras has it, but for the folder in /tmp to which it resorts: others could
+    # have put something there.
+    home = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    # A file of that name from elsewhere is another file.
+    origin = urllib.parse.quote(parts.netloc.rpartition("@")[2] + folder, safe="")
+    folder = home / "models" / "keras_nfnets" / origin
+    return folder / urllib.parse.quote(name, safe=" +")
+
+
+def _from_url(url, final, md5):
+    """Fetches by way of `<final>.partial`."""
+    with _explained(url, final.parent), _in_time(_open, url, "HEAD") as answer:
+        size = int(answer.headers["Content-Length"] or 0)
+        if not size:
+            raise ConnectionError("no Content-Length, to know a whole file from a part")
+    hashes = ",".join(answer.headers.get_all("x-goog-hash", []))
+    sent = re.search(r"\bmd5=([\w+/]{22}==)", hashes)
+    if sent and not md5:
+        md5 = base64.b64decode(sent[1]).hex()
+    partial = final.with_name(final.name + ".partial")
+    if not md5 or (partial.exists() and partial.stat().st_size > size):
+        partial.unlink(missing_ok=True)
+    # The file may have changed since its first part came: then once more, anew.
+    for _ in range(1 + partial.exists()):
+        with _explained(url, final.parent, size=size):
+            try:
+                _fetch(url, partial, size)
+            except OSError as error:
+                # No part of a file is worth a full disk.
+                if not isinstance(error, ConnectionError):
+                    partial.unlink(missing_ok=True)
+                raise
+        received = _digest(partial, "md5")
+        if md5 in ("", received):
+            os.replace(partial, final)
+            return
+        partial.unlink()
+    raise _wrong(url, "md5", md5, received)
+
+
+def _fetch(url, partial, size):
+    """Writes what `partial` lacks of `size` bytes, however often the server hangs up.
+
+    Raises ConnectionError when nothing comes any more.
+    """
+    from tqdm.auto import tqdm
+
+    partial.touch()
+    with (
+        partial.open("r+b") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc=partial.stem) as bar,
+    ):
+        at, failure, idle = file.seek(0, os.SEEK_END), None, 0
+        while at != size:
+            if idle == _TRIES:
+                raise failure
+            if failure:
+                time.sleep(1)
+            before, failure = at, ConnectionError(f"only {at:,} of {size:,} bytes")
+            try:
+                for start, chunk in _chunks(url, at):
+                    # A server that knows no Range begins at the beginning.
+                    if start != at:
+                        file.seek(start)
+                    file.write(chunk)
+                    at = start + len(chunk)
+                    bar.update(at - bar.n)
+            except ConnectionError as error:
+                failure = error
+            idle = 0 if at > before else idle + 1
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _chunks(url, at):
+    """Yields `(position, bytes)` from `at` on, or from 0 if the server will have it."""
+    try:
+        with _open(url, **({"Range": f"bytes={at}-"} if at else {})) as answer:
+            at = at if answer.status == 206 else 0
+            while chunk := answer.read1(1 << 20):
+                yield at, chunk
+                at += len(chunk)
+    except (OSError, http.client.HTTPException) as error:
+        # Of a type of which no error of the disk is.
+        raise ConnectionError(_received(error)) from error
+
+
+def _open(url, method="GET", **headers):
+    # Not by the hub's client: nothing of the user's goes to other hosts.
+    headers["User-Agent"] = "keras_nfnets"
+    request = urllib.request.Request(url, method=method, headers=headers)
+    return urllib.request.urlopen(request, timeout=_TIMEOUT)
+
+
+def _in_time(function, *args):
+    """`function(*args)` or a TimeoutError.
+
+    A host that is cut off may have many addresses, all of them tried for a while.
+    """
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(function(*args))
+        except Exception as error:  # noqa: BLE001 (raised by `result`)
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(_PATIENCE)
+
+
+@contextlib.contextmanager
+def _lock(path):
+    from huggingface_hub.utils import WeakFileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path):
+        yield
+
+
+def _digest(path, kind):
+    def start():
+        if kind != "git":
+            return hashlib.new(kind, usedforsecurity=False)
+        header = b"blob %d\0" % path.stat().st_size
+        return hashlib.sha1(header, usedforsecurity=False)
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, start).hexdigest()
+
+
+@contextlib.contextmanager
+def _explained(url, folder, advice="try again later", size="unknown"):
+    """Raises OSError for a disk that is full or the like, else ConnectionError."""
+    try:
+        yield
+    # The HTTP libraries of the hub's releases have no other class in common.
+    except Exception as error:
+        is_network = isinstance(error, (ConnectionError, TimeoutError))
+        if isinstance(error, OSError) and error.errno and not is_network:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {url}, {size} bytes, cannot be kept in {folder}",
+            ) from error
+        raise ConnectionError(
+            f"{url} is not in {folder} and could not be fetched. Received: "
+            f"{_received(error)}. You may {advice}, or download the file by hand and "
+            "pass its path as `weights=`."
+        ) from error
+
+
+def _received(error):
+    # `code` is urllib's, `response` that of the hub's libraries.
+    response = getattr(error, "response", None)
+    status = getattr(error, "code", None) or getattr(response, "status_code", None)
+    if status:
+        return f"HTTP {status}"
+    text = str(error).partition("\n")[0].rstrip(".") or "no answer"
+    # A ConnectionError of ours has said of which type it was.
+    return text if type(error) is ConnectionError else f"{type(error).__name__}: {text}"
+
+
+def _wrong(url, kind, digest, received):
+    return ValueError(
+        f"{url} should have the {kind} checksum {digest}. Received: {received}. It was "
+        "deleted; try again later, or download the file by hand and pass its path as "
+        "`weights=`."
+    )

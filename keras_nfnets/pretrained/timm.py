@@ -1,0 +1,152 @@
+"""timm's parameters into our networks."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_nfnets.layers import CONVENTIONS, WSConv2D
+from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
+
+# timm's names of layers and parameters, where ours differ.
+_LAYERS = [
+    (r"stem\.conv(\d)", lambda found: f"stem_conv{int(found[1]) - 1}"),
+    (r"stem\.conv", "stem_conv"),
+    (r"head\.fc", "predictions"),
+]
+_LAYERS_OF_BLOCKS = {
+    "": "",
+    "conv1": "conv0",
+    "conv2": "conv1",
+    "conv2b": "conv1b",
+    "conv3": "conv2",
+    "downsample.conv": "shortcut_conv",
+    "attn.conv": "channel_attention/conv",
+    "attn.fc1": "squeeze_excite/fc0",
+    "attn.fc2": "squeeze_excite/fc1",
+}
+_PARAMETERS = {"weight": "kernel", "skipinit_gain": "skip_gain"}
+
+
+def load_timm(model, source):
+    """Loads the parameters of timm's normalizer-free networks, all of them or none.
+
+    Args:
+        model: a network of this package, of the same architecture. If it has no
+            classifier, that of the source is left out; if it has one of another number
+            of classes, it stays as it is, with a warning.
+        source: path of a `.safetensors` file, or a mapping in memory, such as a
+            `state_dict()`: `{"stages.0.0.conv1.weight": array, ...}` of real numbers.
+
+    Raises:
+        ValueError: `source` is no such file or mapping, or its parameters are not those
+            of the model: missing, left over or of other shapes. The model is then as
+            it was.
+
+    Example:
+
+    >>> network = keras_nfnets.NFNetTest(classes=10)
+    >>> try:
+    ...     load_timm(network, {"head.fc.bias": np.zeros(10)})
+    ... except ValueError as error:
+    ...     print(str(error).splitlines()[0])
+    The weights in the mapping are of another network; nothing was changed. Of 93 parameters these do not fit, or are not there:
+
+    The authors' networks (timm's `dm_nfnet_f0` to `f6`) standardize weights with another
+    epsilon here than in timm. Their gains are set by so much differently that each
+    convolution is the one that timm computes with that file.
+
+    Reference: `NormFreeNet` of timm 1.0, models/nfnet.py.
+    """
+    name = "the mapping" if isinstance(source, Mapping) else str(source)
+    arrays = source if isinstance(source, Mapping) else read(existing_file(source))
+    assign(*match(model, arrays), name)
+
+
+def read(path):
+    """The arrays of a `.safetensors` file, `{name: array}`."""
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    # Whatever the library stumbles over: SafetensorError, OSError, KeyError, ...
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a whole .safetensors file; nothing was changed. Reading it "
+            f"failed with: {error}"
+        ) from error
+
+
+def match(model, arrays):
+    """The model's variables and the arrays under the same keys."""
+    ours = {}
+    for name, array in arrays.items():
+        key = _our_name(str(name))
+        ours[key if key not in ours else str(name)] = _our_layout(key, array)
+    variables = variables_by_name(model)
+    keys = {id(variable): key for key, variable in variables.items()}
+    for layer in model._flatten_layers():
+        if isinstance(layer, WSConv2D):
+            gain = keys[id(layer.gain)]
+            kernel = gain.removesuffix("gain") + "kernel"
+            if gain in ours and kernel in ours:
+                ours[gain] = _our_gain(layer, ours[gain], ours[kernel])
+    return variables, ours
+
+
+def _our_gain(layer, gain, kernel):
+    """The gain with which `layer` has the filters that timm's has with `gain`."""
+    theirs = CONVENTIONS["timm"]
+    if (layer.eps, layer.variance_eps) == (theirs.eps, theirs.variance_eps):
+        return gain
+    try:
+        kernel, scale = np.asarray(kernel, "float64"), np.asarray(gain, "float64")
+        fan_in = np.prod(kernel.shape[:-1])
+        variance = np.var(kernel, axis=(0, 1, 2))
+        return scale * np.sqrt(
+            np.maximum((variance + layer.variance_eps) * fan_in, layer.eps)
+            / np.maximum((variance + theirs.variance_eps) * fan_in, theirs.eps)
+        )
+    except (TypeError, ValueError):  # no numbers, or other shapes: refused for that
+        return gain
+
+
+def _our_name(name):
+    """`"stage1_block2/conv0/kernel"` for `"stages.0.1.conv1.weight"`.
+
+    A name that means nothing here comes back as it is.
+    """
+    layer, _, parameter = name.rpartition(".")
+    parameter = _PARAMETERS.get(parameter, parameter)
+    block = re.fullmatch(r"stages\.(\d+)\.(\d+)\.?(.*)", layer)
+    if block:
+        inner = _LAYERS_OF_BLOCKS.get(block[3].replace("attn_last", "attn"))
+        if inner is None:
+            return name
+        prefix = f"stage{int(block[1]) + 1}_block{int(block[2]) + 1}"
+        return "/".join(filter(None, [prefix, inner, parameter]))
+    for pattern, replacement in _LAYERS:
+        if re.fullmatch(pattern, layer):
+            layer = re.sub(pattern, replacement, layer)
+            break
+    return f"{layer}/{parameter}"
+
+
+def _our_layout(key, array):
+    """PyTorch's (out, in, height, width) as (height, width, in, out), and so on.
+
+    What is of no such shape comes back as it is, to be refused for it.
+    """
+    try:
+        array = np.asarray(array)
+    except Exception:  # noqa: BLE001 (of whatever type the thing is; its use says what is wrong)
+        return array
+    if key.endswith("/gain"):
+        return array.reshape(-1) if array.shape[1:] == (1, 1, 1) else array
+    if not key.endswith("/kernel"):
+        return array
+    # 1x1 convolutions that are dense layers here.
+    if "/fc" in key and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    axes = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}.get(array.ndim)
+    return array if axes is None else array.transpose(axes)
