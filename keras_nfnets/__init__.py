@@ -60,6 +60,7 @@ from keras_nfnets.models import (
     NFSEResNet50,
     NFSEResNet101,
     decode_predictions,
+    feature_pyramid,
     preprocess_input,
     signal_propagation,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "activation_gain",
     "adaptive_clip",
     "decode_predictions",
+    "feature_pyramid",
     "preprocess_input",
     "pretrained",
     "signal_propagation",

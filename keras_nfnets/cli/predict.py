@@ -12,6 +12,7 @@ from keras_nfnets.cli import pictures
 from keras_nfnets.cli.command import Command, UsageError, progress_bar
 
 _BATCH_SIZE = 8
+_PICTURES_A_PLOT = 40
 # For a network of whose training nothing is known.
 _IMAGENET = {
     "size": 224,
@@ -48,7 +49,7 @@ def run(flags, arguments):
                 continue
             best = _best(result, class_names, flags.top)
             rows.append({"image": str(file), "predictions": best})
-            if flags.plot:
+            if flags.plot and len(shown) < _PICTURES_A_PLOT:
                 shown.append((picture, file.name, best))
             if not flags.json:
                 _print(file, best)
@@ -207,5 +208,8 @@ _flag(
     "boolean", "json", False, "Print JSON, with numbers of classes, in place of text."
 )
 _flag(
-    "string", "plot", None, "Picture file to draw the pictures with their labels into."
+    "string",
+    "plot",
+    None,
+    f"Picture file to draw the first {_PICTURES_A_PLOT} with their labels into.",
 )

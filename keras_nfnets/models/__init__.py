@@ -1,6 +1,7 @@
 """The zoo: a file a family; each a table of variants, one builder, thin constructors."""
 
 import keras_nfnets.models.names  # noqa: F401 (fills the register of pretrained)
+from keras_nfnets.models.feature_pyramid import feature_pyramid
 from keras_nfnets.models.imagenet import decode_predictions, preprocess_input
 from keras_nfnets.models.nf_regnet import (
     NFRegNet,
@@ -108,6 +109,7 @@ __all__ = [
     "NFSEResNet50",
     "NFSEResNet101",
     "decode_predictions",
+    "feature_pyramid",
     "preprocess_input",
     "signal_propagation",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from keras_nfnets.layers import NFBlock
 from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
-from keras_nfnets.pretrained.pickles import read_pickle as read
 
 # Their names of layers and parameters, where ours differ.
 _LAYERS = {
@@ -48,6 +47,13 @@ def load_deepmind(model, source):
     name = "the mapping" if isinstance(source, Mapping) else str(source)
     parameters = source if isinstance(source, Mapping) else read(existing_file(source))
     assign(*match(model, parameters), name)
+
+
+def read(path):
+    """The parameters in one of the authors' files, `{module: {parameter: array}}`."""
+    from keras_nfnets.pretrained.pickles import read_pickle
+
+    return read_pickle(path)
 
 
 def match(model, parameters):

@@ -170,3 +170,45 @@ def test_channels_first_is_the_transpose_of_channels_last():
     randomize(first)
     outputs = ops.convert_to_numpy(compiled(first)(x.transpose(0, 3, 1, 2)))
     assert_close(outputs.transpose(0, 2, 3, 1), last(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize("kernel_size, strides", [(3, 2), (7, 2), (3, 1), (5, 3)])
+def test_symmetric_padding_is_pytorchs(size, kernel_size, strides):
+    x = np.random.default_rng(0).normal(size=(2, size, size + 3, 4)).astype("float32")
+    options = {"strides": strides, "gain_initializer": keras.initializers.Constant(2)}
+    layer = WSConv2D(6, kernel_size, padding="symmetric", **options)
+    y = layer(x)
+    assert tuple(y.shape) == layer.compute_output_shape(x.shape)
+    assert tuple(y.shape[1:3]) == (-(-size // strides), -(-(size + 3) // strides))
+    # The same on a picture that was padded by hand.
+    valid = WSConv2D(6, kernel_size, padding="valid", **options)
+    half = kernel_size // 2
+    padded = np.pad(x, [(0, 0), (half, half), (half, half), (0, 0)])
+    valid.build(padded.shape)
+    valid.set_weights(layer.get_weights())
+    assert_close(y, valid(padded), rtol=1e-5, atol=1e-6)
+
+
+def test_symmetric_padding_survives_saving_and_refuses_even_kernels():
+    layer = WSConv2D(6, 3, strides=2, padding="symmetric", scale=1.5, variance_eps=0.1)
+    config = layer.get_config()
+    assert config["padding"] == "symmetric"
+    assert WSConv2D.from_config(config).get_config() == config
+    with pytest.raises(ValueError, match="kernel_size=4"):
+        WSConv2D(6, 4, padding="symmetric")
+    with pytest.raises(ValueError, match="scale=0"):
+        WSConv2D(6, 3, scale=0)
+
+
+def test_scale_and_variance_eps_are_timms():
+    layer = WSConv2D(5, 3, eps=0.0, variance_eps=1e-2, scale=1.7)
+    layer.build((None, 8, 8, 4))
+    kernel = np.random.default_rng(0).normal(size=layer.kernel.shape) * 0.05
+    layer.kernel.assign(kernel)
+    layer.gain.assign(np.arange(1.0, 6.0))
+    mean, variance = kernel.mean(axis=(0, 1, 2)), kernel.var(axis=(0, 1, 2))
+    expected = (
+        (kernel - mean) / np.sqrt(variance + 1e-2) / 6 * 1.7 * np.arange(1.0, 6.0)
+    )
+    assert_close(layer.standardized_kernel(), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,52 @@
+"""Feature maps of every resolution, for detection and segmentation."""
+
+import itertools
+
+import keras
+
+
+def feature_pyramid(model):
+    """The last feature map of each resolution of a network.
+
+    Args:
+        model: a network of this package, with or without top.
+
+    Returns:
+        A `keras.Model` of the same layers and weights from pictures to a dict of float
+        tensors `(batch, height / stride, width / stride, channels)` (sizes rounded up;
+        channels second where Keras is set so), `"stride2"`, `"stride4"` and so on;
+        `"stride32"` is the last of networks with four stages. They are not activated.
+
+    Raises:
+        ValueError: the model has no such layers.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(include_top=False, input_shape=(64, 96, 3))
+    >>> for name, output in feature_pyramid(model).output.items():
+    ...     print(name, output.shape)
+    stride2 (None, 32, 48, 64)
+    stride4 (None, 16, 24, 32)
+    stride8 (None, 8, 12, 64)
+    stride16 (None, 4, 6, 96)
+    stride32 (None, 2, 3, 96)
+    """
+    layers = {layer.name: layer for layer in model.layers}
+    if "stem" not in layers or "stage1" not in layers:
+        raise ValueError(
+            "feature_pyramid needs a network of this package. Received: a model of "
+            f"layers {list(layers)}"
+        )
+    # The stems of NFNets and NF-ResNets halve twice, that of NF-RegNets once.
+    if "stem_conv3" in layers:
+        half, stride = layers["stem_conv2"], 4
+    elif "stem_pool" in layers:
+        half, stride = layers["stem_conv"], 4
+    else:
+        half, stride = layers["stem"], 2
+    outputs = {"stride2": half.output}
+    for stage in itertools.count(1):
+        if f"stage{stage}" not in layers:
+            return keras.Model(model.input, outputs)
+        stride *= layers[f"stage{stage}_block1"].strides
+        outputs[f"stride{stride}"] = layers[f"stage{stage}"].output

@@ -1,0 +1,222 @@
+"""`keras-nfnets predict` and `convert`, on real files."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from conftest import GoldenCase
+from PIL import Image
+from safetensors.numpy import save_file
+
+from keras_nfnets import NFNetTest, NFNetTiny, data
+from keras_nfnets.cli.main import main
+
+
+def outputs(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Held-out digits as files of many kinds, in a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("some digits")
+    _, (x, y) = data.load_digits()
+    first = [int(np.flatnonzero(y == k)[0]) for k in range(10)]
+    images = [
+        Image.fromarray(x[i]).resize((48, 60), Image.Resampling.BICUBIC) for i in first
+    ]
+    images[0].save(folder / "0.png")
+    images[1].save(folder / "1.jpg", quality=95)
+    images[2].convert("L").save(folder / "2.png")
+    images[3].convert("CMYK").save(folder / "3.jpg", quality=95)
+    images[4].convert("P").save(folder / "4.gif")
+    sixteen = np.asarray(images[5].convert("L"), "uint16") * 257
+    Image.fromarray(sixteen).save(folder / "5.png")
+    rgba = images[6].convert("RGBA")
+    rgba.putalpha(images[6].convert("L"))
+    # Dark on nothing, as drawing programs save it.
+    Image.merge("RGBA", [Image.new("L", rgba.size)] * 3 + [rgba.split()[3]]).save(
+        folder / "6.png"
+    )
+    images[7].save(folder / "7.webp", lossless=True)
+    frames = [images[8], images[0]]
+    frames[0].save(folder / "8.gif", save_all=True, append_images=frames[1:])
+    exif = Image.Exif()
+    exif[0x0112] = 3  # held upside down
+    images[9].rotate(180).save(folder / "9.jpg", quality=95, exif=exif)
+    return folder
+
+
+def test_the_shipped_checkpoint_reads_digits_of_every_kind_of_file(digits, capsys):
+    status, out, err = outputs(capsys, "predict", "digits", digits, "--json", "--top=2")
+    assert (status, err) == (0, "")
+    rows = json.loads(out)
+    assert [pathlib.Path(row["image"]).stem for row in rows] == list("0123456789")
+    for row in rows:
+        best, second = row["predictions"]
+        assert best["name"] == str(best["class"]) == pathlib.Path(row["image"]).stem
+        assert 1 > best["probability"] > second["probability"] > 0
+
+
+def test_broken_pictures_are_named_and_left_out(digits, capsys, tmp_path):
+    whole = (digits / "1.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "notes.txt").write_text("not asked for")
+    (tmp_path / "one.jpg").write_bytes(whole)
+    status, out, err = outputs(capsys, "predict", "digits", tmp_path, digits / "2.png")
+    assert status == 1
+    assert out.count("%") == 2 * 3
+    assert "one.jpg" in out and "2.png" in out
+    for name in ("cut.jpg", "text.png", "empty.png"):
+        assert f"{name} is not a whole picture" in err
+    assert "3 of 5 pictures were left out" in err
+    assert "notes" not in out + err
+    status, out, _ = outputs(capsys, "predict", "digits", tmp_path, "--json")
+    assert status == 1
+    errors = [row for row in json.loads(out) if "error" in row]
+    assert len(errors) == 3 and "predictions" not in errors[0]
+
+
+def test_plot_draws_the_pictures(digits, capsys, tmp_path):
+    sheet = tmp_path / "a sheet.png"
+    assert outputs(capsys, "predict", "digits", digits, f"--plot={sheet}")[0] == 0
+    with Image.open(sheet) as image:
+        assert image.size[0] > 1000
+        assert np.asarray(image.convert("L")).std() > 50
+    status, _, err = outputs(
+        capsys, "predict", "digits", digits, f"--plot={tmp_path}/no/sheet.png"
+    )
+    assert status == 1
+    assert "Cannot write --plot" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["predict", "digits"], "one or more pictures .* Received: digits"),
+        (["predict", "digits", "nothing.png"], "There is no file nothing.png"),
+        (["predict", "NFNetF9", "FILE"], "'NFNetF9' is neither .*; perhaps NFNetF"),
+        (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
+        (["predict", "digits", "FILE", "--top=0"], "--top must be a positive integer"),
+        (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
+        (["predict", "FILE", "FILE"], "A weight file ends in"),
+        (["predict", "digits", "FOLDER"], "no pictures in the folder"),
+        (["convert", "FILE"], "a weight file and the file to write"),
+        (["convert", "FILE", "x.keras"], "A weight file ends in"),
+        (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
+        (["convert", "FILE", "x.h5"], "OUT must end in .weights.h5 or .keras"),
+        (["convert", "FILE", "nowhere/x.keras"], "no folder nowhere"),
+    ],
+)
+def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_path):
+    import re
+
+    places = {"FILE": digits / "0.png", "FOLDER": tmp_path}
+    status, out, err = outputs(capsys, *(places.get(a, a) for a in arguments))
+    assert (status, out) == (2, "")
+    assert re.search(sentence, err)
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def safetensors(tmp_path_factory):
+    path = tmp_path_factory.mktemp("timm") / "model.safetensors"
+    save_file(GoldenCase("timm_test_nfnet").parameters, path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_convert_recognizes_the_network_and_keeps_its_function(
+    ending, safetensors, tmp_path, capsys
+):
+    out = tmp_path / f"test nfnet{ending}"
+    status, text, _ = outputs(capsys, "convert", safetensors, out)
+    assert status == 0
+    assert "NFNetTest (classes=1000), 383,080 parameters" in text
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    case = GoldenCase("timm_test_nfnet")
+    if ending == ".keras":
+        model = keras.saving.load_model(out)
+    else:
+        model = NFNetTest(weights=out)
+    logits = np.log(model.predict(case.images, verbose=0))
+    expected = case.outputs["logits"]
+    expected = expected - np.log(np.exp(expected).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    before = out.read_bytes()
+    status, _, err = outputs(capsys, "convert", safetensors, out)
+    assert (status, out.read_bytes()) == (2, before)
+    assert "--overwrite" in err
+    assert outputs(capsys, "convert", safetensors, out, "--overwrite")[0] == 0
+    # Ours again, and without a classifier.
+    body = tmp_path / "body.weights.h5"
+    NFNetTest(weights=safetensors, include_top=False).save_weights(body)
+    status, text, _ = outputs(capsys, "convert", body, tmp_path / "body.keras")
+    assert status == 0
+    assert "NFNetTest (include_top=False)" in text
+
+
+def test_convert_names_what_it_does_not_know(tmp_path, capsys):
+    golden = pathlib.Path(__file__).parent.parent / "golden"
+    out = tmp_path / "x.keras"
+    source = golden / "deepmind_release_dict.npz"
+    status, _, err = outputs(capsys, "convert", source, out)
+    assert status == 2
+    assert "of no network here. Received: 52 arrays, 6 residual blocks" in err
+    assert not out.exists()
+
+
+def test_models_of_ones_own_predict_as_they_were_trained(digits, tmp_path, capsys):
+    # A checkpoint converted to .keras, and one with what `train` writes beside it.
+    model = NFNetTiny(weights="digits")
+    model.save(tmp_path / "mine.keras")
+    status, out, _ = outputs(
+        capsys, "predict", tmp_path / "mine.keras", digits, "--json"
+    )
+    assert status == 0
+    said = [row["predictions"][0]["class"] for row in json.loads(out)]
+    assert said == list(range(10))
+    about = {
+        "preparation": {
+            "size": 32,
+            "crop": 1.0,
+            "crop_mode": "squash",
+            "interpolation": "bilinear",
+            "mean": None,
+            "deviation": None,
+            "channels": 3,
+        },
+        "class_names": [f"number {k}" for k in range(10)],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(about))
+    _, out, _ = outputs(capsys, "predict", tmp_path / "mine.keras", digits / "7.webp")
+    assert "number 7" in out.splitlines()[1]
+    (tmp_path / "mine.json").write_text("{}")
+    status, _, err = outputs(
+        capsys, "predict", tmp_path / "mine.keras", digits / "7.webp"
+    )
+    assert status == 2
+    assert "mine.json is not what 'keras-nfnets train' writes" in err
+    (tmp_path / "mine.keras").write_bytes(b"broken")
+    (tmp_path / "mine.json").unlink()
+    status, _, err = outputs(
+        capsys, "predict", tmp_path / "mine.keras", digits / "7.webp"
+    )
+    assert status == 2
+    assert "not a whole .keras file" in err
+
+
+def test_list_weights_shows_every_checkpoint(capsys):
+    from keras_nfnets import pretrained
+
+    status, out, _ = outputs(capsys, "list", "--weights")
+    assert status == 0
+    for checkpoint in pretrained.list_checkpoints():
+        for name in checkpoint.names[:2]:
+            assert name in out

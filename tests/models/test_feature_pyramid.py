@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_nfnets
+from keras_nfnets import NFNetTiny, NFRegNet, NFResNet, feature_pyramid
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        NFNetTiny,
+        lambda **kw: NFResNet((1, 1, 1, 1), 1, **kw),
+        lambda **kw: NFResNet((1, 1, 1, 1), 1, convention="timm", **kw),
+        lambda **kw: NFRegNet((1, 2, 1, 1), (16, 24, 32, 48), **kw),
+        lambda **kw: NFRegNet((1, 1, 1, 1), (16, 24, 32, 48), convention="timm", **kw),
+    ],
+)
+def test_every_stride_from_2_to_32_is_there(make):
+    model = make(include_top=False)
+    x = np.random.default_rng(0).normal(size=(1, 75, 97, 3)).astype("float32")
+    maps = feature_pyramid(model)(x)
+    assert {name: tuple(output.shape[1:3]) for name, output in maps.items()} == {
+        f"stride{stride}": (-(-75 // stride), -(-97 // stride))
+        for stride in (2, 4, 8, 16, 32)
+    }
+    assert all(ops.convert_to_numpy(output).std() > 0 for output in maps.values())
+
+
+def test_the_pyramid_has_the_weights_of_its_network():
+    model = NFNetTiny()
+    pyramid = feature_pyramid(model)
+    assert {v.path for v in pyramid.weights} < {v.path for v in model.weights}
+    assert all(any(v is w for w in model.weights) for v in pyramid.weights)
+
+
+def test_other_models_are_refused():
+    inputs = keras.Input((8, 8, 3))
+    other = keras.Model(inputs, keras.layers.Flatten(name="flat")(inputs))
+    with pytest.raises(ValueError, match="flat"):
+        keras_nfnets.feature_pyramid(other)

@@ -1,0 +1,206 @@
+"""timm's files and mappings: all of one into all of a network, or nothing."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from keras_nfnets import NFNetF0, NFNetTest, pretrained
+from keras_nfnets.pretrained import timm
+
+
+def snapshot(model):
+    return [np.array(w) for w in model.get_weights()]
+
+
+def assert_unchanged(model, before):
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    from conftest import GoldenCase
+
+    return GoldenCase("timm_test_nfnet").parameters
+
+
+@pytest.fixture(scope="module")
+def model():
+    return NFNetTest(input_shape=(32, 32, 3))
+
+
+@pytest.fixture
+def file(parameters, tmp_path):
+    path = tmp_path / "a folder" / "model.safetensors"
+    path.parent.mkdir()
+    save_file(parameters, path)
+    return path
+
+
+def test_file_and_mapping_and_weights_are_the_same(file, parameters, model):
+    pretrained.load_timm(model, parameters)
+    expected = snapshot(model)
+    pretrained.load_timm(model, file)
+    assert_unchanged(model, expected)
+    pretrained.load_timm(model, str(file))
+    assert_unchanged(NFNetTest(weights=file), expected)
+    assert_unchanged(pretrained.create("test_nfnet", weights=str(file)), expected)
+
+
+def test_every_parameter_is_used_once(parameters, model):
+    # Each by itself: a change of one array changes one weight.
+    pretrained.load_timm(model, parameters)
+    before = snapshot(model)
+    assert len(before) == len(parameters)
+    seen = set()
+    for name, array in parameters.items():
+        pretrained.load_timm(model, {**parameters, name: array + 1})
+        changed = {
+            i
+            for i, (a, b) in enumerate(zip(model.get_weights(), before))
+            if not np.array_equal(a, b)
+        }
+        assert len(changed) == 1, name
+        seen |= changed
+    assert len(seen) == len(before)
+
+
+def test_networks_without_top_and_of_other_classes_take_the_rest(file, parameters):
+    whole = NFNetTest(weights=file)
+    body = NFNetTest(weights=file, include_top=False)
+    for a, b in zip(body.weights, whole.weights):
+        np.testing.assert_array_equal(a, b)
+    with pytest.warns(UserWarning, match="has 1000 classes, that of the network 7"):
+        other = NFNetTest(weights=file, classes=7)
+    for a, b in zip(other.weights[:-2], whole.weights):
+        np.testing.assert_array_equal(a, b)
+    assert other.output_shape == (None, 7)
+
+
+def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
+    before = snapshot(model)
+
+    def refused(changed, *messages):
+        with pytest.raises(ValueError, match="nothing was changed") as error:
+            pretrained.load_timm(model, changed)
+        for message in messages:
+            assert message in str(error.value)
+        assert_unchanged(model, before)
+
+    without = dict(parameters)
+    del without["stages.0.0.conv2b.gain"], without["final_conv.weight"]
+    refused(
+        without,
+        "stage1_block1/conv1b/gain of shape (8,) is missing",
+        "final_conv/kernel of shape (1, 1, 128, 192) is missing",
+    )
+    refused({**parameters, "extra.weight": np.ones(3)}, "extra/kernel has no place")
+    refused({**parameters, "stages.9.0.conv1.bias": np.ones(8)}, "stage10_block1/conv0")
+    refused(
+        {**parameters, "stages.0.0.conv7.bias": np.ones(8)}, "stages.0.0.conv7.bias"
+    )
+    refused(
+        {**parameters, "stages.0.0.attn.fc1.bias": np.ones(8)},
+        "stages.0.0.attn.fc1.bias",
+    )
+    refused(
+        {**parameters, "stem.conv1.weight": np.ones((16, 3, 5, 5))},
+        "has shape (3, 3, 3, 16) in the network, (5, 5, 3, 16) here",
+    )
+    # A kernel and a bias of different numbers of classes are no classifier.
+    refused({**parameters, "head.fc.bias": np.ones(10)}, "predictions/bias has shape")
+    refused({**parameters, "head.fc.weight": "x"}, "predictions/kernel is of dtype")
+    refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain is of dtype")
+    refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is no array")
+    refused({}, "is missing")
+
+
+def test_gains_make_up_for_the_other_epsilon():
+    # With the authors' lower bound the filters must be those of timm, whatever the
+    # variance: also of a kernel much smaller than usual.
+    model = NFNetF0(include_top=False)
+    layer = model.get_layer("stem_conv1")
+    kernel = np.random.default_rng(0).normal(size=(32, 16, 3, 3)) * np.logspace(
+        -4, 0, 32
+    ).reshape(32, 1, 1, 1)
+    gain = np.linspace(0.5, 2, 32)
+    _, ours = timm.match(
+        model,
+        {"stem.conv2.weight": kernel, "stem.conv2.gain": gain.reshape(32, 1, 1, 1)},
+    )
+    layer.kernel.assign(ours["stem_conv1/kernel"])
+    layer.gain.assign(ours["stem_conv1/gain"])
+    mean, variance = kernel.mean(axis=(1, 2, 3)), kernel.var(axis=(1, 2, 3))
+    theirs = (kernel - mean[:, None, None, None]) / np.sqrt(variance + 1e-5)[
+        :, None, None, None
+    ]
+    theirs = theirs * gain[:, None, None, None] / 144**0.5
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(layer.standardized_kernel()),
+        theirs.transpose(2, 3, 1, 0),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_files_of_other_precisions_load(dtype, parameters, model, tmp_path):
+    pretrained.load_timm(model, parameters)
+    expected = snapshot(model)
+    save_file(
+        {k: v.astype(dtype) for k, v in parameters.items()}, tmp_path / "m.safetensors"
+    )
+    pretrained.load_timm(model, tmp_path / "m.safetensors")
+    for a, b in zip(model.get_weights(), expected):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 8, b"\xff" * 64, b"{}", b"\2\0\0\0\0\0\0\0{}", b"\x80\x04]."],
+)
+def test_other_files_are_refused(content, model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="x.safetensors"):
+        pretrained.load_timm(model, path)
+    assert_unchanged(model, before)
+
+
+def test_paths_that_are_none(model, tmp_path):
+    for path in (tmp_path, tmp_path / "none.safetensors", "~nobody/x", "a\0b", 3, None):
+        with pytest.raises(ValueError, match="Received: "):
+            pretrained.load_timm(model, path)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_broken_files_are_refused_or_harmless(file, model, data):
+    """Cut short or with bytes changed, a file loads whole or not at all."""
+    content = bytearray(file.read_bytes())
+    header = int.from_bytes(content[:8], "little") + 8
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 8))):
+            at = data.draw(st.integers(0, header - 1))
+            content[at] = data.draw(st.integers(0, 255))
+    broken = pathlib.Path(file).with_name("broken.safetensors")
+    broken.write_bytes(bytes(content))
+    before = snapshot(model)
+    try:
+        pretrained.load_timm(model, broken)
+    except ValueError:
+        assert_unchanged(model, before)
+    else:
+        assert load_file(broken).keys() == load_file(file).keys()
