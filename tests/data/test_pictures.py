@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_nfnets import data
+
+PREPARATION = {
+    "size": 16,
+    "crop": 0.8,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.4, 0.3),
+    "deviation": (0.2, 0.3, 0.4),
+}
+
+
+def picture(height, width):
+    shape = (height, width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_the_middle_is_cropped_and_normalized(crop_mode):
+    # 16 / 0.8 = 20 on the shorter side: nothing is resized, or both sides alike.
+    x = picture(20, 26 if crop_mode == "center" else 20)
+    left = 5 if crop_mode == "center" else 2
+    expected = (x[2:18, left : left + 16] / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    prepared = data.prepare(x, **{**PREPARATION, "crop_mode": crop_mode})
+    assert prepared.dtype == "float32"
+    np.testing.assert_allclose(prepared, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_squash_keeps_what_is_at_the_sides_and_center_does_not():
+    x = np.zeros((40, 120, 3), "uint8")
+    x[:, :30] = 255
+    whole = {**PREPARATION, "crop": 1.0, "mean": (0,) * 3, "deviation": (1,) * 3}
+    assert data.prepare(x, **{**whole, "crop_mode": "squash"}).max() == 1
+    assert data.prepare(x, **whole).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (16, 16), (7, 300)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_any_shape_gives_the_same_size(shape, crop_mode):
+    prepared = data.prepare(picture(*shape), **{**PREPARATION, "crop_mode": crop_mode})
+    assert prepared.shape == (16, 16, 3)
+    assert np.isfinite(prepared).all()
+
+
+def test_pictures_own_mean_and_deviation_are_tensorflows():
+    own = {**PREPARATION, "mean": None, "deviation": None, "crop": 1.0, "size": 20}
+    x = picture(20, 20)
+    np.testing.assert_allclose(
+        data.prepare(x, **own), tf.image.per_image_standardization(x), atol=1e-5
+    )
+    assert (data.prepare(np.zeros((20, 20, 3), "uint8"), **own) == 0).all()
+    assert data.prepare(x, **own, channels=1).shape == (20, 20, 1)
+
+
+def test_single_files_are_prepared_as_the_data_set_was():
+    pictures = data.load("digits", image_size=32, batch_size=360)
+    _, (x, _) = data.load_digits()
+    batch, _ = next(iter(pictures.test))
+    ours = np.stack([data.prepare(p, **pictures.preparation) for p in x])
+    # Pillow rounds to whole shades.
+    assert np.abs(ours - batch.numpy()).max() < 0.02
+
+
+def test_folders_and_files_are_found(tmp_path):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    for name in ("b.png", "A.JPG", "c.txt"):
+        (folder / name).touch()
+    found = data.find_pictures([tmp_path / "a folder" / "c.txt", str(folder)])
+    assert [path.name for path in found] == ["c.txt", "A.JPG", "b.png"]
+    with pytest.raises(ValueError, match="There is no file .*none.png"):
+        data.find_pictures([tmp_path / "none.png"])
+
+
+def test_pictures_too_large_for_the_memory_are_refused(tmp_path, monkeypatch):
+    Image.new("L", (200, 200)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ValueError, match="large.png is not a whole picture: .*bomb"):
+        data.read_picture(tmp_path / "large.png")
