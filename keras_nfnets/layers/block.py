@@ -165,7 +165,7 @@ class NFBlock(keras.layers.Layer):
         )
 
     def _activation(self, name, factor=1.0):
-        gain = 1.0 if self.details.gain_in_convolution else self.gain
+        gain, _ = self.details.gains(self.gain)
         return ScaledActivation(
             self.activation, gain=gain * factor, dtype=self.dtype_policy, name=name
         )
@@ -178,14 +178,11 @@ class NFBlock(keras.layers.Layer):
             kernel_size,
             strides=strides,
             groups=groups,
-            padding=self.details.padding,
-            eps=self.details.eps,
-            variance_eps=self.details.variance_eps,
-            scale=self.gain if self.details.gain_in_convolution else 1.0,
             gain_initializer=gain_initializer,
             data_format=self.data_format,
             dtype=self.dtype_policy,
             name=name,
+            **self.details.convolution_options(self.gain),
         )
 
     def build(self, input_shape):

@@ -25,6 +25,20 @@ class Convention(typing.NamedTuple):
     # Channels are multiples of this.
     width_multiple: int
 
+    def gains(self, gain):
+        """Factors of activations and of convolutions for an activation's gain."""
+        return (1.0, gain) if self.gain_in_convolution else (gain, 1.0)
+
+    def convolution_options(self, gain):
+        """Arguments of every `WSConv2D`, for the gain of the network's activation."""
+        _, scale = self.gains(gain)
+        return {
+            "padding": self.padding,
+            "eps": self.eps,
+            "variance_eps": self.variance_eps,
+            "scale": scale,
+        }
+
     def width(self, channels):
         """Whole channels for a width computed as a fraction of another."""
         if self.width_multiple == 1:

@@ -81,17 +81,14 @@ class Style:
             filters,
             kernel_size,
             strides=strides,
-            padding=self.details.padding,
-            eps=self.details.eps,
-            variance_eps=self.details.variance_eps,
-            scale=self.gain if self.details.gain_in_convolution else 1.0,
             name=name,
+            **self.details.convolution_options(self.gain),
         )
         return layer(x)
 
     def activate(self, x, *, name):
         """The network's scaled activation on a symbolic tensor."""
-        gain = 1.0 if self.details.gain_in_convolution else self.gain
+        gain, _ = self.details.gains(self.gain)
         return layers.ScaledActivation(self.activation, gain=gain, name=name)(x)
 
 
@@ -114,10 +111,10 @@ def stages(
 
     `widths` are the channels of each stage, `bottlenecks` lists of those inside each
     of its blocks. Stages after the first halve the resolution; the first divides it by
-    `first_strides`. Every block is
-    told by `beta` what standard deviation its input is expected to have: one after
-    the first block's growth in each stage, and alpha squared more variance a block
-    (arXiv 2101.08692, section 3). Stochastic depth grows linearly with depth.
+    `first_strides`. Every block is told by `beta` what standard deviation its input is
+    expected to have: one after the first block's growth in each stage, and alpha
+    squared more variance a block (arXiv 2101.08692, section 3). Stochastic depth grows
+    linearly with depth.
     """
     stochastic_depth_rate = checks.number(
         "stochastic_depth_rate", stochastic_depth_rate, below=1
