@@ -18,8 +18,15 @@ sys.path.insert(0, str(GOLDEN))
 import rule
 
 # Only TensorFlow has sparse gradients; the data and the command stand on tf.data.
+# Downloads and pickles know no backend: once is enough.
 if keras.backend.backend() != "tensorflow":
-    collect_ignore = ["cli", "data", "training/test_sparse_gradients.py"]
+    collect_ignore = [
+        "cli",
+        "data",
+        "pretrained/test_download.py",
+        "pretrained/test_pickles.py",
+        "training/test_sparse_gradients.py",
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,10 @@ class UsageError(Exception):
     """The command line cannot be meant; the message says what would do."""
 
 
+class Failure(Exception):
+    """What was asked for could not be done; the message says why."""
+
+
 @dataclasses.dataclass
 class Command:
     """A subcommand: its name, the text of its help, its flags and what it does."""
@@ -66,6 +70,16 @@ class Command:
         define = getattr(flags, f"DEFINE_{kind}")
         define(name, default, help, flag_values=self.values, **options)
         self.values.register_flag_by_module(self.name, self.values[name])
+
+
+def load_model(path):
+    """The model in a .keras file, or a Failure."""
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # of whatever type Keras stumbles over
+        raise Failure(f"{path} is not a whole .keras file: {error}") from error
 
 
 def progress_bar(items, what, unit):

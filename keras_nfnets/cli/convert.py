@@ -5,7 +5,13 @@ import pathlib
 import tempfile
 
 from keras_nfnets import pretrained
-from keras_nfnets.cli.command import Command, UsageError, progress_bar
+from keras_nfnets.cli.command import (
+    Command,
+    Failure,
+    UsageError,
+    load_model,
+    progress_bar,
+)
 
 _ENDINGS = (".weights.h5", ".keras")
 
@@ -27,17 +33,10 @@ def run(flags, arguments):
     if not out.parent.is_dir():
         raise UsageError(f"There is no folder {out.parent} to write into.")
     try:
-        found = pretrained.recognize(source)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    model = found.network.build(**found.options)
-    about = ", ".join(f"{name}={value}" for name, value in found.options.items())
-    print(f"{source}: {found.name} ({about}), {model.count_params():,} parameters")
-    pretrained.load(
-        model,
-        pretrained.Source(source, None),
-        progress=lambda items: progress_bar(items, "converting", "weights"),
-    )
+        model, name = _read(source)
+    except (ValueError, OSError) as error:
+        raise Failure(str(error)) from error
+    print(f"{source}: {name}, {model.count_params():,} parameters")
     try:
         # Written beside, and moved when it is whole.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as partial:
@@ -45,13 +44,32 @@ def run(flags, arguments):
             (model.save if ending == ".keras" else model.save_weights)(whole)
             os.replace(whole, out)
     except OSError as error:
-        raise UsageError(f"Cannot write {out}: {error}") from error
-    constructor = (
-        f"keras_nfnets.pretrained.create({found.name!r}, {about}, weights=...)"
-    )
-    how = "keras.saving.load_model" if ending == ".keras" else constructor
-    print(f"  {out}  ({out.stat().st_size / 2**20:.1f} MB, for {how})")
+        reason = str(error).partition("\n")[0]
+        raise Failure(f"Cannot write {out}: {reason}") from error
+    print(f"  {out}  ({out.stat().st_size / 2**20:.1f} MB)")
     return 0
+
+
+def _read(source):
+    """The model of a weight file and what it is."""
+    if source.lower().endswith(".keras") and pretrained.is_weight_file(source):
+        # It says itself what it is, which its weights alone do not.
+        model = load_model(source)
+        return model, f"the model {model.name!r}"
+    if not pretrained.is_weight_file(source):
+        for checkpoint in pretrained.list_checkpoints():
+            if source in checkpoint.names:
+                source = checkpoint.fetch(source)
+                break
+    found = pretrained.recognize(source)
+    model = found.network.build(**found.options)
+    pretrained.load(
+        model,
+        pretrained.Source(str(source), None),
+        progress=lambda items: progress_bar(items, "converting", "weights"),
+    )
+    about = ", ".join(f"{name}={value}" for name, value in found.options.items())
+    return model, f"{found.name} ({about})"
 
 
 COMMAND = Command(
@@ -59,8 +77,9 @@ COMMAND = Command(
     "convert SOURCE OUT [--overwrite]",
     """\
 Converts a weight file to Keras's formats. SOURCE is a .safetensors with timm's names,
-one of the authors' .npz, or a .weights.h5 or .keras file; the network is recognized by
-its weights. OUT ends in .weights.h5 (weights alone) or .keras (the whole model).
+one of the authors' .npz, a .weights.h5 or .keras file, or the name of a checkpoint of
+'keras-nfnets list --weights', which is fetched; the network is recognized by its
+weights. OUT ends in .weights.h5 (weights alone) or .keras (the whole model).
 
   keras-nfnets convert F0_haiku.npz f0.keras
   keras-nfnets convert model.safetensors l0.weights.h5

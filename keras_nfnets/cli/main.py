@@ -6,7 +6,7 @@ import sys
 
 from keras_nfnets.cli import convert, predict, summary, train
 from keras_nfnets.cli import list as list_command
-from keras_nfnets.cli.command import UsageError
+from keras_nfnets.cli.command import Failure, UsageError
 from keras_nfnets.version import __version__
 
 _MODULES = (train, predict, convert, list_command, summary)
@@ -30,6 +30,8 @@ Normalizer-free networks for Keras.
 
 def run():
     """Runs `sys.argv` and exits with 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    # Names of files may have bytes in them that are no text.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -69,6 +71,9 @@ def main(arguments):
         return 0
     try:
         return command.run(*command.parse(rest))
+    except Failure as error:
+        print(f"keras-nfnets {name}: {error}", file=sys.stderr)
+        return 1
     except UsageError as error:
         print(
             f"keras-nfnets {name}: {error}\n"

@@ -1,15 +1,23 @@
 """`keras-nfnets predict`."""
 
+import contextlib
 import json
 import pathlib
 import sys
+import typing
 
 import keras
 import numpy as np
 
 from keras_nfnets import data, decode_predictions, pretrained
 from keras_nfnets.cli import pictures
-from keras_nfnets.cli.command import Command, UsageError, progress_bar
+from keras_nfnets.cli.command import (
+    Command,
+    Failure,
+    UsageError,
+    load_model,
+    progress_bar,
+)
 
 _BATCH_SIZE = 8
 _PICTURES_A_PLOT = 40
@@ -31,47 +39,88 @@ def run(flags, arguments):
             f"Received: {' '.join(arguments) or 'none'}"
         )
     name, *paths = arguments
+    if flags.plot is not None:
+        _check_plot(flags.plot)
     try:
         files = data.find_pictures(paths)
-        model, preparation, class_names = _network(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        print(f"keras-nfnets predict: {error}", file=sys.stderr)
-        return 1
+    try:
+        network = _network(name)
+    except (ValueError, OSError) as error:
+        raise Failure(str(error)) from error
     rows, shown = [], []
     batches = [files[i : i + _BATCH_SIZE] for i in range(0, len(files), _BATCH_SIZE)]
     for batch in progress_bar(batches, "predicting", "batches"):
-        for file, picture, result in _predict(model, preparation, batch):
+        for file, picture, result in _predict(network, batch):
             if isinstance(result, ValueError):
                 print(f"Left out: {result}", file=sys.stderr)
                 rows.append({"image": str(file), "error": str(result)})
                 continue
-            best = _best(result, class_names, flags.top)
+            best = _best(result, network.class_names, flags.top)
             rows.append({"image": str(file), "predictions": best})
             if flags.plot and len(shown) < _PICTURES_A_PLOT:
-                shown.append((picture, file.name, best))
+                shown.append((_thumbnail(picture), file.name, best))
             if not flags.json:
                 _print(file, best)
     if flags.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2, allow_nan=False))
     if shown:
         try:
             pictures.labelled(shown, flags.plot)
         except (OSError, ValueError) as error:
-            print(f"Cannot write --plot={flags.plot}: {error}", file=sys.stderr)
-            return 1
+            raise Failure(f"Cannot write --plot={flags.plot}: {error}") from error
     broken = sum("error" in row for row in rows)
     if broken:
         print(f"{broken} of {len(files)} pictures were left out.", file=sys.stderr)
     return int(broken > 0)
 
 
-def _network(name):
+def _check_plot(path):
+    from matplotlib.figure import Figure
+
+    kinds = Figure().canvas.get_supported_filetypes()
+    path = pathlib.Path(path)
+    if path.suffix[1:].lower() not in kinds or not path.parent.is_dir():
+        raise UsageError(
+            f"--plot must be a file in a folder that is there, ending in one of "
+            f"{', '.join(sorted(kinds))}. Received: {str(path)!r}"
+        )
+
+
+class _Network(typing.NamedTuple):
     """A model, how pictures are prepared for it and what its classes are called."""
-    path = pathlib.Path(name).expanduser()
-    if path.suffix and path.is_file():
-        return _from_file(path)
+
+    model: keras.Model
+    preparation: dict
+    class_names: list | None
+
+    def checked(self, source):
+        """This, or a ValueError that says what about the model does not do."""
+        outputs = self.model.output_shape
+        if not (isinstance(outputs, tuple) and len(outputs) == 2 and outputs[1] > 1):
+            raise ValueError(
+                f"{source} must have one number for each of two or more classes. "
+                f"Received: a model with outputs of shape {outputs}"
+            )
+        try:
+            example = np.zeros((2, 2, 3), "uint8")
+            x = data.prepare(example, **self.preparation)[np.newaxis]
+            names = self.class_names
+            if names is not None and len(names) != outputs[1]:
+                raise ValueError(f"{len(names)} names for {outputs[1]} classes")
+            self.model.predict(x, verbose=0)
+        except Exception as error:  # of whatever type the model stumbles over
+            raise ValueError(
+                f"{source} does not go with pictures prepared by {self.preparation}: "
+                f"{error}"
+            ) from error
+        return self
+
+
+def _network(name):
+    if pretrained.is_weight_file(name):
+        return _from_file(pathlib.Path(name).expanduser()).checked(name)
     checkpoints = pretrained.list_checkpoints()
     checkpoint = next((c for c in checkpoints if name in c.names), None)
     if checkpoint is None:
@@ -79,8 +128,8 @@ def _network(name):
             network = pretrained.find_network(name)
         except ValueError as error:
             raise ValueError(
-                f"{name!r} is neither a file nor a checkpoint of 'keras-nfnets list "
-                f"--weights'. {error}"
+                f"{name!r} is neither a weight file nor a checkpoint of 'keras-nfnets "
+                f"list --weights'. {error}"
             ) from error
         published = pretrained.published(network.architecture)
         if not published:
@@ -92,17 +141,18 @@ def _network(name):
         checkpoint = published[0]
         name = checkpoint.name
     model = pretrained.create(name, classes=checkpoint.classes)
-    return model, checkpoint.preparation, _class_names(checkpoint)
+    return _Network(model, checkpoint.preparation, _class_names(checkpoint))
 
 
 def _from_file(path):
+    whole_model = path.suffix.lower() == ".keras"
+    model = load_model(path) if whole_model else None
     about = path.with_suffix(".json")
-    whole_model = path.suffix == ".keras"
     if whole_model and about.is_file():
         try:
             known = json.loads(about.read_text("utf-8"))
-            return _load_model(path), known["preparation"], known["class_names"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            return _Network(model, known["preparation"], known["class_names"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{about} is not what 'keras-nfnets train' writes beside a model: "
                 f"{error!r}"
@@ -112,24 +162,33 @@ def _from_file(path):
     except ValueError:
         if not whole_model:
             raise
-        return _load_model(path), _IMAGENET, None
-    if "classes" not in found.options:
-        raise ValueError(f"The network in {path} has no classifier.")
-    if whole_model:
-        model = _load_model(path)
-    else:
+        return _Network(model, _preparation_for(model), None)
+    if not whole_model:
         model = found.network.build(weights=path, **found.options)
     for checkpoint in pretrained.published(found.network.architecture):
-        if checkpoint.classes == found.options["classes"]:
-            return model, checkpoint.preparation, _class_names(checkpoint)
-    return model, _IMAGENET, None
+        if checkpoint.classes == found.options.get("classes"):
+            print(
+                f"{path} has the shape of {checkpoint.name}: taken for it, in the "
+                "preparation of pictures and the names of classes.",
+                file=sys.stderr,
+            )
+            return _Network(model, checkpoint.preparation, _class_names(checkpoint))
+    return _Network(model, _preparation_for(model), None)
 
 
-def _load_model(path):
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # of whatever type Keras stumbles over
-        raise ValueError(f"{path} is not a whole .keras file: {error}") from error
+def _preparation_for(model):
+    """ImageNet's, for the pictures that a model takes; nothing else is known."""
+    shape = model.input_shape
+    if not (isinstance(shape, tuple) and len(shape) == 4 and shape[3] in (1, 3)):
+        raise ValueError(
+            "Pictures, grey or RGB with the channels last, must be the one input. "
+            f"Received: a model with inputs of shape {shape}"
+        )
+    preparation = {**_IMAGENET, "size": shape[1] or _IMAGENET["size"]}
+    if shape[3] == 1:
+        grey = {name: np.mean(_IMAGENET[name]) for name in ("mean", "deviation")}
+        preparation = {**preparation, **grey, "channels": 1}
+    return preparation
 
 
 def _class_names(checkpoint):
@@ -138,35 +197,48 @@ def _class_names(checkpoint):
 
 def _imagenet_names():
     try:
-        return [best[0][1] for best in decode_predictions(np.eye(1000), top=1)]
-    # Keras downloads them, and raises errors of no class in particular.
+        # Keras says on the standard output that it downloads them.
+        with contextlib.redirect_stdout(sys.stderr):
+            return [best[0][1] for best in decode_predictions(np.eye(1000), top=1)]
+    # Of no class in particular.
     except Exception as error:  # noqa: BLE001
         print(f"Classes are numbers, for want of their names: {error}", file=sys.stderr)
         return None
 
 
-def _predict(model, preparation, files):
+def _predict(network, files):
     """Yields each file with its picture and probabilities, or with None and an error."""
     read = []
     for file in files:
         try:
             picture = data.read_picture(file)
-            read.append((file, picture, data.prepare(picture, **preparation)))
+            read.append((file, picture, data.prepare(picture, **network.preparation)))
         except ValueError as error:
             read.append((file, None, error))
     whole = [x for _, picture, x in read if picture is not None]
-    outputs = model.predict(np.stack(whole), verbose=0) if whole else ()
+    outputs = network.model.predict(np.stack(whole), verbose=0) if whole else ()
     outputs = iter(np.asarray(outputs, "float64"))
     for file, picture, x in read:
-        yield file, picture, x if picture is None else _probabilities(next(outputs))
+        result = x if picture is None else _probabilities(next(outputs), file)
+        yield file, picture, result
 
 
-def _probabilities(outputs):
+def _probabilities(outputs, file):
+    if not np.isfinite(outputs).all():
+        return ValueError(f"for {file} the network's answer is not a number")
     if outputs.min() >= 0 and abs(outputs.sum() - 1) < 1e-2:
         return outputs
     # Logits.
     exponentials = np.exp(outputs - outputs.max())
     return exponentials / exponentials.sum()
+
+
+def _thumbnail(picture):
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    image.thumbnail((480, 480))
+    return np.asarray(image)
 
 
 def _best(probabilities, class_names, top):

@@ -5,6 +5,12 @@ import pathlib
 
 import numpy as np
 
+# Of the files of a folder. (Pillow would also try documents and films.)
+_ENDINGS = {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+}
+
 
 def find_pictures(paths):
     """The picture files that `paths` name.
@@ -19,20 +25,23 @@ def find_pictures(paths):
     Raises:
         ValueError: there is no such file, or no picture in a folder.
     """
-    from PIL import Image
-
-    endings = Image.registered_extensions()
     found = []
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            inside = [p for p in path.iterdir() if p.suffix.lower() in endings]
+    for given in paths:
+        path = pathlib.Path(given)
+        # An empty name would be the whole folder in which one is.
+        if given and path.is_dir():
+            inside = [
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in _ENDINGS and file.is_file()
+            ]
             if not inside:
                 raise ValueError(f"There are no pictures in the folder {path}")
             found += sorted(inside)
-        elif path.exists():
+        elif path.is_file():
             found.append(path)
         else:
-            raise ValueError(f"There is no file {path}")
+            raise ValueError(f"There is no file {str(given)!r}")
     return found
 
 
@@ -60,8 +69,10 @@ def read_picture(path):
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                # 16 bits, which Pillow would cut off at 255.
+            if image.mode in ("I", "F"):
+                raise ValueError("its numbers have no largest one, that of white")
+            if image.mode.startswith("I;16"):
+                # Which Pillow would cut off at 255.
                 values = np.asarray(image, "float64")
                 image = Image.fromarray((values / 257).clip(0, 255).astype("uint8"))
             if image.has_transparency_data:
@@ -69,8 +80,8 @@ def read_picture(path):
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
             return np.asarray(image.convert("RGB"))
-    # Pillow's decoders raise errors of many kinds for broken files; the largest pictures
-    # are refused as an attack on the memory.
+    # Pillow's decoders raise errors of many kinds for broken files, and refuse the
+    # largest pictures as an attack on the memory.
     except Exception as error:
         raise ValueError(f"{path} is not a whole picture: {error}") from error
 
@@ -109,6 +120,7 @@ def prepare(
     side = math.floor(size / crop)
     width = height = side
     if crop_mode == "center":
+        image = _without_far_ends(image)
         shorter = min(image.size)
         width, height = (int(side * length / shorter) for length in image.size)
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
@@ -119,3 +131,14 @@ def prepare(
         # As tf.image.per_image_standardization, on values up to 255.
         mean, deviation = x.mean(), max(x.std(), 1 / (255 * math.sqrt(x.size)))
     return ((x - np.float32(mean)) / np.float32(deviation)).astype("float32")
+
+
+def _without_far_ends(image):
+    """A very long picture's middle, four times as long as it is wide.
+
+    Resized whole, a line of a hundred thousand pixels would fill the memory.
+    """
+    longest = 4 * min(image.size)
+    width, height = (min(length, longest) for length in image.size)
+    left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))

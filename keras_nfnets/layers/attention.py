@@ -25,7 +25,8 @@ class _ChannelAttention(keras.layers.Layer):
                 f"{type(self).__name__} expects pictures, a tensor of rank 4. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
-        self.build_gate(input_shape[3 if self.data_format == "channels_last" else 1])
+        channels = input_shape[3 if self.data_format == "channels_last" else 1]
+        self.build_gate(checks.integer("channels of the input", channels))
 
     def call(self, inputs):
         channels_last = self.data_format == "channels_last"
@@ -74,7 +75,7 @@ class SqueezeExcite(_ChannelAttention):
 
     def __init__(self, se_ratio=0.5, data_format=None, divisor=None, **kwargs):
         super().__init__(data_format, **kwargs)
-        self.se_ratio = checks.number("se_ratio", se_ratio, exclusive=True)
+        self.se_ratio = checks.number("se_ratio", se_ratio, below=1e3, exclusive=True)
         self.divisor = None if divisor is None else checks.integer("divisor", divisor)
 
     def build_gate(self, channels):
@@ -136,13 +137,12 @@ class EfficientChannelAttention(_ChannelAttention):
 
     def __init__(self, kernel_size=None, data_format=None, **kwargs):
         super().__init__(data_format, **kwargs)
-        if (
-            kernel_size is not None
-            and not checks.integer("kernel_size", kernel_size) % 2
-        ):
-            raise ValueError(
-                f"`kernel_size` must be odd. Received: kernel_size={kernel_size}"
-            )
+        if kernel_size is not None:
+            kernel_size = checks.integer("kernel_size", kernel_size)
+            if kernel_size % 2 == 0:
+                raise ValueError(
+                    f"`kernel_size` must be odd. Received: kernel_size={kernel_size}"
+                )
         self.kernel_size = kernel_size
 
     def build_gate(self, channels):

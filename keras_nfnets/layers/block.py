@@ -114,7 +114,7 @@ class NFBlock(keras.layers.Layer):
         self.attention_on = checks.one_of(
             "attention_on", attention_on, ("output", "bottleneck")
         )
-        self.se_ratio = checks.number("se_ratio", se_ratio, exclusive=True)
+        self.se_ratio = checks.number("se_ratio", se_ratio, below=1e3, exclusive=True)
         self.avg_pool_shortcut = avg_pool_shortcut
         self.skip_gain_initializer = keras.initializers.get(skip_gain_initializer)
         self.stochastic_depth_rate = stochastic_depth_rate

@@ -79,6 +79,8 @@ class WSConv2D(keras.layers.Conv2D):
                 "WSConv2D always has a bias: nothing after it would add one. "
                 "Received: use_bias=False"
             )
+        if not isinstance(padding, str):
+            raise ValueError(f"`padding` must be a name. Received: padding={padding!r}")
         if kernel_initializer is None:
             kernel_initializer = keras.initializers.VarianceScaling(
                 1.0, mode="fan_in", distribution="untruncated_normal"

@@ -15,15 +15,23 @@ class SymmetricMaxPooling2D(keras.layers.MaxPooling2D):
 
     Input and output: as of `keras.layers.MaxPooling2D(padding="same")`.
 
+    Raises:
+        ValueError: `pool_size` is not odd.
+
     Example:
 
     >>> x = keras.ops.reshape(keras.ops.arange(4.0), (1, 1, 4, 1))
-    >>> SymmetricMaxPooling2D(3, strides=2)(x)[0, 0, :, 0].numpy().tolist()
+    >>> y = SymmetricMaxPooling2D(3, strides=2)(x)
+    >>> keras.ops.convert_to_numpy(y).ravel().tolist()
     [1.0, 3.0]
     """
 
     def __init__(self, pool_size=3, strides=2, data_format=None, **kwargs):
         super().__init__(pool_size, strides, "same", data_format, **kwargs)
+        if not all(size % 2 for size in self.pool_size):
+            raise ValueError(
+                f"`pool_size` must be odd. Received: pool_size={pool_size}"
+            )
 
     def call(self, inputs):
         spatial = [(size // 2, size // 2) for size in self.pool_size]

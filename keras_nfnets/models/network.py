@@ -243,9 +243,13 @@ def builder(build):
 
 def _architecture(builder_name, arguments):
     """What makes a network the one that it is, in a form that can be compared."""
-    settings = {
-        name: tuple(value) if isinstance(value, (list, np.ndarray)) else value
+    plain = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
         for name, value in arguments.items()
+    }
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in plain.items()
         if name not in _FREE_ARGUMENTS
     }
     return pretrained.Architecture(builder_name, settings)

@@ -81,6 +81,7 @@ def NFRegNet(
 
     Raises:
         ValueError: arguments that do not fit, or weights of another network.
+        OSError: weights that could not be fetched.
 
     Example:
 
@@ -92,10 +93,11 @@ def NFRegNet(
     EfficientNets (arXiv 1905.11946) on RegNet's blocks (arXiv 2003.13678).
     """
     depths, widths = network.stage_sizes(depths=depths, widths=widths)
+    # (Bounded, because larger ones are no numbers of channels.)
     width_multiplier = checks.number(
-        "width_multiplier", width_multiplier, exclusive=True
+        "width_multiplier", width_multiplier, below=1e3, exclusive=True
     )
-    expansion = checks.number("expansion", expansion, exclusive=True)
+    expansion = checks.number("expansion", expansion, below=1e3, exclusive=True)
     group_size = checks.integer("group_size", group_size)
     inputs = network.network_input(input_tensor, input_shape)
     style = network.Style(activation, convention)

@@ -94,6 +94,7 @@ def NFResNet(
 
     Raises:
         ValueError: arguments that do not fit, or weights of another network.
+        OSError: weights that could not be fetched.
 
     Example:
 

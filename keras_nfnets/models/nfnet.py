@@ -176,6 +176,7 @@ def NFNet(
 
     Raises:
         ValueError: arguments that do not fit, or weights of another network.
+        OSError: weights that could not be fetched.
 
     Example:
 

@@ -5,7 +5,8 @@ import warnings
 
 import numpy as np
 
-_HEAD = "predictions/"
+# The classifier, under the keys of Keras's files and by names.
+_HEAD = {f"predictions/{variable}" for variable in (0, 1, "kernel", "bias")}
 
 
 def named_variables(model):
@@ -31,16 +32,18 @@ def existing_file(source):
     """`source` as the path of a file that is there, or a ValueError."""
     try:
         path = pathlib.Path(source).expanduser()
-    except (TypeError, RuntimeError):  # RuntimeError: of "~nobody"
-        path = None
-    # "\0" in a name is a ValueError of the system call.
-    if path is None or "\0" in str(path) or not path.is_file():
-        received = source if path is not None else type(source).__name__
-        raise ValueError(
-            "Weights must be the path of a file, or in memory a mapping from names to "
-            f"arrays. Received: {str(received)!r}, where there is no file"
-        )
-    return path
+        if path.is_file():
+            return path
+        received = f"{str(source)!r}, where there is no file"
+    except TypeError:
+        received = f"{type(source).__name__!r}"
+    # Of "~nobody", of a "\0" in the name, of one that is too long or not to be seen.
+    except (RuntimeError, ValueError, OSError) as error:
+        received = f"{str(source)[:200]!r}, where there is no file: {error}"
+    raise ValueError(
+        "Weights must be the path of a file, or in memory a mapping from names to "
+        f"arrays. Received: {received}"
+    )
 
 
 def variables_by_name(model):
@@ -54,9 +57,8 @@ def variables_by_name(model):
 def assign(variables, arrays, source, progress=iter):
     """Sets each of `variables` to the array of the same key, or nothing at all.
 
-    The classifier (keys that start with `"predictions/"`) is left out where the network
-    has none; and, with a warning, where the arrays have one of another number of
-    classes.
+    The classifier (the layer `"predictions"`) is left out where the network has none;
+    and, with a warning, where the arrays have one of another number of classes.
 
     Args:
         variables: `{key: keras.Variable}`.
@@ -106,8 +108,8 @@ def _without_head(variables, arrays):
 
     The last are the numbers of classes where they differ, else None.
     """
-    head = {key: v for key, v in variables.items() if key.startswith(_HEAD)}
-    given = {key: a for key, a in arrays.items() if key.startswith(_HEAD)}
+    head = {key: v for key, v in variables.items() if key in _HEAD}
+    given = {key: a for key, a in arrays.items() if key in _HEAD}
     classes = None
     if head and head.keys() == given.keys():
         # Kernel (features, classes) and bias (classes,): only the last may differ.
@@ -145,6 +147,8 @@ def _value_for(variable, array):
         )
     with np.errstate(over="ignore"):
         value = array.astype(variable.dtype, copy=False)
-    if (np.isinf(value) & ~np.isinf(array)).any():
-        raise ValueError(f"has numbers here that are too large for {variable.dtype}")
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"has numbers here that are not finite, or too large for {variable.dtype}"
+        )
     return value

@@ -5,7 +5,7 @@ and does not mind what is left over.
 """
 
 import io
-import os
+import mmap
 import zipfile
 
 import h5py
@@ -27,10 +27,17 @@ def read(path):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 _refuse_more(archive.getinfo("model.weights.h5").file_size, limit)
-                content = io.BytesIO(archive.read("model.weights.h5"))
+                content = archive.read("model.weights.h5")
+            _check_strings(content)
+            opened = h5py.File(io.BytesIO(content), "r")
         else:
-            content = os.fspath(path)
-        with h5py.File(content, "r") as file:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                _check_strings(content)
+            opened = h5py.File(path, "r")
+        with opened as file:
             return _read_layers(file, limit)
     # A broken file shows by whatever the libraries stumbled over: OSError, KeyError,
     # RuntimeError, zlib.error, ...
@@ -39,6 +46,36 @@ def read(path):
             f"{path} is not a whole .weights.h5 or .keras file; nothing was changed. "
             f"Reading it failed with: {error}"
         ) from error
+
+
+def _check_strings(content):
+    """Refuses HDF5's heaps of strings (global heaps) whose sizes do not add up.
+
+    In one of these libhdf5 (1.14) may go round for ever.
+    """
+    start = content.find(_HEAP)
+    while start >= 0:
+        end = start + _integer(content, start + 8, 8)
+        at = start + 16
+        # Objects: index, references, four bytes of nothing, size; then as many bytes,
+        # to whole words. Index zero is the rest, whose size counts the header.
+        while at + 16 <= end:
+            size = _integer(content, at + 8, 8)
+            is_rest = _integer(content, at, 2) == 0
+            at += size if is_rest else 16 + (size + 7) // 8 * 8
+            if is_rest:
+                break
+        if not start + 16 <= at <= end <= len(content) or (at < end and is_rest):
+            raise ValueError("a heap of strings whose sizes do not add up")
+        start = content.find(_HEAP, start + 8)
+
+
+# The signature, version 1, and three bytes of nothing.
+_HEAP = b"GCOL\1\0\0\0"
+
+
+def _integer(content, at, size):
+    return int.from_bytes(content[at : at + size], "little")
 
 
 def _refuse_more(size, limit):
@@ -64,13 +101,16 @@ def _read_layers(file, limit):
         own = item_of(group, "vars") if "vars" in group else None
         # Keras writes the layer's own name beside the variables.
         if own is not None and "name" in own.attrs:
-            prefix = [*prefix, own.attrs["name"]]
+            prefix = [*prefix, _text(own.attrs["name"])]
         for index in own or ():
-            arrays["/".join([*prefix, index])] = array_of(item_of(own, index))
+            key = "/".join([*prefix, index])
+            if key in arrays:
+                raise ValueError(f"{key} is there twice")
+            arrays[key] = array_of(item_of(own, index))
         for name in group:
-            # The state of random number generators is no weight.
-            if name not in ("vars", "seed_generator"):
-                visit(item_of(group, name), prefix)
+            if name != "vars":
+                item = item_of(group, name)
+                visit(item, prefix if name != "seed_generator" else [*prefix, name])
 
     def array_of(dataset):
         nonlocal total
@@ -85,4 +125,18 @@ def _read_layers(file, limit):
         return array
 
     visit(item_of(file, "layers"), [])
-    return arrays
+    return {key: a for key, a in arrays.items() if not _is_random_state(key, a)}
+
+
+def _text(name):
+    if not (isinstance(name, str) and name.isprintable()):
+        raise ValueError(f"a layer's name is no text: {name!a:.100}")
+    return name
+
+
+def _is_random_state(key, array):
+    """Whether this is of a `keras.random.SeedGenerator`, and so no weight."""
+    parts = key.split("/")
+    return (
+        "seed_generator" in parts and array.shape == (2,) and array.dtype.kind in "iu"
+    )

@@ -317,6 +317,8 @@ def _set_items(mapping, items):
     for key, value in zip(items[::2], items[1::2]):
         if type(key) is not str:
             raise ValueError(f"a key that is no string but {type(key).__name__}")
+        if key in mapping:
+            raise ValueError(f"the key {key!r} twice")
         mapping[key] = value
 
 

@@ -1,7 +1,6 @@
 """From what a user gives as `weights` to weights in a network."""
 
 import difflib
-import pathlib
 import re
 import typing
 
@@ -102,7 +101,7 @@ def load(model, source, progress=iter):
     assign(*reader.match(model, reader.read(path)), source.name, progress)
 
 
-def create(name, **options):
+def create(name, /, **options):
     """Creates a network by its name in timm's spelling, or in ours.
 
     Args:
@@ -116,6 +115,7 @@ def create(name, **options):
 
     Raises:
         ValueError: there is no such network; or as the constructor.
+        OSError: weights could not be fetched.
 
     Example:
 
@@ -197,8 +197,10 @@ def is_weight_file(name):
 
     The authors' files have names that are also names of checkpoints.
     """
-    path = pathlib.Path(name).expanduser()
-    return path.suffix.lower() in _FORMATS and path.is_file()
+    try:
+        return existing_file(name).suffix.lower() in _FORMATS
+    except ValueError:
+        return False
 
 
 def _reader(path):

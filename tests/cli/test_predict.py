@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -89,37 +90,59 @@ def test_plot_draws_the_pictures(digits, capsys, tmp_path):
     with Image.open(sheet) as image:
         assert image.size[0] > 1000
         assert np.asarray(image.convert("L")).std() > 50
-    status, _, err = outputs(
-        capsys, "predict", "digits", digits, f"--plot={tmp_path}/no/sheet.png"
-    )
-    assert status == 1
-    assert "Cannot write --plot" in err
+    for wrong in (f"{tmp_path}/no/sheet.png", f"{tmp_path}/sheet.xyz", ""):
+        status, _, err = outputs(capsys, "predict", "digits", digits, f"--plot={wrong}")
+        assert status == 2
+        assert "--plot must be a file in a folder that is there" in err
 
 
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
         (["predict", "digits"], "one or more pictures .* Received: digits"),
-        (["predict", "digits", "nothing.png"], "There is no file nothing.png"),
-        (["predict", "NFNetF9", "FILE"], "'NFNetF9' is neither .*; perhaps NFNetF"),
-        (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
+        (["predict", "digits", "nothing.png"], "There is no file 'nothing.png'"),
+        (["predict", "digits", ""], "There is no file ''"),
         (["predict", "digits", "FILE", "--top=0"], "--top must be a positive integer"),
-        (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
-        (["predict", "FILE", "FILE"], "A weight file ends in"),
         (["predict", "digits", "FOLDER"], "no pictures in the folder"),
         (["convert", "FILE"], "a weight file and the file to write"),
-        (["convert", "FILE", "x.keras"], "A weight file ends in"),
-        (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
         (["convert", "FILE", "x.h5"], "OUT must end in .weights.h5 or .keras"),
         (["convert", "FILE", "nowhere/x.keras"], "no folder nowhere"),
     ],
 )
 def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_path):
-    import re
-
     places = {"FILE": digits / "0.png", "FOLDER": tmp_path}
     status, out, err = outputs(capsys, *(places.get(a, a) for a in arguments))
     assert (status, out) == (2, "")
+    assert re.search(sentence, err)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["predict", "NFNetF9", "FILE"], "'NFNetF9' is neither .*; perhaps NFNetF"),
+        (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
+        (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
+        (["predict", "FILE", "FILE"], "is neither a weight file nor"),
+        (["convert", "FILE", "x.keras"], "A weight file ends in"),
+        (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
+        (["convert", "BROKEN", "x.keras"], "is not a whole .safetensors file"),
+        (["convert", "TORN", "x.keras"], "predictions/bias has shape"),
+    ],
+)
+def test_what_cannot_be_done_gets_a_sentence(
+    arguments, sentence, capsys, digits, tmp_path
+):
+    torn = GoldenCase("timm_test_nfnet").parameters
+    save_file({**torn, "head.fc.bias": np.ones(7)}, tmp_path / "torn.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    places = {
+        "FILE": digits / "0.png",
+        "BROKEN": tmp_path / "broken.safetensors",
+        "TORN": tmp_path / "torn.safetensors",
+    }
+    status, out, err = outputs(capsys, *(places.get(a, a) for a in arguments))
+    assert (status, out) == (1, "")
     assert re.search(sentence, err)
     assert "Traceback" not in err
 
@@ -167,7 +190,7 @@ def test_convert_names_what_it_does_not_know(tmp_path, capsys):
     out = tmp_path / "x.keras"
     source = golden / "deepmind_release_dict.npz"
     status, _, err = outputs(capsys, "convert", source, out)
-    assert status == 2
+    assert status == 1
     assert "of no network here. Received: 52 arrays, 6 residual blocks" in err
     assert not out.exists()
 
@@ -201,15 +224,71 @@ def test_models_of_ones_own_predict_as_they_were_trained(digits, tmp_path, capsy
     status, _, err = outputs(
         capsys, "predict", tmp_path / "mine.keras", digits / "7.webp"
     )
-    assert status == 2
+    assert status == 1
     assert "mine.json is not what 'keras-nfnets train' writes" in err
     (tmp_path / "mine.keras").write_bytes(b"broken")
     (tmp_path / "mine.json").unlink()
     status, _, err = outputs(
         capsys, "predict", tmp_path / "mine.keras", digits / "7.webp"
     )
-    assert status == 2
+    assert status == 1
     assert "not a whole .keras file" in err
+
+
+def test_convert_keeps_a_models_own_function(tmp_path, capsys):
+    # The same shape as the zoo's network, and another function.
+    model = NFNetTiny(activation="silu", classifier_activation=None, classes=5)
+    model.save(tmp_path / "mine.keras")
+    out = tmp_path / "other.keras"
+    assert outputs(capsys, "convert", tmp_path / "mine.keras", out)[0] == 0
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    np.testing.assert_array_equal(
+        keras.saving.load_model(out).predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, units, sentence",
+    [
+        ((20, 20, 3), 4, None),
+        ((20, 20, 1), 4, None),
+        ((20, 20, 3), 1, "one number for each of two or more classes"),
+        ((20, 20, 7), 4, "grey or RGB"),
+        ((9,), 4, "grey or RGB"),
+    ],
+)
+def test_any_classifier_of_pictures_predicts(
+    shape, units, sentence, digits, tmp_path, capsys
+):
+    inputs = keras.Input(shape)
+    outputs_ = keras.layers.Dense(units)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, outputs_).save(tmp_path / "other.keras")
+    status, out, err = outputs(
+        capsys, "predict", tmp_path / "other.keras", digits / "0.png", "--top=9"
+    )
+    assert status == (0 if sentence is None else 1)
+    assert out.count("%") == (4 if sentence is None else 0)
+    assert sentence is None or sentence in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preparation": {"size": 32}},
+        {"class_names": ["one"]},
+        {"preparation": {"crop": 0}},
+        {"preparation": 3},
+    ],
+)
+def test_a_wrong_page_beside_a_model_gets_a_sentence(change, digits, tmp_path, capsys):
+    NFNetTiny(weights="digits").save(tmp_path / "mine.keras")
+    about = {"preparation": {}, "class_names": [str(k) for k in range(10)]}
+    (tmp_path / "mine.json").write_text(json.dumps({**about, **change}))
+    status, out, err = outputs(
+        capsys, "predict", tmp_path / "mine.keras", digits / "0.png"
+    )
+    assert (status, out) == (1, "")
+    assert "does not go with pictures" in err
 
 
 def test_list_weights_shows_every_checkpoint(capsys):

@@ -66,15 +66,40 @@ def test_single_files_are_prepared_as_the_data_set_was():
     assert np.abs(ours - batch.numpy()).max() < 0.02
 
 
+def test_a_line_of_a_picture_does_not_fill_the_memory():
+    import tracemalloc
+
+    tracemalloc.start()
+    data.prepare(picture(1, 80_000), **PREPARATION)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    # The middle is what it would have been.
+    x = picture(10, 200)
+    near = x[:, 60:140]
+    np.testing.assert_allclose(
+        data.prepare(x, **PREPARATION), data.prepare(near, **PREPARATION), atol=0.05
+    )
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pictures_without_a_largest_number_are_refused(mode, tmp_path):
+    Image.new(mode, (20, 20)).save(tmp_path / "odd.tiff")
+    with pytest.raises(ValueError, match="odd.tiff .* no largest one"):
+        data.read_picture(tmp_path / "odd.tiff")
+
+
 def test_folders_and_files_are_found(tmp_path):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    for name in ("b.png", "A.JPG", "c.txt"):
+    for name in ("b.png", "A.JPG", "c.txt", "manual.pdf", "model.h5"):
         (folder / name).touch()
+    (folder / "sub.png").mkdir()
     found = data.find_pictures([tmp_path / "a folder" / "c.txt", str(folder)])
     assert [path.name for path in found] == ["c.txt", "A.JPG", "b.png"]
     with pytest.raises(ValueError, match="There is no file .*none.png"):
         data.find_pictures([tmp_path / "none.png"])
+    with pytest.raises(ValueError, match="There is no file ''"):
+        data.find_pictures([""])
 
 
 def test_pictures_too_large_for_the_memory_are_refused(tmp_path, monkeypatch):

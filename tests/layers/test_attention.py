@@ -78,8 +78,16 @@ def test_kernels_of_no_odd_size_are_refused(bad):
         EfficientChannelAttention(bad)
 
 
+def test_an_integer_of_numpys_is_saved_as_pythons():
+    assert (
+        type(EfficientChannelAttention(np.int64(3)).get_config()["kernel_size"]) is int
+    )
+
+
 def test_pictures_are_expected():
     with pytest.raises(ValueError, match=r"EfficientChannelAttention .*\(None, 8\)"):
         EfficientChannelAttention().build((None, 8))
+    with pytest.raises(ValueError, match="channels of the input"):
+        EfficientChannelAttention().build((None, 4, 4, None))
     with pytest.raises(ValueError, match="divisor=0"):
         SqueezeExcite(divisor=0)

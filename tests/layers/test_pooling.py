@@ -26,6 +26,11 @@ def test_padding_is_symmetric_and_never_the_maximum(size, dtype):
     )
 
 
+def test_even_windows_are_refused():
+    with pytest.raises(ValueError, match="pool_size=2"):
+        SymmetricMaxPooling2D(2)
+
+
 def test_config_comes_back():
     layer = SymmetricMaxPooling2D(5, 3, name="pool")
     assert SymmetricMaxPooling2D.from_config(layer.get_config()).pool_size == (5, 5)

@@ -328,6 +328,12 @@ def test_bad_shapes_of_a_network_are_refused():
         NFNet((1,), (), group_size=8)
     with pytest.raises(ValueError, match="group_size=7"):
         NFNet((1,), (16,), group_size=7)
+    for wrong in ({"width_multiplier": 1e308}, {"expansion": 1e308}, {"expansion": 0}):
+        with pytest.raises(ValueError, match="Received: "):
+            NFRegNet((1,), (16,), **wrong)
+    with pytest.raises(ValueError, match="convention=array"):
+        NFRegNet((1,), (16,), convention=np.array(["timm", "authors"]))
+    assert pretrained.create("test_nfnet", name="mine").name == "mine"
     with pytest.raises(ValueError, match="width=0"):
         NFResNet((1,), width=0)
     with pytest.raises(ValueError, match=r"depths=\(1.5,\)"):

@@ -118,6 +118,9 @@ def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
     refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain is of dtype")
     refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is no array")
     refused({}, "is missing")
+    body = NFNetTest(include_top=False)
+    with pytest.raises(ValueError, match="predictions/extra has no place"):
+        pretrained.load_timm(body, {**parameters, "head.fc.extra": np.ones(3)})
 
 
 def test_gains_make_up_for_the_other_epsilon():
@@ -174,7 +177,15 @@ def test_other_files_are_refused(content, model, tmp_path):
 
 
 def test_paths_that_are_none(model, tmp_path):
-    for path in (tmp_path, tmp_path / "none.safetensors", "~nobody/x", "a\0b", 3, None):
+    for path in (
+        tmp_path,
+        "none.safetensors",
+        "~nobody/x",
+        "a\0b",
+        "a" * 5000,
+        3,
+        None,
+    ):
         with pytest.raises(ValueError, match="Received: "):
             pretrained.load_timm(model, path)
 

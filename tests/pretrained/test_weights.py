@@ -216,9 +216,19 @@ def _terabytes_of_nothing(file, other):
     )
 
 
+def _twice(file, other):
+    file.copy(file["layers/ws_conv2d"], file["layers"], "zzz")
+
+
+def _called_random_state(file, other):
+    file["layers/ws_conv2d/seed_generator/vars/0"] = np.ones(1000, "float32")
+
+
 @pytest.mark.parametrize(
     "attack",
     [
+        _twice,
+        _called_random_state,
         _link_to_another_file,
         _link_to_nowhere,
         _bytes_of_another_file,
@@ -234,13 +244,38 @@ def test_hostile_hdf5_files_are_refused(attack, trained, tmp_path):
         file["secret"] = np.ones((3, 3, 3, 16), "float32")
     trained.save_weights(path)
     with h5py.File(path, "r+") as file:
-        if attack not in (_round_in_a_circle, _doubling):
+        if attack in (
+            _link_to_another_file,
+            _link_to_nowhere,
+            _bytes_of_another_file,
+            _view_of_another_file,
+            _terabytes_of_nothing,
+        ):
             del file["layers/ws_conv2d/vars/0"]
         attack(file, str(other))
     before = snapshot(trained)
-    with pytest.raises(ValueError, match="not a whole .weights.h5 or .keras file"):
+    with pytest.raises(
+        ValueError, match="not a whole .weights.h5 or .keras file|has no place"
+    ):
         load(trained, path)
     assert_unchanged(trained, before)
+
+
+def test_broken_heaps_of_strings_are_refused(trained, tmp_path):
+    # In most of these libhdf5 itself goes round for ever.
+    path = tmp_path / "m.weights.h5"
+    trained.save_weights(path)
+    whole = path.read_bytes()
+    heap = whole.index(b"GCOL")
+    # Of the heap, and of its first objects.
+    for at in (8, 24, 48, 72, 96, 120):
+        broken = bytearray(whole)
+        broken[heap + at : heap + at + 8] = b"\xec" * 8
+        path.write_bytes(broken)
+        before = snapshot(trained)
+        with pytest.raises(ValueError, match="not a whole|of another network"):
+            load(trained, path)
+        assert_unchanged(trained, before)
 
 
 def test_zip_bombs_are_refused(trained, tmp_path):
@@ -285,6 +320,8 @@ def test_deepmind_parameters_fit_wholly_or_not_at_all(golden, nfnet_tiny):
         (np.full(10, None), "not of real numbers"),
         (np.full(10, 1j), "not of real numbers"),
         (np.full(10, 1e300), "too large for float32"),
+        (np.full(10, np.nan), "not finite"),
+        (np.full(10, -np.inf), "not finite"),
         ([[1], [2, 3]], "is no array"),
     ],
 )
