@@ -16,6 +16,7 @@ from keras_nfnets import (
     NFResNet,
     pretrained,
 )
+from keras_nfnets.models.nf_regnet import VARIANTS
 
 GOLDEN_NETWORKS = {
     "haiku_nfnet_tiny": {},
@@ -105,6 +106,31 @@ TIMM_PARAMETERS = {
     "eca_nfnet_l1": 41_407_728,
     "eca_nfnet_l3": 72_036_968,
 }
+
+
+def test_parameter_counts_of_nf_regnets_follow_from_their_table():
+    # Block by block as in the authors' nf_regnet.py: three convolutions with gain and
+    # bias, squeeze-and-excitation of half the width, a gain, a shortcut where needed.
+    def convolution(size, inputs, outputs):
+        return size * size * inputs * outputs + 2 * outputs
+
+    for name, variant in VARIANTS.items():
+        channels = int(variant.widths[0] * 0.75)
+        expected = convolution(3, 3, channels)
+        first = True
+        for nominal, depth in zip(variant.widths, variant.depths):
+            for block in range(depth):
+                outputs = int(nominal * 0.75)
+                inner = int(channels * (1 if first else 2.25)) // 8 * 8
+                expected += convolution(1, channels, inner) + 1
+                expected += convolution(3, 8, inner) + convolution(1, inner, outputs)
+                expected += inner // 2 * (2 * inner + 1) + inner
+                if block == 0 or channels != outputs:
+                    expected += convolution(1, channels, outputs)
+                channels, first = outputs, False
+        features = 1280 * channels // 440
+        expected += convolution(1, channels, features) + 1000 * (features + 1)
+        assert count(name) == expected, name
 
 
 @pytest.mark.parametrize("name", TIMM_PARAMETERS)
