@@ -15,7 +15,10 @@ from keras_nfnets import data
 from keras_nfnets.cli import pictures
 from keras_nfnets.cli.main import main
 
-FILES = {"model.keras", "history.csv", "training_curves.png", "predictions.png"}
+FILES = {
+    *("model.keras", "model.json", "history.csv"),
+    *("training_curves.png", "predictions.png"),
+}
 
 
 def command(*arguments):
@@ -129,6 +132,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path):
     # Without a whole epoch there is no history, and the old one is not this run's.
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.keras",
+        "model.json",
         "predictions.png",
     }
     assert evaluate(tmp_path)["loss"] > 0
