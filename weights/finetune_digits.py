@@ -22,7 +22,7 @@ PICTURES_A_CLASS, STEPS, BATCH_SIZE = 10, 40, 25
 
 def pictures():
     """Training and test pictures and labels of the new task."""
-    [checkpoint] = [c for c in pretrained.list_checkpoints() if c.name == "digits"]
+    checkpoint = pretrained.find_checkpoint("digits")
     _, (x, y) = data.load_digits()
     x = np.stack([data.prepare(_tilted(p), **checkpoint.preparation) for p in x])
     train = np.concatenate(

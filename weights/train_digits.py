@@ -24,7 +24,7 @@ EPOCHS, BATCH_SIZE = 40, 64
 def main():
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)
-    [checkpoint] = [c for c in pretrained.list_checkpoints() if c.name == "digits"]
+    checkpoint = pretrained.find_checkpoint("digits")
     (x, y), (x_test, y_test) = data.load_digits()
     x = np.concatenate([x, 255 - x])
     y = np.concatenate([y, y])

@@ -56,11 +56,9 @@ def _read(source):
         # It says itself what it is, which its weights alone do not.
         model = load_model(source)
         return model, f"the model {model.name!r}"
-    if not pretrained.is_weight_file(source):
-        for checkpoint in pretrained.list_checkpoints():
-            if source in checkpoint.names:
-                source = checkpoint.fetch(source)
-                break
+    checkpoint = pretrained.find_checkpoint(source)
+    if checkpoint is not None and not pretrained.is_weight_file(source):
+        source = checkpoint.fetch(source)
     found = pretrained.recognize(source)
     model = found.network.build(**found.options)
     pretrained.load(

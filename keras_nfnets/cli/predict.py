@@ -121,8 +121,7 @@ class _Network(typing.NamedTuple):
 def _network(name):
     if pretrained.is_weight_file(name):
         return _from_file(pathlib.Path(name).expanduser()).checked(name)
-    checkpoints = pretrained.list_checkpoints()
-    checkpoint = next((c for c in checkpoints if name in c.names), None)
+    checkpoint = pretrained.find_checkpoint(name)
     if checkpoint is None:
         try:
             network = pretrained.find_network(name)

@@ -1,20 +1,11 @@
 """What a network costs: parameters and floating point operations."""
 
 import math
-import typing
 
 import keras
 
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
-
-
-class Figures(typing.NamedTuple):
-    """Parameters, and multiply-adds for one picture of `size` pixels a side."""
-
-    parameters: int
-    flops: int
-    size: int
 
 
 def variants():

@@ -228,13 +228,14 @@ def builder(build):
                 f"{build.__name__}: {error}. It takes {signature}"
             ) from None
         arguments.apply_defaults()
-        weights = arguments.arguments.pop("weights")
-        network = _architecture(build.__name__, arguments.arguments)
+        options = arguments.arguments
+        weights = options.pop("weights")
+        if weights is None:
+            return build(**options)
         # Before a large network is built for nothing.
-        source = None if weights is None else pretrained.find(weights, network)
-        model = build(**arguments.arguments)
-        if source is not None:
-            pretrained.load(model, source)
+        source = pretrained.find(weights, _architecture(build.__name__, options))
+        model = build(**options)
+        pretrained.load(model, source)
         return model
 
     with_weights.__signature__ = signature

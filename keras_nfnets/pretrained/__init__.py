@@ -6,7 +6,11 @@ from keras_nfnets.pretrained.architectures import (
     register,
     without_memory,
 )
-from keras_nfnets.pretrained.checkpoints import Checkpoint, list_checkpoints
+from keras_nfnets.pretrained.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+)
 from keras_nfnets.pretrained.deepmind import load_deepmind
 from keras_nfnets.pretrained.timm import load_timm
 from keras_nfnets.pretrained.weights import (
@@ -25,6 +29,7 @@ __all__ = [
     "Source",
     "create",
     "find",
+    "find_checkpoint",
     "find_network",
     "is_weight_file",
     "list_checkpoints",

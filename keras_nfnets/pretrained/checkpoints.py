@@ -104,6 +104,17 @@ def _checkpoints():
     )
 
 
+def find_checkpoint(name):
+    """The `Checkpoint` that has this among its `names`, or None.
+
+    Example:
+
+    >>> find_checkpoint("F0_haiku.npz").name
+    'dm_nfnet_f0.dm_in1k'
+    """
+    return next((c for c in _checkpoints() if name in c.names), None)
+
+
 def list_checkpoints():
     """All published checkpoints that load by name.
 

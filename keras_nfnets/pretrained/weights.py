@@ -12,7 +12,11 @@ from keras_nfnets.pretrained.architectures import (
     without_memory,
 )
 from keras_nfnets.pretrained.assign import assign, existing_file
-from keras_nfnets.pretrained.checkpoints import Checkpoint, list_checkpoints
+from keras_nfnets.pretrained.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+)
 
 # By the ending of the file: modules with `read(path)` and `match(model, arrays)`.
 _FORMATS = {
@@ -54,15 +58,15 @@ def find(weights, architecture):
                 + "\n".join(f"  {c.network}: {c.name}" for c in checkpoints)
             )
         return Source(trained[0].name, trained[0])
-    for checkpoint in checkpoints:
-        if weights in checkpoint.names and not is_weight_file(weights):
-            if checkpoint not in ours:
-                raise ValueError(
-                    f"{weights!r} is a checkpoint of another network: "
-                    f"pretrained.create({checkpoint.network!r}, weights={weights!r}) "
-                    f"makes it. Received: {_describe(architecture)}"
-                )
-            return Source(weights, checkpoint)
+    checkpoint = find_checkpoint(weights)
+    if checkpoint is not None and not is_weight_file(weights):
+        if checkpoint not in ours:
+            raise ValueError(
+                f"{weights!r} is a checkpoint of another network: "
+                f"pretrained.create({checkpoint.network!r}, weights={weights!r}) "
+                f"makes it. Received: {_describe(architecture)}"
+            )
+        return Source(weights, checkpoint)
     try:
         existing_file(weights)
     except ValueError as error:
@@ -123,10 +127,9 @@ def create(name, /, **options):
     >>> model.output_shape
     (None, 10)
     """
-    for checkpoint in list_checkpoints():
-        if name in checkpoint.names:
-            name, options = checkpoint.network, {"weights": name, **options}
-            break
+    checkpoint = find_checkpoint(name)
+    if checkpoint is not None:
+        name, options = checkpoint.network, {"weights": name, **options}
     return find_network(name).build(**options)
 
 

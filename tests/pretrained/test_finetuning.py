@@ -16,7 +16,7 @@ import finetune_digits
 
 
 def test_shipped_checkpoint_has_its_published_accuracy():
-    [checkpoint] = [c for c in pretrained.list_checkpoints() if c.name == "digits"]
+    checkpoint = pretrained.find_checkpoint("digits")
     _, (x, y) = data.load_digits()
     model = keras_nfnets.NFNetTiny(weights="digits")
     for pictures in (x, 255 - x):

@@ -5,21 +5,13 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from comparing import assert_unchanged, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from keras_nfnets import NFNetF0, NFNetTest, pretrained
 from keras_nfnets.pretrained import timm
-
-
-def snapshot(model):
-    return [np.array(w) for w in model.get_weights()]
-
-
-def assert_unchanged(model, before):
-    for a, b in zip(model.get_weights(), before):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")

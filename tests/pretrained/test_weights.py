@@ -7,7 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from comparing import assert_close
+from comparing import assert_close, assert_unchanged, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,15 +20,6 @@ def network(depths=(1, 1), widths=(16, 16), **options):
 
 def load(model, path):
     pretrained.load(model, pretrained.Source(str(path), None))
-
-
-def snapshot(model):
-    return [np.array(w) for w in model.get_weights()]
-
-
-def assert_unchanged(model, before):
-    for a, b in zip(model.get_weights(), before):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")
