@@ -188,7 +188,10 @@ def _fits(variables, arrays):
     for key in variables.keys() - head:
         if tuple(variables[key].shape) != getattr(arrays[key], "shape", None):
             return None
-    given = [getattr(arrays[key], "shape", ()) for key in head & arrays.keys()]
+    # In an order of their own: that of a set differs from one process to the next.
+    given = [
+        getattr(arrays[key], "shape", ()) for key in sorted(head & arrays.keys())
+    ]
     if not given:
         return {"include_top": False}
     # The bias and the kernel both end in the classes.

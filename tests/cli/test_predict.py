@@ -127,7 +127,7 @@ def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_pa
         (["convert", "FILE", "x.keras"], "A weight file ends in"),
         (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
         (["convert", "BROKEN", "x.keras"], "is not a whole .safetensors file"),
-        (["convert", "TORN", "x.keras"], "predictions/bias has shape"),
+        (["convert", "TORN", "x.keras"], "predictions/kernel has shape"),
     ],
 )
 def test_what_cannot_be_done_gets_a_sentence(
