@@ -82,22 +82,22 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     authors' optim.py.
     """
     check_settings(clip_factor, eps, exclude)
-    return clip_units(gradients, variables, clip_factor, eps, exclude).gradients
+    return clip_units(gradients, variables, clip_factor, eps, exclude)[0]
 
 
-class Clipped(typing.NamedTuple):
-    """Clipped gradients; how many units were scaled down (float32 scalar tensor), of how many."""
+class Count(typing.NamedTuple):
+    """Of one variable: how many units were scaled down (a float32 scalar), of how many."""
 
-    gradients: list
-    clipped_units: object
-    units: int
+    clipped: object = 0.0
+    units: int = 0
 
 
 def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     """`adaptive_clip` that counts units and takes gradients of a scaled loss.
 
     The gradients come in and go out multiplied by `loss_scale` (a number or scalar
-    tensor); what is decided and counted is decided as if they were not.
+    tensor); what is decided and counted is decided as if they were not. Returns the
+    gradients and a list of `Count`, both in order.
     """
     gradients, variables = list(gradients), list(variables)
     if not variables or len(gradients) != len(variables):
@@ -105,17 +105,18 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
             "Clipping needs as many gradients as (trainable) variables, at least one. "
             f"Received: {len(gradients)} gradients, {len(variables)} variables"
         )
-    clipped_units, units = ops.zeros((), "float32"), 0
-    result = []
+    result, counts = [], []
     for gradient, variable in zip(gradients, variables):
+        count = Count()
         if gradient is not None and not is_excluded(variable, exclude):
-            dense = _dense(gradient, variable)
-            factor = _unit_factors(dense, variable, clip_factor, eps, loss_scale)
-            gradient = _scale(gradient, dense, factor)
-            clipped_units += ops.sum(ops.cast(factor < 1, "float32"))
-            units += math.prod(factor.shape)
+            tensor = dense(gradient, variable)
+            factor = _unit_factors(tensor, variable, clip_factor, eps, loss_scale)
+            gradient = _scale(gradient, tensor, factor)
+            clipped = ops.sum(ops.cast(factor < 1, "float32"))
+            count = Count(clipped, math.prod(factor.shape))
         result.append(gradient)
-    return Clipped(result, clipped_units, units)
+        counts.append(count)
+    return result, counts
 
 
 def check_settings(clip_factor, eps, exclude):
@@ -239,24 +240,24 @@ def _is_indexed_slices(gradient):
     return hasattr(gradient, "dense_shape")
 
 
-def _dense(gradient, variable):
+def dense(gradient, variable):
     """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
     if _is_indexed_slices(gradient):
         import tensorflow as tf
 
         # In a graph the shape of slices may not be known before they are.
-        dense = tf.convert_to_tensor(gradient)
-        if dense.shape.is_compatible_with(variable.shape):
-            return tf.ensure_shape(dense, variable.shape)
+        tensor = tf.convert_to_tensor(gradient)
+        if tensor.shape.is_compatible_with(variable.shape):
+            return tf.ensure_shape(tensor, variable.shape)
     else:
-        dense = ops.convert_to_tensor(gradient)
-    if tuple(dense.shape) != tuple(variable.shape):
+        tensor = ops.convert_to_tensor(gradient)
+    if tuple(tensor.shape) != tuple(variable.shape):
         raise ValueError(
             "A gradient must have the shape of its variable. Received: a gradient of "
-            f"shape {tuple(dense.shape)} for {variable_path(variable) or 'a variable'} "
+            f"shape {tuple(tensor.shape)} for {variable_path(variable) or 'a variable'} "
             f"of shape {tuple(variable.shape)}"
         )
-    return dense
+    return tensor
 
 
 def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
@@ -283,10 +284,10 @@ def _norm(x, axes):
     return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
 
 
-def _scale(gradient, dense, factor):
+def _scale(gradient, tensor, factor):
     """`gradient * factor` in the gradient's dtype; sparse if it was and can be."""
     if not _is_indexed_slices(gradient) or math.prod(factor.shape[1:]) > 1:
-        return _multiply(dense, factor)
+        return _multiply(tensor, factor)
     if factor.shape[0] > 1:  # one a row
         factor = ops.take(factor, gradient.indices, axis=0)
     values = _multiply(gradient.values, factor)

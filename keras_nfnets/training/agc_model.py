@@ -1,10 +1,14 @@
 """A Keras model that trains with adaptive gradient clipping."""
 
+import functools
 import importlib
 import inspect
 
 import keras
 
+from keras_nfnets import checks
+from keras_nfnets.training import replicas
+from keras_nfnets.training.accumulation import Clipped, clip_mean
 from keras_nfnets.training.adaptive_clip import (
     CLASSIFIER_KERNEL,
     check_exclude,
@@ -12,7 +16,10 @@ from keras_nfnets.training.adaptive_clip import (
     clip_units,
     mark_units,
 )
-from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC, check_optimizer
+from keras_nfnets.training.averages import Averages
+from keras_nfnets.training.callbacks import StopAfterSkippedSteps
+from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
+from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 
 # Keras has no public name for the class of functional models; this is how to ask.
 _Functional = type(keras.Model.__new__(keras.Model, None, None))
@@ -31,14 +38,16 @@ class AGCModel(keras.Model):
 
     Use it wherever `keras.Model` stands: functionally (`AGCModel(inputs, outputs)`),
     as the base of a class of your own, or beside `keras.Sequential`
-    (`class MySequential(AGCModel, keras.Sequential)`). `compile` takes three more
+    (`class MySequential(AGCModel, keras.Sequential)`). `compile` takes six more
     arguments, see there. `fit` logs `clip_share`: of the units that may be clipped
     (see `adaptive_clip`), the share that was, averaged over the epoch's steps.
 
     What is clipped is the gradient of the unscaled loss, so that loss scaling
     (`mixed_float16`) changes nothing, and `jit_compile=True` works.
 
-    Works on TensorFlow, JAX and PyTorch.
+    Works on TensorFlow, JAX and PyTorch, and on several devices and machines under
+    `tf.distribute` strategies and `keras.distribution.DataParallel`, where it trains as
+    on one: what is clipped is the gradient of the whole batch.
 
     Example:
 
@@ -68,7 +77,8 @@ class AGCModel(keras.Model):
             others = tuple(base for base in cls.__bases__ if base is not AGCModel)
             cls.__bases__ = (*others, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
-        self._clip_share = keras.metrics.Mean(name="clip_share")
+        self._clip_share, self._skipped = ClipShare(), SkippedSteps()
+        self._averages = None
 
     def compile(
         self,
@@ -76,6 +86,9 @@ class AGCModel(keras.Model):
         clip_factor=0.01,
         agc_eps=1e-3,
         agc_exclude=CLASSIFIER_KERNEL,
+        sam_rho=None,
+        ema_decay=None,
+        skip_nonfinite=False,
         **kwargs,
     ):
         """`keras.Model.compile` with the settings of adaptive gradient clipping.
@@ -87,30 +100,51 @@ class AGCModel(keras.Model):
             agc_exclude: `exclude` of `adaptive_clip`. By default the kernel (not the
                 bias) of a layer named `"predictions"`, the classifier of this
                 package's networks. None clips everything.
+            sam_rho: the radius of sharpness-aware minimization (arXiv 2010.01412):
+                the gradient is taken where the loss is worst at that distance from
+                the weights, which doubles the cost of a step. The published NFNet-F6
+                was trained with 0.05. None or 0 for none.
+            ema_decay: of an exponential moving average of the weights, in (0, 1), the
+                authors' is 0.99999. After step `t` it is at most
+                `(1 + t) / (10 + t)`. `evaluate`, and validation in `fit`, then give
+                each result once more for the averages, as `ema_loss`, ...; they are
+                saved with the optimizer, and `averaged_weights` gives them. None for
+                none.
+            skip_nonfinite: whether a step in which a gradient is not finite leaves
+                weights, optimizer and averages as they were. The logs count such steps
+                as `skipped`; ten in a row end `fit` with a FloatingPointError.
             **kwargs: see `keras.Model.compile`.
 
         An optimizer that clips by itself (`AGC`, `SGDAGC`) is left to do so with its
-        own settings; nothing is clipped twice, and there is no `clip_share`.
+        own settings; nothing is clipped twice, and there is no `clip_share`. One that
+        accumulates gradients has their mean clipped.
 
         Raises:
-            ValueError: settings that `adaptive_clip` refuses, or an optimizer that
-                accumulates gradients: AGC must see their average.
+            ValueError: settings that `adaptive_clip` refuses, a negative `sam_rho` or
+                an `ema_decay` that is not between 0 and 1.
         """
         if clip_factor is not None:
             check_settings(clip_factor, agc_eps, agc_exclude)
+        checks.number("sam_rho", sam_rho or 0.0)
+        if ema_decay is not None:
+            checks.number("ema_decay", ema_decay, exclusive=True, below=1)
         super().compile(*args, **kwargs)
-        self._agc_config = {
+        self._training_config = {
             "clip_factor": clip_factor,
             "agc_eps": agc_eps,
             "agc_exclude": agc_exclude,
+            "sam_rho": sam_rho,
+            "ema_decay": ema_decay,
+            "skip_nonfinite": skip_nonfinite,
         }
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        self.sam_rho = sam_rho
         clips_by_itself = any(
-            isinstance(o, (AGC, SGDAGC)) for o in (self.optimizer, optimizer)
+            isinstance(o, (AGC, SGDAGC))
+            for o in (self.optimizer, getattr(self.optimizer, "inner_optimizer", None))
         )
         self._clips = clip_factor is not None and not clips_by_itself
-        if self._clips:
-            check_optimizer(optimizer)
+        self._skips = bool(skip_nonfinite)
+        self._averages = None
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -118,7 +152,7 @@ class AGCModel(keras.Model):
             config.update(
                 {
                     name: keras.saving.serialize_keras_object(value)
-                    for name, value in self._agc_config.items()
+                    for name, value in self._training_config.items()
                 }
             )
         return config
@@ -127,37 +161,82 @@ class AGCModel(keras.Model):
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**config)
         if self.built and getattr(self, "optimizer", None) is not None:
-            self.optimizer.build(self.trainable_variables)
+            self._build_training_state()
+
+    # The state of training: what the optimizer and the metrics keep. It is made before
+    # the first step, where Keras makes the optimizer's.
+
+    def _build_training_state(self):
+        variables = self.trainable_variables
+        if not self.optimizer.built:
+            self.optimizer.build(variables)
+        for metric in self._own_metrics.values():
+            if not metric.built:
+                # Of all: which of them are trainable may change.
+                metric.build([variable.path for variable in self.weights])
+        decay = self._training_config["ema_decay"]
+        if decay is not None and self._averages is None:
+            self._averages = Averages(self.optimizer, variables, decay)
+
+    @property
+    def _trainable_paths(self):
+        return [variable.path for variable in self.trainable_variables]
+
+    def _symbolic_build(self, *args, **kwargs):
+        super()._symbolic_build(*args, **kwargs)
+        if self.compiled and self.optimizer is not None:
+            self._build_training_state()
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # On TensorFlow under a strategy. Keras's own reads a batch to see its shape,
+        # and so shuffles the data once more than without a strategy; it cannot read
+        # that of several workers.
+        if iterator is not None and self._distribute_strategy is not None:
+            data_batch = replicas.symbolic_batch(iterator)
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
+    # The logs.
+
+    @property
+    def _own_metrics(self):
+        """Those of training, which evaluation does not have, by their names."""
+        metrics = {}
+        if self._clips:
+            metrics["clip_share"] = self._clip_share
+        if self._skips:
+            metrics["skipped"] = self._skipped
+        return metrics
 
     def get_metrics_result(self):
-        # Nothing is clipped in evaluation: `train_step` adds its own entry.
         results = super().get_metrics_result()
-        results.pop("clip_share", None)
-        return results
+        return {k: v for k, v in results.items() if k not in ("clip_share", "skipped")}
 
-    def clip_gradients(self, gradients):
-        """Clips gradients of the (scaled) loss, one a trainable variable, and counts."""
-        mark_units(self)  # for an optimizer that clips, too
-        if not self._clips:
-            return gradients
-        exclude = self._agc_config["agc_exclude"]
-        check_exclude(exclude, self.variables)
-        clipped = clip_units(
-            gradients,
-            self.trainable_variables,
-            self._agc_config["clip_factor"],
-            self._agc_config["agc_eps"],
-            exclude,
-            loss_scale=self.optimizer.scale_loss(keras.ops.ones(())),
-        )
-        self._clip_share.update_state(clipped.clipped_units / max(clipped.units, 1))
-        return clipped.gradients
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras takes the metrics, which are of all replicas, if they have the names of
+        # the logs, which are of the last step.
+        own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
+        rest = {k: value for k, value in logs.items() if k not in own}
+        return {**super()._get_metrics_result_or_logs(rest), **own}
+
+    def clip_shares(self):
+        """Of the units of each part of the network, the share clipped in this epoch.
+
+        Returns:
+            `{"clip_share_stem": share, "clip_share_stage1": share, ...}`, floats; empty
+            where nothing is clipped or layers are not named so.
+        """
+        return self._clip_share.of_parts() if self._clips else {}
+
+    # The step.
 
     def train_step(self, *args):
         """One step on one batch; its arguments are those of Keras's on this backend."""
         backend = keras.backend.backend()
         module = importlib.import_module(f"keras_nfnets.training.train_step_{backend}")
         return module.train_step(self, *args)
+
+    def test_step(self, *args):
+        return replicas.to_be_reduced(super().test_step(*args))
 
     def training_loss(self, x, y, y_pred, sample_weight):
         """The loss of a training step, by an overridden `compute_loss` too."""
@@ -169,14 +248,132 @@ class AGCModel(keras.Model):
         """Adds the (unscaled) loss of batch `x` to the average that `fit` logs."""
         metric = next(metric for metric in self.metrics if metric.name == "loss")
         first = next(value for value in keras.tree.flatten(x) if value is not None)
-        metric.update_state(loss, sample_weight=keras.ops.shape(first)[0])
+        loss, weight = replicas.mean_of_own(loss), keras.ops.shape(first)[0]
+        if self._skips:
+            finite = keras.ops.isfinite(loss)
+            loss = keras.ops.where(finite, loss, keras.ops.zeros_like(loss))
+            weight = keras.ops.where(finite, weight, 0)
+        metric.update_state(loss, sample_weight=weight)
+
+    def clip_gradients(self, gradients):
+        """Clips gradients of the (scaled) loss, one a trainable variable, and counts.
+
+        Returns:
+            What the optimizer is to apply, a `Clipped`; and a bool tensor that says
+            whether it is to do so at all, None if it is.
+        """
+        self._build_training_state()
+        mark_units(self)  # for an optimizer that clips, too
+        scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        finite = True
+        if self._skips or scales_loss:
+            each = [_is_finite(gradient) for gradient in gradients]
+            finite = keras.ops.all(keras.ops.stack(each))
+        if self._skips:
+            self._skipped.update_state(each, self._trainable_paths)
+        if self._clips:
+            clipped = self._clip_mean(gradients, finite)
+        else:
+            clipped = Clipped(gradients)
+        # An optimizer that scales the loss leaves out what is not finite by itself.
+        return clipped, None if scales_loss or not self._skips else finite
+
+    def _clip_mean(self, gradients, finite):
+        exclude = self._training_config["agc_exclude"]
+        check_exclude(exclude, self.variables)
+        variables = self.trainable_variables
+        loss_scale = self.optimizer.scale_loss(keras.ops.ones(()))
+        clip = functools.partial(
+            clip_units,
+            variables=variables,
+            clip_factor=self._training_config["clip_factor"],
+            eps=self._training_config["agc_eps"],
+            exclude=exclude,
+            loss_scale=loss_scale,
+        )
+        clipped = clip_mean(
+            clip, self.optimizer, gradients, variables, loss_scale, finite
+        )
+        self._clip_share.update_state(
+            clipped.counts, self._trainable_paths, clipped.is_update
+        )
+        return clipped
+
+    def apply_clipped(self, gradients):
+        """Clips gradients that are summed over replicas, and applies them."""
+        clipped, finite = self.clip_gradients(gradients)
+
+        def apply(gradients, accumulated):
+            step = keras.ops.copy(self.optimizer.iterations)
+            clipped._replace(gradients=gradients, accumulated=accumulated).apply(
+                self.optimizer, self.trainable_variables
+            )
+            self.update_averages(step)
+
+        arguments = [clipped.gradients, clipped.accumulated]
+        replicas.update(self.optimizer, apply, arguments, finite)
+
+    def update_averages(self, step):
+        """Takes in the weights, if the optimizer has made an update since `step`."""
+        if self._averages:
+            self._averages.update(step, self.optimizer.iterations > step)
 
     def training_logs(self, x, y, y_pred, sample_weight):
         """Updates the compiled metrics and returns the logs of a training step."""
         logs = self.compute_metrics(x, y, y_pred, sample_weight)
-        if self._clips:
-            logs["clip_share"] = self._clip_share.result()
-        return logs
+        logs.update({k: metric.result() for k, metric in self._own_metrics.items()})
+        return replicas.to_be_reduced(logs)
+
+    # Around the steps.
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        fit = super().fit
+        given = inspect.signature(fit).bind(*args, **kwargs)
+        if self.compiled and self._skips:
+            callbacks = given.arguments.get("callbacks") or []
+            if not isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks = [*keras.tree.flatten(callbacks), StopAfterSkippedSteps()]
+            given.arguments["callbacks"] = callbacks
+        return fit(*given.args, **given.kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, return_dict=False, **kwargs):
+        evaluate = super().evaluate
+        logs = evaluate(*args, return_dict=True, **kwargs)
+        if self._averages:
+            with self.averaged_weights():
+                averaged = evaluate(*args, return_dict=True, **kwargs)
+            logs.update({f"ema_{name}": value for name, value in averaged.items()})
+        return logs if return_dict else self._flatten_metrics_in_order(logs)
+
+    def averaged_weights(self):
+        """A context in which the weights are their averages, see `ema_decay`.
+
+        Raises:
+            ValueError: there are none: the model was not compiled with `ema_decay`, or
+                has not trained since.
+
+        Example:
+
+        >>> model = AGCModel(inputs := keras.Input((2,)), keras.layers.Dense(1)(inputs))
+        >>> model.compile("sgd", "mse", ema_decay=0.999)
+        >>> history = model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+        >>> with model.averaged_weights():
+        ...     model.save("averaged.keras")  # doctest: +SKIP
+        """
+        if not self._averages:
+            raise ValueError(
+                "There are no averages of the weights: compile with `ema_decay` and "
+                "train first."
+            )
+        return self._averages.swapped_in()
+
+
+def _is_finite(gradient):
+    if gradient is None:
+        return keras.ops.convert_to_tensor(True)
+    return keras.ops.all(keras.ops.isfinite(getattr(gradient, "values", gradient)))
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")

@@ -6,6 +6,8 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
+from keras_nfnets.training import replicas
+from keras_nfnets.training.accumulation import clip_mean
 from keras_nfnets.training.adaptive_clip import (
     CLASSIFIER_KERNEL,
     adaptive_clip,
@@ -13,18 +15,6 @@ from keras_nfnets.training.adaptive_clip import (
     check_settings,
     clip_units,
 )
-
-
-def check_optimizer(optimizer):
-    """Raises a ValueError for an optimizer before which gradients cannot be clipped."""
-    steps = getattr(optimizer, "gradient_accumulation_steps", None)
-    if steps:
-        raise ValueError(
-            "AGC must see the average of accumulated gradients, which an optimizer "
-            "computes inside. Use `SGDAGC`, which clips there, or no accumulation. "
-            f"Received: {type(optimizer).__name__} with "
-            f"gradient_accumulation_steps={steps}"
-        )
 
 
 def warn_of_exclude(exclude, variables):
@@ -38,21 +28,6 @@ def warn_of_exclude(exclude, variables):
         warnings.warn(str(error), stacklevel=3)
 
 
-def check_one_replica():
-    """Raises a NotImplementedError where each replica has only a part of the gradient."""
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas > 1:
-        raise NotImplementedError(
-            "AGC does not train on several replicas yet: it would clip each one's part "
-            "of the gradient, not their sum. Received: a tf.distribute strategy of "
-            f"{replicas} replicas"
-        )
-
-
 @keras.saving.register_keras_serializable("keras_nfnets")
 class AGC(keras.optimizers.Optimizer):
     """Clips gradients by AGC and hands them to another optimizer.
@@ -61,6 +36,9 @@ class AGC(keras.optimizers.Optimizer):
     optimizer's learning rate, iterations and variables are this one's too. Under
     `mixed_float16` wrap this in a `LossScaleOptimizer` (Keras's `compile` does so
     by itself), not the other way round.
+
+    Under a `tf.distribute` strategy what is clipped is the sum over the replicas, and
+    if the inner optimizer accumulates gradients their mean: what it then applies.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`, its name or its config.
@@ -71,7 +49,7 @@ class AGC(keras.optimizers.Optimizer):
 
     Raises:
         ValueError: settings that `adaptive_clip` refuses; an optimizer that clips by
-            AGC already, scales the loss dynamically or accumulates gradients.
+            AGC already or scales the loss dynamically.
 
     Example:
 
@@ -103,7 +81,6 @@ class AGC(keras.optimizers.Optimizer):
                 "Loss scaling goes around clipping: use LossScaleOptimizer(AGC(...)). "
                 f"Received: optimizer={optimizer}"
             )
-        check_optimizer(optimizer)
         self.inner_optimizer = optimizer
         self.clip_factor = clip_factor
         self.eps = eps
@@ -116,21 +93,24 @@ class AGC(keras.optimizers.Optimizer):
         super().build(variables)
 
     def apply(self, grads, trainable_variables=None):
-        check_one_replica()
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
-        trainable_variables = list(trainable_variables)
+        variables = list(trainable_variables)
         if not self.built:
-            self.build(trainable_variables)
-        clipped = clip_units(
-            grads,
-            trainable_variables,
-            self.clip_factor,
-            self.eps,
-            self.exclude,
-            loss_scale=self.scale_loss(ops.ones(())),
-        )
-        self.inner_optimizer.apply(clipped.gradients, trainable_variables)
+            self.build(variables)
+
+        def clip_and_apply(gradients):
+            loss_scale = self.scale_loss(ops.ones(()))
+            settings = self.clip_factor, self.eps, self.exclude
+            clip_mean(
+                lambda means: clip_units(means, variables, *settings, loss_scale),
+                self.inner_optimizer,
+                gradients,
+                variables,
+                loss_scale,
+            ).apply(self.inner_optimizer, variables)
+
+        replicas.sum_and_update(self, clip_and_apply, list(grads))
 
     # Everything else is the inner optimizer's.
 
@@ -189,7 +169,8 @@ class SGDAGC(keras.optimizers.Optimizer):
 
     so weight decay is neither clipped nor scaled apart from the learning rate, and
     the learning rate stands outside the momentum (in `keras.optimizers.SGD` it is
-    inside: the two differ once it changes). Gains and biases do not decay.
+    inside: the two differ once it changes). Gains and biases do not decay. `g` is summed
+    over replicas (of a `tf.distribute` strategy), and the mean of accumulated ones.
 
     Args:
         learning_rate: a float or a `LearningRateSchedule`.
@@ -247,6 +228,12 @@ class SGDAGC(keras.optimizers.Optimizer):
         super().build(variables)
         if self.momentum:
             self.momentums = self.add_optimizer_variables(variables, "momentum")
+
+    def apply(self, grads, trainable_variables=None):
+        apply = super().apply
+        replicas.sum_and_update(
+            self, lambda gradients: apply(gradients, trainable_variables), list(grads)
+        )
 
     def update_step(self, gradient, variable, learning_rate):
         # TensorFlow hands over the variable inside Keras's, which has no path.

@@ -1,20 +1,28 @@
-"""`AGCModel.train_step` on TensorFlow."""
+"""`AGCModel.train_step` on TensorFlow, on one replica or several."""
 
 import keras
 import tensorflow as tf
 
-from keras_nfnets.training.clipping_optimizers import check_one_replica
+from keras_nfnets.training import replicas
+from keras_nfnets.training.sharpness import at_worst_point
 
 
 def train_step(model, data):
-    check_one_replica()
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    with tf.GradientTape() as tape:
-        y_pred = model(x, training=True)
-        loss = model.training_loss(x, y, y_pred, sample_weight)
-        scaled_loss = model.optimizer.scale_loss(loss)
+    share = replicas.share_of_batch(x)
+
+    def loss_and_gradients():
+        with tf.GradientTape() as tape:
+            y_pred = model(x, training=True)
+            loss = model.training_loss(x, y, y_pred, sample_weight)
+            scaled_loss = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
+        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        return loss, y_pred, replicas.sum_over_replicas(gradients)
+
+    loss, y_pred, gradients = loss_and_gradients()
+    if model.sam_rho:
+        with at_worst_point(model.trainable_variables, gradients, model.sam_rho):
+            _, _, gradients = loss_and_gradients()
     model.update_loss_metric(loss, x)
-    variables = model.trainable_variables
-    gradients = model.clip_gradients(tape.gradient(scaled_loss, variables))
-    model.optimizer.apply_gradients(zip(gradients, variables))
+    model.apply_clipped(gradients)
     return model.training_logs(x, y, y_pred, sample_weight)

@@ -3,16 +3,24 @@
 import keras
 import torch
 
+from keras_nfnets.training.sharpness import at_worst_point
+
 
 def train_step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    y_pred = model(x, training=True)
-    model.zero_grad()
-    loss = model.training_loss(x, y, y_pred, sample_weight)
+
+    def loss_and_gradients():
+        y_pred = model(x, training=True)
+        model.zero_grad()
+        loss = model.training_loss(x, y, y_pred, sample_weight)
+        model.optimizer.scale_loss(loss).backward()
+        return loss, y_pred, [v.value.grad for v in model.trainable_variables]
+
+    loss, y_pred, gradients = loss_and_gradients()
+    if model.sam_rho:
+        with at_worst_point(model.trainable_variables, gradients, model.sam_rho):
+            _, _, gradients = loss_and_gradients()
     model.update_loss_metric(loss, x)
-    model.optimizer.scale_loss(loss).backward()
-    variables = model.trainable_variables
     with torch.no_grad():
-        gradients = model.clip_gradients([v.value.grad for v in variables])
-        model.optimizer.apply(gradients, variables)
+        model.apply_clipped(gradients)
     return model.training_logs(x, y, y_pred, sample_weight)

@@ -31,8 +31,17 @@ def train(model, steps=4, data=None, **compile_options):
     return history.history
 
 
-def sgd():
-    return keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+def sgd(**options):
+    return keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **options)
+
+
+DOORS = {
+    "model": lambda **options: {"optimizer": sgd(**options), "clip_factor": 0.02},
+    "wrapper": lambda **options: {"optimizer": AGC(sgd(**options), **CLIP)},
+    "optimizer": lambda **options: {
+        "optimizer": SGDAGC(0.1, weight_decay=0, **CLIP, **options)
+    },
+}
 
 
 def assert_same_weights(a, b, rtol=1e-5):
@@ -402,13 +411,9 @@ def test_sample_weights_class_weights_and_several_outputs_train():
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("door", ["model", "wrapper", "optimizer"])
+@pytest.mark.parametrize("door", DOORS)
 def test_loss_scaling_changes_nothing(door):
-    options = {
-        "model": lambda: {"optimizer": sgd(), "clip_factor": 0.02},
-        "wrapper": lambda: {"optimizer": AGC(sgd(), **CLIP)},
-        "optimizer": lambda: {"optimizer": SGDAGC(0.1, weight_decay=0, **CLIP)},
-    }[door]
+    options = DOORS[door]
     plain, scaled = small_model(), small_model()
     train(plain, **options())
     arguments = options()
@@ -475,25 +480,37 @@ def test_settings_are_checked_when_they_are_given():
         AGC(AGC("sgd"))
     with pytest.raises(ValueError, match=r"LossScaleOptimizer\(AGC"):
         AGC(keras.optimizers.LossScaleOptimizer(sgd()))
-    accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
-    with pytest.raises(ValueError, match="gradient_accumulation_steps=2"):
-        AGC(accumulating)
-    with pytest.raises(ValueError, match="gradient_accumulation_steps=2"):
-        small_model().compile(accumulating, "mse")
+    for options, message in (
+        ({"sam_rho": -0.05}, "sam_rho=-0.05"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"ema_decay": 0}, "ema_decay=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_model().compile("sgd", "mse", **options)
 
 
-def test_sgdagc_clips_the_average_of_accumulated_gradients():
+@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("door", DOORS)
+def test_the_mean_of_accumulated_gradients_is_clipped(door, scaled, steps):
     x, y = small_data()
+    x, y = x[:30], y[:30]
     whole, parts = small_model(), small_model()
-    whole.compile(SGDAGC(0.1, weight_decay=0, **CLIP), "mse")
-    parts.compile(
-        SGDAGC(0.1, weight_decay=0, gradient_accumulation_steps=2, **CLIP), "mse"
-    )
+    for model, accumulated in ((whole, None), (parts, steps)):
+        options = DOORS[door](gradient_accumulation_steps=accumulated)
+        if scaled:
+            options["optimizer"] = keras.optimizers.LossScaleOptimizer(
+                options["optimizer"]
+            )
+        model.compile(loss="mse", **options)
+    size = 30 // steps
     for _ in range(3):
         whole.train_on_batch(x, y)
-        parts.train_on_batch(x[:16], y[:16])
-        parts.train_on_batch(x[16:], y[16:])
-    assert_same_weights(whole, parts)
+        for i in range(0, 30, size):
+            logs = parts.train_on_batch(x[i : i + size], y[i : i + size], return_dict=True)
+    if door == "model":
+        assert logs["clip_share"] == 1
+    assert_same_weights(whole, parts, rtol=3e-5)
 
 
 def test_wrapper_shows_the_inner_optimizers_state():

@@ -1,0 +1,56 @@
+"""Exponential moving averages of weights."""
+
+import contextlib
+
+from keras import ops
+
+from keras_nfnets.training.accumulation import innermost
+
+
+class Averages:
+    """Averages of an optimizer's variables, kept among its state and saved with it.
+
+    After step `t` (from 0) an average is
+
+        d * average + (1 - d) * weights    with    d = min(decay, (1 + t) / (10 + t))
+
+    and before the first step it is the weights.
+
+    Reference: `tf1_ema` in the authors' utils.py.
+    """
+
+    def __init__(self, optimizer, variables, decay):
+        self.decay = decay
+        self.variables = list(variables)
+        optimizer = innermost(optimizer)
+        self.averages = [
+            optimizer.add_variable_from_reference(
+                variable, "average", initializer=_value_of(variable)
+            )
+            for variable in self.variables
+        ]
+
+    def update(self, step, changed):
+        """Takes in the weights after step `step` where `changed`, a bool tensor."""
+        step = ops.cast(step, "float32")
+        decay = ops.minimum(self.decay, (1 + step) / (10 + step))
+        decay = ops.where(changed, decay, 1.0)
+        for average, variable in zip(self.averages, self.variables):
+            keep = ops.cast(decay, average.dtype)
+            average.assign(keep * average + (1 - keep) * variable)
+
+    @contextlib.contextmanager
+    def swapped_in(self):
+        """Within it the variables have their averages as values."""
+        values = [ops.convert_to_numpy(variable).copy() for variable in self.variables]
+        for variable, average in zip(self.variables, self.averages):
+            variable.assign(ops.convert_to_numpy(average))
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.variables, values):
+                variable.assign(value)
+
+
+def _value_of(variable):
+    return lambda shape, dtype: ops.cast(ops.copy(variable), dtype)

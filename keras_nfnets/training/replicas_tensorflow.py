@@ -1,0 +1,139 @@
+"""Replicas of a `tf.distribute` strategy."""
+
+import contextlib
+import types
+
+import keras
+import tensorflow as tf
+
+# Of Keras's optimizers. On TensorFlow these sum gradients over replicas, or leave the
+# replica in the middle of a `cond`, which TensorFlow forbids. Those of Keras's base
+# class do neither: each replica updates its own copy of the variables.
+_LOCAL = (
+    "_apply_weight_decay",
+    "_backend_increment_gradient_accumulators",
+    "_backend_update_step",
+)
+
+
+def _several_replicas():
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.num_replicas_in_sync > 1
+
+
+def sum_over_replicas(tensors):
+    tensors = list(tensors)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given or not _several_replicas():
+        return tensors
+    context = tf.distribute.get_replica_context()
+    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
+    return [None if tensor is None else next(summed) for tensor in tensors]
+
+
+def share_of_batch(x):
+    """This replica's share of the batch, times the number of replicas.
+
+    Keras takes each replica's mean and divides by their number, which is the mean over
+    the batch only where all have as many examples: not at the end of an epoch.
+    """
+    first = next(value for value in keras.tree.flatten(x) if value is not None)
+    size = tf.cast(tf.shape(first)[0], tf.float32)
+    if not _several_replicas() or first.shape[0] is not None:
+        return tf.ones(())
+    context = tf.distribute.get_replica_context()
+    whole = context.all_reduce(tf.distribute.ReduceOp.SUM, size)
+    return tf.math.divide_no_nan(size * context.num_replicas_in_sync, whole)
+
+
+def mean_of_own(loss):
+    # Which Keras has divided by their number.
+    return loss * tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def update(optimizer, function, arguments, condition):
+    if not _several_replicas():
+        if condition is None:
+            function(*arguments)
+        else:
+            tf.cond(condition, lambda: _nothing(function(*arguments)), lambda: 0)
+        return
+
+    # Conditions must stand outside of the replicas, as in Keras's LossScaleOptimizer.
+    def on_all_replicas(strategy, arguments, condition):
+        def call():
+            with _taking_sums(optimizer):
+                strategy.extended.call_for_each_replica(function, args=arguments)
+
+        if condition is None:
+            call()
+        else:
+            condition = strategy.experimental_local_results(condition)[0]
+            tf.cond(condition, lambda: _nothing(call()), lambda: 0)
+
+    context = tf.distribute.get_replica_context()
+    context.merge_call(on_all_replicas, args=(tuple(arguments), condition))
+
+
+def sum_and_update(optimizer, function, gradients):
+    if takes_sums(optimizer) or not _several_replicas():
+        function(gradients)
+        return
+    gradients = sum_over_replicas(gradients)
+    finite = [
+        tf.reduce_all(tf.math.is_finite(getattr(g, "values", g)))
+        for g in gradients
+        if g is not None
+    ]
+    update(optimizer, function, [gradients], tf.reduce_all(finite))
+
+
+def to_be_reduced(logs):
+    strategy = tf.distribute.get_strategy()
+    if not (
+        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and strategy.extended._in_multi_worker_mode()
+    ):
+        return logs
+    # Keras takes the mean over workers along this axis (its issue 20585).
+    return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
+
+
+def symbolic_batch(iterator):
+    def symbolic(spec):
+        spec = getattr(spec, "_value_specs", [spec])[0]  # of the first replica
+        if isinstance(spec, tf.OptionalSpec):  # Keras's way to say None
+            return None
+        return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
+
+    return keras.tree.map_structure(symbolic, iterator._distributed_dataset.element_spec)
+
+
+def takes_sums(optimizer):
+    """Whether the optimizer is inside `update`, and so is given summed gradients."""
+    return _LOCAL[0] in vars(optimizer)
+
+
+@contextlib.contextmanager
+def _taking_sums(optimizer):
+    """Within it the optimizer, and those inside it, do not sum over replicas."""
+    changed = []
+    while optimizer is not None:
+        if not takes_sums(optimizer):
+            changed.append(optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    for optimizer in changed:
+        for name in _LOCAL:
+            base = next(c for c in reversed(type(optimizer).__mro__) if name in vars(c))
+            vars(optimizer)[name] = types.MethodType(vars(base)[name], optimizer)
+    try:
+        yield
+    finally:
+        for optimizer in changed:
+            for name in _LOCAL:
+                del vars(optimizer)[name]
+
+
+def _nothing(_):
+    """What both branches of a `cond` return."""
+    return 0

@@ -1,0 +1,45 @@
+"""Sharpness-aware minimization (SAM): the gradient at the worst point near by."""
+
+import contextlib
+
+from keras import ops
+
+from keras_nfnets.training.adaptive_clip import dense
+
+
+def perturbed(values, gradients, variables, rho):
+    """`values + rho * g / |g|`, with the norm over all gradients together.
+
+    Args:
+        values: list of tensors, the weights.
+        gradients: list of tensors of their shapes, or `None` (no change). A factor that
+            all of them have, as in loss scaling, changes nothing.
+        variables: list of the variables they belong to.
+        rho: length of the step.
+
+    Reference: Foret et al. (2021), arXiv 2010.01412, equation 2 with p = 2.
+    """
+    gradients = [
+        None if g is None else ops.cast(dense(g, v), v.dtype)
+        for g, v in zip(gradients, variables)
+    ]
+    given = [ops.cast(g, "float32") for g in gradients if g is not None]
+    norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in given))
+    scale = ops.where(norm > 0, rho / ops.maximum(norm, 1e-37), 0.0)
+    return [
+        value if g is None else value + g * ops.cast(scale, g.dtype)
+        for value, g in zip(values, gradients)
+    ]
+
+
+@contextlib.contextmanager
+def at_worst_point(variables, gradients, rho):
+    """Within it the variables are `perturbed`; then they are exactly as before."""
+    before = [ops.copy(variable) for variable in variables]
+    for variable, value in zip(
+        variables, perturbed(before, gradients, variables, rho)
+    ):
+        variable.assign(value)
+    yield
+    for variable, value in zip(variables, before):
+        variable.assign(value)
