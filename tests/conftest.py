@@ -4,6 +4,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Devices to train on; tests that do not ask for others use the first.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
 import json
 import pathlib
 import sys
@@ -16,6 +21,13 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
 import rule
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    [_cpu] = tf.config.list_physical_devices("CPU")
+    _devices = [tf.config.LogicalDeviceConfiguration()] * 4
+    tf.config.set_logical_device_configuration(_cpu, _devices)
 
 # Only TensorFlow has sparse gradients; the data and the command stand on tf.data.
 # Downloads and pickles know no backend: once is enough.

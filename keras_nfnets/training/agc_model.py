@@ -40,7 +40,8 @@ class AGCModel(keras.Model):
     as the base of a class of your own, or beside `keras.Sequential`
     (`class MySequential(AGCModel, keras.Sequential)`). `compile` takes six more
     arguments, see there. `fit` logs `clip_share`: of the units that may be clipped
-    (see `adaptive_clip`), the share that was, averaged over the epoch's steps.
+    (see `adaptive_clip`), the share that was, averaged over the epoch's steps;
+    `model.clip_share.of_parts()` gives that of the stem and of each stage.
 
     What is clipped is the gradient of the unscaled loss, so that loss scaling
     (`mixed_float16`) changes nothing, and `jit_compile=True` works.
@@ -77,7 +78,7 @@ class AGCModel(keras.Model):
             others = tuple(base for base in cls.__bases__ if base is not AGCModel)
             cls.__bases__ = (*others, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
-        self._clip_share, self._skipped = ClipShare(), SkippedSteps()
+        self.clip_share, self.skipped = ClipShare(), SkippedSteps()
         self._averages = None
 
     def compile(
@@ -145,6 +146,8 @@ class AGCModel(keras.Model):
         self._clips = clip_factor is not None and not clips_by_itself
         self._skips = bool(skip_nonfinite)
         self._averages = None
+        if self.built:
+            self._build_metrics()
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -166,14 +169,17 @@ class AGCModel(keras.Model):
     # The state of training: what the optimizer and the metrics keep. It is made before
     # the first step, where Keras makes the optimizer's.
 
-    def _build_training_state(self):
-        variables = self.trainable_variables
-        if not self.optimizer.built:
-            self.optimizer.build(variables)
+    def _build_metrics(self):
         for metric in self._own_metrics.values():
             if not metric.built:
                 # Of all: which of them are trainable may change.
                 metric.build([variable.path for variable in self.weights])
+
+    def _build_training_state(self):
+        self._build_metrics()
+        variables = self.trainable_variables
+        if not self.optimizer.built:
+            self.optimizer.build(variables)
         decay = self._training_config["ema_decay"]
         if decay is not None and self._averages is None:
             self._averages = Averages(self.optimizer, variables, decay)
@@ -202,9 +208,9 @@ class AGCModel(keras.Model):
         """Those of training, which evaluation does not have, by their names."""
         metrics = {}
         if self._clips:
-            metrics["clip_share"] = self._clip_share
+            metrics["clip_share"] = self.clip_share
         if self._skips:
-            metrics["skipped"] = self._skipped
+            metrics["skipped"] = self.skipped
         return metrics
 
     def get_metrics_result(self):
@@ -217,15 +223,6 @@ class AGCModel(keras.Model):
         own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
         rest = {k: value for k, value in logs.items() if k not in own}
         return {**super()._get_metrics_result_or_logs(rest), **own}
-
-    def clip_shares(self):
-        """Of the units of each part of the network, the share clipped in this epoch.
-
-        Returns:
-            `{"clip_share_stem": share, "clip_share_stage1": share, ...}`, floats; empty
-            where nothing is clipped or layers are not named so.
-        """
-        return self._clip_share.of_parts() if self._clips else {}
 
     # The step.
 
@@ -244,14 +241,16 @@ class AGCModel(keras.Model):
         training = {"training": True} if takes_training else {}
         return self.compute_loss(x, y, y_pred, sample_weight, **training)
 
-    def update_loss_metric(self, loss, x):
-        """Adds the (unscaled) loss of batch `x` to the average that `fit` logs."""
+    def update_loss_metric(self, loss, x, finite):
+        """Adds the (unscaled) loss of batch `x` to the average that `fit` logs.
+
+        Where `finite` is not, as `clip_gradients` returns it, nothing is added.
+        """
         metric = next(metric for metric in self.metrics if metric.name == "loss")
         first = next(value for value in keras.tree.flatten(x) if value is not None)
         loss, weight = replicas.mean_of_own(loss), keras.ops.shape(first)[0]
         if self._skips:
-            finite = keras.ops.isfinite(loss)
-            loss = keras.ops.where(finite, loss, keras.ops.zeros_like(loss))
+            loss = keras.ops.where(finite, loss, 0.0)
             weight = keras.ops.where(finite, weight, 0)
         metric.update_state(loss, sample_weight=weight)
 
@@ -259,24 +258,29 @@ class AGCModel(keras.Model):
         """Clips gradients of the (scaled) loss, one a trainable variable, and counts.
 
         Returns:
-            What the optimizer is to apply, a `Clipped`; and a bool tensor that says
-            whether it is to do so at all, None if it is.
+            What the optimizer is to apply, a `Clipped`; and a bool tensor (or True)
+            that says whether it is to do so at all.
         """
         self._build_training_state()
         mark_units(self)  # for an optimizer that clips, too
-        scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         finite = True
-        if self._skips or scales_loss:
+        if self._skips or self._scales_loss:
             each = [_is_finite(gradient) for gradient in gradients]
             finite = keras.ops.all(keras.ops.stack(each))
         if self._skips:
-            self._skipped.update_state(each, self._trainable_paths)
+            self.skipped.update_state(each, self._trainable_paths)
         if self._clips:
-            clipped = self._clip_mean(gradients, finite)
-        else:
-            clipped = Clipped(gradients)
-        # An optimizer that scales the loss leaves out what is not finite by itself.
-        return clipped, None if scales_loss or not self._skips else finite
+            return self._clip_mean(gradients, finite), finite
+        return Clipped(gradients), finite
+
+    @property
+    def _scales_loss(self):
+        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    @property
+    def leaves_out_by_itself(self):
+        """Whether it is for us, not for the optimizer, to leave out what is not finite."""
+        return self._skips and not self._scales_loss
 
     def _clip_mean(self, gradients, finite):
         exclude = self._training_config["agc_exclude"]
@@ -294,13 +298,17 @@ class AGCModel(keras.Model):
         clipped = clip_mean(
             clip, self.optimizer, gradients, variables, loss_scale, finite
         )
-        self._clip_share.update_state(
+        self.clip_share.update_state(
             clipped.counts, self._trainable_paths, clipped.is_update
         )
         return clipped
 
     def apply_clipped(self, gradients):
-        """Clips gradients that are summed over replicas, and applies them."""
+        """Clips gradients that are summed over replicas, and applies them.
+
+        Returns:
+            As the second of `clip_gradients`.
+        """
         clipped, finite = self.clip_gradients(gradients)
 
         def apply(gradients, accumulated):
@@ -311,7 +319,9 @@ class AGCModel(keras.Model):
             self.update_averages(step)
 
         arguments = [clipped.gradients, clipped.accumulated]
-        replicas.update(self.optimizer, apply, arguments, finite)
+        condition = finite if self.leaves_out_by_itself else None
+        replicas.update(self.optimizer, apply, arguments, condition)
+        return finite
 
     def update_averages(self, step):
         """Takes in the weights, if the optimizer has made an update since `step`."""

@@ -28,10 +28,10 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         self._seen = skipped
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
-        count = int(self.model._skipped.in_a_row)
+        count = self.model.skipped.in_a_row()
         if count < _MOST_SKIPPED_IN_A_ROW:
             return
-        culprits = self.model._skipped.culprits()
+        culprits = self.model.skipped.culprits()
         shown = ", ".join(culprits[:5])
         more = f" and {len(culprits) - 5} more" if len(culprits) > 5 else ""
         share = logs.get("clip_share")

@@ -70,8 +70,8 @@ def _part(path):
 class SkippedSteps(_OfVariables):
     """How many steps were left out because a gradient was not finite.
 
-    `in_a_row` goes on over epochs, and `culprits` says of the last such step which
-    variables' gradients it was.
+    The result is of an epoch, `in_a_row` goes on over epochs, and `culprits` says of the
+    last such step which variables' gradients it was.
     """
 
     def __init__(self):
@@ -82,7 +82,7 @@ class SkippedSteps(_OfVariables):
         # The same on all replicas.
         same = {"dtype": "int32", "aggregation": "only_first_replica"}
         self._skipped = self.add_variable((), "zeros", name="skipped", **same)
-        self.in_a_row = self.add_variable((), "zeros", name="in_a_row", **same)
+        self._in_a_row = self.add_variable((), "zeros", name="in_a_row", **same)
         self._culprits = self.add_variable(
             (len(self.paths),), "zeros", name="culprits", **same
         )
@@ -94,7 +94,7 @@ class SkippedSteps(_OfVariables):
         culprits = 1 - ops.cast(ops.stack(finite), "int32")
         skip = ops.max(culprits)
         self._skipped.assign(self._skipped + skip)
-        self.in_a_row.assign((self.in_a_row + 1) * skip)
+        self._in_a_row.assign((self._in_a_row + 1) * skip)
         self._culprits.assign(ops.where(skip > 0, culprits, self._culprits))
 
     def result(self):
@@ -103,6 +103,10 @@ class SkippedSteps(_OfVariables):
     def reset_state(self):
         if self.built:
             self._skipped.assign(0)
+
+    def in_a_row(self):
+        """How many steps up to the last one were left out without a break."""
+        return int(ops.convert_to_numpy(self._in_a_row))
 
     def culprits(self):
         """The paths of the variables whose gradients were not finite."""

@@ -42,7 +42,14 @@ def share_of_batch(x):
     if not _several_replicas() or first.shape[0] is not None:
         return tf.ones(())
     context = tf.distribute.get_replica_context()
-    whole = context.all_reduce(tf.distribute.ReduceOp.SUM, size)
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.MirroredStrategy):
+        # All of them are at hand; no need to go through the strategy's reduction.
+        def add(strategy, sizes):
+            return tf.add_n(strategy.experimental_local_results(sizes))
+
+        whole = context.merge_call(add, args=(size,))
+    else:
+        whole = context.all_reduce(tf.distribute.ReduceOp.SUM, size)
     return tf.math.divide_no_nan(size * context.num_replicas_in_sync, whole)
 
 

@@ -41,8 +41,8 @@ def train_step(model, state, data):
         return keras.StatelessScope(state_mapping=values)
 
     with scope(trainable, optimizer, metrics) as before:
-        model.update_loss_metric(loss, x)
         clipped, finite = model.clip_gradients(gradients)
+        model.update_loss_metric(loss, x, finite)
         clipped.set_accumulated(model.optimizer, model.trainable_variables)
         step = keras.ops.copy(model.optimizer.iterations)
     metrics = [before.get_current_value(v) for v in model.metrics_variables]
@@ -51,7 +51,7 @@ def train_step(model, state, data):
         clipped.gradients,
         trainable,
     )
-    if finite is not None:
+    if model.leaves_out_by_itself:
         new_trainable, new_optimizer = jax.tree.map(
             lambda new, old: jax.numpy.where(finite, new, old),
             (new_trainable, new_optimizer),

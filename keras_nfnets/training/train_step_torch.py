@@ -20,7 +20,7 @@ def train_step(model, data):
     if model.sam_rho:
         with at_worst_point(model.trainable_variables, gradients, model.sam_rho):
             _, _, gradients = loss_and_gradients()
-    model.update_loss_metric(loss, x)
     with torch.no_grad():
-        model.apply_clipped(gradients)
+        finite = model.apply_clipped(gradients)
+        model.update_loss_metric(loss, x, finite)
     return model.training_logs(x, y, y_pred, sample_weight)

@@ -1,0 +1,224 @@
+"""Several replicas train the network that one trains (TensorFlow)."""
+
+import contextlib
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_nfnets
+from keras_nfnets import AGC, SGDAGC, AGCModel
+
+CLIP = {"clip_factor": 0.02, "eps": 1e-3}
+
+
+def sgd(**options):
+    return keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **options)
+
+
+# What to make a model of and to compile it with.
+DOORS = {
+    "model": lambda **o: (AGCModel, {"optimizer": sgd(**o), "clip_factor": 0.02}),
+    "wrapper": lambda **o: (keras.Model, {"optimizer": AGC(sgd(**o), **CLIP)}),
+    "optimizer": lambda **o: (
+        keras.Model,
+        {"optimizer": SGDAGC(0.1, weight_decay=1e-3, **CLIP, **o)},
+    ),
+    "optimizer in a model": lambda **o: (
+        AGCModel,
+        {"optimizer": SGDAGC(0.1, weight_decay=1e-3, **CLIP, **o)},
+    ),
+    "wrapper in a model": lambda **o: (AGCModel, {"optimizer": AGC(sgd(**o), **CLIP)}),
+}
+
+
+def scope(replicas):
+    if replicas == 1:
+        return contextlib.nullcontext()
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    # Two replicas by TensorFlow's default, collective operations, of which a process can
+    # have one number of devices; others by the other way to reduce.
+    operations = None if replicas == 2 else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, operations).scope()
+
+
+def small_model(cls):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(8, activation="tanh", name="hidden")(inputs)
+    return cls(inputs, keras.layers.Dense(3, name="predictions")(x))
+
+
+def small_data(scale, size=32):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(size, 6)).astype("float32")
+    # Of unequal size, so that the parts of a batch have unequal gradients.
+    y = scale * random.normal(size=(size, 3)) * np.linspace(0.1, 3, size)[:, None]
+    return x, y.astype("float32")
+
+
+def train(
+    replicas, door, *, accumulate=None, scale=30, size=32, batch_size=8, **options
+):
+    """The history and the weights after three epochs of several steps."""
+    with scope(replicas):
+        cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
+        model = small_model(cls)
+        model.compile(loss="mse", metrics=["mae"], **compiled, **options)
+    x, y = small_data(scale, size)
+    history = model.fit(
+        x,
+        y,
+        batch_size=batch_size,
+        epochs=3,
+        shuffle=False,
+        verbose=0,
+        validation_data=(x, y),
+    )
+    return history.history, model
+
+
+def assert_same(result, expected, rtol):
+    (history, model), (one_history, one) = result, expected
+    assert set(history) == set(one_history)
+    for name in history:
+        np.testing.assert_allclose(history[name], one_history[name], rtol, err_msg=name)
+    for v, w in zip(model.variables, one.variables):
+        v, w = v.numpy(), w.numpy()
+        np.testing.assert_allclose(v, w, rtol=0, atol=rtol * np.abs(w).max())
+    for v in model.trainable_variables:  # every replica has them
+        for copy in model.distribute_strategy.experimental_local_results(v.value):
+            np.testing.assert_array_equal(copy.numpy(), v.numpy())
+
+
+_one = {}
+
+
+def trained_on_one(door, **options):
+    key = (door, *sorted(options.items()))
+    if key not in _one:
+        _one[key] = train(1, door, **options)
+    return _one[key]
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("door", DOORS)
+def test_replicas_train_as_one(door, replicas, accumulate):
+    expected = trained_on_one(door, accumulate=accumulate)
+    result = train(replicas, door, accumulate=accumulate)
+    assert_same(result, expected, rtol=2e-5)
+    if door == "model":
+        assert min(result[0]["clip_share"]) > 0.5
+
+
+@pytest.mark.parametrize("batch_size, replicas", [(8, 4), (3, 2), (3, 4)])
+def test_replicas_may_have_unequal_shares_of_a_batch(batch_size, replicas):
+    # 31 examples: the last batch of 7, or of 1, which leaves replicas without any.
+    options = {"size": 31, "batch_size": batch_size}
+    result = train(replicas, "model", **options)
+    assert_same(result, trained_on_one("model", **options), rtol=2e-5)
+
+
+def collective_elements(strategy, model):
+    """The numbers that each collective operation of a step puts on the wire."""
+    x, y = small_data(1, 8)
+
+    @tf.function
+    def step(x, y):
+        return strategy.run(model.train_step, args=((x, y),))
+
+    graph = step.get_concrete_function(x, y).graph.as_graph_def(add_shapes=True)
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    return [
+        np.prod([d.size for d in node.attr["_output_shapes"].list.shape[0].dim])
+        for node in nodes
+        if "CollectiveReduce" in node.op
+    ]
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+@pytest.mark.parametrize("door", DOORS)
+def test_gradients_cross_the_wire_once_a_step(door, accumulate):
+    with scope(2):
+        strategy = tf.distribute.get_strategy()
+        cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
+        model = small_model(cls)
+        model.compile(loss="mse", **compiled)
+        model.optimizer.build(model.trainable_variables)
+    elements = collective_elements(strategy, model)
+    # On each of the two devices, and all gradients together; beside them go numbers of
+    # one element, such as the count of steps.
+    large = [count for count in elements if count != 1]
+    assert large == [model.count_params()] * 2
+    assert len(elements) - len(large) <= 2
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_loss_scaling_on_replicas_is_that_on_one(door):
+    keras.config.set_dtype_policy("mixed_float16")
+    options = {"scale": 0.3}  # does not overflow under the initial loss scale
+    expected = train(1, door, **options)
+    history, model = train(2, door, **options)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    # Accuracy of half precision, which validation shows too.
+    assert_same((history, model), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+@pytest.mark.parametrize("door", ["model", "wrapper in a model", "wrapper"])
+def test_an_overflow_on_any_replica_is_left_out(door, accumulate):
+    x, y = small_data(0.3, 16)
+    x[12] = np.inf  # in the second replica's half
+    good = small_data(0.3, 16)
+    trained = {}
+    for replicas in (1, 2):
+        with scope(replicas):
+            cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
+            model = small_model(cls)
+            optimizer = keras.optimizers.LossScaleOptimizer(compiled.pop("optimizer"))
+            model.compile(loss="mse", optimizer=optimizer, **compiled)
+        for batch in (good, (x, y), good, good):
+            data = tf.data.Dataset.from_tensor_slices(batch).batch(16)
+            model.fit(data, verbose=0)
+        assert np.isfinite(model.trainable_variables[0].numpy()).all()
+        trained[replicas] = {}, model
+    if door == "wrapper":  # Keras's model sees the first replica only, and counts on
+        return
+    assert_same(trained[2], trained[1], rtol=2e-5)
+    assert model.optimizer.dynamic_scale.numpy() == 2.0**14
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_steps_with_a_nan_change_nothing_on_any_replica(replicas):
+    x, y = small_data(30, 32)
+    x[[13, 14, 21]] = np.nan
+    trained = {}
+    for count in (1, replicas):
+        with scope(count):
+            model = small_model(AGCModel)
+            model.compile(
+                sgd(), "mse", metrics=["mae"], skip_nonfinite=True, ema_decay=0.99
+            )
+        history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        # Two of four batches have a NaN.
+        assert history.history["skipped"] == [2, 2]
+        assert np.isfinite(history.history["loss"]).all()
+        assert model.optimizer.iterations.numpy() == 4
+        del history.history["mae"]  # a NaN, as without clipping
+        trained[count] = history.history, model
+    assert_same(trained[replicas], trained[1], rtol=2e-5)
+    for a, b in zip(trained[replicas][1].optimizer.variables, model.optimizer.variables):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5)
+
+
+def test_sam_and_averages_on_replicas_are_those_on_one():
+    options = {"sam_rho": 0.05, "ema_decay": 0.9, "scale": 3}
+    expected = train(1, "model", **options)
+    result = train(2, "model", **options)
+    assert "val_ema_loss" in result[0]
+    assert_same(result, expected, rtol=2e-5)
+    for a, b in zip(result[1].optimizer.variables, expected[1].optimizer.variables):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5, atol=1e-6)
