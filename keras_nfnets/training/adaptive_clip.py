@@ -240,6 +240,14 @@ def _is_indexed_slices(gradient):
     return hasattr(gradient, "dense_shape")
 
 
+def is_finite(gradient):
+    """Whether all numbers of a gradient are finite, a bool tensor; True for `None`."""
+    if gradient is None:
+        return ops.convert_to_tensor(True)
+    values = gradient.values if _is_indexed_slices(gradient) else gradient
+    return ops.all(ops.isfinite(values))
+
+
 def dense(gradient, variable):
     """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
     if _is_indexed_slices(gradient):

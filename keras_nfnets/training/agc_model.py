@@ -14,6 +14,7 @@ from keras_nfnets.training.adaptive_clip import (
     check_exclude,
     check_settings,
     clip_units,
+    is_finite,
     mark_units,
 )
 from keras_nfnets.training.averages import Averages
@@ -265,7 +266,7 @@ class AGCModel(keras.Model):
         mark_units(self)  # for an optimizer that clips, too
         finite = True
         if self._skips or self._scales_loss:
-            each = [_is_finite(gradient) for gradient in gradients]
+            each = [is_finite(gradient) for gradient in gradients]
             finite = keras.ops.all(keras.ops.stack(each))
         if self._skips:
             self.skipped.update_state(each, self._trainable_paths)
@@ -378,12 +379,6 @@ class AGCModel(keras.Model):
                 "train first."
             )
         return self._averages.swapped_in()
-
-
-def _is_finite(gradient):
-    if gradient is None:
-        return keras.ops.convert_to_tensor(True)
-    return keras.ops.all(keras.ops.isfinite(getattr(gradient, "values", gradient)))
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")

@@ -18,8 +18,8 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         FloatingPointError: when a batch ends. The weights are those before these steps.
     """
 
-    def on_train_begin(self, logs=None):
-        self._seen = 0
+    def on_epoch_begin(self, epoch, logs=None):
+        self._seen = 0  # in this epoch
 
     def on_train_batch_end(self, batch, logs=None):
         skipped = int(logs["skipped"])

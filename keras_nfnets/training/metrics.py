@@ -95,7 +95,8 @@ class SkippedSteps(_OfVariables):
         skip = ops.max(culprits)
         self._skipped.assign(self._skipped + skip)
         self._in_a_row.assign((self._in_a_row + 1) * skip)
-        self._culprits.assign(ops.where(skip > 0, culprits, self._culprits))
+        before = ops.convert_to_tensor(self._culprits)
+        self._culprits.assign(ops.where(skip > 0, culprits, before))
 
     def result(self):
         return ops.cast(self._skipped, "float32") if self.built else 0.0

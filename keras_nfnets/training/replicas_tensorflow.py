@@ -6,6 +6,8 @@ import types
 import keras
 import tensorflow as tf
 
+from keras_nfnets.training.adaptive_clip import is_finite
+
 # Of Keras's optimizers. On TensorFlow these sum gradients over replicas, or leave the
 # replica in the middle of a `cond`, which TensorFlow forbids. Those of Keras's base
 # class do neither: each replica updates its own copy of the variables.
@@ -87,12 +89,8 @@ def sum_and_update(optimizer, function, gradients):
         function(gradients)
         return
     gradients = sum_over_replicas(gradients)
-    finite = [
-        tf.reduce_all(tf.math.is_finite(getattr(g, "values", g)))
-        for g in gradients
-        if g is not None
-    ]
-    update(optimizer, function, [gradients], tf.reduce_all(finite))
+    finite = tf.reduce_all([is_finite(gradient) for gradient in gradients])
+    update(optimizer, function, [gradients], finite)
 
 
 def to_be_reduced(logs):

@@ -1,0 +1,49 @@
+"""Learning rates."""
+
+import keras
+
+from keras_nfnets import checks
+
+
+def warmup_cosine(
+    learning_rate, batch_size, *, steps_per_epoch, epochs, warmup_epochs=None
+):
+    """The papers' schedule: a linear warm-up, then a cosine to zero at the end.
+
+    Args:
+        learning_rate: its peak for a batch of 256; it is scaled by `batch_size / 256`.
+            The authors' is 0.1.
+        batch_size: examples a step, of all replicas together.
+        steps_per_epoch: optimizer steps an epoch.
+        epochs: of the whole run.
+        warmup_epochs: length of the warm-up, less than `epochs`. By default the authors'
+            5, or a tenth of a run of fewer than 50.
+
+    Returns:
+        A `keras.optimizers.schedules.CosineDecay`.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+
+    >>> schedule = warmup_cosine(0.1, batch_size=4096, steps_per_epoch=312, epochs=360)
+    >>> round(float(schedule(5 * 312)), 3)
+    1.6
+
+    Reference: Brock et al. (2021), arXiv 2102.06171, appendix; `WarmupCosineDecay` in
+    the authors' optim.py with the settings of experiment_nfnets.py.
+    """
+    checks.integer("batch_size", batch_size)
+    checks.integer("steps_per_epoch", steps_per_epoch)
+    checks.integer("epochs", epochs)
+    if warmup_epochs is None:
+        warmup_epochs = min(5, epochs / 10)
+    checks.number("warmup_epochs", warmup_epochs, below=epochs)
+    steps, warmup = steps_per_epoch * epochs, round(steps_per_epoch * warmup_epochs)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        steps - warmup,
+        warmup_target=checks.number("learning_rate", learning_rate) * batch_size / 256,
+        warmup_steps=warmup,
+    )

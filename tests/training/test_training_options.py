@@ -1,0 +1,231 @@
+"""What `AGCModel.compile` adds beside clipping: SAM, averaged weights, skipped steps."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_nfnets import AGCModel, NFNetTiny
+from keras_nfnets.training import warmup_cosine
+
+X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
+Y = np.zeros((2, 1), "float32")
+
+
+def quadratic(w, **options):
+    """A model of two weights and the loss (4 w0^2 + w1^2) / 2 on X and Y."""
+    inputs = keras.Input((2,))
+    model = AGCModel(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
+    model.set_weights([np.reshape(w, (2, 1))])
+    model.compile(loss="mse", **options)
+    return model
+
+
+def weights_of(model):
+    return model.get_weights()[0][:, 0]
+
+
+def gradient_at(w):
+    return np.array([4.0, 1.0]) * w
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+# On PyTorch it would be torch.compile, which needs a C++ compiler.
+@pytest.mark.parametrize(
+    "jit_compile", [False] if keras.backend.backend() == "torch" else [False, True]
+)
+def test_sam_by_hand(scaled, jit_compile):
+    w = np.array([0.3, -2.0])
+    optimizer = keras.optimizers.SGD(0.1)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model = quadratic(
+        w, optimizer=optimizer, clip_factor=None, sam_rho=0.5, jit_compile=jit_compile
+    )
+    for _ in range(3):
+        loss = model.train_on_batch(X, Y)
+        assert loss == pytest.approx((4 * w[0] ** 2 + w[1] ** 2) / 2, rel=1e-5)
+        g = gradient_at(w)
+        w = w - 0.1 * gradient_at(w + 0.5 * g / np.linalg.norm(g))
+        np.testing.assert_allclose(weights_of(model), w, rtol=1e-5)
+
+
+def test_sam_is_clipped_at_the_weights_themselves():
+    w = np.array([0.3, -2.0])
+    model = quadratic(w, optimizer=keras.optimizers.SGD(0.1), sam_rho=0.5)
+    model.train_on_batch(X, Y)
+    g = gradient_at(w)
+    worst = gradient_at(w + 0.5 * g / np.linalg.norm(g))
+    # One unit: both weights, of one output.
+    worst *= 0.01 * np.linalg.norm(w) / np.linalg.norm(worst)
+    np.testing.assert_allclose(weights_of(model), w - 0.1 * worst, rtol=1e-5)
+
+
+def test_sam_at_a_minimum_stays_there():
+    model = quadratic([0.0, 0.0], optimizer="sgd", clip_factor=None, sam_rho=0.5)
+    model.train_on_batch(X, Y)
+    np.testing.assert_array_equal(weights_of(model), 0)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_averages_by_hand(steps, tmp_path):
+    w = average = np.array([0.3, -2.0])
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
+    model = quadratic(w, optimizer=optimizer, clip_factor=None, ema_decay=0.3)
+    for t in range(5):
+        for _ in range(steps or 1):
+            model.train_on_batch(X, Y)
+        w = w - 0.1 * gradient_at(w)
+        decay = min(0.3, (1 + t) / (10 + t))  # 0.1, 0.18, 0.25, 0.3, 0.3
+        average = decay * average + (1 - decay) * w
+    np.testing.assert_allclose(weights_of(model), w, rtol=1e-5)
+    with model.averaged_weights():
+        np.testing.assert_allclose(weights_of(model), average, rtol=1e-5)
+        model.save(tmp_path / "averaged.keras")
+    np.testing.assert_allclose(weights_of(model), w, rtol=1e-5)
+
+    # Evaluated beside the weights, and saved with them.
+    logs = model.evaluate(X, Y, verbose=0, return_dict=True)
+    for name, weights in (("loss", w), ("ema_loss", average)):
+        loss = (4 * weights[0] ** 2 + weights[1] ** 2) / 2
+        assert logs[name] == pytest.approx(loss, rel=1e-5)
+    assert model.evaluate(X, Y, verbose=0) == [logs["loss"], logs["ema_loss"]]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(weights_of(loaded), w, rtol=1e-5)
+    with loaded.averaged_weights():
+        np.testing.assert_allclose(weights_of(loaded), average, rtol=1e-5)
+    averaged = keras.saving.load_model(tmp_path / "averaged.keras")
+    np.testing.assert_allclose(weights_of(averaged), average, rtol=1e-5)
+
+
+def test_averages_begin_where_training_begins():
+    model = quadratic([5.0, 5.0], optimizer="sgd", clip_factor=None, ema_decay=0.999)
+    with pytest.raises(ValueError, match="ema_decay"):
+        model.averaged_weights()
+    model.set_weights([np.array([[0.3], [-2.0]])])  # such as pretrained ones
+    history = model.fit(X, Y, validation_data=(X, Y), verbose=0).history
+    w = np.array([0.3, -2.0])
+    new = w - 0.01 * gradient_at(w)
+    with model.averaged_weights():
+        np.testing.assert_allclose(weights_of(model), 0.1 * w + 0.9 * new, rtol=1e-5)
+    assert {"val_loss", "val_ema_loss"} <= set(history)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    model = quadratic(
+        [0.3, -2.0],
+        optimizer=keras.optimizers.Adam(0.1),
+        skip_nonfinite=True,
+        ema_decay=0.9,
+    )
+    model.train_on_batch(X, Y)
+    before = model.get_weights() + [
+        ops.convert_to_numpy(v) for v in model.optimizer.variables
+    ]
+    for bad in (np.nan, np.inf, -np.inf):
+        logs = model.train_on_batch(X * bad, Y, return_dict=True)
+        assert logs["skipped"] == 1
+        after = model.get_weights() + [
+            ops.convert_to_numpy(v) for v in model.optimizer.variables
+        ]
+        for a, b in zip(after, before):
+            np.testing.assert_array_equal(a, b)
+    assert model.train_on_batch(X, Y, return_dict=True)["skipped"] == 0
+    assert np.all(weights_of(model) != before[0][:, 0])
+
+
+def test_skipped_steps_are_counted_by_epoch_and_not_in_evaluation():
+    x, y = np.tile(X, (6, 1)), np.tile(Y, (6, 1))
+    x[3] = np.nan
+    model = quadratic([0.3, -2.0], optimizer="sgd", skip_nonfinite=True)
+    history = model.fit(
+        x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, validation_data=(X, Y)
+    ).history
+    assert history["skipped"] == [1, 1]
+    assert np.isfinite(history["loss"]).all()
+    assert set(history) == {"loss", "clip_share", "skipped", "val_loss"}
+
+
+@pytest.mark.parametrize("examples", [2, 22])
+def test_ten_skipped_steps_in_a_row_end_training_with_an_explanation(examples):
+    x, y = np.full((examples, 2), np.nan, "float32"), np.zeros((examples, 1), "float32")
+    model = quadratic([0.3, -2.0], optimizer="sgd", skip_nonfinite=True)
+    name = model.layers[-1].name
+    expected = (
+        f"last 10 steps .* those of {name}/kernel. The learning rate is 0.01; "
+        "0% of units clipped. The weights are as they were"
+    )
+    with pytest.raises(FloatingPointError, match=expected):
+        model.fit(x, y, batch_size=2, epochs=20, verbose=0)
+    np.testing.assert_allclose(weights_of(model), [0.3, -2.0], rtol=1e-6)
+    # Nine are not enough, and one that is finite begins the count anew.
+    x = np.concatenate([x[:2]] * 9 + [X] + [x[:2]] * 9)
+    model = quadratic([0.3, -2.0], optimizer="sgd", skip_nonfinite=True)
+    model.fit(x, np.zeros((len(x), 1)), batch_size=2, shuffle=False, verbose=0)
+
+
+def test_loss_scaling_still_lowers_its_scale_when_steps_are_skipped():
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model = quadratic(
+        [0.3, -2.0], optimizer=optimizer, skip_nonfinite=True, ema_decay=0.9
+    )
+    model.train_on_batch(X, Y)
+    with model.averaged_weights():
+        average = weights_of(model)
+    w = weights_of(model)
+    logs = model.train_on_batch(X * np.nan, Y, return_dict=True)
+    assert logs["skipped"] == 1
+    assert ops.convert_to_numpy(optimizer.dynamic_scale) == 2.0**14
+    np.testing.assert_array_equal(weights_of(model), w)
+    with model.averaged_weights():
+        np.testing.assert_array_equal(weights_of(model), average)
+
+
+def test_options_survive_saving(tmp_path):
+    options = {"sam_rho": 0.05, "ema_decay": 0.99, "skip_nonfinite": True}
+    model = quadratic([0.3, -2.0], optimizer="adam", **options)
+    model.train_on_batch(X, Y)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for _ in range(2):
+        logs = model.train_on_batch(X, Y, return_dict=True)
+        assert loaded.train_on_batch(X, Y, return_dict=True) == pytest.approx(logs)
+    np.testing.assert_allclose(weights_of(loaded), weights_of(model), rtol=1e-6)
+    config = loaded.get_compile_config()
+    assert {name: config[name] for name in options} == options
+
+
+def test_clip_share_of_parts():
+    model = NFNetTiny(input_shape=(8, 8, 1), classes=3)
+    assert model.clip_share.of_parts() == {}
+    optimizer = keras.optimizers.SGD(1e-9)
+    model.compile(optimizer, "sparse_categorical_crossentropy", clip_factor=1e-6)
+    x, y = np.ones((2, 8, 8, 1)), np.array([0, 1])
+    logs = model.train_on_batch(x, y, return_dict=True)
+    parts = model.clip_share.of_parts()
+    assert set(parts) >= {"clip_share_stem", "clip_share_stage1", "clip_share_stage2"}
+    assert min(parts.values()) <= logs["clip_share"] <= max(parts.values()) <= 1
+
+
+def test_schedule_of_the_papers():
+    # Of 4096 images a step: up to 0.1 * 16 in 5 epochs, then a cosine to 0 at 360.
+    schedule = warmup_cosine(0.1, 4096, steps_per_epoch=312, epochs=360)
+    for epoch, expected in (
+        (0, 0),
+        (2.5, 0.8),
+        (5, 1.6),
+        (5 + 355 / 2, 0.8),
+        (5 + 355 / 3, 1.2),
+        (360, 0),
+        (400, 0),
+    ):
+        rate = ops.convert_to_numpy(schedule(round(epoch * 312)))
+        assert rate == pytest.approx(expected, abs=1e-3)
+    # A short run warms up in a tenth of it at the most.
+    schedule = warmup_cosine(0.1, 256, steps_per_epoch=10, epochs=10)
+    assert ops.convert_to_numpy(schedule(10)) == pytest.approx(0.1)
+    for wrong in ({"epochs": 0}, {"steps_per_epoch": 0}, {"warmup_epochs": 10}):
+        arguments = {"steps_per_epoch": 10, "epochs": 10, **wrong}
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            warmup_cosine(0.1, 256, **arguments)
