@@ -29,16 +29,21 @@ if keras.backend.backend() == "tensorflow":
     _devices = [tf.config.LogicalDeviceConfiguration()] * 4
     tf.config.set_logical_device_configuration(_cpu, _devices)
 
-# Only TensorFlow has sparse gradients; the data and the command stand on tf.data.
+# Only TensorFlow has replicas and sparse gradients; the data and the command stand on
+# tf.data.
 # Downloads and pickles know no backend: once is enough.
+collect_ignore = []
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [
         "cli",
         "data",
         "pretrained/test_download.py",
         "pretrained/test_pickles.py",
+        "training/test_replicas.py",
         "training/test_sparse_gradients.py",
     ]
+if keras.backend.backend() != "jax":
+    collect_ignore = [*collect_ignore, "training/test_data_parallel_jax.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -58,7 +58,10 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
     if not steps:
         gradients, counts = clip(gradients)
         return Clipped(gradients, [], counts)
-    accumulators = _accumulators(optimizer, variables)
+    accumulated = [
+        ops.convert_to_tensor(variable)
+        for variable in _accumulators(optimizer, variables)
+    ]
     # The public `iterations` counts updates only.
     now = ops.equal((ops.convert_to_tensor(inner._iterations) + 1) % steps, 0)
     gradients = [
@@ -68,7 +71,7 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
     means, counts = clip(
         [
             None if gradient is None else (gradient + loss_scale * before) / steps
-            for gradient, before in zip(gradients, accumulators)
+            for gradient, before in zip(gradients, accumulated)
         ]
     )
     fed = [
@@ -77,7 +80,7 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
     ]
     taken = ops.logical_and(now, finite)
     kept = [
-        ops.where(taken, ops.zeros_like(before), before) for before in accumulators
+        ops.where(taken, ops.zeros_like(before), before) for before in accumulated
     ]
     return Clipped(fed, kept, counts, now)
 

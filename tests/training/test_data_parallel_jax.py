@@ -1,0 +1,88 @@
+"""`keras.distribution.DataParallel` on eight devices trains what one does (JAX)."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nfnets
+from keras_nfnets import AGC, SGDAGC
+
+DOORS = {
+    "model": lambda: {"optimizer": keras.optimizers.SGD(0.1, momentum=0.9)},
+    "wrapper": lambda: {"optimizer": AGC(keras.optimizers.SGD(0.1, momentum=0.9))},
+    "optimizer": lambda: {"optimizer": SGDAGC(0.1)},
+    "all at once": lambda: {
+        "optimizer": keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
+        "sam_rho": 0.05,
+        "ema_decay": 0.9,
+        "skip_nonfinite": True,
+    },
+}
+
+
+@contextlib.contextmanager
+def data_parallel(devices):
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(
+            devices=keras.distribution.list_devices()[:devices]
+        )
+    )
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+def network():
+    return keras_nfnets.NFNet(
+        (1,),
+        (16,),
+        group_size=8,
+        classes=10,
+        classifier_activation=None,
+        drop_rate=0.2,
+        stochastic_depth_rate=0.2,
+    )
+
+
+def small_model():
+    inputs = keras.Input((8, 8, 3))
+    x = keras_nfnets.WSConv2D(8, 3, activation="relu")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras_nfnets.AGCModel(inputs, keras.layers.Dense(10)(x))
+
+
+def train(devices, door):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(32, 8, 8, 3)).astype("float32")
+    y = random.integers(0, 10, 32)
+    with data_parallel(devices):
+        keras.utils.set_random_seed(0)
+        model = network() if door == "all at once" else small_model()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(
+            loss=loss, metrics=["accuracy"], clip_factor=0.01, **DOORS[door]()
+        )
+        history = model.fit(
+            x, y, 16, epochs=2, verbose=0, shuffle=False, validation_data=(x, y)
+        ).history
+        prediction = model.predict(x, batch_size=16, verbose=0)
+    shardings = {v.value.sharding.num_devices for v in model.trainable_variables}
+    assert shardings == {devices}
+    return history, model, prediction
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_eight_devices_train_as_one(door):
+    history, model, prediction = train(8, door)
+    expected, one, expected_prediction = train(1, door)
+    assert set(history) == set(expected)
+    for name in history:
+        np.testing.assert_allclose(history[name], expected[name], 2e-5, err_msg=name)
+    for v, w in zip(model.trainable_variables, one.trainable_variables):
+        v, w = np.array(v), np.array(w)
+        scale = max(np.abs(w).max(), 1e-3)  # gains and biases begin at zero
+        np.testing.assert_allclose(v, w, rtol=0, atol=2e-5 * scale)
+    np.testing.assert_allclose(prediction, expected_prediction, rtol=1e-4, atol=1e-4)
