@@ -68,7 +68,9 @@ class Command:
     def define(self, kind, name, default, help, **options):
         """Defines a flag of this command: `kind` is `"integer"`, `"float"`, ..."""
         define = getattr(flags, f"DEFINE_{kind}")
-        define(name, default, help, flag_values=self.values, **options)
+        define(
+            name=name, default=default, help=help, flag_values=self.values, **options
+        )
         self.values.register_flag_by_module(self.name, self.values[name])
 
 

@@ -13,6 +13,9 @@ class Pictures(typing.NamedTuple):
     A batch is (pictures, labels): float32 `(batch, size, size, channels)`, each picture
     with mean zero and variance one, and float32 one-hot `(batch, classes)`.
     `preparation` are the arguments with which `data.prepare` prepares others like them.
+    `examples` is how many pictures `train` has; it is shuffled anew each time.
+    `epochs_from(n)` are all epochs from the n-th on, without end, each in an order that
+    depends on its number and the seed alone.
     """
 
     train: typing.Any
@@ -20,6 +23,8 @@ class Pictures(typing.NamedTuple):
     channels: int
     class_names: list
     preparation: dict | None = None
+    examples: int | None = None
+    epochs_from: typing.Callable | None = None
 
 
 def load(name, image_size, batch_size, seed=0):
@@ -54,10 +59,26 @@ def load(name, image_size, batch_size, seed=0):
         image = tf.image.resize(image, (image_size, image_size), antialias=True)
         return tf.image.per_image_standardization(image), tf.one_hot(label, classes)
 
-    train = source.train.shuffle(10_000, seed=seed, reshuffle_each_iteration=True)
     parallel = tf.data.AUTOTUNE
+
+    def shuffled(seed):
+        train = source.train.shuffle(10_000, seed=seed, reshuffle_each_iteration=True)
+        return train.map(prepare, parallel).batch(batch_size)
+
+    def epochs_from(epoch):
+        def shuffled_by(number):
+            # The seed of this function alone. Zero would not do: beside it TensorFlow
+            # wants to know the other one when it builds the graph.
+            tf.random.set_seed(seed % 2**30 + 1)
+            return shuffled(number)
+
+        numbers = tf.data.Dataset.range(epoch, tf.int64.max)
+        return numbers.flat_map(shuffled_by).prefetch(parallel)
+
     return source._replace(
-        train=train.map(prepare, parallel).batch(batch_size).prefetch(parallel),
+        train=shuffled(seed).prefetch(parallel),
+        examples=int(source.train.cardinality()),
+        epochs_from=epochs_from,
         test=source.test.map(prepare, parallel).batch(batch_size).prefetch(parallel),
         # The same as `prepare` above, for single files.
         preparation={

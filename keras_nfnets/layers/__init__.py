@@ -5,12 +5,14 @@ from keras_nfnets.layers.attention import EfficientChannelAttention, SqueezeExci
 from keras_nfnets.layers.block import NFBlock
 from keras_nfnets.layers.conventions import CONVENTIONS, Convention, convention
 from keras_nfnets.layers.convolution import WSConv2D
+from keras_nfnets.layers.dropout import Dropout
 from keras_nfnets.layers.pooling import SymmetricMaxPooling2D
 from keras_nfnets.layers.stochastic_depth import StochasticDepth
 
 __all__ = [
     "CONVENTIONS",
     "Convention",
+    "Dropout",
     "EfficientChannelAttention",
     "NFBlock",
     "ScaledActivation",

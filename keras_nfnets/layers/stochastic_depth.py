@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_nfnets import checks
+from keras_nfnets import checks, place_in_batch
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -43,8 +43,12 @@ class StochasticDepth(keras.layers.Layer):
     def call(self, inputs, training=False):
         if not training or self.rate == 0:
             return inputs
-        shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
-        uniform = keras.random.uniform(shape, seed=self.seed_generator)
+
+        def draw(examples):
+            shape = (examples,) + (1,) * (len(inputs.shape) - 1)
+            return keras.random.uniform(shape, seed=self.seed_generator)
+
+        uniform = place_in_batch.draw(draw, ops.shape(inputs)[0])
         return inputs * ops.cast(uniform >= self.rate, inputs.dtype)
 
     def compute_output_shape(self, input_shape):

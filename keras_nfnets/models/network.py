@@ -179,7 +179,7 @@ def finish(inputs, x, head, style, *, name, classifier_initializer=None):
     x = style.activate(x, name="features")
     if head.include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = keras.layers.Dropout(head.drop_rate, name="top_dropout")(x)
+        x = layers.Dropout(head.drop_rate, name="top_dropout")(x)
         x = keras.layers.Dense(
             head.classes,
             activation=head.classifier_activation,

@@ -2,7 +2,22 @@
 
 from keras_nfnets.training.adaptive_clip import adaptive_clip
 from keras_nfnets.training.agc_model import AGCModel
+from keras_nfnets.training.callbacks import TrainingLog
+from keras_nfnets.training.checkpoints import Checkpoints
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
 from keras_nfnets.training.schedules import warmup_cosine
+from keras_nfnets.training.strategies import STRATEGIES, has_workers, is_chief, strategy
 
-__all__ = ["AGC", "SGDAGC", "AGCModel", "adaptive_clip", "warmup_cosine"]
+__all__ = [
+    "AGC",
+    "SGDAGC",
+    "STRATEGIES",
+    "AGCModel",
+    "Checkpoints",
+    "TrainingLog",
+    "adaptive_clip",
+    "has_workers",
+    "is_chief",
+    "strategy",
+    "warmup_cosine",
+]

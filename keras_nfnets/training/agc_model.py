@@ -41,8 +41,9 @@ class AGCModel(keras.Model):
     as the base of a class of your own, or beside `keras.Sequential`
     (`class MySequential(AGCModel, keras.Sequential)`). `compile` takes six more
     arguments, see there. `fit` logs `clip_share`: of the units that may be clipped
-    (see `adaptive_clip`), the share that was, averaged over the epoch's steps;
-    `model.clip_share.of_parts()` gives that of the stem and of each stage.
+    (see `adaptive_clip`), the share that was, averaged over the epoch's steps. Then
+    `model.clip_shares` has that of each part of the network, `{"clip_share_stem": 0.1,
+    "clip_share_stage1": 0.2, ...}`, if its layers are named so.
 
     What is clipped is the gradient of the unscaled loss, so that loss scaling
     (`mixed_float16`) changes nothing, and `jit_compile=True` works.
@@ -81,6 +82,7 @@ class AGCModel(keras.Model):
         super().__init__(*args, **kwargs)
         self.clip_share, self.skipped = ClipShare(), SkippedSteps()
         self._averages = None
+        self.clip_shares = {}
 
     def compile(
         self,
@@ -165,7 +167,7 @@ class AGCModel(keras.Model):
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**config)
         if self.built and getattr(self, "optimizer", None) is not None:
-            self._build_training_state()
+            self.build_training_state()
 
     # The state of training: what the optimizer and the metrics keep. It is made before
     # the first step, where Keras makes the optimizer's.
@@ -176,7 +178,8 @@ class AGCModel(keras.Model):
                 # Of all: which of them are trainable may change.
                 metric.build([variable.path for variable in self.weights])
 
-    def _build_training_state(self):
+    def build_training_state(self):
+        """Makes what training keeps, as the first step would, for a built model."""
         self._build_metrics()
         variables = self.trainable_variables
         if not self.optimizer.built:
@@ -192,7 +195,7 @@ class AGCModel(keras.Model):
     def _symbolic_build(self, *args, **kwargs):
         super()._symbolic_build(*args, **kwargs)
         if self.compiled and self.optimizer is not None:
-            self._build_training_state()
+            self.build_training_state()
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # On TensorFlow under a strategy. Keras's own reads a batch to see its shape,
@@ -222,6 +225,8 @@ class AGCModel(keras.Model):
         # Keras takes the metrics, which are of all replicas, if they have the names of
         # the logs, which are of the last step.
         own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
+        if "clip_share" in own:
+            self.clip_shares = self.clip_share.of_parts()
         rest = {k: value for k, value in logs.items() if k not in own}
         return {**super()._get_metrics_result_or_logs(rest), **own}
 
@@ -262,7 +267,7 @@ class AGCModel(keras.Model):
             What the optimizer is to apply, a `Clipped`; and a bool tensor (or True)
             that says whether it is to do so at all.
         """
-        self._build_training_state()
+        self.build_training_state()
         mark_units(self)  # for an optimizer that clips, too
         finite = True
         if self._skips or self._scales_loss:

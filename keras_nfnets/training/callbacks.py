@@ -45,6 +45,46 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         )
 
 
+class TrainingLog(keras.callbacks.Callback):
+    """Adds to the logs of each epoch what Keras does not log.
+
+    `learning_rate` at its end, `images_per_second` (of all replicas, the first epoch
+    with its compilation), and of an `AGCModel` the share of units clipped in each part
+    of the network: `clip_share_stem`, `clip_share_stage1`, ... Put it before callbacks
+    that write logs, such as `keras.callbacks.TensorBoard`.
+
+    Args:
+        images_per_epoch: how many examples an epoch has.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(input_shape=(8, 8, 1), classes=2)
+    >>> model.compile("sgd", "sparse_categorical_crossentropy")
+    >>> history = model.fit(np.ones((4, 8, 8, 1)), np.ones(4), verbose=0,
+    ...                     callbacks=[TrainingLog(images_per_epoch=4)]).history
+    >>> [name for name in history if "stage1" in name or "rate" in name]
+    ['clip_share_stage1', 'learning_rate']
+    """
+
+    def __init__(self, images_per_epoch):
+        super().__init__()
+        self.images_per_epoch = images_per_epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.perf_counter()
+        self._seconds = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Without validation, which comes before the epoch's end.
+        self._seconds = time.perf_counter() - self._started
+
+    def on_epoch_end(self, epoch, logs=None):
+        if "clip_share" in logs:
+            logs.update(self.model.clip_shares)
+        logs["learning_rate"] = current_learning_rate(self.model)
+        logs["images_per_second"] = self.images_per_epoch / max(self._seconds, 1e-9)
+
+
 def current_learning_rate(model):
     """The learning rate of the next step, a float."""
     return float(ops.convert_to_numpy(model.optimizer.learning_rate))

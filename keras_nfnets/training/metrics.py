@@ -29,7 +29,8 @@ class ClipShare(_OfVariables):
     def build(self, paths):
         super().build(paths)
         # "stem", "stage1", ..., and "" for the rest
-        self.parts = sorted({_part(path) for path in paths})
+        parts = {_part(path) for path in paths}
+        self.parts = sorted(parts, key=lambda part: (part != "stem", part))
         shape = (len(self.parts),)
         self._clipped = self.add_variable(shape, "zeros", name="clipped")
         self._units = self.add_variable(shape, "zeros", name="units")
@@ -53,8 +54,6 @@ class ClipShare(_OfVariables):
 
     def of_parts(self):
         """`{"clip_share_stage1": share, ...}`, floats, for the parts there are."""
-        if not self.built:
-            return {}
         shares = ops.divide_no_nan(self._clipped, self._units)
         return {
             f"{self.name}_{part}": float(share)

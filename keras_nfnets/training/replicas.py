@@ -20,13 +20,6 @@ def sum_over_replicas(tensors):
     return _tensorflow().sum_over_replicas(tensors)
 
 
-def share_of_batch(x):
-    """This replica's share of batch `x`, times the number of replicas."""
-    if keras.backend.backend() != "tensorflow":
-        return 1.0
-    return _tensorflow().share_of_batch(x)
-
-
 def mean_of_own(loss):
     """The mean loss of this replica's examples, of what a Keras model computes."""
     if keras.backend.backend() != "tensorflow":

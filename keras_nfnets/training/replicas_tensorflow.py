@@ -6,6 +6,7 @@ import types
 import keras
 import tensorflow as tf
 
+from keras_nfnets.place_in_batch import Place
 from keras_nfnets.training.adaptive_clip import is_finite
 
 # Of Keras's optimizers. On TensorFlow these sum gradients over replicas, or leave the
@@ -33,26 +34,47 @@ def sum_over_replicas(tensors):
     return [None if tensor is None else next(summed) for tensor in tensors]
 
 
-def share_of_batch(x):
+def batch_sizes(x):
+    """How many examples of a batch each replica has, int32 `(replicas,)`; None for one."""
+    if not _several_replicas():
+        return None
+    context = tf.distribute.get_replica_context()
+    first = next(value for value in keras.tree.flatten(x) if value is not None)
+    if first.shape[0] is not None:
+        return tf.fill([context.num_replicas_in_sync], first.shape[0])
+    size = tf.shape(first)[0]
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.MirroredStrategy):
+        # All of them are at hand; no need to go through the strategy's reduction.
+        def gather(strategy, sizes):
+            return tf.stack(strategy.experimental_local_results(sizes))
+
+        return context.merge_call(gather, args=(size,))
+    here = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
+    sizes = context.all_reduce(
+        tf.distribute.ReduceOp.SUM, here * tf.cast(size, tf.float32)
+    )
+    return tf.cast(sizes, tf.int32)
+
+
+def place_of_examples(sizes):
+    """Where in the batch this replica's examples are, given all `batch_sizes`."""
+    if sizes is None:
+        return None
+    mine = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return Place(tf.reduce_sum(sizes[:mine]), tf.reduce_sum(sizes))
+
+
+def share_of_batch(sizes):
     """This replica's share of the batch, times the number of replicas.
 
     Keras takes each replica's mean and divides by their number, which is the mean over
     the batch only where all have as many examples: not at the end of an epoch.
     """
-    first = next(value for value in keras.tree.flatten(x) if value is not None)
-    size = tf.cast(tf.shape(first)[0], tf.float32)
-    if not _several_replicas() or first.shape[0] is not None:
-        return tf.ones(())
-    context = tf.distribute.get_replica_context()
-    if isinstance(tf.distribute.get_strategy(), tf.distribute.MirroredStrategy):
-        # All of them are at hand; no need to go through the strategy's reduction.
-        def add(strategy, sizes):
-            return tf.add_n(strategy.experimental_local_results(sizes))
-
-        whole = context.merge_call(add, args=(size,))
-    else:
-        whole = context.all_reduce(tf.distribute.ReduceOp.SUM, size)
-    return tf.math.divide_no_nan(size * context.num_replicas_in_sync, whole)
+    if sizes is None:
+        return 1.0
+    mine = tf.distribute.get_replica_context().replica_id_in_sync_group
+    share = sizes[mine] * sizes.shape[0] / tf.maximum(tf.reduce_sum(sizes), 1)
+    return tf.cast(share, tf.float32)
 
 
 def mean_of_own(loss):

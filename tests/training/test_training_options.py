@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_nfnets import AGCModel, NFNetTiny
-from keras_nfnets.training import warmup_cosine
+from keras_nfnets.training import TrainingLog, warmup_cosine
 
 X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
 Y = np.zeros((2, 1), "float32")
@@ -196,16 +196,24 @@ def test_options_survive_saving(tmp_path):
     assert {name: config[name] for name in options} == options
 
 
-def test_clip_share_of_parts():
+def test_clip_shares_of_the_parts_of_a_network():
     model = NFNetTiny(input_shape=(8, 8, 1), classes=3)
-    assert model.clip_share.of_parts() == {}
-    optimizer = keras.optimizers.SGD(1e-9)
-    model.compile(optimizer, "sparse_categorical_crossentropy", clip_factor=1e-6)
+    loss = "sparse_categorical_crossentropy"
+    model.compile(
+        keras.optimizers.SGD(1e-9), loss, clip_factor=1e-6, agc_exclude="stage2_*"
+    )
     x, y = np.ones((2, 8, 8, 1)), np.array([0, 1])
-    logs = model.train_on_batch(x, y, return_dict=True)
-    parts = model.clip_share.of_parts()
-    assert set(parts) >= {"clip_share_stem", "clip_share_stage1", "clip_share_stage2"}
-    assert min(parts.values()) <= logs["clip_share"] <= max(parts.values()) <= 1
+    log = TrainingLog(images_per_epoch=2)
+    options = {"validation_data": (x, y), "callbacks": [log], "verbose": 0}
+    history = model.fit(x, y, **options).history
+    shares = {name: history[name][0] for name in model.clip_shares}
+    stages = [f"clip_share_stage{i}" for i in (1, 2, 3, 4)]
+    assert list(shares) == ["clip_share_stem", *stages]
+    assert shares["clip_share_stage2"] == 0
+    assert shares["clip_share_stem"] > 0.9
+    assert 0.1 < history["clip_share"][0] < 1
+    assert history["learning_rate"] == [pytest.approx(1e-9)]
+    assert history["images_per_second"][0] > 0
 
 
 def test_schedule_of_the_papers():

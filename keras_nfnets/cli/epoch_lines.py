@@ -1,0 +1,68 @@
+"""What a training run prints: a bar while an epoch lasts, a line when it is over."""
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+
+class EpochLines(keras.callbacks.Callback):
+    """Prints a table of the epochs."""
+
+    def __init__(self, epochs, steps):
+        super().__init__()
+        self.epochs, self.steps = epochs, steps
+        self._bar = None
+
+    def on_train_begin(self, logs=None):
+        self._header = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._bar = tqdm(
+            total=self.steps,
+            desc=f"Epoch {epoch + 1}/{self.epochs}",
+            unit=" batches",
+            leave=False,
+            disable=None,  # where nobody is looking
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Several at once with `steps_per_execution`.
+        self._bar.update(batch + 1 - self._bar.n)
+        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._bar.close()
+        columns = _columns(logs)
+        header = "  ".join([" " * 13, *columns])
+        if header != self._header:
+            print(header)
+            self._header = header
+        values = (value.rjust(len(name)) for name, value in columns.items())
+        number = f"{epoch + 1}/{self.epochs}"
+        print("  ".join([f"Epoch {number:>7}", *values]), flush=True)
+
+
+def _columns(logs):
+    """`{heading: value}`, as text."""
+    columns = {
+        "  loss": f"{logs['loss']:.3f}",
+        "accuracy": f"{logs['accuracy']:.1%}",
+        "held out": f"{logs['val_accuracy']:.1%}",
+    }
+    if "val_ema_accuracy" in logs:
+        columns["averaged"] = f"{logs['val_ema_accuracy']:.1%}"
+    if "clip_share" in logs:
+        parts = [
+            name.removeprefix("clip_share_")
+            for name in logs
+            if name.startswith("clip_share_")
+        ]
+        columns["clipped"] = f"{logs['clip_share']:.0%}"
+        short = [part.replace("stage", "").rjust(3) for part in parts]
+        shares = [f"{100 * logs[f'clip_share_{part}']:3.0f}" for part in parts]
+        columns[f"({' '.join(short)})"] = f"({' '.join(shares)})".rjust(3)
+    columns["  rate"] = f"{logs['learning_rate']:.3g}"
+    columns["images/s"] = f"{logs['images_per_second']:,.0f}"
+    if logs.get("skipped"):
+        columns["skipped"] = f"{np.rint(logs['skipped']):.0f}"
+    return columns

@@ -1,0 +1,27 @@
+"""Dropout that does not depend on the number of replicas."""
+
+import keras
+from keras import ops
+
+from keras_nfnets import place_in_batch
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class Dropout(keras.layers.Dropout):
+    """`keras.layers.Dropout` that drops on several replicas what it drops on one.
+
+    Keras's drops the same on each replica of a `tf.distribute` strategy.
+
+    Args:
+        *args, **kwargs: see `keras.layers.Dropout`, without `noise_shape`.
+    """
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+
+        def factors(examples):
+            ones = ops.ones((examples, *inputs.shape[1:]), inputs.dtype)
+            return keras.random.dropout(ones, self.rate, seed=self.seed_generator)
+
+        return inputs * place_in_batch.draw(factors, ops.shape(inputs)[0])

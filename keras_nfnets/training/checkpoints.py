@@ -1,0 +1,159 @@
+"""The state of training, kept so that a run can go on after it was killed."""
+
+import json
+import os
+import pathlib
+import re
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves the whole state of training after each epoch, and restores it.
+
+    Saved are the weights, the state of random generators, the optimizer with averaged
+    weights, the place in the data (the epoch) and the history. A file appears under its
+    name, `epoch-000012.npz`, only when it is whole; the last two are kept.
+
+    Args:
+        folder: made where it is missing.
+        settings: a dict (of JSON's types) that says what run this is.
+        write: whether to write: of several workers one does, and all read.
+
+    Raises:
+        OSError: when an epoch ends, if it cannot be saved. The last one saved is kept.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> for epochs in (2, 4):  # the second time it goes on at the third epoch
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile("adam", "mse")
+    ...     checkpoints = Checkpoints(folder, settings={"optimizer": "adam"})
+    ...     done, history = checkpoints.restore(model)
+    ...     _ = model.fit(np.ones((4, 2)), np.ones(4), initial_epoch=done, epochs=epochs,
+    ...                   callbacks=[checkpoints], verbose=0)
+    >>> done, len(checkpoints.history["loss"])
+    (2, 4)
+    """
+
+    def __init__(self, folder, settings, write=True):
+        super().__init__()
+        self.folder = pathlib.Path(folder)
+        self.settings = settings
+        self.write = write
+        self.history = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(value))
+        if self.write:
+            self.save(epoch + 1)
+
+    def save(self, epoch):
+        """Saves the state after `epoch` epochs."""
+        about = {"epoch": epoch, "settings": self.settings, "history": self.history}
+        arrays = {
+            name: ops.convert_to_numpy(variable)
+            for name, variable in self._variables(self.model).items()
+        }
+        # Types that NumPy's files do not know are kept by their bytes.
+        arrays = {n: a.view("V2") if a.dtype.kind == "V" else a for n, a in arrays.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left_over in self.folder.glob("*.part"):
+            left_over.unlink()
+        path = self.folder / f"epoch-{epoch:06}.npz"
+        partial = path.with_suffix(".part")
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, about=np.array(json.dumps(about)), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        for old in self._files()[2:]:
+            old.unlink(missing_ok=True)
+
+    def restore(self, model):
+        """Gives a compiled model the state of the last whole checkpoint.
+
+        Returns:
+            How many epochs are done, and their history, `{name: [value, ...]}`: 0 and
+            `{}` where there is no checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another run: of other settings, or of a
+                model with other variables.
+        """
+        found = self._last_whole()
+        if found is None:
+            return 0, {}
+        path, about, arrays = found
+        changed = {
+            name
+            for name in {*about["settings"], *self.settings}
+            if about["settings"].get(name) != self.settings.get(name)
+        }
+        if changed:
+            differences = ", ".join(
+                f"{name}={about['settings'].get(name)!r} there, "
+                f"{self.settings.get(name)!r} here"
+                for name in sorted(changed)
+            )
+            raise ValueError(f"{path} is of a run with other settings: {differences}")
+        variables = self._variables(model)
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if shapes != {name: array.shape for name, array in arrays.items()}:
+            raise ValueError(f"{path} is of another model, or of another optimizer")
+        for name, variable in variables.items():
+            array = arrays[name]
+            if array.dtype.kind == "V":
+                array = array.view(variable.dtype)
+            variable.assign(array)
+        self.history = about["history"]
+        return about["epoch"], self.history
+
+    def _files(self):
+        """The checkpoints, the last first."""
+        files = (
+            path
+            for path in self.folder.glob("epoch-*.npz")
+            if re.fullmatch(r"epoch-\d{6,}", path.stem)
+        )
+        return sorted(files, key=lambda path: -int(path.stem.partition("-")[2]))
+
+    def _last_whole(self):
+        for path in self._files():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+                return path, json.loads(str(arrays.pop("about"))), arrays
+            except Exception as error:  # of whatever type NumPy stumbles over
+                warnings.warn(f"{path} is not whole and is left aside: {error}")
+        return None
+
+    @staticmethod
+    def _variables(model):
+        """All that training changes, by names that are the same in each process."""
+        if hasattr(model, "build_training_state"):
+            model.build_training_state()
+        elif not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        # A streak of steps that were skipped goes on over epochs.
+        skipped = getattr(model, "skipped", None)
+        groups = {
+            "model": model.variables,
+            "optimizer": model.optimizer.variables,
+            "skipped": skipped.variables if skipped is not None else [],
+        }
+        return {
+            f"{group}{i}": variable
+            for group, variables in groups.items()
+            for i, variable in enumerate(variables)
+        }

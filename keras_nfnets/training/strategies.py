@@ -1,0 +1,151 @@
+"""Strategies of `tf.distribute`, by name."""
+
+import json
+import os
+import threading
+
+from keras_nfnets import checks
+
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
+
+# How long workers wait, in seconds. TensorFlow itself notices within ten seconds that a
+# worker was killed or does not answer; the second is for all else that may stand still.
+START_TIMEOUT = 600
+COLLECTIVE_TIMEOUT = 600
+
+
+def strategy(name="auto", start_timeout=START_TIMEOUT):
+    """Makes the `tf.distribute` strategy of that name.
+
+    Make it before anything else of TensorFlow, and a model in its `scope()`.
+
+    Args:
+        name: one of
+
+            - `"none"`: no strategy; TensorFlow's default device.
+            - `"mirrored"`: all GPUs of this machine, or where there is none its (logical)
+              CPU devices.
+            - `"multi_worker"`: as one of the workers that the environment variable
+              `TF_CONFIG` lists.
+            - `"tpu"`: the TPU at hand, or the one that `TPU_NAME` names.
+            - `"auto"`: `"multi_worker"` if `TF_CONFIG` lists several workers, `"tpu"` if
+              `TPU_NAME` is set, `"mirrored"` if there are several GPUs, else `"none"`.
+        start_timeout: seconds that `"multi_worker"` waits for the other workers to
+            start; then this process ends with a message and exit status 1.
+
+    Returns:
+        A `tf.distribute.Strategy`; for `"none"` TensorFlow's default one.
+
+    Raises:
+        ValueError: another name, no `TF_CONFIG` that tells the workers and which of them
+            this is, or no TPU.
+
+    Example:
+
+    >>> with strategy("none").scope():
+    ...     model = keras_nfnets.NFNetTiny()
+    """
+    import tensorflow as tf
+
+    checks.one_of("strategy", name, STRATEGIES)
+    if name == "auto":
+        name = _best(tf)
+    if name == "mirrored":
+        cpus = tf.config.list_logical_devices("CPU")
+        gpus = tf.config.list_logical_devices("GPU")
+        return tf.distribute.MirroredStrategy([d.name for d in gpus or cpus])
+    if name == "multi_worker":
+        return _multi_worker(tf, start_timeout)
+    if name == "tpu":
+        return _tpu(tf)
+    return tf.distribute.get_strategy()
+
+
+def has_workers(strategy):
+    """Whether this process is one of several workers."""
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes files: the first worker, or the only."""
+    if not has_workers(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (first, 0)
+
+
+def _best(tf):
+    cluster = _tf_config().get("cluster", {})
+    if len([*cluster.get("chief", []), *cluster.get("worker", [])]) > 1:
+        return "multi_worker"
+    if os.environ.get("TPU_NAME"):
+        return "tpu"
+    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "none"
+
+
+def _tf_config():
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        config = json.loads(text)
+        if isinstance(config, dict):
+            return config
+    except json.JSONDecodeError:
+        pass
+    raise ValueError(_wanted_tf_config(text))
+
+
+def _wanted_tf_config(received):
+    return (
+        "The environment variable TF_CONFIG must tell the addresses of all workers and "
+        "which of them this is, such as "
+        '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+        '"task": {"type": "worker", "index": 0}}. '
+        f"Received: TF_CONFIG={received!r}"
+    )
+
+
+def _multi_worker(tf, start_timeout):
+    config = _tf_config()
+    cluster, task = config.get("cluster"), config.get("task")
+    try:
+        addresses = cluster[task["type"]]
+        if not isinstance(addresses[int(task["index"])], str) or int(task["index"]) < 0:
+            raise TypeError
+    except (TypeError, KeyError, ValueError, IndexError):
+        raise ValueError(_wanted_tf_config(os.environ.get("TF_CONFIG"))) from None
+
+    def give_up():
+        # TensorFlow waits in native code, which no exception reaches.
+        workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        os.write(
+            2,
+            f"Not all workers of TF_CONFIG have come within {start_timeout} seconds: "
+            f"{', '.join(workers)}. Start the same command on all of them.\n".encode(),
+        )
+        os._exit(1)
+
+    timer = threading.Timer(start_timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=COLLECTIVE_TIMEOUT
+            )
+        )
+    finally:
+        timer.cancel()
+
+
+def _tpu(tf):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise ValueError(
+            "There is no TPU here. Set TPU_NAME, or to 'local' on a TPU machine. "
+            f"Received: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
