@@ -39,8 +39,10 @@ if keras.backend.backend() != "tensorflow":
         "data",
         "pretrained/test_download.py",
         "pretrained/test_pickles.py",
+        "training/test_compiled_step.py",
         "training/test_replicas.py",
         "training/test_sparse_gradients.py",
+        "training/test_strategies.py",
     ]
 if keras.backend.backend() != "jax":
     collect_ignore = [*collect_ignore, "training/test_data_parallel_jax.py"]

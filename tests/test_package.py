@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 
 def run(code, **environment):
     result = subprocess.run(
@@ -45,31 +43,4 @@ model.compile("sgd", "sparse_categorical_crossentropy")
 assert "clip_share" in model.fit(np.ones((4, 8, 8, 3)), np.zeros(4), verbose=0).history
 """,
         KERAS_BACKEND="jax",
-    )
-
-
-@pytest.mark.parametrize(
-    "model, optimizer",
-    [("keras_nfnets.AGCModel", "'sgd'"), ("keras.Model", "keras_nfnets.AGC('sgd')")],
-)
-def test_a_part_of_the_gradient_is_never_clipped(model, optimizer):
-    # Until replicas are summed first, training on several is refused.
-    run(
-        f"""
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras, numpy as np, keras_nfnets
-with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    inputs = keras.Input((2,))
-    model = {model}(inputs, keras.layers.Dense(1)(inputs))
-    model.compile({optimizer}, "mse")
-try:
-    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
-except NotImplementedError as error:
-    assert "2 replicas" in str(error)
-else:
-    raise AssertionError("trained")
-""",
-        KERAS_BACKEND="tensorflow",
     )

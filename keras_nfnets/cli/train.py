@@ -239,7 +239,11 @@ def _output_folder(flags, name, strategy):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UsageError(f"Cannot write into --output_dir: {error}") from error
-    if flags.resume and (folder / MODEL).exists() and not (folder / CHECKPOINTS).exists():
+    if (
+        flags.resume
+        and (folder / MODEL).exists()
+        and not (folder / CHECKPOINTS).exists()
+    ):
         raise UsageError(f"The run in {folder} is finished; there is nothing to resume")
     if writes and (flags.resume or flags.overwrite):
         left_over = [*folder.glob(f"{_PARTIAL}*")]
@@ -345,7 +349,10 @@ def _report(flags, history, folder, written, stopped):
             f"{why}: stopped after {epochs} of {flags.epochs} epochs. This is what there "
             "was by then; --resume goes on."
         )
-    for name, what in (("val_accuracy", ""), ("val_ema_accuracy", ", averaged weights")):
+    for name, what in (
+        ("val_accuracy", ""),
+        ("val_ema_accuracy", ", averaged weights"),
+    ):
         if history.get(name):
             print(f"Accuracy on held-out pictures{what}: {history[name][-1]:.2%}")
     for name in written:

@@ -189,9 +189,7 @@ def _fits(variables, arrays):
         if tuple(variables[key].shape) != getattr(arrays[key], "shape", None):
             return None
     # In an order of their own: that of a set differs from one process to the next.
-    given = [
-        getattr(arrays[key], "shape", ()) for key in sorted(head & arrays.keys())
-    ]
+    given = [getattr(arrays[key], "shape", ()) for key in sorted(head & arrays.keys())]
     if not given:
         return {"include_top": False}
     # The bias and the kernel both end in the classes.

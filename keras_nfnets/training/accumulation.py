@@ -79,9 +79,7 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
         for mean, gradient in zip(means, gradients)
     ]
     taken = ops.logical_and(now, finite)
-    kept = [
-        ops.where(taken, ops.zeros_like(before), before) for before in accumulated
-    ]
+    kept = [ops.where(taken, ops.zeros_like(before), before) for before in accumulated]
     return Clipped(fed, kept, counts, now)
 
 

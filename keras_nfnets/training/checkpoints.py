@@ -62,7 +62,9 @@ class Checkpoints(keras.callbacks.Callback):
             for name, variable in self._variables(self.model).items()
         }
         # Types that NumPy's files do not know are kept by their bytes.
-        arrays = {n: a.view("V2") if a.dtype.kind == "V" else a for n, a in arrays.items()}
+        arrays = {
+            n: a.view("V2") if a.dtype.kind == "V" else a for n, a in arrays.items()
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         for left_over in self.folder.glob("*.part"):
             left_over.unlink()
@@ -134,8 +136,10 @@ class Checkpoints(keras.callbacks.Callback):
                 with np.load(path, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
                 return path, json.loads(str(arrays.pop("about"))), arrays
-            except Exception as error:  # of whatever type NumPy stumbles over
-                warnings.warn(f"{path} is not whole and is left aside: {error}")
+            except Exception as error:  # noqa: BLE001 (of whatever type)
+                warnings.warn(
+                    f"{path} is not whole and is left aside: {error}", stacklevel=3
+                )
         return None
 
     @staticmethod

@@ -133,7 +133,9 @@ def symbolic_batch(iterator):
             return None
         return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
 
-    return keras.tree.map_structure(symbolic, iterator._distributed_dataset.element_spec)
+    return keras.tree.map_structure(
+        symbolic, iterator._distributed_dataset.element_spec
+    )
 
 
 def takes_sums(optimizer):

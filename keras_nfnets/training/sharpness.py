@@ -36,9 +36,7 @@ def perturbed(values, gradients, variables, rho):
 def at_worst_point(variables, gradients, rho):
     """Within it the variables are `perturbed`; then they are exactly as before."""
     before = [ops.copy(variable) for variable in variables]
-    for variable, value in zip(
-        variables, perturbed(before, gradients, variables, rho)
-    ):
+    for variable, value in zip(variables, perturbed(before, gradients, variables, rho)):
         variable.assign(value)
     yield
     for variable, value in zip(variables, before):

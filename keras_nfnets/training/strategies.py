@@ -1,7 +1,11 @@
 """Strategies of `tf.distribute`, by name."""
 
+import contextlib
+import faulthandler
 import json
 import os
+import signal
+import sys
 import threading
 
 from keras_nfnets import checks
@@ -31,7 +35,7 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
             - `"auto"`: `"multi_worker"` if `TF_CONFIG` lists several workers, `"tpu"` if
               `TPU_NAME` is set, `"mirrored"` if there are several GPUs, else `"none"`.
         start_timeout: seconds that `"multi_worker"` waits for the other workers to
-            start; then this process ends with a message and exit status 1.
+            start; then this process ends, with exit status 1.
 
     Returns:
         A `tf.distribute.Strategy`; for `"none"` TensorFlow's default one.
@@ -117,27 +121,38 @@ def _multi_worker(tf, start_timeout):
     except (TypeError, KeyError, ValueError, IndexError):
         raise ValueError(_wanted_tf_config(os.environ.get("TF_CONFIG"))) from None
 
-    def give_up():
-        # TensorFlow waits in native code, which no exception reaches.
-        workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
-        os.write(
-            2,
-            f"Not all workers of TF_CONFIG have come within {start_timeout} seconds: "
-            f"{', '.join(workers)}. Start the same command on all of them.\n".encode(),
-        )
-        os._exit(1)
-
-    timer = threading.Timer(start_timeout, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
+    workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
+    print(
+        f"Waiting for all workers of TF_CONFIG to start: {', '.join(workers)}. Without "
+        f"them this one ends after {start_timeout} seconds.",
+        file=sys.stderr,
+        flush=True,
+    )
+    with _not_longer_than(start_timeout):
         return tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=tf.distribute.experimental.CommunicationOptions(
                 timeout_seconds=COLLECTIVE_TIMEOUT
             )
         )
-    finally:
-        timer.cancel()
+
+
+@contextlib.contextmanager
+def _not_longer_than(seconds):
+    """Ends the process, with status 1, if it is still within after so many seconds.
+
+    TensorFlow waits in native code and lets no other thread of Python run, nor what
+    Python does at a Ctrl-C: that ends the process at once.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        handler = in_main_thread and signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if in_main_thread:
+                signal.signal(signal.SIGINT, handler)
 
 
 def _tpu(tf):

@@ -29,7 +29,9 @@ def train_step(model, state, data):
     auxiliary, gradients = loss_and_gradients(trainable, non_trainable)
     loss, y_pred, non_trainable, metrics = auxiliary
     if model.sam_rho:
-        worst = perturbed(trainable, gradients, model.trainable_variables, model.sam_rho)
+        worst = perturbed(
+            trainable, gradients, model.trainable_variables, model.sam_rho
+        )
         (_, _, non_trainable, _), gradients = loss_and_gradients(worst, non_trainable)
 
     def scope(trainable, optimizer, metrics):

@@ -507,7 +507,9 @@ def test_the_mean_of_accumulated_gradients_is_clipped(door, scaled, steps):
     for _ in range(3):
         whole.train_on_batch(x, y)
         for i in range(0, 30, size):
-            logs = parts.train_on_batch(x[i : i + size], y[i : i + size], return_dict=True)
+            logs = parts.train_on_batch(
+                x[i : i + size], y[i : i + size], return_dict=True
+            )
     if door == "model":
         assert logs["clip_share"] == 1
     assert_same_weights(whole, parts, rtol=3e-5)

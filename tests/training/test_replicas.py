@@ -1,14 +1,12 @@
 """Several replicas train the network that one trains (TensorFlow)."""
 
 import contextlib
-import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_nfnets
 from keras_nfnets import AGC, SGDAGC, AGCModel
 
 CLIP = {"clip_factor": 0.02, "eps": 1e-3}
@@ -210,7 +208,9 @@ def test_steps_with_a_nan_change_nothing_on_any_replica(replicas):
         del history.history["mae"]  # a NaN, as without clipping
         trained[count] = history.history, model
     assert_same(trained[replicas], trained[1], rtol=2e-5)
-    for a, b in zip(trained[replicas][1].optimizer.variables, model.optimizer.variables):
+    for a, b in zip(
+        trained[replicas][1].optimizer.variables, model.optimizer.variables
+    ):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5)
 
 

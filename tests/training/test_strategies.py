@@ -1,0 +1,209 @@
+"""Strategies by name, and several workers as processes on this machine (TensorFlow)."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_nfnets import training
+
+
+def test_strategies_by_name(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    for name in ("auto", "none"):
+        strategy = training.strategy(name)
+        assert strategy.num_replicas_in_sync == 1
+        assert training.is_chief(strategy)
+        assert not training.has_workers(strategy)
+    mirrored = training.strategy("mirrored")
+    # The devices that conftest.py asks for.
+    assert isinstance(mirrored, tf.distribute.MirroredStrategy)
+    assert mirrored.num_replicas_in_sync == 4
+    assert training.is_chief(mirrored)
+
+
+@pytest.mark.parametrize("name", ["Mirrored", "", None, 3])
+def test_another_strategy_is_refused(name):
+    with pytest.raises(ValueError, match="must be one of 'auto', 'none'"):
+        training.strategy(name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '{"cluster": {"worker": ["localhost:1"]}}',
+        '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker"}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "boss", "index": 0}}',
+        '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
+    ],
+)
+def test_workers_need_a_whole_tf_config(config, monkeypatch):
+    if config is None:
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+    else:
+        monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(ValueError, match="TF_CONFIG must tell .* Received: TF_CONFIG="):
+        training.strategy("multi_worker")
+
+
+def test_a_tpu_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("TPU_NAME", "nosuch")
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    for name in ("tpu", "auto"):
+        with pytest.raises(ValueError, match="There is no TPU here"):
+            training.strategy(name)
+
+
+# Trains, evaluates and predicts, and prints what came out; with callbacks, validation
+# and metrics, and an epoch that the workers cannot share evenly.
+WORKER = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+import keras_nfnets, keras
+from keras_nfnets import training
+
+strategy = training.strategy(sys.argv[1])
+random = np.random.default_rng(0)
+x = random.normal(size=(31, 8, 8, 1)).astype("float32")
+y = np.eye(4, dtype="float32")[random.integers(0, 4, 31)]
+with strategy.scope():
+    keras.utils.set_random_seed(1)
+    model = keras_nfnets.NFNet(
+        (1,), (16,), group_size=8, classes=4, input_shape=(8, 8, 1), drop_rate=0.3
+    )
+    optimizer = keras.optimizers.SGD(
+        0.1, momentum=0.9, gradient_accumulation_steps=int(sys.argv[2]) or None
+    )
+    model.compile(
+        optimizer, "categorical_crossentropy", metrics=["accuracy"], ema_decay=0.9,
+        skip_nonfinite=True,
+    )
+train = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(31, seed=3).batch(8)
+test = tf.data.Dataset.from_tensor_slices((x, y)).batch(7)
+seen = []
+seen_by = keras.callbacks.LambdaCallback(
+    on_train_batch_end=lambda batch, logs: seen.append(float(logs["loss"]))
+)
+history = model.fit(
+    train, epochs=3, validation_data=test, verbose=0,
+    callbacks=[training.TrainingLog(31), seen_by],
+).history
+del history["images_per_second"]
+result = {
+    "chief": training.is_chief(strategy),
+    "replicas": strategy.num_replicas_in_sync,
+    "history": history,
+    "batches": len(seen),
+    "evaluated": model.evaluate(test, verbose=0, return_dict=True),
+    "predicted": model.predict(x, batch_size=8, verbose=0).tolist(),
+    "weights": [w.tolist() for w in model.get_weights()],
+}
+print("RESULT", json.dumps(result, default=float))
+"""
+
+
+def addresses(count):
+    """That many addresses on this machine that nobody listens at."""
+    sockets = [socket.socket() for _ in range(count)]
+    for listener in sockets:
+        listener.bind(("localhost", 0))
+    names = [f"localhost:{listener.getsockname()[1]}" for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return names
+
+
+def start(workers, index, *arguments, **options):
+    """Starts a process as one of several workers, or as the only one."""
+    config = {
+        "cluster": {"worker": workers},
+        "task": {"type": "worker", "index": index},
+    }
+    environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+    if not workers:
+        del environment["TF_CONFIG"]
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def results(processes):
+    found = []
+    for process in processes:
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-3000:]
+        found.append(json.loads(re.search("RESULT (.*)", out)[1]))
+    return found
+
+
+@pytest.mark.parametrize("count, accumulate", [(2, 0), (3, 2)])
+def test_workers_compute_what_one_process_computes(count, accumulate):
+    one = start([], 0, "-c", WORKER, "auto", str(accumulate))
+    [expected] = results([one])
+    hosts = addresses(count)
+    workers = results(
+        [
+            start(hosts, i, "-c", WORKER, "multi_worker", str(accumulate))
+            for i in range(count)
+        ]
+    )
+    assert [worker["chief"] for worker in workers] == [True] + [False] * (count - 1)
+    for worker in workers:
+        assert worker["replicas"] == count
+        assert worker["batches"] == expected["batches"] == 12
+        assert worker["history"].keys() == expected["history"].keys()
+        for part in ("history", "evaluated"):
+            for name, value in expected[part].items():
+                np.testing.assert_allclose(worker[part][name], value, 2e-5, 1e-6, name)
+        np.testing.assert_allclose(worker["predicted"], expected["predicted"], 1e-4)
+        for a, b in zip(worker["weights"], expected["weights"]):
+            scale = max(np.abs(b).max(), 1e-3)
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale)
+
+
+def test_ctrl_c_reaches_a_worker_that_waits():
+    code = "from keras_nfnets import training; training.strategy('multi_worker')"
+    process = start([*addresses(1), "localhost:1"], 0, "-c", code)
+    line = ""
+    while "Waiting for all workers" not in line:
+        line = process.stderr.readline()
+    time.sleep(1)  # so that it is TensorFlow that waits
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_worker_does_not_wait_for_ever_for_the_others():
+    code = (
+        "from keras_nfnets import training;"
+        "training.strategy('multi_worker', start_timeout=2)"
+    )
+    hosts = addresses(2)
+    processes = [start([hosts[0], "localhost:1"], 0, "-c", code)]
+    processes += [start(["localhost:1", hosts[1]], 1, "-c", code)]
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "Waiting for all workers of TF_CONFIG" in error
+        assert "this one ends after 2 seconds" in error
