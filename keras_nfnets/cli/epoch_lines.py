@@ -33,13 +33,13 @@ class EpochLines(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._bar.close()
         columns = _columns(logs)
-        header = "  ".join([" " * 13, *columns])
+        number = f"Epoch {epoch + 1}/{self.epochs}".ljust(12)
+        header = "  ".join([" " * len(number), *columns])
         if header != self._header:
             print(header)
             self._header = header
         values = (value.rjust(len(name)) for name, value in columns.items())
-        number = f"{epoch + 1}/{self.epochs}"
-        print("  ".join([f"Epoch {number:>7}", *values]), flush=True)
+        print("  ".join([number, *values]), flush=True)
 
 
 def _columns(logs):
@@ -60,7 +60,7 @@ def _columns(logs):
         columns["clipped"] = f"{logs['clip_share']:.0%}"
         short = [part.replace("stage", "").rjust(3) for part in parts]
         shares = [f"{100 * logs[f'clip_share_{part}']:3.0f}" for part in parts]
-        columns[f"({' '.join(short)})"] = f"({' '.join(shares)})".rjust(3)
+        columns[f"({' '.join(short)})"] = f"({' '.join(shares)})"
     columns["  rate"] = f"{logs['learning_rate']:.3g}"
     columns["images/s"] = f"{logs['images_per_second']:,.0f}"
     if logs.get("skipped"):

@@ -373,17 +373,17 @@ smoothing. Without flags it learns scikit-learn's handwritten digits in half a m
 
 It leaves in one folder {MODEL} (and {ABOUT}, for 'keras-nfnets predict'),
 {HISTORY}, {CURVES} and {PREDICTIONS}. Ctrl-C ends a run early and
-leaves what there is by then. A run that was stopped or killed goes on, with --resume and
-else the same flags, after its last whole epoch, and ends as it would have.
+leaves what there is by then. A run that was stopped or killed goes on, with --resume
+and else the same flags, after its last whole epoch, and ends as it would have.
 
---strategy says on what devices. On several machines, give each the environment variable
-TF_CONFIG, which lists them, and start the same command with one --output_dir on all; the
-first writes. If one is lost, the others notice within a minute and wait ten for it to be
-started again with --resume, then give up.
+--strategy says on what devices. On several machines, give each the environment
+variable TF_CONFIG, which lists them, and start the same command with one --output_dir
+on all; the first writes. If one is lost, the others notice within a minute, and wait
+ten for it to be started again with --resume.
 
   keras-nfnets train
   keras-nfnets train --model=NFResNet26 --image_size=64 --epochs=5
-  keras-nfnets train --dataset=cifar10 --batch_size=128 --output_dir=cifar --strategy=mirrored
+  keras-nfnets train --dataset=cifar10 --batch_size=512 --strategy=mirrored
 """,
     run,
 )

@@ -1,6 +1,7 @@
 """`keras-nfnets train` as a process of its own, the way people run it."""
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,11 @@ def test_the_first_command_learns_the_digits(tmp_path):
     rows = history_of(folder)
     assert rows[-1]["val_accuracy"] >= 0.985
     assert max(row["clip_share"] for row in rows) > 0.1
+    for name in ("learning_rate", "images_per_second", "skipped", "clip_share_stage4"):
+        assert name in rows[0]
+    assert 0.3 < max(row["learning_rate"] for row in rows) <= 0.4  # 1.6 * 64 / 256
+    last = f"Epoch 15/15 +{rows[-1]['loss']:.3f} .* {rows[-1]['val_accuracy']:.1%} "
+    assert re.search(last, result.stdout)
     assert f"{rows[-1]['val_accuracy']:.2%}" in result.stdout
     for name in FILES:
         assert f"runs/{folder.name}/{name}" in result.stdout
@@ -115,19 +121,26 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_there_is(tmp_path):
-    rest = interrupt(cwd=tmp_path, after="Epoch 3/1000")
-    assert "Interrupted: stopped after 2 of 1000 epochs" in rest
+    rest = interrupt("--tensorboard", cwd=tmp_path, after="Epoch 2/1000")
+    found = re.search(r"Interrupted: stopped after (\d+) of 1000 epochs", rest)
     assert "Traceback" not in rest
     [folder] = (tmp_path / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == FILES
-    assert len(history_of(folder)) == 2
+    # It can be resumed.
+    more = {"checkpoints", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == FILES | more
+    [log] = (folder / "tensorboard" / "train").iterdir()
+    for name in (b"epoch_learning_rate", b"epoch_clip_share_stage4", b"epoch_skipped"):
+        assert name in log.read_bytes()
+    assert len(history_of(folder)) == int(found[1]) >= 2
     assert evaluate(folder)["accuracy"] > 0.1
 
 
 def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path):
     for name in FILES:
         (tmp_path / name).write_text("old")
-    rest = interrupt("--overwrite", f"--output_dir={tmp_path}", after="Epoch 1/1000")
+    rest = interrupt(
+        "--overwrite", f"--output_dir={tmp_path}", after="pixels, 1000 epochs"
+    )
     assert "stopped after 0 of 1000 epochs" in rest
     # Without a whole epoch there is no history, and the old one is not this run's.
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -46,6 +46,23 @@ def test_order_follows_the_seed_and_changes_every_epoch():
     assert epochs(4)[0] != first
 
 
+def test_an_epoch_is_the_same_whether_one_begins_with_it_or_not():
+    def epochs(first, seed=3):
+        pictures = data.load("digits", 8, 1000, seed=seed)
+        batches = pictures.epochs_from(first).take(4).as_numpy_iterator()
+        labels = [y.argmax(axis=1).tolist() for _, y in batches]
+        assert [len(batch) for batch in labels] == [1000, pictures.examples - 1000] * 2
+        return labels[0] + labels[1], labels[2] + labels[3]
+
+    (zero, one), (again, two) = epochs(0), epochs(1)
+    assert one == again
+    assert zero != one and one != two
+    assert sorted(zero) == sorted(one)
+    assert epochs(0, seed=4)[0] not in (zero, one, two)
+    # The largest seed, and one that TensorFlow takes for zero.
+    assert epochs(0, seed=2**32 - 1)[0] != epochs(0, seed=2**31 - 2)[0]
+
+
 class TinyPictures(tfds.core.GeneratorBasedBuilder):
     """A real data set, written and read by TFDS, of pictures made here."""
 

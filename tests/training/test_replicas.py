@@ -60,7 +60,7 @@ def small_data(scale, size=32):
 def train(
     replicas, door, *, accumulate=None, scale=30, size=32, batch_size=8, **options
 ):
-    """The history and the weights after three epochs of several steps."""
+    """The history and the weights after two epochs of several steps."""
     with scope(replicas):
         cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
         model = small_model(cls)
@@ -70,7 +70,7 @@ def train(
         x,
         y,
         batch_size=batch_size,
-        epochs=3,
+        epochs=2,
         shuffle=False,
         verbose=0,
         validation_data=(x, y),
@@ -102,8 +102,10 @@ def trained_on_one(door, **options):
 
 
 @pytest.mark.parametrize("accumulate", [None, 2])
-@pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "door, replicas",
+    [*((door, 2) for door in DOORS), *((door, 4) for door in list(DOORS)[:3])],
+)
 def test_replicas_train_as_one(door, replicas, accumulate):
     expected = trained_on_one(door, accumulate=accumulate)
     result = train(replicas, door, accumulate=accumulate)

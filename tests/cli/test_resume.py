@@ -1,0 +1,187 @@
+"""`keras-nfnets train --resume`, after runs that were killed."""
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nfnets  # noqa: F401  (its layers are needed to load models)
+from keras_nfnets.cli.main import main
+
+# Few steps at a small learning rate: at a large one a difference in the last digit grows
+# a thousandfold an epoch, on one process as between one and many.
+SMALL = [
+    *("--image_size=8", "--epochs=4", "--ema_decay=0.9"),
+    *("--learning_rate=0.04", "--batch_size=512"),
+]
+
+
+def start(folder, *arguments, **options):
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "keras_nfnets", "train", *SMALL),
+            *(f"--output_dir={folder}", *arguments),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def outputs(process, status=0):
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == status, error[-3000:]
+    return out, error
+
+
+def kill_after(process, folder, epoch, seconds=0.0):
+    """SIGKILL, so many seconds after that epoch was saved."""
+    file = folder / "checkpoints" / f"epoch-{epoch:06}.npz"
+    while not file.exists() and epoch:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+def rows_of(folder):
+    with open(folder / "history.csv", newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def assert_same_run(folder, expected, rtol):
+    rows, expected_rows = rows_of(folder), rows_of(expected)
+    assert len(rows) == len(expected_rows)
+    for row, expected_row in zip(rows, expected_rows):
+        assert row == pytest.approx(expected_row, rel=rtol, abs=rtol)
+    for name in ("model.keras", "averaged.keras"):
+        model = keras.saving.load_model(folder / name)
+        one = keras.saving.load_model(expected / name)
+        for v, w in zip(model.get_weights(), one.get_weights()):
+            np.testing.assert_allclose(v, w, rtol=rtol, atol=rtol, err_msg=name)
+    assert {f.name for f in folder.iterdir()} == {f.name for f in expected.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("runs") / "left alone"
+    out, _ = outputs(start(folder))
+    assert "averaged weights: " in out
+    return folder
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(whole, tmp_path):
+    folder = tmp_path / "killed twice"
+    kill_after(start(folder), folder, epoch=2, seconds=0.02)
+    files = sorted((folder / "checkpoints").glob("epoch-*.npz"))
+    assert [file.name for file in files][:2] == ["epoch-000001.npz", "epoch-000002.npz"]
+
+    # A disk that is too full for the next checkpoint keeps the last.
+    size = files[-1].stat().st_size
+    full = start(
+        folder,
+        "--resume",
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (size // 2, size // 2)
+        ),
+    )
+    _, error = outputs(full, status=1)
+    assert f"Cannot write into {folder}" in error and "--resume" in error
+    assert "Traceback" not in error
+    left = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert left == [file.name for file in files]
+
+    # The last one is cut, as by a crash of the machine: the one before it is taken.
+    whole_file = files[-1].read_bytes()
+    files[-1].write_bytes(whole_file[: len(whole_file) // 2])
+    out, error = outputs(start(folder, "--resume"))
+    assert "epoch-000002.npz is not whole" in error
+    assert "resumed after epoch 1" in out or "resumed after epoch 2" in out
+    assert_same_run(folder, whole, rtol=1e-6)
+
+
+def test_resuming_what_is_finished_or_other_is_refused(whole, tmp_path, capsys):
+    def train(folder, *arguments):
+        status = main(["train", *SMALL, f"--output_dir={folder}", *arguments])
+        return status, capsys.readouterr().err
+
+    status, error = train(whole, "--resume")
+    assert (status, "is finished" in error) == (2, True)
+
+    folder = tmp_path / "other"
+    kill_after(start(folder), folder, epoch=1)
+    before = [file.read_bytes() for file in sorted(folder.rglob("*.npz"))]
+    status, error = train(folder, "--resume", "--seed=5")
+    assert (status, "other settings: seed=0 there, 5 here" in error) == (2, True)
+    status, error = train(folder)
+    assert (status, "or --resume to go on with it" in error) == (2, True)
+    assert [file.read_bytes() for file in sorted(folder.rglob("*.npz"))] == before
+
+
+def test_resuming_without_a_folder_takes_the_last_unfinished_run(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume"]) == 2
+    assert "no unfinished run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_killed_at_a_random_moment(seed, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    try:
+        process.communicate(timeout=random.Random(seed).uniform(3, 30))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    if not (folder / "model.keras").exists() or (folder / "checkpoints").exists():
+        outputs(start(folder, "--resume"))
+    assert_same_run(folder, whole, rtol=1e-6)
+
+
+def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
+    folder = tmp_path / "two workers"
+    with socket.socket() as a, socket.socket() as b:
+        for listener in (a, b):
+            listener.bind(("localhost", 0))
+        hosts = [f"localhost:{s.getsockname()[1]}" for s in (a, b)]
+
+    def worker(index, *more):
+        config = {
+            "cluster": {"worker": hosts},
+            "task": {"type": "worker", "index": index},
+        }
+        return start(
+            folder,
+            "--strategy=multi_worker",
+            *more,
+            env={**os.environ, "TF_CONFIG": json.dumps(config)},
+        )
+
+    chief, other = worker(0), worker(1)
+    kill_after(other, folder, epoch=1)
+    # The one that is left notices, and waits for the other.
+    line = ""
+    while "Another worker was lost" not in line:
+        line = chief.stderr.readline()
+        assert line, "the chief ended"
+    outputs(worker(1, "--resume"))
+    out, _ = outputs(chief)
+    assert "resumed after epoch" in out
+    assert_same_run(folder, whole, rtol=2e-5)
