@@ -90,7 +90,7 @@ def run(flags, arguments):
         )
         return 1
     except _LostWorker:
-        return _start_again()
+        return _start_again(flags)
     if not chief:
         return _status(stopped)
 
@@ -189,7 +189,7 @@ def _resume(checkpoints, model, strategy):
         raise UsageError(f"Cannot resume: {error}") from error
 
 
-def _start_again():
+def _start_again(flags):
     """Replaces this process by one that resumes, after another worker was lost."""
     print(
         "Another worker was lost. This one waits for it to be started again, with "
@@ -197,9 +197,9 @@ def _start_again():
         file=sys.stderr,
         flush=True,
     )
-    command = [*sys.orig_argv]
-    if "--resume" not in command:
-        command.append("--resume")
+    values = {**flags.flag_values_dict(), "resume": True}
+    given = [f"--{name}={v}" for name, v in values.items() if v is not None]
+    command = [sys.executable, "-m", "keras_nfnets", "train", *given]
     os.execv(sys.executable, command)
 
 

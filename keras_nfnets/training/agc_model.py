@@ -205,6 +205,12 @@ class AGCModel(keras.Model):
             data_batch = replicas.symbolic_batch(iterator)
         super()._maybe_symbolic_build(data_batch=data_batch)
 
+    def make_train_function(self, *args, **kwargs):
+        # Outside of the step, where the averages' first values are at hand.
+        if self.built:
+            self.build_training_state()
+        return super().make_train_function(*args, **kwargs)
+
     # The logs.
 
     @property

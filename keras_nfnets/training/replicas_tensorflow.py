@@ -16,6 +16,7 @@ _LOCAL = (
     "_apply_weight_decay",
     "_backend_increment_gradient_accumulators",
     "_backend_update_step",
+    "_overwrite_model_variables_with_average_value",
 )
 
 
@@ -40,7 +41,8 @@ def batch_sizes(x):
         return None
     context = tf.distribute.get_replica_context()
     first = next(value for value in keras.tree.flatten(x) if value is not None)
-    if first.shape[0] is not None:
+    # (What runs eagerly knows its own size, which need not be that of others.)
+    if first.shape[0] is not None and not tf.executing_eagerly():
         return tf.fill([context.num_replicas_in_sync], first.shape[0])
     size = tf.shape(first)[0]
     if isinstance(tf.distribute.get_strategy(), tf.distribute.MirroredStrategy):
@@ -78,6 +80,8 @@ def share_of_batch(sizes):
 
 
 def mean_of_own(loss):
+    if 0 in loss.shape:  # that of no examples, where steps run eagerly
+        return tf.zeros((), loss.dtype)
     # Which Keras has divided by their number.
     return loss * tf.distribute.get_strategy().num_replicas_in_sync
 

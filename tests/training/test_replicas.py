@@ -122,6 +122,53 @@ def test_replicas_may_have_unequal_shares_of_a_batch(batch_size, replicas):
     assert_same(result, trained_on_one("model", **options), rtol=2e-5)
 
 
+class WithAnUnusedVariable(AGCModel):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(4)
+        self.outputs_ = keras.layers.Dense(3)
+        self.unused = self.add_weight(shape=(2,), name="unused")
+
+    def call(self, x):
+        return self.outputs_(self.hidden(x))
+
+
+def embeddings(**kwargs):
+    inputs = keras.Input((6,))
+    x = keras.layers.Embedding(50, 4)(keras.ops.cast(abs(10 * inputs), "int32"))
+    x = keras.layers.Flatten()(x)
+    return AGCModel(inputs, keras.layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize("make", [WithAnUnusedVariable, embeddings])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sam_rho": 0.05, "skip_nonfinite": True, "accumulate": 2, "ema_decay": 0.9},
+        {"run_eagerly": True, "skip_nonfinite": True},
+        {"use_ema": True, "ema_overwrite_frequency": 2},  # Keras's own averages
+    ],
+)
+def test_gradients_may_be_missing_or_sparse_and_batches_empty(make, options):
+    x, y = small_data(30, 10)  # on three replicas: 2 + 2 + 2, and 2 + 2 + 0 examples
+    options = dict(options)
+    optimizer = {
+        "gradient_accumulation_steps": options.pop("accumulate", None),
+        "use_ema": options.pop("use_ema", False),
+        "ema_overwrite_frequency": options.pop("ema_overwrite_frequency", None),
+    }
+    trained = {}
+    for replicas in (1, 3):
+        with scope(replicas):
+            keras.utils.set_random_seed(1)
+            model = make()
+            model.compile(sgd(**optimizer), "mse", clip_factor=0.02, **options)
+        fit = {"batch_size": 6, "epochs": 2, "shuffle": False, "verbose": 0}
+        trained[replicas] = model.fit(x, y, **fit).history, model
+    assert_same(trained[3], trained[1], rtol=2e-5)
+
+
 def collective_elements(strategy, model):
     """The numbers that each collective operation of a step puts on the wire."""
     x, y = small_data(1, 8)

@@ -99,8 +99,17 @@ def test_averages_by_hand(steps, tmp_path):
     np.testing.assert_allclose(weights_of(averaged), average, rtol=1e-5)
 
 
-def test_averages_begin_where_training_begins():
-    model = quadratic([5.0, 5.0], optimizer="sgd", clip_factor=None, ema_decay=0.999)
+@pytest.mark.parametrize(
+    "jit_compile", [False] if keras.backend.backend() == "torch" else [False, True]
+)
+def test_averages_begin_where_training_begins(jit_compile):
+    model = quadratic(
+        [5.0, 5.0],
+        optimizer="sgd",
+        clip_factor=None,
+        ema_decay=0.999,
+        jit_compile=jit_compile,
+    )
     with pytest.raises(ValueError, match="ema_decay"):
         model.averaged_weights()
     model.set_weights([np.array([[0.3], [-2.0]])])  # such as pretrained ones
