@@ -6,7 +6,9 @@ import numpy as np
 def training_curves(history, path, title):
     """Draws loss, accuracy and the share of units clipped, epoch by epoch.
 
-    `history` is that of `keras.callbacks.History`; `clip_share` may be missing.
+    `history` is that of `keras.callbacks.History`; `clip_share` may be missing. Drawn
+    are also the averaged weights' results (`val_ema_loss`, ...) and the shares of the
+    parts of the network (`clip_share_stage1`, ...), where there are such.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -20,14 +22,23 @@ def training_curves(history, path, title):
         ("loss", "accuracy (%)", "units clipped (%)"),
         (1, 100, 100),
     ):
-        for name, style in ((key, "training"), (f"val_{key}", "held out")):
+        lines = {
+            key: "all" if key == "clip_share" else "training",
+            f"val_{key}": "held out",
+            f"val_ema_{key}": "held out, averaged weights",
+        }
+        for name, line in lines.items():
             if name in history:
                 values = percent * np.array(history[name])
-                axis.plot(epochs, values, marker="o", markersize=3, label=style)
+                axis.plot(epochs, values, marker="o", markersize=3, label=line)
+        for name in history:
+            if name.startswith(f"{key}_"):
+                values, part = percent * np.array(history[name]), name.split("_")[-1]
+                axis.plot(epochs, values, linewidth=1, alpha=0.7, label=part)
         axis.set(xlabel="epoch", title=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-        if f"val_{key}" in history:
+        if len(axis.lines) > 1:
             axis.legend()
         if key != "accuracy":
             axis.set_ylim(bottom=0)

@@ -8,7 +8,7 @@ from keras_nfnets.cli.main import main
 
 
 def accuracy(folder, precision, size):
-    arguments = [f"--precision={precision}", f"--image_size={size}", "--epochs=6"]
+    arguments = [f"--precision={precision}", f"--image_size={size}", "--epochs=5"]
     assert main(["train", *arguments, f"--output_dir={folder}"]) == 0
     with open(folder / "history.csv", newline="") as file:
         return float(list(csv.DictReader(file))[-1]["val_accuracy"])

@@ -167,9 +167,8 @@ def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
 
 
 def test_curves_are_drawn_without_clipping_and_predictions_in_colour(tmp_path):
-    pictures.training_curves(
-        {"loss": [1.0], "accuracy": [0.5]}, tmp_path / "curves.png", "one epoch"
-    )
+    history = {"loss": [1.0], "accuracy": [0.5], "val_ema_loss": [0.9]}
+    pictures.training_curves(history, tmp_path / "curves.png", "one epoch")
     probabilities = np.eye(3)[[0, 1, 1]]
     pictures.predictions(
         np.random.default_rng(0).normal(size=(3, 8, 8, 3)),
