@@ -71,6 +71,8 @@ def run(flags, arguments):
     chief = training.is_chief(strategy)
     checkpoints = training.Checkpoints(folder / CHECKPOINTS, settings, write=chief)
     done = _resume(checkpoints, model, strategy) if flags.resume else 0
+    if training.has_workers(strategy):
+        _check_that_all_begin_at(done, strategy)
     replicas = strategy.num_replicas_in_sync
     if chief:
         print(
@@ -136,6 +138,23 @@ class _CtrlCBetweenBatches(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         signal.signal(signal.SIGINT, self.handler)
+
+
+def _check_that_all_begin_at(done, strategy):
+    """Raises a UsageError unless all workers have as many epochs behind them."""
+    import tensorflow as tf
+
+    def add():
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(done)))
+
+    [total, *_] = strategy.experimental_local_results(strategy.run(add))
+    if float(total) != done * strategy.num_replicas_in_sync:
+        raise UsageError(
+            "The workers do not begin at one epoch: --output_dir must be a folder that "
+            f"all of them see, and --resume be given to all. This one has {done} epochs "
+            "behind it."
+        )
 
 
 class _LostWorker(Exception):
@@ -234,11 +253,12 @@ def _output_folder(flags, name, strategy):
         taken = {path.name for path in runs.glob(f"{name}*")}
         count = next(n for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
         folder = runs / f"{name}-{count}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(f"Cannot write into --output_dir: {error}") from error
+    if writes:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UsageError(f"Cannot write into --output_dir: {error}") from error
     if (
         flags.resume
         and (folder / MODEL).exists()

@@ -93,6 +93,8 @@ class Checkpoints(keras.callbacks.Callback):
             ValueError: the checkpoint is of another run: of other settings, or of a
                 model with other variables.
         """
+        # Made in any case: several workers do so together.
+        variables = self._variables(model)
         found = self._last_whole()
         if found is None:
             return 0, {}
@@ -109,7 +111,6 @@ class Checkpoints(keras.callbacks.Callback):
                 for name in sorted(changed)
             )
             raise ValueError(f"{path} is of a run with other settings: {differences}")
-        variables = self._variables(model)
         shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         if shapes != {name: array.shape for name, array in arrays.items()}:
             raise ValueError(f"{path} is of another model, or of another optimizer")

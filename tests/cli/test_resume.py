@@ -155,8 +155,8 @@ def test_a_run_killed_at_a_random_moment(seed, whole, tmp_path):
     assert_same_run(folder, whole, rtol=1e-6)
 
 
-def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
-    folder = tmp_path / "two workers"
+def workers_of_two(folders):
+    """A function that starts the first or the second of two workers."""
     with socket.socket() as a, socket.socket() as b:
         for listener in (a, b):
             listener.bind(("localhost", 0))
@@ -168,12 +168,18 @@ def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
             "task": {"type": "worker", "index": index},
         }
         return start(
-            folder,
+            folders[index],
             "--strategy=multi_worker",
             *more,
             env={**os.environ, "TF_CONFIG": json.dumps(config)},
         )
 
+    return worker
+
+
+def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
+    folder = tmp_path / "two workers"
+    worker = workers_of_two([folder, folder])
     chief, other = worker(0), worker(1)
     kill_after(other, folder, epoch=1)
     # The one that is left notices, and waits for the other.
@@ -181,7 +187,20 @@ def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
     while "Another worker was lost" not in line:
         line = chief.stderr.readline()
         assert line, "the chief ended"
-    outputs(worker(1, "--resume"))
+    quiet, _ = outputs(worker(1, "--resume"))
     out, _ = outputs(chief)
     assert "resumed after epoch" in out
+    assert "Epoch" not in quiet  # only the first worker reports
     assert_same_run(folder, whole, rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_see_one_folder_are_refused(tmp_path):
+    folder = tmp_path / "first"
+    kill_after(start(folder), folder, epoch=1)
+    worker = workers_of_two([folder, tmp_path / "second"])
+    both = [worker(0, "--resume"), worker(1, "--resume")]
+    for process in both:
+        _, error = outputs(process, status=2)
+        assert "do not begin at one epoch" in error
+    assert not (tmp_path / "second").exists()
