@@ -9,6 +9,8 @@ import contextlib
 import contextvars
 import typing
 
+from keras import ops
+
 
 class Place(typing.NamedTuple):
     """Before these examples are `offset` others, of `total`: ints or scalar tensors."""
@@ -40,4 +42,7 @@ def draw(function, examples):
     place = _current.get()
     if place is None:
         return function(examples)
-    return function(place.total)[place.offset : place.offset + examples]
+    drawn = function(place.total)
+    # Not by an index: XLA must see that the size is static.
+    start = (place.offset,) + (0,) * (len(drawn.shape) - 1)
+    return ops.slice(drawn, start, (examples, *drawn.shape[1:]))

@@ -4,6 +4,7 @@ import contextlib
 import types
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_nfnets.place_in_batch import Place
@@ -36,14 +37,17 @@ def sum_over_replicas(tensors):
 
 
 def batch_sizes(x):
-    """How many examples of a batch each replica has, int32 `(replicas,)`; None for one."""
+    """How many examples of a batch each replica has, `(replicas,)`; None for one.
+
+    A NumPy array where shapes are static, as they must be on TPUs, else an int32 tensor.
+    """
     if not _several_replicas():
         return None
     context = tf.distribute.get_replica_context()
     first = next(value for value in keras.tree.flatten(x) if value is not None)
     # (What runs eagerly knows its own size, which need not be that of others.)
     if first.shape[0] is not None and not tf.executing_eagerly():
-        return tf.fill([context.num_replicas_in_sync], first.shape[0])
+        return np.full(context.num_replicas_in_sync, first.shape[0], "int32")
     size = tf.shape(first)[0]
     if isinstance(tf.distribute.get_strategy(), tf.distribute.MirroredStrategy):
         # All of them are at hand; no need to go through the strategy's reduction.
@@ -63,7 +67,9 @@ def place_of_examples(sizes):
     if sizes is None:
         return None
     mine = tf.distribute.get_replica_context().replica_id_in_sync_group
-    return Place(tf.reduce_sum(sizes[:mine]), tf.reduce_sum(sizes))
+    before = tf.where(tf.range(sizes.shape[0]) < mine, sizes, 0)
+    total = int(sizes.sum()) if isinstance(sizes, np.ndarray) else tf.reduce_sum(sizes)
+    return Place(tf.reduce_sum(before), total)
 
 
 def share_of_batch(sizes):
@@ -75,12 +81,13 @@ def share_of_batch(sizes):
     if sizes is None:
         return 1.0
     mine = tf.distribute.get_replica_context().replica_id_in_sync_group
-    share = sizes[mine] * sizes.shape[0] / tf.maximum(tf.reduce_sum(sizes), 1)
+    here = tf.gather(sizes, mine)
+    share = here * sizes.shape[0] / tf.maximum(tf.reduce_sum(sizes), 1)
     return tf.cast(share, tf.float32)
 
 
 def mean_of_own(loss):
-    if 0 in loss.shape:  # that of no examples, where steps run eagerly
+    if loss.shape.num_elements() == 0:  # that of no examples, where steps run eagerly
         return tf.zeros((), loss.dtype)
     # Which Keras has divided by their number.
     return loss * tf.distribute.get_strategy().num_replicas_in_sync

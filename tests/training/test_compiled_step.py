@@ -5,8 +5,11 @@ import re
 import keras
 import pytest
 import tensorflow as tf
+from comparing import assert_close
 
 import keras_nfnets
+from keras_nfnets import layers
+from keras_nfnets.place_in_batch import Place, examples_are_at
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,20 @@ def test_all_shapes_are_static(compiled):
     # XLA writes f32[<=8,3] for a size that is known only when it runs.
     assert "<=" not in hlo
     assert "dynamic-" not in re.sub("dynamic-(update-)?slice", "", hlo)
+
+
+@pytest.mark.parametrize("layer", ["StochasticDepth", "Dropout"])
+def test_a_replicas_part_of_what_is_drawn_compiles_too(layer):
+    def drawn(examples, place):
+        dropping = getattr(layers, layer)(0.5, seed=1)
+
+        @tf.function(jit_compile=True)
+        def call(offset):
+            with examples_are_at(place and Place(offset, 12)):
+                return dropping(tf.ones((examples, 3)), training=True)
+
+        return call(tf.constant(place or 0))
+
+    whole = drawn(12, None)
+    for first in (4, 8):
+        assert_close(drawn(4, first), whole[first : first + 4])
