@@ -6,14 +6,14 @@ from tqdm import tqdm
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints a table of the epochs."""
+    """Prints what is going to happen, and a table of the epochs."""
 
-    def __init__(self, epochs, steps):
+    def __init__(self, plan, epochs, steps):
         super().__init__()
-        self.epochs, self.steps = epochs, steps
-        self._bar = None
+        self.plan, self.epochs, self.steps = plan, epochs, steps
 
     def on_train_begin(self, logs=None):
+        print(self.plan, flush=True)
         self._header = None
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -74,16 +74,21 @@ def run(flags, arguments):
     if training.has_workers(strategy):
         _check_that_all_begin_at(done, strategy)
     replicas = strategy.num_replicas_in_sync
+    plan = (
+        f"{title}: {model.count_params():,} parameters, {steps_per_epoch} batches of "
+        f"{flags.batch_size} pictures, {size} x {size} pixels, {flags.epochs} epochs"
+        + (f", on {replicas} replicas" if replicas > 1 else "")
+        + (f", resumed after epoch {done}" if done else "")
+    )
+    callbacks = [training.TrainingLog(dataset.examples), checkpoints]
+    callbacks.append(_CtrlCBetweenBatches())
     if chief:
-        print(
-            f"{title}: {model.count_params():,} parameters, {steps_per_epoch} batches of "
-            f"{flags.batch_size} pictures, {size} x {size} pixels, {flags.epochs} epochs"
-            + (f", on {replicas} replicas" if replicas > 1 else "")
-            + (f", resumed after epoch {done}" if done else "")
-        )
+        callbacks.append(EpochLines(plan, flags.epochs, steps_per_epoch))
+        if flags.tensorboard:
+            log = folder / TENSORBOARD
+            callbacks.append(keras.callbacks.TensorBoard(log, write_graph=False))
     try:
-        log = folder / TENSORBOARD if flags.tensorboard else None
-        stopped = _fit(model, dataset, flags.epochs, done, checkpoints, log)
+        stopped = _fit(model, dataset, done, flags.epochs, steps_per_epoch, callbacks)
     except OSError as error:
         print(
             f"Cannot write into {folder}: {error}. What was there by the last epoch is "
@@ -161,26 +166,17 @@ class _LostWorker(Exception):
     """Another worker does not answer any more."""
 
 
-def _fit(model, dataset, epochs, done, checkpoints, tensorboard):
+def _fit(model, dataset, done, epochs, steps_per_epoch, callbacks):
     """Trains, and returns the error that stopped it, None if nothing did."""
     import tensorflow as tf
 
-    steps = int(dataset.train.cardinality())
-    log = training.TrainingLog(dataset.examples)
-    callbacks = [log, checkpoints, _CtrlCBetweenBatches()]
-    if checkpoints.write:
-        callbacks.append(EpochLines(epochs, steps))
-        if tensorboard:
-            callbacks.append(
-                keras.callbacks.TensorBoard(tensorboard, write_graph=False)
-            )
     try:
         model.fit(
             dataset.epochs_from(done),
             validation_data=dataset.test,
             initial_epoch=done,
             epochs=epochs,
-            steps_per_epoch=steps,
+            steps_per_epoch=steps_per_epoch,
             shuffle=False,  # the data set does so
             callbacks=callbacks,
             verbose=0,
