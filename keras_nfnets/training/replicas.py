@@ -13,13 +13,6 @@ def _tensorflow():  # imported where it is used: it may not be installed
     return replicas_tensorflow
 
 
-def sum_over_replicas(tensors):
-    """A list of tensors (or `None`), each summed over the replicas."""
-    if keras.backend.backend() != "tensorflow":
-        return list(tensors)
-    return _tensorflow().sum_over_replicas(tensors)
-
-
 def mean_of_own(loss):
     """The mean loss of this replica's examples, of what a Keras model computes."""
     if keras.backend.backend() != "tensorflow":

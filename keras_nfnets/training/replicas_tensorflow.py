@@ -27,6 +27,7 @@ def _several_replicas():
 
 
 def sum_over_replicas(tensors):
+    """A list of tensors (or `None`), each summed over the replicas."""
     tensors = list(tensors)
     given = [tensor for tensor in tensors if tensor is not None]
     if not given or not _several_replicas():
