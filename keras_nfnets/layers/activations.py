@@ -1,10 +1,12 @@
 """Activations that keep the variance of a standard normal input at one."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_nfnets import checks
+from keras_nfnets import checks, lean
 
 
 def _gelu(x):
@@ -147,6 +149,17 @@ def _standard_normal(rows=2**14, channels=256):
     return shuffle(quantiles.reshape(rows, channels), axis=0).astype("float32")
 
 
+@functools.cache
+def _scaled(function):
+    """The one function of inputs and gain that computes `gain * function(inputs)`."""
+
+    def scaled(inputs, gain):
+        outputs = function(inputs)
+        return outputs * ops.cast(gain, outputs.dtype)
+
+    return scaled
+
+
 @keras.saving.register_keras_serializable("keras_nfnets")
 class ScaledActivation(keras.layers.Layer):
     """An activation times the gain that restores unit variance: `gain * f(x)`.
@@ -183,7 +196,10 @@ class ScaledActivation(keras.layers.Layer):
         self.gain = checks.number("gain", gain, exclusive=True)
         self.supports_masking = True
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
+        # A function of the user's may read variables or draw numbers.
+        if training and isinstance(self.activation, str):
+            return lean.fused(_scaled(self.function), inputs, self.gain)
         outputs = self.function(inputs)
         return outputs if self.gain == 1.0 else outputs * self.gain
 

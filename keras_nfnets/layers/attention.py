@@ -29,12 +29,16 @@ class _ChannelAttention(keras.layers.Layer):
         self.build_gate(checks.integer("channels of the input", channels))
 
     def call(self, inputs):
+        return inputs * self.factors(inputs)
+
+    def factors(self, inputs):
+        """What `call` multiplies `inputs` by: one number a channel of each picture."""
         channels_last = self.data_format == "channels_last"
         spatial = (1, 2) if channels_last else (2, 3)
         precise = keras.backend.result_type(inputs.dtype, "float32")
         squeezed = ops.mean(ops.cast(inputs, precise), axis=spatial)
         gate = self.gate(ops.cast(squeezed, inputs.dtype))
-        return inputs * (2 * ops.expand_dims(gate, spatial))
+        return 2 * ops.expand_dims(gate, spatial)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,8 +1,9 @@
 """The normalizer-free residual block."""
 
 import keras
+from keras import ops
 
-from keras_nfnets import checks
+from keras_nfnets import checks, lean
 from keras_nfnets.layers.activations import (
     ScaledActivation,
     activation_gain,
@@ -205,7 +206,7 @@ class NFBlock(keras.layers.Layer):
             )
             self.shortcut_conv.build(input_shape)
         shape = input_shape
-        for layer in [self.input_activation, *self._branch()]:
+        for layer in [self.input_activation, *self.branch()]:
             layer.build(shape)
             shape = _shape_after(layer, shape)
         self.stochastic_depth.build(shape)
@@ -215,7 +216,7 @@ class NFBlock(keras.layers.Layer):
                 name="skip_gain", shape=(), initializer=self.skip_gain_initializer
             )
 
-    def _branch(self):
+    def branch(self):
         """The residual branch in order, from the scaled and activated input."""
         layers = [self.conv0, self.activation0, self.conv1]
         if self.extra_conv:
@@ -226,40 +227,71 @@ class NFBlock(keras.layers.Layer):
             layers.insert(end, self.attention_layer)
         return layers
 
-    def _residual_and_shortcut(self, inputs):
-        x = self.input_activation(inputs)
-        shortcut = inputs
+    def _convolved_and_shortcut(self, inputs, training=False):
+        """The residual branch up to its last convolution, and the shortcut."""
+
+        def apply(layers, x):
+            def apply_all(x):
+                for layer in layers:
+                    x = layer(x, training=training)
+                return x
+
+            return lean.recomputed(apply_all, x) if training else apply_all(x)
+
+        x = shortcut = inputs
+        pending = [self.input_activation]
         if self.shortcut_conv is not None:
-            shortcut = x if self.shortcut_pool is None else self.shortcut_pool(x)
-            shortcut = self.shortcut_conv(shortcut)
-        for layer in self._branch():
-            x = layer(x)
+            # Two convolutions read the activated input.
+            x = shortcut = self.input_activation(inputs)
+            pending = []
+            if self.shortcut_pool is not None:
+                shortcut = self.shortcut_pool(shortcut)
+            shortcut = apply([self.shortcut_conv], shortcut)
+        for layer in self.branch():
+            if layer is self.attention_layer:
+                x = x if self._attention_is_last else layer(x)
+                continue
+            pending.append(layer)
+            if isinstance(layer, WSConv2D):
+                x = apply(pending, x)
+                pending = []
         return x, shortcut
+
+    @property
+    def _attention_is_last(self):
+        return self.attention_layer is not None and self.attention_on == "output"
 
     def residual(self, inputs):
         """The residual branch before stochastic depth, skip gain and alpha.
 
         This is the signal whose variance the authors report as `res_avg_var`.
         """
-        return self._residual_and_shortcut(inputs)[0]
+        x, _ = self._convolved_and_shortcut(inputs)
+        return self.attention_layer(x) if self._attention_is_last else x
 
     def call(self, inputs, training=False):
-        residual, shortcut = self._residual_and_shortcut(inputs)
-        residual = self.stochastic_depth(residual, training=training)
-        scale = self.alpha
+        x, shortcut = self._convolved_and_shortcut(inputs, training)
+        # All factors as one small tensor: nothing of the size of `x` is made between.
+        scale = ops.cast(self.alpha, x.dtype)
         if self.skip_gain is not None:
-            scale = self.skip_gain * self.alpha
-        return residual * scale + shortcut
+            scale = scale * self.skip_gain
+        if training and self.stochastic_depth.rate:
+            scale = scale * self.stochastic_depth.factors(x)
+        if self._attention_is_last:
+            scale = scale * self.attention_layer.factors(x)
+        if training:
+            return lean.fused(_scaled_sum, x, scale, shortcut)
+        return _scaled_sum(x, scale, shortcut)
 
     def compute_output_shape(self, input_shape):
-        for layer in self._branch():
+        for layer in self.branch():
             input_shape = _shape_after(layer, input_shape)
         return input_shape
 
     def count_flops(self, input_positions, output_positions):
         """Multiply-adds for one picture of so many pixels before and after."""
         flops = self.conv0.count_flops(input_positions)
-        later = [*self._branch()[1:], self.shortcut_conv]
+        later = [*self.branch()[1:], self.shortcut_conv]
         for layer in later:
             if isinstance(layer, WSConv2D):
                 flops += layer.count_flops(output_positions)
@@ -293,6 +325,10 @@ class NFBlock(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         return cls(**with_deserialized_activation(config))
+
+
+def _scaled_sum(residual, scale, shortcut):
+    return residual * scale + shortcut
 
 
 def _shape_after(layer, shape):

@@ -1,12 +1,64 @@
 """Convolution with scaled weight standardization."""
 
+import functools
 import math
 
 import keras
 from keras import ops
 
-from keras_nfnets import checks
+from keras_nfnets import checks, lean
 from keras_nfnets.layers.grouping import grouped_convolution
+
+
+def _standardize(kernel, gain, scale, variance_eps, eps):
+    """The formula of `WSConv2D`, in float32 or better."""
+    # Also where a kernel is kept in half precision.
+    precise = keras.backend.result_type(kernel.dtype, "float32")
+    scale, variance_eps, eps = (
+        ops.cast(number, precise) for number in (scale, variance_eps, eps)
+    )
+    mean, variance = _moments(ops.cast(kernel, precise))
+    variance = (variance + variance_eps) * math.prod(kernel.shape[:-1])
+    gain = scale * ops.cast(gain, precise)
+    return (kernel - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))
+
+
+def _moments(kernel):
+    """Mean and variance of each filter, `(filters,)`."""
+    rows = ops.reshape(kernel, (-1, kernel.shape[-1]))
+    mean = lean.sum_of_rows(lambda x: x, rows) / rows.shape[0]
+    variance = lean.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
+    return mean, variance
+
+
+def _standardize_gradient(arguments, constants, upstream):
+    """The gradients of kernel and gain, in fewer passes than the derived ones.
+
+    With `c` the centered kernel, `r` the reciprocal square root, `u` the gradient of
+    the result and sums and means over a filter: the gain's is `scale * r * sum(u * c)`,
+    the kernel's `scale * gain * r * (u - mean(u) - r**2 * sum(u * c) * c)`, of which
+    the last term is missing where `eps` bounds the variance.
+    """
+    kernel, gain, scale, variance_eps, eps = arguments
+    dtype = upstream.dtype
+    scale, variance_eps, eps = (ops.cast(x, dtype) for x in (scale, variance_eps, eps))
+    gain_dtype, kernel_dtype = gain.dtype, kernel.dtype
+    kernel, gain = ops.cast(kernel, dtype), ops.cast(gain, dtype)
+    fan_in = math.prod(kernel.shape[:-1])
+    mean, variance = _moments(kernel)
+    variance = (variance + variance_eps) * fan_in
+    r = ops.rsqrt(ops.maximum(variance, eps))
+    rows = [ops.reshape(x, (fan_in, -1)) for x in (kernel, upstream)]
+    upstream_mean = lean.sum_of_rows(lambda k, u: u, *rows) / fan_in
+    product = lean.sum_of_rows(lambda k, u: (k - mean) * u, *rows)
+    through_variance = ops.where(variance > eps, product * r * r, 0.0)
+    kernel_gradient = (scale * gain * r) * (
+        upstream - upstream_mean - through_variance * (kernel - mean)
+    )
+    return [
+        ops.cast(kernel_gradient, kernel_dtype),
+        ops.cast(scale * r * product, gain_dtype),
+    ]
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -130,24 +182,26 @@ class WSConv2D(keras.layers.Conv2D):
 
     def standardized_kernel(self):
         """The kernel as the convolution uses it, in the compute dtype."""
-        kernel = ops.convert_to_tensor(self.kernel)
-        # At least float32: the statistics of a kernel kept in half precision too.
-        precise = keras.backend.result_type(kernel.dtype, "float32")
-        kernel = ops.cast(kernel, precise)
-        mean = ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
-        centered = kernel - mean
-        variance = ops.mean(ops.square(centered), axis=(0, 1, 2), keepdims=True)
-        fan_in = math.prod(kernel.shape[:-1])
-        gain = ops.cast(ops.convert_to_tensor(self.gain), precise)
-        variance = (variance + self.variance_eps) * fan_in
-        scale = self.scale * gain * ops.rsqrt(ops.maximum(variance, self.eps))
-        return ops.cast(centered * scale, self.compute_dtype)
+        return ops.cast(self.precise_kernel(), self.compute_dtype)
+
+    def precise_kernel(self, standardize=_standardize):
+        """`standardized_kernel` before it is cast: float32 or better."""
+        return standardize(
+            ops.convert_to_tensor(self.kernel),
+            ops.convert_to_tensor(self.gain),
+            self.scale,
+            self.variance_eps,
+            self.eps,
+        )
 
     def convolution_op(self, inputs, kernel):
         # Without strides the two paddings are the same.
         padded = self.symmetric and max(self.strides) > 1
         if padded:
-            inputs = ops.pad(inputs, self._symmetric_padding())
+            none, spatial = [(0, 0)], self.symmetric_padding()
+            last = self.data_format == "channels_last"
+            padding = none + (spatial + none if last else none + spatial)
+            inputs = ops.pad(inputs, padding)
 
         def convolve(inputs, kernel):
             return ops.conv(
@@ -165,18 +219,21 @@ class WSConv2D(keras.layers.Conv2D):
             convolve, inputs, kernel, self.groups, self.data_format
         )
 
-    def _symmetric_padding(self):
-        spatial = [
+    def symmetric_padding(self):
+        """Pixels that `padding="symmetric"` adds: before and after, up and across."""
+        return [
             (dilation * (size // 2),) * 2
             for dilation, size in zip(self.dilation_rate, self.kernel_size)
         ]
-        none = (0, 0)
-        if self.data_format == "channels_last":
-            return [none, *spatial, none]
-        return [none, none, *spatial]
 
-    def call(self, inputs):
-        outputs = self.convolution_op(inputs, self.standardized_kernel())
+    def call(self, inputs, training=False):
+        standardize = _standardize
+        if training:
+            standardize = functools.partial(
+                lean.fused, _standardize, gradient=_standardize_gradient
+            )
+        kernel = ops.cast(self.precise_kernel(standardize), self.compute_dtype)
+        outputs = self.convolution_op(inputs, kernel)
         bias = ops.cast(ops.convert_to_tensor(self.bias), outputs.dtype)
         if self.data_format == "channels_first":
             bias = ops.reshape(bias, (1, self.filters, 1, 1))

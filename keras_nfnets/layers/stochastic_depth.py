@@ -43,13 +43,17 @@ class StochasticDepth(keras.layers.Layer):
     def call(self, inputs, training=False):
         if not training or self.rate == 0:
             return inputs
+        return inputs * self.factors(inputs)
+
+    def factors(self, inputs):
+        """Zero or one for each example of `inputs`, drawn anew."""
 
         def draw(examples):
             shape = (examples,) + (1,) * (len(inputs.shape) - 1)
             return keras.random.uniform(shape, seed=self.seed_generator)
 
         uniform = place_in_batch.draw(draw, ops.shape(inputs)[0])
-        return inputs * ops.cast(uniform >= self.rate, inputs.dtype)
+        return ops.cast(uniform >= self.rate, inputs.dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import math
 import re
 import typing
@@ -9,7 +10,7 @@ import typing
 import keras
 from keras import ops
 
-from keras_nfnets import checks
+from keras_nfnets import checks, lean
 
 # The kernel of this package's classifiers, which the authors never clip (their
 # experiment_nfnets.py; arXiv 2102.06171, section 4.1). Its bias is clipped.
@@ -109,11 +110,7 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     for gradient, variable in zip(gradients, variables):
         count = Count()
         if gradient is not None and not is_excluded(variable, exclude):
-            tensor = dense(gradient, variable)
-            factor = _unit_factors(tensor, variable, clip_factor, eps, loss_scale)
-            gradient = _scale(gradient, tensor, factor)
-            clipped = ops.sum(ops.cast(factor < 1, "float32"))
-            count = Count(clipped, math.prod(factor.shape))
+            gradient, count = _clip(gradient, variable, clip_factor, eps, loss_scale)
         result.append(gradient)
         counts.append(count)
     return result, counts
@@ -268,18 +265,54 @@ def dense(gradient, variable):
     return tensor
 
 
-def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
+def unit_axes(variable):
+    """Axes of a variable over which the norm of one unit is taken."""
+    axes = getattr(variable, "unit_norm_axes", None)
+    if axes is not None:
+        return axes
+    return norm_axes(tuple(variable.shape), variable_path(variable))
+
+
+def _clip(gradient, variable, clip_factor, eps, loss_scale):
+    """The clipped gradient of one variable, and its `Count`."""
+    tensor = dense(gradient, variable)
+    axes = unit_axes(variable)
+    units = math.prod(tensor.shape) // math.prod(tensor.shape[axis] for axis in axes)
+    weights = ops.convert_to_tensor(variable)
+    arguments = tensor, weights, clip_factor, eps, loss_scale
+    if _is_indexed_slices(gradient):
+        factor = unit_factors(*arguments, axes)
+        gradient, clipped = _scale_sparse(gradient, tensor, factor), _clipped(factor)
+    else:
+        gradient, clipped = lean.fused(_clip_over(axes), *arguments)
+    return gradient, Count(clipped, units)
+
+
+@functools.cache
+def _clip_over(axes):
+    """The one function that clips with norms over `axes`, and counts."""
+
+    def clip(gradient, *arguments):
+        factor = unit_factors(gradient, *arguments, axes)
+        return multiply(gradient, factor), _clipped(factor)
+
+    return clip
+
+
+def _clipped(factor):
+    return ops.sum(ops.cast(factor < 1, "float32"))
+
+
+def unit_factors(gradient, weights, clip_factor, eps, loss_scale, axes):
     """What to multiply each unit's gradient by, float32 or better, at most 1.
 
     Of the gradient's rank, with 1 in place of the axes the norms were taken over.
     """
-    weights = ops.convert_to_tensor(variable)
-    axes = getattr(variable, "unit_norm_axes", None)
-    if axes is None:
-        axes = norm_axes(tuple(weights.shape), variable_path(variable))
     dtype = keras.backend.result_type(gradient.dtype, weights.dtype, "float32")
     norm = _norm(ops.cast(gradient, dtype), axes)
-    loss_scale = ops.cast(loss_scale, dtype)
+    clip_factor, eps, loss_scale = (
+        ops.cast(number, dtype) for number in (clip_factor, eps, loss_scale)
+    )
     weights_norm = ops.maximum(_norm(ops.cast(weights, dtype), axes), eps)
     largest = clip_factor * loss_scale * weights_norm
     # The guard against a division by zero is the authors'. It matters only where
@@ -289,18 +322,22 @@ def _unit_factors(gradient, variable, clip_factor, eps, loss_scale):
 
 
 def _norm(x, axes):
-    return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
+    if axes != tuple(range(len(x.shape) - 1)) or len(axes) == 0:
+        return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
+    rows = ops.reshape(x, (-1, x.shape[-1]))
+    shape = (*(1,) * len(axes), x.shape[-1])
+    return ops.reshape(ops.sqrt(lean.sum_of_rows(ops.square, rows)), shape)
 
 
-def _scale(gradient, tensor, factor):
-    """`gradient * factor` in the gradient's dtype; sparse if it was and can be."""
-    if not _is_indexed_slices(gradient) or math.prod(factor.shape[1:]) > 1:
-        return _multiply(tensor, factor)
+def _scale_sparse(gradient, tensor, factor):
+    """`gradient * factor` in the gradient's dtype; sparse if it can be."""
+    if math.prod(factor.shape[1:]) > 1:
+        return multiply(tensor, factor)
     if factor.shape[0] > 1:  # one a row
         factor = ops.take(factor, gradient.indices, axis=0)
-    values = _multiply(gradient.values, factor)
+    values = multiply(gradient.values, factor)
     return type(gradient)(values, gradient.indices, gradient.dense_shape)
 
 
-def _multiply(x, factor):
+def multiply(x, factor):
     return ops.cast(ops.cast(x, factor.dtype) * factor, x.dtype)

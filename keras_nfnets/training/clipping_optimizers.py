@@ -1,19 +1,24 @@
 """Optimizers that clip by AGC: a wrapper for any, and the authors' own."""
 
+import functools
 import warnings
 
 import keras
 from keras import ops
 
-from keras_nfnets import checks
+from keras_nfnets import checks, lean
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import clip_mean
 from keras_nfnets.training.adaptive_clip import (
     CLASSIFIER_KERNEL,
-    adaptive_clip,
     check_exclude,
     check_settings,
     clip_units,
+    dense,
+    is_excluded,
+    multiply,
+    unit_axes,
+    unit_factors,
 )
 
 
@@ -157,6 +162,27 @@ class AGC(keras.optimizers.Optimizer):
         )
 
 
+@functools.cache
+def _update(axes, has_momentum, nesterov):
+    """The one function that computes such a step of `SGDAGC`."""
+
+    def update(
+        gradient, variable, learning_rate, decay, clip_factor, eps, momentum, *velocity
+    ):
+        if axes is not None:
+            arguments = variable, clip_factor, eps, 1.0
+            gradient = multiply(gradient, unit_factors(gradient, *arguments, axes))
+        gradient = ops.cast(gradient, variable.dtype)
+        decay, momentum = (ops.cast(x, variable.dtype) for x in (decay, momentum))
+        gradient = gradient + decay * variable
+        if has_momentum:
+            velocity = [momentum * velocity[0] + gradient]
+            gradient = gradient + momentum * velocity[0] if nesterov else velocity[0]
+        return variable - learning_rate * gradient, *velocity
+
+    return update
+
+
 @keras.saving.register_keras_serializable("keras_nfnets")
 class SGDAGC(keras.optimizers.Optimizer):
     """The authors' optimizer: SGD with AGC and momentum.
@@ -239,22 +265,32 @@ class SGDAGC(keras.optimizers.Optimizer):
         # TensorFlow hands over the variable inside Keras's, which has no path.
         index = self._get_variable_index(variable)
         keras_variable = self._trainable_variables[index]
-        if self.clip_factor is not None:
-            [gradient] = adaptive_clip(
-                [gradient], [keras_variable], self.clip_factor, self.eps, self.exclude
-            )
-        gradient = ops.cast(ops.convert_to_tensor(gradient), variable.dtype)
-        if self.gradient_weight_decay and self._decays(keras_variable):
-            gradient = gradient + self.gradient_weight_decay * variable
-        if self.momentum:
-            velocity = self.momentums[index]
-            new_velocity = self.momentum * velocity + gradient
-            self.assign(velocity, new_velocity)
-            if self.nesterov:
-                gradient = gradient + self.momentum * new_velocity
-            else:
-                gradient = new_velocity
-        self.assign_sub(variable, gradient * ops.cast(learning_rate, variable.dtype))
+        clips = self.clip_factor is not None
+        clips = clips and not is_excluded(keras_variable, self.exclude)
+        decays = self.gradient_weight_decay and self._decays(keras_variable)
+        function = _update(
+            axes=unit_axes(keras_variable) if clips else None,
+            has_momentum=bool(self.momentum),
+            nesterov=self.nesterov,
+        )
+        new, *new_velocity = lean.fused(
+            function,
+            dense(gradient, keras_variable),
+            ops.convert_to_tensor(variable),
+            ops.cast(learning_rate, variable.dtype),
+            float(self.gradient_weight_decay) if decays else 0.0,
+            float(self.clip_factor) if clips else 0.0,
+            float(self.eps),
+            float(self.momentum),
+            *[ops.convert_to_tensor(v) for v in self._velocity(index)],
+        )
+        for velocity, value in zip(self._velocity(index), new_velocity):
+            self.assign(velocity, value)
+        self.assign(variable, new)
+
+    def _velocity(self, index):
+        """The momentum of a variable, if there is any, as a list."""
+        return [self.momentums[index]] if self.momentum else []
 
     def _decays(self, variable):
         is_gain_or_bias = (

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_nfnets.place_in_batch import Place
+from keras_nfnets.training.accumulation import innermost
 from keras_nfnets.training.adaptive_clip import is_finite
 
 # Of Keras's optimizers. On TensorFlow these sum gradients over replicas, or leave the
@@ -96,10 +97,11 @@ def mean_of_own(loss):
 
 def update(optimizer, function, arguments, condition):
     if not _several_replicas():
-        if condition is None:
-            function(*arguments)
-        else:
-            tf.cond(condition, lambda: _nothing(function(*arguments)), lambda: 0)
+        with _waiting_for_gradients(optimizer):
+            if condition is None:
+                function(*arguments)
+            else:
+                tf.cond(condition, lambda: _nothing(function(*arguments)), lambda: 0)
         return
 
     # Conditions must stand outside of the replicas, as in Keras's LossScaleOptimizer.
@@ -173,6 +175,28 @@ def _taking_sums(optimizer):
         for optimizer in changed:
             for name in _LOCAL:
                 del vars(optimizer)[name]
+
+
+@contextlib.contextmanager
+def _waiting_for_gradients(optimizer):
+    """Within it nothing of a variable's update is computed before its gradient is.
+
+    TensorFlow runs what can be run: momentum times 0.9 of all variables, say, at the
+    beginning of a step, to be kept until the end.
+    """
+    optimizer = innermost(optimizer)
+    update_step = optimizer.update_step
+
+    def update(gradient, *args, **kwargs):
+        ready = getattr(gradient, "values", gradient)  # of a sparse one
+        with tf.control_dependencies([ready]):
+            return update_step(gradient, *args, **kwargs)
+
+    vars(optimizer)["update_step"] = update
+    try:
+        yield
+    finally:
+        del vars(optimizer)["update_step"]
 
 
 def _nothing(_):

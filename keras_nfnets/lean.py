@@ -1,0 +1,94 @@
+"""Training steps that move and keep less memory, where a backend leaves that to us.
+
+Between convolutions a network only reads and writes memory. XLA (JAX's compiler, and
+TensorFlow's on accelerators) merges such work by itself, and PyTorch has kernels for the
+usual activations; TensorFlow on a CPU runs each multiplication on its own and keeps what
+it read for the gradient. There these functions do both, for graphs only: nothing that
+runs eagerly is compiled behind one's back.
+
+Measured on two cores (a training step of NFNet-F0, batch 8, 192 x 192): 2.1 s and
+3.4 GB more than importing TensorFlow without, 1.8 s and TODO GB with.
+"""
+
+import functools
+import operator
+import sys
+
+import keras
+from keras import ops
+
+
+@functools.cache
+def only_cpu():
+    """Whether this process has no accelerator."""
+    return all(
+        device.lower().startswith("cpu") for device in keras.distribution.list_devices()
+    )
+
+
+def _is_for_us():
+    # TensorFlow's packages for macOS have no XLA for the CPU.
+    if keras.backend.backend() != "tensorflow" or sys.platform == "darwin":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly() and only_cpu()
+
+
+@functools.cache
+def _fused(function, gradient):
+    from keras_nfnets import lean_tensorflow
+
+    return lean_tensorflow.fused(function, gradient)
+
+
+def fused(function, *arguments, gradient=None):
+    """`function(*arguments)` in one pass, with a gradient that keeps `arguments` alone.
+
+    Args:
+        function: of tensors, one for all calls that do the same (each is compiled once
+            for each shape), without side effects.
+        *arguments: tensors, and floats, which are constant.
+        gradient: function `(arguments, constants, upstream)` that returns the gradients
+            of the tensors among the arguments, given a list of bools that says which
+            are not, and the gradient of the result. By default it is derived.
+    """
+    if not _is_for_us():
+        return function(*arguments)
+    return _fused(function, gradient)(*arguments)
+
+
+def sum_of_rows(function, *arrays):
+    """`sum(function(*arrays), axis=0)` for inside of what is `fused`, without gradient.
+
+    XLA's own sum over all axes but the last takes up to four times as long: 4.8 ms
+    against 1.2 for the norms of `adaptive_clip` over a kernel of 3 x 3 x 512 x 512.
+
+    Args:
+        function: elementwise; of some rows of each array.
+        *arrays: `(rows, columns)`.
+    """
+    if not _is_for_us():
+        return ops.sum(function(*arrays), axis=0)
+    # Adding up slabs of rows needs one pass and vectorizes.
+    rows = arrays[0].shape[0]
+    slabs = max(count for count in range(1, 9) if rows % count == 0)
+    parts = map(function, *(ops.split(array, slabs) for array in arrays))
+    return ops.sum(functools.reduce(operator.add, parts), axis=0)
+
+
+def recomputed(function, inputs):
+    """`function(inputs)` whose gradient computes it anew and keeps `inputs` alone.
+
+    For functions whose results before the last one are cheap: what leads to a result
+    alone, such as a last convolution, is not computed again.
+
+    Args:
+        function: of a tensor, which may read variables; without side effects.
+        inputs: a tensor.
+    """
+    if not _is_for_us():
+        return function(inputs)
+    from keras_nfnets import lean_tensorflow
+
+    return lean_tensorflow.recomputed(function, inputs)
