@@ -1,6 +1,7 @@
 """Normalizer-free networks and adaptive gradient clipping for Keras 3."""
 
 from keras_nfnets import pretrained
+from keras_nfnets.deploy import export, fold
 from keras_nfnets.layers import (
     EfficientChannelAttention,
     NFBlock,
@@ -129,7 +130,9 @@ __all__ = [
     "activation_gain",
     "adaptive_clip",
     "decode_predictions",
+    "export",
     "feature_pyramid",
+    "fold",
     "preprocess_input",
     "pretrained",
     "signal_propagation",

@@ -6,8 +6,9 @@ usual activations; TensorFlow on a CPU runs each multiplication on its own and k
 it read for the gradient. There these functions do both, for graphs only: nothing that
 runs eagerly is compiled behind one's back.
 
-Measured on two cores (a training step of NFNet-F0, batch 8, 192 x 192): 2.1 s and
-3.4 GB more than importing TensorFlow without, 1.8 s and TODO GB with.
+Measured on two cores, a training step of NFNet-F0 (batch 8, 192 x 192, AGC and Nesterov
+momentum): 2.0 s and at most 4.2 GB without, 1.8 s and 2.7 GB with; 0.7 GB of either is
+TensorFlow itself. Of a step, clipping takes 1.5 % and weight standardization 5 %.
 """
 
 import functools

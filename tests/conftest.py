@@ -37,6 +37,8 @@ if keras.backend.backend() != "tensorflow":
     collect_ignore = [
         "cli",
         "data",
+        "deploy/test_exporting.py",
+        "test_lean.py",
         "pretrained/test_download.py",
         "pretrained/test_pickles.py",
         "training/test_compiled_step.py",

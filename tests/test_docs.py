@@ -41,7 +41,8 @@ def test_every_public_function_and_class_has_an_example():
             assert "Example:" in thing.__doc__, name
 
 
-def test_code_of_the_readme(capsys):
+def test_code_of_the_readme(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert len(blocks) >= 4
     names = {}

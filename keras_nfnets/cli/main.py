@@ -4,12 +4,12 @@ import difflib
 import os
 import sys
 
-from keras_nfnets.cli import convert, predict, summary, train
+from keras_nfnets.cli import convert, export, predict, summary, train
 from keras_nfnets.cli import list as list_command
 from keras_nfnets.cli.command import Failure, UsageError
 from keras_nfnets.version import __version__
 
-_MODULES = (train, predict, convert, list_command, summary)
+_MODULES = (train, predict, export, convert, list_command, summary)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 HELP = """\
@@ -20,6 +20,7 @@ Normalizer-free networks for Keras.
   train     train a network with adaptive gradient clipping; without any flags, a
             small one on handwritten digits, in half a minute
   predict   what is on pictures, by a network with published or your own weights
+  export    a network for ONNX Runtime, LiteRT or TensorFlow Serving
   convert   a published weight file to Keras's formats
   list      the networks there are, or with --weights the published checkpoints
   summary   one network, layer by layer

@@ -7,7 +7,7 @@ from keras import ops
 
 
 @functools.cache
-def _one_convolution_a_group():
+def one_convolution_a_group():
     """Whether groups run faster as convolutions of their own, concatenated.
 
     On a CPU, TensorFlow and JAX hand a grouped convolution to XLA, whose gradient of
@@ -36,7 +36,7 @@ def grouped_convolution(convolution, inputs, kernel, groups, data_format):
         groups: number of groups.
         data_format: `"channels_last"` or `"channels_first"`.
     """
-    if not _one_convolution_a_group():
+    if not one_convolution_a_group():
         return convolution(inputs, kernel)
     channel_axis = -1 if data_format == "channels_last" else 1
     outputs = [

@@ -1,0 +1,98 @@
+"""`keras-nfnets export`."""
+
+import pathlib
+
+import numpy as np
+
+from keras_nfnets import data, deploy
+from keras_nfnets.cli import networks
+from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
+
+# Enough to know the ranges of a network's activations.
+_EXAMPLES = 200
+
+
+def run(flags, arguments):
+    if len(arguments) != 2:
+        raise UsageError(
+            "'export' takes a network and the file or folder to write. "
+            f"Received: {' '.join(arguments) or 'none'}"
+        )
+    name, out = arguments
+    if (flags.quantize == "int8") != (flags.examples is not None):
+        raise UsageError(
+            "--quantize=int8 needs --examples, a folder of pictures, and nothing else "
+            "does."
+        )
+    try:
+        network = networks.find(name)
+        examples = None
+        if flags.examples is not None:
+            examples = _examples(flags.examples, network.preparation)
+        deploy.export(
+            network.model,
+            out,
+            flags.format,
+            quantize=flags.quantize,
+            examples=examples,
+            overwrite=flags.overwrite,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise Failure(str(error)) from error
+    path = pathlib.Path(out).expanduser()
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    print(f"{path}  ({size / 2**20:.1f} MB)")
+    print(f"Pictures must be prepared as for training: {network.preparation}")
+    return 0
+
+
+def _examples(folder, preparation):
+    files = data.find_pictures([folder])
+    # Spread over all of them, not the first class alone.
+    files = files[:: max(1, len(files) // _EXAMPLES)][:_EXAMPLES]
+    return np.stack(
+        [
+            data.prepare(data.read_picture(file), **preparation)
+            for file in progress_bar(files, "reading", "pictures")
+        ]
+    )
+
+
+COMMAND = Command(
+    "export",
+    "export NETWORK OUT [FLAGS]",
+    """\
+Folds a network and writes it for another runtime. NETWORK is as for 'keras-nfnets
+predict'. OUT ends in .onnx (ONNX Runtime and others), .tflite (LiteRT, formerly
+TensorFlow Lite), or is the folder of a TensorFlow SavedModel.
+
+  keras-nfnets export digits digits.onnx
+  keras-nfnets export model.keras small.tflite --quantize=dynamic
+  keras-nfnets export model.keras smaller.tflite --quantize=int8 --examples=pictures/
+""",
+    run,
+)
+_flag = COMMAND.define
+_flag(
+    "enum",
+    "format",
+    None,
+    "What to write, where the ending of OUT does not say: "
+    f"{', '.join(deploy.FORMATS)}.",
+    enum_values=deploy.FORMATS,
+)
+_flag(
+    "enum",
+    "quantize",
+    None,
+    "For .tflite: 'dynamic' (kernels of 8 bits) or 'int8' (all of it).",
+    enum_values=deploy.QUANTIZATIONS,
+)
+_flag(
+    "string",
+    "examples",
+    None,
+    f"Folder of pictures for --quantize=int8, of which up to {_EXAMPLES} are used.",
+)
+_flag("boolean", "overwrite", False, "Replace OUT if it is there.")

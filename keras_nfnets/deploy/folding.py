@@ -1,0 +1,350 @@
+"""Trained networks as plain Keras models: nothing is left to standardize."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nfnets.layers import (
+    Dropout,
+    EfficientChannelAttention,
+    NFBlock,
+    ScaledActivation,
+    SqueezeExcite,
+    StochasticDepth,
+    SymmetricMaxPooling2D,
+    WSConv2D,
+)
+from keras_nfnets.layers.grouping import one_convolution_a_group
+
+# In inference these return what they are given.
+_NOTHING = (
+    Dropout,
+    StochasticDepth,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+# Of a multiple of their input these return that multiple of their output.
+_LINEAR = (
+    keras.layers.AveragePooling2D,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.ZeroPadding2D,
+)
+
+
+def fold(model):
+    """A network for inference alone, of Keras's own layers and operations.
+
+    Convolutions have their standardized kernels baked in and constants (the gains of
+    activations, alpha, beta and the learned gains of blocks) multiplied into them.
+    Dropout and stochastic depth are gone. The result loads wherever Keras is, without
+    this package. In half precision (`mixed_bfloat16`, ...) constants stay where they
+    are, so that everything is rounded as in the original.
+
+    Args:
+        model: a functional or sequential Keras model, such as the networks of this
+            package, or one of your own that contains their layers, at any depth of
+            nested models. It is left as it is.
+
+    Returns:
+        A `keras.Model` of the same inputs and outputs, not compiled; the outputs differ
+        from the original's in inference by rounding alone.
+
+    Raises:
+        ValueError: a model without a graph (a subclass of `keras.Model` with a `call`
+            of its own; fold the functional parts of it), or one in which a layer of
+            another kind hides layers of this package.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(classes=10)
+    >>> folded = fold(model)
+    >>> x = np.random.normal(size=(1, 32, 32, 3)).astype("float32")
+    >>> np.allclose(model(x), folded(x), atol=1e-5)
+    True
+    """
+    if not _has_graph(model):
+        raise ValueError(
+            "fold takes functional and sequential Keras models, built: the graph of "
+            f"others is not known. Received: {model!r}"
+        )
+    ends = model.input, model.output
+    if isinstance(model, keras.Sequential):  # whose ends are those of its first call
+        ends = model.inputs[0], model.outputs[0]
+    folding = _Folding()
+    plain = keras.models.clone_model(
+        keras.Model(*ends),
+        clone_function=folding.counterpart,
+        call_function=folding.call,
+    )
+    outputs = keras.tree.map_structure(folding.exact, plain.output)
+    return keras.Model(plain.input, outputs, name=model.name)
+
+
+def _has_graph(layer):
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
+
+
+class _Folding:
+    """The counterparts of a model's layers, and how they are called.
+
+    Some symbolic tensors of the new graph stand for a multiple of themselves. That
+    factor goes into the kernel of a convolution of ours that comes next, or else into a
+    multiplication.
+    """
+
+    def __init__(self):
+        self._factors = {}  # id of a tensor: the tensor, to keep it alive, its factor
+        self._exact = {}  # id of such a tensor: what stands for itself
+        self._originals = {}  # id of a clone: the layer whose weights it gets
+        self._names = {}
+        self._made = {}  # what was made of the parts of our layers, if called again
+
+    # Called by Keras for each layer, and for each of its calls.
+
+    def counterpart(self, layer):
+        if isinstance(layer, _NOTHING) or type(layer) in _FOLDED:
+            return layer
+        if _has_graph(layer):
+            return fold(layer)
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation such as `+`
+        for inner in layer._flatten_layers():
+            if isinstance(inner, (*_FOLDED, StochasticDepth, Dropout)):
+                raise ValueError(
+                    f"{inner!r} cannot be folded inside of {layer!r}, which is no "
+                    "functional or sequential model."
+                )
+        clone = type(layer).from_config(layer.get_config())
+        self._originals[id(clone)] = layer
+        return clone
+
+    def call(self, layer, *args, **kwargs):
+        if isinstance(layer, _NOTHING):
+            return args[0]
+        if type(layer) in _FOLDED:
+            return _FOLDED[type(layer)](self, layer, args[0], layer.name)
+        if type(layer) in _LINEAR:
+            return self.scaled(self._plain(layer, *args), self.factor(args[0]))
+        args, kwargs = keras.tree.map_structure(self.exact, (args, kwargs))
+        return self._plain(layer, *args, **kwargs)
+
+    def _plain(self, layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        original = self._originals.pop(id(layer), None)
+        if original is not None:
+            layer.set_weights(original.get_weights())
+        return outputs
+
+    # Factors.
+
+    def scaled(self, x, factor):
+        """A tensor that stands for `factor * x`."""
+        if factor != 1.0:
+            self._factors[id(x)] = x, factor
+        return x
+
+    def factor(self, x):
+        """Of what it is, what a tensor stands for."""
+        return self._factors[id(x)][1] if id(x) in self._factors else 1.0
+
+    def exact(self, x):
+        """A tensor that stands for itself; anything else as it is."""
+        if id(x) not in self._factors:
+            return x
+        if id(x) not in self._exact:
+            rescaling = keras.layers.Rescaling(self.factor(x), dtype=x.dtype)
+            self._exact[id(x)] = rescaling(x)
+        return self._exact[id(x)]
+
+    # The layers of ours.
+
+    def name(self, name):
+        """A layer's name, or another one like it if there is a layer of that name."""
+        self._names[name] = count = self._names.get(name, 0) + 1
+        return name if count == 1 else f"{name}_again{count - 1}"
+
+    def make(self, layer, x, create, weights=(), variant=None):
+        """Calls what `create()` makes in place of a layer, the same at each call."""
+        key = id(layer), variant
+        new = self._made.get(key)
+        if new is None:
+            new = self._made[key] = create()
+            new.build(x.shape)
+            new.set_weights(weights)
+        return new(x)
+
+    def convolution(self, layer, x, name, scale=1.0):
+        """A `WSConv2D`, times `scale`, as a `Conv2D`."""
+        factor = self.factor(x)
+        padding = layer.padding
+        if layer.symmetric and max(layer.strides) > 1:
+            [top_bottom, left_right] = layer.symmetric_padding()
+            x = keras.layers.ZeroPadding2D(
+                (top_bottom, left_right),
+                data_format=layer.data_format,
+                dtype=layer.dtype_policy,
+                name=self.name(f"{name}_pad"),
+            )(x)
+            padding = "valid"
+        kernel = ops.convert_to_numpy(layer.precise_kernel())
+        bias = ops.convert_to_numpy(layer.bias)
+
+        kernel, bias = kernel * (factor * scale), bias * scale
+        split = layer.groups > 1 and one_convolution_a_group()
+        parts = layer.groups if split else 1
+        axis = -1 if layer.data_format == "channels_last" else 1
+
+        def convolve(x, kernel, bias, part):
+            def create():
+                return keras.layers.Conv2D(
+                    layer.filters // parts,
+                    layer.kernel_size,
+                    strides=layer.strides,
+                    padding=padding,
+                    data_format=layer.data_format,
+                    dilation_rate=layer.dilation_rate,
+                    groups=layer.groups // parts,
+                    # (Those of blocks, which alone have a scale, have none.)
+                    activation=layer.activation,
+                    dtype=layer.dtype_policy,
+                    name=self.name(name if parts == 1 else f"{name}_group{part}"),
+                )
+
+            return self.make(layer, x, create, [kernel, bias], (factor, part))
+
+        if parts == 1:
+            return convolve(x, kernel, bias, 0)
+        outputs = [
+            convolve(*part, index)
+            for index, part in enumerate(
+                zip(
+                    ops.split(x, parts, axis=axis),
+                    np.split(kernel, parts, axis=-1),
+                    np.split(bias, parts),
+                )
+            )
+        ]
+        return keras.layers.Concatenate(
+            axis=axis, dtype=layer.dtype_policy, name=self.name(name)
+        )(outputs)
+
+    def activation(self, layer, x, name):
+        """A `ScaledActivation`: without its gain, which is left for what comes next."""
+        x = self.exact(x)
+        if layer.function in vars(keras.activations).values() or not isinstance(
+            layer.activation, str
+        ):
+            x = keras.layers.Activation(
+                layer.function, dtype=layer.dtype_policy, name=self.name(name)
+            )(x)
+        else:  # One of Keras's with arguments; as an operation it keeps them.
+            x = layer.function(x)
+        return self.after(layer, x, layer.gain)
+
+    def after(self, layer, x, factor):
+        """What stands for `factor * x`, computed where the original computes it."""
+        x = self.scaled(x, factor)
+        return x if _merges(layer) else self.exact(x)
+
+    def attention(self, layer, x, name, scale=1.0):
+        """Channel attention, times `scale`."""
+        x = self.exact(x)
+        options = {"data_format": layer.data_format}
+        # (Its input is cast to float32, as in the original.)
+        gate = keras.layers.GlobalAveragePooling2D(
+            dtype=keras.backend.result_type(layer.compute_dtype, "float32"),
+            name=self.name(f"{name}_mean"),
+            **options,
+        )(x)
+        if isinstance(layer, SqueezeExcite):
+            parts = [layer.fc0, layer.fc1]
+        else:
+            gate = keras.layers.Reshape((-1, 1), dtype=layer.dtype_policy)(gate)
+            parts = [layer.conv]
+        for part in parts:
+
+            def create(part=part):
+                new_name = self.name(f"{name}_{part.name}")
+                config = {**part.get_config(), "name": new_name}
+                return type(part).from_config(config)
+
+            gate = self.make(part, gate, create, part.get_weights())
+        shape = (1, 1, -1) if layer.data_format == "channels_last" else (-1, 1, 1)
+        gate = keras.layers.Reshape(shape, dtype=layer.dtype_policy)(gate)
+        for factor in [2.0 * scale] if _merges(layer) else [2.0, scale]:
+            if factor != 1.0:
+                gate = keras.layers.Rescaling(factor, dtype=layer.dtype_policy)(gate)
+        return keras.layers.Multiply(dtype=layer.dtype_policy, name=self.name(name))(
+            [x, gate]
+        )
+
+    def max_pooling(self, layer, x, name):
+        """Keras pads on one side more where there are strides: pool without, then pick."""
+        options = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
+        factor = self.factor(x)
+        if factor < 0:
+            x, factor = self.exact(x), 1.0
+        x = keras.layers.MaxPooling2D(
+            layer.pool_size, strides=1, padding="same", **options
+        )(x)
+        x = keras.layers.MaxPooling2D(
+            1, strides=layer.strides, name=self.name(name), **options
+        )(x)
+        return self.scaled(x, factor)
+
+    def block(self, block, x, name):
+        """An `NFBlock`."""
+        skip = block.alpha
+        if block.skip_gain is not None:
+            # In the dtype in which the block multiplies them.
+            skip = ops.cast(skip, block.compute_dtype)
+            skip = skip * ops.cast(block.skip_gain, block.compute_dtype)
+            skip = float(ops.convert_to_numpy(ops.cast(skip, "float64")))
+        x = shortcut = self.exact(x)
+        x = self.activation(block.input_activation, x, f"{name}_input_activation")
+        if block.shortcut_conv is not None:
+            shortcut = x
+            if block.shortcut_pool is not None:
+                options = {
+                    **block.shortcut_pool.get_config(),
+                    "name": self.name(f"{name}_shortcut_pool"),
+                }
+                pool = keras.layers.AveragePooling2D.from_config(options)
+                shortcut = self.scaled(pool(x), self.factor(x))
+            shortcut = self.convolution(
+                block.shortcut_conv, shortcut, f"{name}_shortcut_conv"
+            )
+        branch = block.branch()
+        for layer in branch[:-1]:
+            x = _FOLDED[type(layer)](self, layer, x, f"{name}_{layer.name}")
+        last = branch[-1]
+        if isinstance(last, WSConv2D) and not _merges(block):
+            x = self.convolution(last, x, f"{name}_{last.name}")
+            x = keras.layers.Rescaling(skip, dtype=block.dtype_policy)(x)
+        else:
+            x = _FOLDED[type(last)](self, last, x, f"{name}_{last.name}", skip)
+        return keras.layers.Add(dtype=block.dtype_policy, name=self.name(name))(
+            [x, shortcut]
+        )
+
+
+_FOLDED = {
+    EfficientChannelAttention: _Folding.attention,
+    NFBlock: _Folding.block,
+    ScaledActivation: _Folding.activation,
+    SqueezeExcite: _Folding.attention,
+    SymmetricMaxPooling2D: _Folding.max_pooling,
+    WSConv2D: _Folding.convolution,
+}
+
+
+def _merges(layer):
+    """Whether constants may be multiplied in another order than the layer does."""
+    return layer.compute_dtype in ("float32", "float64")

@@ -1,0 +1,56 @@
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from keras_nfnets.cli.main import main
+
+
+@pytest.fixture(name="pictures")
+def _pictures(tmp_path):
+    folder = tmp_path / "some pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (8, 8), dtype="uint8")
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def test_exports_a_network(tmp_path, capsys):
+    out = tmp_path / "digits.onnx"
+    assert main(["export", "digits", str(out)]) == 0
+    assert f"{out}  (0.6 MB)" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(out))
+    [probabilities] = session.run(
+        None, {session.get_inputs()[0].name: np.zeros((1, 32, 32, 3), "float32")}
+    )
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert main(["export", "digits", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["export", "digits", str(out), "--overwrite"]) == 0
+
+
+def test_int8_takes_a_folder_of_pictures(tmp_path, pictures, capsys):
+    out = tmp_path / "digits.tflite"
+    arguments = ["export", "digits", str(out), "--quantize=int8"]
+    assert main([*arguments, f"--examples={pictures}"]) == 0
+    assert out.stat().st_size < 400_000
+    assert main(arguments) == 2
+    assert "needs --examples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, status, sentence",
+    [
+        (["digits"], 2, "takes a network and the file"),
+        (["digits", "x.onnx", "--format=torch"], 2, "format"),
+        (["digits", "x.onnx", "--format=litert"], 1, "must end in .tflite"),
+        (["digitz", "x.onnx"], 1, "neither a weight file nor"),
+    ],
+)
+def test_says_what_is_wrong(arguments, status, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *arguments]) == status
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,149 @@
+"""`export`: each file is loaded again by its own runtime."""
+
+import importlib.util
+import os
+import pathlib
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from sklearn.datasets import load_digits
+
+import keras_nfnets
+from keras_nfnets import data, export, pretrained
+
+
+def run_saved_model(path, x):
+    loaded = tf.saved_model.load(str(path))
+    return loaded.serve(x).numpy()
+
+
+def run_onnx(path, x):
+    session = onnxruntime.InferenceSession(str(path))
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def run_litert(path, x):
+    interpreter = Interpreter(model_path=str(path))
+    [inputs], [outputs] = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    interpreter.resize_tensor_input(inputs["index"], x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(inputs["index"], x)
+    interpreter.invoke()
+    return interpreter.get_tensor(outputs["index"])
+
+
+RUNTIMES = {"model": run_saved_model, "m.onnx": run_onnx, "m.tflite": run_litert}
+
+
+@pytest.fixture(scope="module", name="digits")
+def _digits():
+    """The shipped network, all digits as it takes them, and what they are."""
+    model = pretrained.create("digits")
+    preparation = pretrained.find_checkpoint("digits").preparation
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype("uint8")
+    prepared = data.prepare
+    x = np.stack([prepared(np.stack([i] * 3, -1), **preparation) for i in images])
+    return model, x, labels
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_agrees_with_keras(name, tmp_path, digits):
+    model, x, _ = digits
+    path = tmp_path / "a folder" / name
+    export(model, path)
+    for batch in (x[:3], x[5:6]):
+        outputs = RUNTIMES[name](path, batch)
+        np.testing.assert_allclose(outputs, model(batch), atol=1e-4)
+    assert os.listdir(path.parent) == [name]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_groups_and_symmetric_padding(name, tmp_path, nfnet_tiny):
+    model = nfnet_tiny(convention="timm", activation="silu", attention="eca")
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
+    export(model, tmp_path / name)
+    x = rng.normal(size=(2, 37, 32, 3)).astype("float32")
+    expected = np.array(model(x))
+    outputs = RUNTIMES[name](tmp_path / name, x)
+    assert np.abs(outputs - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("quantize", ["dynamic", "int8"])
+def test_quantized_keeps_the_accuracy(quantize, tmp_path, digits):
+    model, x, labels = digits
+    examples = x[::9] if quantize == "int8" else None
+    export(model, tmp_path / "whole.tflite")
+    export(model, tmp_path / "m.tflite", quantize=quantize, examples=examples)
+    size, whole = (
+        os.path.getsize(tmp_path / name) for name in ("m.tflite", "whole.tflite")
+    )
+    assert size < whole / 2
+    exact = np.mean(np.argmax(model.predict(x, verbose=0), -1) == labels)
+    outputs = run_litert(tmp_path / "m.tflite", x)
+    assert np.mean(np.argmax(outputs, -1) == labels) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "path, options, message",
+    [
+        ("m.onnx", {"quantize": "int8"}, "is for"),
+        ("m.onnx", {"format": "litert"}, "must end in .tflite"),
+        ("m", {"format": "torch"}, "saved_model"),
+        ("m.tflite", {"quantize": "int4"}, "dynamic"),
+        ("m.tflite", {"quantize": "int8"}, "needs `examples`"),
+        ("m.tflite", {"examples": np.zeros((1, 32, 32, 3))}, "needs `examples`"),
+        (
+            "m.tflite",
+            {"quantize": "int8", "examples": np.zeros((4, 32, 32))},
+            r"shape \(4, 32, 32\)",
+        ),
+    ],
+)
+def test_refuses(path, options, message, tmp_path, digits):
+    with pytest.raises(ValueError, match=message):
+        export(digits[0], tmp_path / path, **options)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_replaces_only_when_told(name, tmp_path, digits):
+    path = tmp_path / name
+    export(keras_nfnets.NFNetTiny(classes=3), path)
+    with pytest.raises(ValueError, match="there already"):
+        export(digits[0], path)
+    assert RUNTIMES[name](path, digits[1][:1]).shape == (1, 3)
+    export(digits[0], path, overwrite=True)
+    assert RUNTIMES[name](path, digits[1][:1]).shape == (1, 10)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_fails_leaves_the_old_file(tmp_path, digits, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+
+    def fail(*args, **kwargs):
+        pathlib.Path(args[1]).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(keras.Model, "export", fail)
+    with pytest.raises(OSError, match="No space"):
+        export(digits[0], path, overwrite=True)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["m.onnx"]
+
+
+def test_says_what_to_install(tmp_path, digits, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n: None if n == "tf2onnx" else find(n)
+    )
+    with pytest.raises(ImportError, match=r'tf2onnx.*pip install "keras_nfnets\[exp'):
+        export(digits[0], tmp_path / "m.onnx")

@@ -1,0 +1,203 @@
+"""`fold`: the same outputs from Keras's own layers alone."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_nfnets
+from keras_nfnets import fold
+from keras_nfnets.layers import Dropout, SymmetricMaxPooling2D
+
+FAMILIES = [
+    "NFNetTiny",
+    "NFNetTest",
+    "ECANFNetL0",
+    "NFRegNetB0",
+    "NFResNet26",
+    "NFSEResNet26",
+    "NFECAResNet26",
+]
+OTHERS = sorted(
+    name
+    for name in keras_nfnets.__all__
+    if hasattr(getattr(keras_nfnets, name), "architecture") and name not in FAMILIES
+)
+
+
+# Each operation on each shape is compiled by JAX, which takes minutes.
+if keras.backend.backend() == "jax":
+    FAMILIES = FAMILIES[:2]
+
+
+def with_random_weights(model, seed=0):
+    """Gains and classifiers that start at zero would hide what they multiply."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        if str(variable.dtype).startswith(("float", "bfloat")):
+            value = ops.convert_to_numpy(variable.value).astype("float32")
+            noise = rng.normal(size=value.shape) * (0.3 if value.ndim < 2 else 0.02)
+            variable.assign(value + noise)
+    return model
+
+
+def pictures(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def difference(model, folded, x):
+    """The largest, as a share of the original's largest output."""
+    expected, actual = (
+        ops.convert_to_numpy(ops.cast(f(x, training=False), "float32"))
+        for f in (model, folded)
+    )
+    assert np.abs(expected).max() > 0
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+def assert_plain(model):
+    """Nothing in it is of this package, dropped in inference, or standardized."""
+    for layer in model._flatten_layers():
+        assert type(layer).__module__.partition(".")[0] == "keras", layer
+        assert not isinstance(layer, keras.layers.Dropout)
+
+
+def assert_folds(model, *sizes):
+    before = [np.array(weight) for weight in model.get_weights()]
+    folded = fold(model)
+    assert_plain(folded)
+    for size in sizes:
+        assert difference(model, folded, pictures(2, *size, 3)) < 1e-5
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    return folded
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_the_zoo(name):
+    model = getattr(keras_nfnets, name)(classifier_activation=None)
+    assert_folds(with_random_weights(model), (33, 47), (64, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks_of_the_zoo(name):
+    model = getattr(keras_nfnets, name)(classifier_activation=None)
+    assert_folds(with_random_weights(model), (33, 47))
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention": "eca", "convention": "timm", "activation": "silu"},
+        {"attention": None, "activation": "leaky_relu"},
+    ],
+)
+def test_dtype_policies(policy, options, nfnet_tiny):
+    keras.config.set_dtype_policy(policy)
+    model = with_random_weights(nfnet_tiny(**options))
+    folded = fold(model)
+    assert folded.compute_dtype == model.compute_dtype
+    # In half precision this is exact only if all is computed in the same order.
+    assert difference(model, folded, pictures(2, 17, 16, 3)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"include_top": False},
+        {"include_top": False, "pooling": "max"},
+        {"include_top": False, "pooling": "avg", "activation": "tanh"},
+        {"activation": keras.activations.elu, "drop_rate": 0.5},
+        {"input_shape": (32, 24, 3), "stochastic_depth_rate": 0.5},
+    ],
+)
+def test_heads_and_activations(options, nfnet_tiny):
+    folded = assert_folds(with_random_weights(nfnet_tiny(**options)), (32, 24))
+    if "input_shape" in options:
+        assert folded.input_shape == (None, 32, 24, 3)
+
+
+def test_blocks_with_attention_in_the_bottleneck(nfnet_tiny):
+    inputs = keras.Input((None, None, 3))
+    x = keras_nfnets.WSConv2D(16, 3)(inputs)
+    for attention in ("se", "eca"):
+        x = keras_nfnets.NFBlock(
+            32,
+            strides=2,
+            group_size=8,
+            attention=attention,
+            attention_on="bottleneck",
+            avg_pool_shortcut=False,
+        )(x)
+    assert_folds(with_random_weights(keras.Model(inputs, x)), (31, 20))
+
+
+def test_models_of_ones_own():
+    """Nested, with several inputs and outputs, shared layers and operations."""
+    inner = keras.Sequential(
+        [
+            keras.Input((None, None, 8)),
+            keras_nfnets.ScaledActivation("relu"),
+            keras_nfnets.WSConv2D(
+                8, 3, padding="symmetric", strides=2, dilation_rate=1
+            ),
+            SymmetricMaxPooling2D(3, strides=2),
+            Dropout(0.5),
+        ]
+    )
+    a, b = keras.Input((None, None, 3), name="a"), keras.Input((None, None, 3))
+    shared = keras_nfnets.WSConv2D(8, 1, activation="relu")
+    scaled = keras_nfnets.ScaledActivation("gelu")
+    x, y = shared(a), shared(scaled(b))
+    z = inner(x + scaled(y)) * 2
+    z = keras_nfnets.SqueezeExcite()(keras.layers.BatchNormalization()(z))
+    z = keras_nfnets.StochasticDepth(0.5)(scaled(z))
+    outputs = {"z": z, "mean": keras.layers.GlobalAveragePooling2D()(scaled(x))}
+    model = with_random_weights(keras.Model([a, b], outputs))
+    folded = fold(model)
+    assert_plain(folded)
+    x = [pictures(2, 21, 18, 3), pictures(2, 21, 18, 3, seed=2)]
+    expected, actual = model(x), folded(x)
+    assert set(actual) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_loads_without_this_package(tmp_path, nfnet_tiny):
+    model = with_random_weights(nfnet_tiny(classifier_activation=None))
+    fold(model).save(tmp_path / "plain.keras")
+    with open(tmp_path / "plain.keras", "rb") as file:
+        assert b"keras_nfnets" not in file.read()
+    loaded = keras.saving.load_model(tmp_path / "plain.keras")
+    assert difference(model, loaded, pictures(2, 32, 32, 3)) < 1e-5
+
+
+def test_trained_skip_gain_of_zero():
+    """A block as it starts: its branch adds nothing."""
+    model = keras_nfnets.NFNetTiny(classifier_activation=None)
+    assert_folds(model, (32, 32))
+
+
+def test_refuses_what_has_no_graph():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.convolution = keras_nfnets.WSConv2D(4, 3)
+
+        def call(self, inputs):
+            return self.convolution(inputs)
+
+    with pytest.raises(ValueError, match="graph of others is not known.*Subclassed"):
+        fold(Subclassed())
+    with pytest.raises(ValueError, match="functional and sequential"):
+        fold("model.keras")
+
+
+def test_refuses_layers_hidden_in_others():
+    inputs = keras.Input((4, 16, 16, 3))
+    hidden = keras.layers.TimeDistributed(keras_nfnets.WSConv2D(4, 3))
+    with pytest.raises(ValueError, match="WSConv2D.*cannot be folded.*TimeDistributed"):
+        fold(keras.Model(inputs, hidden(inputs)))

@@ -1,0 +1,114 @@
+"""What is computed with less memory is what would be computed without, and is so lean."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_nfnets import NFBlock, ScaledActivation, WSConv2D, lean
+
+
+def in_graph(function, *arguments):
+    """What a TensorFlow graph makes of `function`, and the graph."""
+    compiled = tf.function(function, autograph=False)
+    concrete = compiled.get_concrete_function(*arguments)
+    return [np.array(x) for x in tf.nest.flatten(compiled(*arguments))], concrete.graph
+
+
+def loss_and_gradients(layer, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_mean(tf.sin(layer(x, training=True)))
+    return [loss, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+
+def calls(graph):
+    """How many of the graph's operations are functions that XLA compiles."""
+    return sum(
+        "_XlaMustCompile" in op.node_def.attr and op.get_attr("_XlaMustCompile")
+        for op in graph.get_operations()
+        if op.type in ("StatefulPartitionedCall", "PartitionedCall")
+    )
+
+
+def with_large_gains(layer):
+    for variable in layer.trainable_variables:
+        if variable.ndim < 2:
+            variable.assign(np.random.default_rng(0).normal(0.5, 0.5, variable.shape))
+    return layer
+
+
+LAYERS = {
+    "activation": lambda: ScaledActivation("gelu"),
+    "convolution": lambda: WSConv2D(24, 3),
+    "timm's convolution": lambda: WSConv2D(24, 3, eps=0.0, variance_eps=1e-5, scale=2),
+    "eps bounds the variance": lambda: WSConv2D(
+        24, 3, eps=3.0, kernel_initializer=keras.initializers.RandomNormal(stddev=0.16)
+    ),
+    "groups": lambda: WSConv2D(24, 3, groups=3, strides=2, padding="same"),
+    "block": lambda: NFBlock(12, group_size=3, beta=0.7),
+    "transition": lambda: NFBlock(24, strides=2, group_size=6, attention="eca"),
+    "bottleneck": lambda: NFBlock(
+        12, group_size=3, attention_on="bottleneck", activation="relu"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_same_outputs_and_gradients(name, monkeypatch):
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 9, 8, 12)), tf.float32)
+    layer = LAYERS[name]()
+    layer.build(x.shape)
+    with_large_gains(layer)
+    actual, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
+    assert calls(graph) >= 2
+    monkeypatch.setattr(lean, "only_cpu", lambda: False)  # as with an accelerator
+    expected, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
+    assert calls(graph) == 0
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
+
+
+def test_gradient_of_a_gradient():
+    """As of a penalty on gradients."""
+    layer = WSConv2D(3, 1)
+    x = tf.constant(np.random.default_rng(0).normal(size=(1, 2, 2, 4)), tf.float32)
+    layer.build(x.shape)
+
+    def penalty():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = ScaledActivation("tanh")(layer(x, training=True), training=True)
+        return tf.reduce_sum(tape.gradient(y, x) ** 2)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            value = penalty()
+        return tape.gradient(value, layer.kernel.value)
+
+    [in_a_graph], _ = in_graph(gradient)
+    np.testing.assert_allclose(in_a_graph, gradient(), rtol=1e-4, atol=1e-5)
+
+
+def test_inference_and_eager_training_compile_nothing():
+    """Each new size of a picture would be compiled anew."""
+    layer = NFBlock(8, group_size=4)
+    x = tf.ones((1, 5, 5, 8))
+    _, graph = in_graph(lambda x: layer(x, training=False), x)
+    assert calls(graph) == 0
+    assert not lean._is_for_us()
+
+
+def test_a_users_function_stays_as_it_is():
+    """It may have variables, of which a compiled function would lose the gradient."""
+    prelu = keras.layers.PReLU(shared_axes=[1, 2])
+    prelu.build((None, 4, 4, 3))
+    layer = ScaledActivation(prelu, gain=2.0)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+        return tape.gradient(y, prelu.alpha.value)
+
+    [found], _ = in_graph(gradient, -tf.ones((1, 4, 4, 3)))
+    np.testing.assert_allclose(found, np.full((1, 1, 3), -32.0))
