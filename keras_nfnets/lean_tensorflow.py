@@ -4,11 +4,12 @@ import functools
 
 import tensorflow as tf
 
+from keras_nfnets.lean import is_compiling
+
 
 def fused(function, gradient):
-    compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
-    forward = compiled(function)
-    backward = compiled(gradient or functools.partial(_derivative, function))
+    forward = _compiled(function)
+    backward = _compiled(gradient or functools.partial(_derivative, function))
 
     def call(*arguments):
         # As tensors: a Python number would be compiled in, and each of them anew.
@@ -31,6 +32,17 @@ def fused(function, gradient):
         return with_gradient(*tensors)
 
     return call
+
+
+def _compiled(function):
+    def traced(*arguments):
+        token = is_compiling.set(True)
+        try:
+            return function(*arguments)
+        finally:
+            is_compiling.reset(token)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
 
 
 def _derivative(function, arguments, constants, upstream):

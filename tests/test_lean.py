@@ -8,6 +8,11 @@ import tensorflow as tf
 from keras_nfnets import NFBlock, ScaledActivation, WSConv2D, lean
 
 
+@pytest.fixture(autouse=True)
+def _small_is_large(monkeypatch):
+    monkeypatch.setattr(lean, "LARGE", 1)
+
+
 def in_graph(function, *arguments):
     """What a TensorFlow graph makes of `function`, and the graph."""
     compiled = tf.function(function, autograph=False)
@@ -62,7 +67,7 @@ def test_same_outputs_and_gradients(name, monkeypatch):
     with_large_gains(layer)
     actual, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
     assert calls(graph) >= 2
-    monkeypatch.setattr(lean, "only_cpu", lambda: False)  # as with an accelerator
+    monkeypatch.setattr(lean, "_is_for_us", lambda: False)  # as with an accelerator
     expected, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
     assert calls(graph) == 0
     for a, b in zip(actual, expected, strict=True):
@@ -97,6 +102,19 @@ def test_inference_and_eager_training_compile_nothing():
     _, graph = in_graph(lambda x: layer(x, training=False), x)
     assert calls(graph) == 0
     assert not lean._is_for_us()
+
+
+def test_small_networks_compile_nothing(monkeypatch):
+    monkeypatch.undo()
+    layer = NFBlock(8, group_size=4)
+
+    def graph_of(*shape):
+        function = tf.function(lambda x: layer(x, training=True), autograph=False)
+        return function.get_concrete_function(tf.TensorSpec(shape)).graph
+
+    assert calls(graph_of(None, 64, 64, 8)) > 0
+    for shape in ((64, 16, 16, 8), (None, 32, 32, 8), (None, None, None, 8)):
+        assert calls(graph_of(*shape)) == 0
 
 
 def test_a_users_function_stays_as_it_is():

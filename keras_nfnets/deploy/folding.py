@@ -74,9 +74,10 @@ def fold(model):
             "fold takes functional and sequential Keras models, built: the graph of "
             f"others is not known. Received: {model!r}"
         )
-    ends = model.input, model.output
-    if isinstance(model, keras.Sequential):  # whose ends are those of its first call
+    if isinstance(model, keras.Sequential):  # whose `input` is that of its first call
         ends = model.inputs[0], model.outputs[0]
+    else:
+        ends = model.input, model.output
     folding = _Folding()
     plain = keras.models.clone_model(
         keras.Model(*ends),

@@ -17,7 +17,8 @@ def _standardize(kernel, gain, scale, variance_eps, eps):
     scale, variance_eps, eps = (
         ops.cast(number, precise) for number in (scale, variance_eps, eps)
     )
-    mean, variance = _moments(ops.cast(kernel, precise))
+    kernel = ops.cast(kernel, precise)
+    mean, variance = _moments(kernel)
     variance = (variance + variance_eps) * math.prod(kernel.shape[:-1])
     gain = scale * ops.cast(gain, precise)
     return (kernel - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))

@@ -1,12 +1,11 @@
 """How a grouped convolution is computed on this device."""
 
-import functools
-
 import keras
 from keras import ops
 
+from keras_nfnets import lean
 
-@functools.cache
+
 def one_convolution_a_group():
     """Whether groups run faster as convolutions of their own, concatenated.
 
@@ -18,11 +17,11 @@ def one_convolution_a_group():
         24 x 24 pixels, 8 groups of 32 channels:    670 against 15  /  755 against 19
         12 x 12 pixels, 30 groups of 8 channels:    557 against 10  /  615 against  4
 
-    Accelerators and PyTorch have a good grouped convolution of their own.
+    The same holds going forward alone: NFNet-F0 folded takes 0.90 s for eight pictures
+    of 256 x 256 split and 0.96 s not, compiled by XLA. Accelerators and PyTorch have a
+    good grouped convolution of their own.
     """
-    return keras.backend.backend() in ("tensorflow", "jax") and all(
-        device.lower().startswith("cpu") for device in keras.distribution.list_devices()
-    )
+    return keras.backend.backend() in ("tensorflow", "jax") and lean.only_cpu()
 
 
 def grouped_convolution(convolution, inputs, kernel, groups, data_format):

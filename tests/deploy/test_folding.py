@@ -86,7 +86,9 @@ def test_other_networks_of_the_zoo(name):
     assert_folds(with_random_weights(model), (33, 47))
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"]
+)
 @pytest.mark.parametrize(
     "options",
     [
@@ -164,6 +166,13 @@ def test_models_of_ones_own():
     assert set(actual) == set(expected)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_sequential_models():
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), keras_nfnets.WSConv2D(4, 3, activation="relu")]
+    )
+    assert_folds(with_random_weights(model), (12, 9))
 
 
 def test_loads_without_this_package(tmp_path, nfnet_tiny):
