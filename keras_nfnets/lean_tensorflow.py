@@ -1,10 +1,21 @@
 """`lean` on TensorFlow."""
 
+import contextlib
 import functools
 
 import tensorflow as tf
 
-from keras_nfnets.lean import is_compiling
+from keras_nfnets.lean import is_compiling, memory
+
+
+@contextlib.contextmanager
+def _set(variable, value):
+    """Within it `variable`, a `ContextVar`, has that value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def fused(function, gradient):
@@ -36,11 +47,8 @@ def fused(function, gradient):
 
 def _compiled(function):
     def traced(*arguments):
-        token = is_compiling.set(True)
-        try:
+        with _set(is_compiling, True):
             return function(*arguments)
-        finally:
-            is_compiling.reset(token)
 
     return tf.function(traced, jit_compile=True, autograph=False)
 
@@ -56,16 +64,20 @@ def _derivative(function, arguments, constants, upstream):
 def recomputed(function, inputs):
     @tf.custom_gradient
     def with_gradient(inputs):
+        found = []
+
         def gradient(upstream, variables=()):
             # Not before there is a gradient: all would be kept again.
             with tf.control_dependencies([upstream]), tf.GradientTape() as tape:
                 again = tf.identity(inputs)
                 tape.watch(again)
-                outputs = function(again)
+                with _set(memory, iter(found)):
+                    outputs = function(again)
             variables = list(variables)
             gradients = tape.gradient(outputs, [again, *variables], upstream)
             return gradients[0], gradients[1:]
 
-        return function(inputs), gradient
+        with _set(memory, found):
+            return function(inputs), gradient
 
     return with_gradient(inputs)

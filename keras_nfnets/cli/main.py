@@ -4,12 +4,12 @@ import difflib
 import os
 import sys
 
-from keras_nfnets.cli import convert, export, predict, summary, train
+from keras_nfnets.cli import benchmark, convert, export, predict, summary, train
 from keras_nfnets.cli import list as list_command
 from keras_nfnets.cli.command import Failure, UsageError
 from keras_nfnets.version import __version__
 
-_MODULES = (train, predict, export, convert, list_command, summary)
+_MODULES = (train, predict, export, convert, list_command, summary, benchmark)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 HELP = """\
@@ -24,6 +24,7 @@ Normalizer-free networks for Keras.
   convert   a published weight file to Keras's formats
   list      the networks there are, or with --weights the published checkpoints
   summary   one network, layer by layer
+  benchmark how fast a network is here
 
 'keras-nfnets COMMAND --help' explains a command and its flags.
 """

@@ -280,7 +280,9 @@ class NFBlock(keras.layers.Layer):
         if self._attention_is_last:
             scale = scale * self.attention_layer.factors(x)
         if training:
-            return lean.fused(_scaled_sum, x, scale, shortcut)
+            return lean.fused(
+                _scaled_sum, x, scale, shortcut, gradient=_scaled_sum_gradient
+            )
         return _scaled_sum(x, scale, shortcut)
 
     def compute_output_shape(self, input_shape):
@@ -329,6 +331,24 @@ class NFBlock(keras.layers.Layer):
 
 def _scaled_sum(residual, scale, shortcut):
     return residual * scale + shortcut
+
+
+def _scaled_sum_gradient(arguments, constants, upstream):
+    """The derived gradients, without writing down the product that is summed."""
+    residual, scale, _ = arguments
+    ones = (1,) * (len(residual.shape) - len(scale.shape)) + tuple(scale.shape)
+    summed = [axis for axis, size in enumerate(ones) if size == 1]
+    if {1, 2} <= set(summed):
+        batch, height, width, columns = ops.shape(residual)
+        rows = (batch, height * width, columns)
+        precise = keras.backend.result_type(residual.dtype, "float32")
+        pixels = [ops.cast(ops.reshape(x, rows), precise) for x in (residual, upstream)]
+        product = lean.sum_of_rows(lambda x, y: x * y, *pixels)[:, None, None]
+    else:  # factors of channels that come first
+        product = residual * upstream
+    product = ops.sum(product, axis=summed, keepdims=True)
+    product = ops.cast(ops.reshape(product, ops.shape(scale)), scale.dtype)
+    return [upstream * scale, product, upstream]
 
 
 def _shape_after(layer, shape):

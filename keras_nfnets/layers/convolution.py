@@ -1,6 +1,5 @@
 """Convolution with scaled weight standardization."""
 
-import functools
 import math
 
 import keras
@@ -10,26 +9,28 @@ from keras_nfnets import checks, lean
 from keras_nfnets.layers.grouping import grouped_convolution
 
 
-def _standardize(kernel, gain, scale, variance_eps, eps):
-    """The formula of `WSConv2D`, in float32 or better."""
+def _precise(x):
     # Also where a kernel is kept in half precision.
-    precise = keras.backend.result_type(kernel.dtype, "float32")
-    scale, variance_eps, eps = (
-        ops.cast(number, precise) for number in (scale, variance_eps, eps)
-    )
-    kernel = ops.cast(kernel, precise)
-    mean, variance = _moments(kernel)
-    variance = (variance + variance_eps) * math.prod(kernel.shape[:-1])
-    gain = scale * ops.cast(gain, precise)
-    return (kernel - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
 def _moments(kernel):
-    """Mean and variance of each filter, `(filters,)`."""
-    rows = ops.reshape(kernel, (-1, kernel.shape[-1]))
+    """Mean and variance of each filter, `(2, filters)`, in float32 or better."""
+    rows = ops.reshape(_precise(kernel), (-1, kernel.shape[-1]))
     mean = lean.sum_of_rows(lambda x: x, rows) / rows.shape[0]
     variance = lean.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
-    return mean, variance
+    return ops.stack([mean, variance])
+
+
+def _standardize(kernel, moments, gain, scale, variance_eps, eps):
+    """The formula of `WSConv2D`, in the precision of `moments`."""
+    scale, variance_eps, eps = (
+        ops.cast(number, moments.dtype) for number in (scale, variance_eps, eps)
+    )
+    mean, variance = moments[0], moments[1]
+    variance = (variance + variance_eps) * math.prod(kernel.shape[:-1])
+    gain = scale * _precise(gain)
+    return (_precise(kernel) - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))
 
 
 def _standardize_gradient(arguments, constants, upstream):
@@ -38,15 +39,16 @@ def _standardize_gradient(arguments, constants, upstream):
     With `c` the centered kernel, `r` the reciprocal square root, `u` the gradient of
     the result and sums and means over a filter: the gain's is `scale * r * sum(u * c)`,
     the kernel's `scale * gain * r * (u - mean(u) - r**2 * sum(u * c) * c)`, of which
-    the last term is missing where `eps` bounds the variance.
+    the last term is missing where `eps` bounds the variance. It is all of the kernel's:
+    none goes through its moments.
     """
-    kernel, gain, scale, variance_eps, eps = arguments
+    kernel, moments, gain, scale, variance_eps, eps = arguments
     dtype = upstream.dtype
     scale, variance_eps, eps = (ops.cast(x, dtype) for x in (scale, variance_eps, eps))
     gain_dtype, kernel_dtype = gain.dtype, kernel.dtype
     kernel, gain = ops.cast(kernel, dtype), ops.cast(gain, dtype)
     fan_in = math.prod(kernel.shape[:-1])
-    mean, variance = _moments(kernel)
+    mean, variance = moments[0], moments[1]
     variance = (variance + variance_eps) * fan_in
     r = ops.rsqrt(ops.maximum(variance, eps))
     rows = [ops.reshape(x, (fan_in, -1)) for x in (kernel, upstream)]
@@ -58,6 +60,7 @@ def _standardize_gradient(arguments, constants, upstream):
     )
     return [
         ops.cast(kernel_gradient, kernel_dtype),
+        None,
         ops.cast(scale * r * product, gain_dtype),
     ]
 
@@ -185,14 +188,20 @@ class WSConv2D(keras.layers.Conv2D):
         """The kernel as the convolution uses it, in the compute dtype."""
         return ops.cast(self.precise_kernel(), self.compute_dtype)
 
-    def precise_kernel(self, standardize=_standardize):
+    def precise_kernel(self, training=False):
         """`standardized_kernel` before it is cast: float32 or better."""
-        return standardize(
-            ops.convert_to_tensor(self.kernel),
-            ops.convert_to_tensor(self.gain),
-            self.scale,
-            self.variance_eps,
-            self.eps,
+        kernel = ops.convert_to_tensor(self.kernel)
+        gain = ops.convert_to_tensor(self.gain)
+        settings = self.scale, self.variance_eps, self.eps
+        if not training:
+            return _standardize(kernel, _moments(kernel), gain, *settings)
+        return lean.fused(
+            _standardize,
+            kernel,
+            lean.kept(lean.fused, _moments, kernel),
+            gain,
+            *settings,
+            gradient=_standardize_gradient,
         )
 
     def convolution_op(self, inputs, kernel):
@@ -228,17 +237,10 @@ class WSConv2D(keras.layers.Conv2D):
         ]
 
     def call(self, inputs, training=False):
-        standardize = _standardize
-        if training:
-            standardize = functools.partial(
-                lean.fused, _standardize, gradient=_standardize_gradient
-            )
-        kernel = ops.cast(self.precise_kernel(standardize), self.compute_dtype)
+        kernel = ops.cast(self.precise_kernel(training), self.compute_dtype)
         outputs = self.convolution_op(inputs, kernel)
         bias = ops.cast(ops.convert_to_tensor(self.bias), outputs.dtype)
-        if self.data_format == "channels_first":
-            bias = ops.reshape(bias, (1, self.filters, 1, 1))
-        outputs = outputs + bias
+        outputs = lean.add_bias(outputs, bias, self.data_format)
         return outputs if self.activation is None else self.activation(outputs)
 
     # Conv2D saves its kernel and bias by hand; the gain goes after them.

@@ -106,14 +106,20 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
             "Clipping needs as many gradients as (trainable) variables, at least one. "
             f"Received: {len(gradients)} gradients, {len(variables)} variables"
         )
-    result, counts = [], []
-    for gradient, variable in zip(gradients, variables):
-        count = Count()
-        if gradient is not None and not is_excluded(variable, exclude):
-            gradient, count = _clip(gradient, variable, clip_factor, eps, loss_scale)
-        result.append(gradient)
-        counts.append(count)
-    return result, counts
+    counts, single = [Count()] * len(gradients), []
+    settings = clip_factor, eps, loss_scale
+    for i, (gradient, variable) in enumerate(zip(gradients, variables)):
+        if gradient is None or is_excluded(variable, exclude):
+            continue
+        if len(unit_axes(variable)) == len(variable.shape) and not _is_sparse(gradient):
+            single.append(i)
+        else:
+            gradients[i], counts[i] = _clip(gradient, variable, *settings)
+    if single:
+        pairs = [(gradients[i], variables[i]) for i in single]
+        for i, clipped in zip(single, _clip_together(pairs, *settings)):
+            gradients[i], counts[i] = clipped
+    return gradients, counts
 
 
 def check_settings(clip_factor, eps, exclude):
@@ -233,7 +239,7 @@ _CLASSES_BY_NAME = {
 }
 
 
-def _is_indexed_slices(gradient):
+def _is_sparse(gradient):
     return hasattr(gradient, "dense_shape")
 
 
@@ -241,13 +247,13 @@ def is_finite(gradient):
     """Whether all numbers of a gradient are finite, a bool tensor; True for `None`."""
     if gradient is None:
         return ops.convert_to_tensor(True)
-    values = gradient.values if _is_indexed_slices(gradient) else gradient
+    values = gradient.values if _is_sparse(gradient) else gradient
     return ops.all(ops.isfinite(values))
 
 
 def dense(gradient, variable):
     """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
-    if _is_indexed_slices(gradient):
+    if _is_sparse(gradient):
         import tensorflow as tf
 
         # In a graph the shape of slices may not be known before they are.
@@ -273,14 +279,13 @@ def unit_axes(variable):
     return norm_axes(tuple(variable.shape), variable_path(variable))
 
 
-def _clip(gradient, variable, clip_factor, eps, loss_scale):
+def _clip(gradient, variable, *settings):
     """The clipped gradient of one variable, and its `Count`."""
     tensor = dense(gradient, variable)
     axes = unit_axes(variable)
     units = math.prod(tensor.shape) // math.prod(tensor.shape[axis] for axis in axes)
-    weights = ops.convert_to_tensor(variable)
-    arguments = tensor, weights, clip_factor, eps, loss_scale
-    if _is_indexed_slices(gradient):
+    arguments = tensor, ops.convert_to_tensor(variable), *settings
+    if _is_sparse(gradient):
         factor = unit_factors(*arguments, axes)
         gradient, clipped = _scale_sparse(gradient, tensor, factor), _clipped(factor)
     else:
@@ -299,6 +304,29 @@ def _clip_over(axes):
     return clip
 
 
+def _clip_together(pairs, *settings):
+    """As `_clip`, of gradients and variables that are one unit each.
+
+    Gains and biases are two thirds of a network's variables: what is computed of their
+    norms is computed once for all.
+    """
+    tensors = [dense(gradient, variable) for gradient, variable in pairs]
+    weights = [ops.convert_to_tensor(variable) for _, variable in pairs]
+    dtype = keras.backend.result_type(*(x.dtype for x in tensors + weights), "float32")
+    norms = [
+        ops.sqrt(ops.stack([ops.sum(ops.square(ops.cast(x, dtype))) for x in arrays]))
+        for arrays in (tensors, weights)
+    ]
+    factors = _factors(*norms, *settings)
+    clipped = ops.cast(factors < 1, "float32")
+    return [
+        (multiply(tensor, factor), Count(count, 1))
+        for tensor, factor, count in zip(
+            tensors, ops.unstack(factors), ops.unstack(clipped)
+        )
+    ]
+
+
 def _clipped(factor):
     return ops.sum(ops.cast(factor < 1, "float32"))
 
@@ -309,12 +337,16 @@ def unit_factors(gradient, weights, clip_factor, eps, loss_scale, axes):
     Of the gradient's rank, with 1 in place of the axes the norms were taken over.
     """
     dtype = keras.backend.result_type(gradient.dtype, weights.dtype, "float32")
-    norm = _norm(ops.cast(gradient, dtype), axes)
+    norms = [_norm(ops.cast(x, dtype), axes) for x in (gradient, weights)]
+    return _factors(*norms, clip_factor, eps, loss_scale)
+
+
+def _factors(norm, weights_norm, clip_factor, eps, loss_scale):
+    """What to multiply units by whose gradients and weights have these norms."""
     clip_factor, eps, loss_scale = (
-        ops.cast(number, dtype) for number in (clip_factor, eps, loss_scale)
+        ops.cast(number, norm.dtype) for number in (clip_factor, eps, loss_scale)
     )
-    weights_norm = ops.maximum(_norm(ops.cast(weights, dtype), axes), eps)
-    largest = clip_factor * loss_scale * weights_norm
+    largest = clip_factor * loss_scale * ops.maximum(weights_norm, eps)
     # The guard against a division by zero is the authors'. It matters only where
     # clip_factor * eps is below it.
     factor = largest / ops.maximum(norm, 1e-6 * loss_scale)

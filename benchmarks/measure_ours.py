@@ -1,0 +1,60 @@
+"""Measures one network of this package, or of `keras.applications`."""
+
+import os
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from turns import peak_memory, serve, task
+
+import keras_nfnets
+
+
+def training_step(model, x, **options):
+    """A call that takes one step of `model`, compiled to train as in the papers."""
+    # With AGC where the model is of this package, an `AGCModel`.
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=False, **options)
+    y = np.random.default_rng(1).integers(0, model.output_shape[-1], len(x))
+    # Until the weights are there, not only the loss.
+    return lambda: model.train_on_batch(x, y)
+
+
+def inference(model, x, compiled):
+    function = tf.function(lambda x: model(x, training=False), jit_compile=compiled)
+    x = tf.constant(x)
+    return lambda: function(x).numpy()
+
+
+def build(name, size):
+    # Those that exist there alone: ResNet50V2, EfficientNetB7.
+    house = keras_nfnets if hasattr(keras_nfnets, name) else keras.applications
+    return getattr(house, name)(
+        weights=None, input_shape=(size, size, 3), classifier_activation=None
+    )
+
+
+def main():
+    imported, asked = peak_memory(), task()
+    size = asked["size"]
+    start = time.perf_counter()
+    model = build(asked["network"], size)
+    built = time.perf_counter() - start
+    shape = asked["batch"], size, size, 3
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    if asked["kind"] == "train":
+        call = training_step(model, x)
+    else:
+        if asked["fold"]:
+            model = keras_nfnets.fold(model)
+        call = inference(model, x, asked["compiled"])
+    serve(call, imported, built=built)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Where a training step goes: clipping, weight standardization, and all the rest.
+
+    python benchmarks/parts.py
+
+The same network with and without a part take turns in one process. The exit status is 1
+if clipping takes more than 2 % of a step, or weight standardization more than 5 %, and
+more than the time it takes to move the bytes they must move.
+"""
+
+import argparse
+import collections
+import contextlib
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from measure_ours import build, training_step
+from turns import machine
+
+from keras_nfnets import WSConv2D
+from keras_nfnets.models.figures import count_flops
+
+NETWORKS = {"NFNetF0": (8, 192), "NFResNet50": (16, 128)}
+
+
+@contextlib.contextmanager
+def _no_standardization():
+    """Within it networks are traced with their kernels as they are."""
+    original = WSConv2D.precise_kernel
+    WSConv2D.precise_kernel = lambda self, training=False: self.kernel.value * 1e-2
+    try:
+        yield
+    finally:
+        WSConv2D.precise_kernel = original
+
+
+def seconds_of(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def bandwidth():
+    """Bytes a second, read and written, of copying what no cache holds."""
+    a = np.ones(2**27, "float32")
+    b = np.empty_like(a)
+    laps = [seconds_of(lambda: np.copyto(b, a)) for _ in range(5)]
+    return 2 * a.nbytes / statistics.median(laps[1:])
+
+
+def product_peak():
+    """Floating point operations a second of a large matrix product."""
+    a = tf.random.normal((4096, 4096))
+    laps = [seconds_of(lambda: tf.matmul(a, a).numpy()) for _ in range(6)]
+    return 2 * 4096**3 / min(laps)
+
+
+def bytes_to_move(model):
+    """What clipping and standardizing must at least read and write in a step.
+
+    Clipping reads gradients and weights for their norms, then reads and writes the
+    gradients. Standardization, in the forward pass and again for the gradient, reads
+    kernels once more and writes the standardized ones; before, it reads them twice for
+    their moments (variances from centered numbers: one pass would lose digits). Its
+    gradient reads kernels and what came back for two sums, and both again to write the
+    result.
+    """
+    parameters = sum(4 * np.prod(v.shape) for v in model.trainable_variables)
+    kernels = sum(
+        4 * np.prod(layer.kernel.shape)
+        for layer in model._flatten_layers()
+        if isinstance(layer, WSConv2D)
+    )
+    return {
+        "clipping": 4 * parameters,
+        "standardization": (2 + 2 * 2 + 2 + 3) * kernels,
+    }
+
+
+def _operations(call):
+    """Threads' seconds in one call by kind of operation, from TensorFlow's profiler."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            call()
+        [file] = pathlib.Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    totals = collections.Counter()
+    for plane in space.planes:
+        if "CPU" not in plane.name:
+            continue
+        for line in plane.lines:
+            for event in line.events:
+                name = plane.event_metadata[event.metadata_id].name
+                totals[_kind(name)] += event.duration_ps / 1e12
+    del totals[None]
+    return totals
+
+
+def _kind(name):
+    """The row of the profile's table an event belongs to, or None."""
+    operation = name.rpartition(":")[2]
+    if "Conv2D" in operation:
+        if "BackpropFilter" in operation:
+            return "convolutions, gradient of the kernel"
+        if "BackpropInput" in operation:
+            return "convolutions, gradient of the input"
+        return "convolutions, forward"
+    if "fusion" in operation or operation.startswith("wrapped_"):
+        return "fused: activations, standardization, clipping, sums"
+    if operation in ("Mul", "Sub", "AddV2", "AssignAddVariableOp", "Neg"):
+        return "the optimizer, and what else is elementwise"
+    if operation in ("Split", "ConcatV2", "Slice"):
+        return "taking groups apart and together"
+    if "MatMul" in operation:
+        return "dense layers"
+    return None
+
+
+def measure(name, rounds):
+    """Prints one network's table; returns what falls short."""
+    batch, size = NETWORKS[name]
+    x = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
+    calls = {}
+    for label, options in (
+        ("whole", {}),
+        ("without clipping", {"clip_factor": None}),
+        ("without standardization", {}),
+    ):
+        without = label == "without standardization"
+        with _no_standardization() if without else contextlib.nullcontext():
+            model = build(name, size)
+            calls[label] = training_step(model, x, **options)
+            calls[label](), calls[label]()
+    laps = {label: [] for label in calls}
+    for _ in range(rounds):
+        for label, call in calls.items():
+            laps[label].append(seconds_of(call))
+    whole = statistics.median(laps["whole"])
+    speed, peak = bandwidth(), product_peak()
+    moved = bytes_to_move(model)
+    print(f"\n## {name}, batch {batch}, {size} x {size}: {whole:.3f} s a step\n")
+    print("| part | share of the step | its bytes' share |")
+    print("| --- | ---: | ---: |")
+    short = []
+    for part, limit in (("clipping", 0.02), ("standardization", 0.05)):
+        ratios = [1 - b / a for a, b in zip(laps["whole"], laps[f"without {part}"])]
+        share = statistics.median(ratios)
+        bound = moved[part] / speed / whole
+        print(f"| {part} | {share:.1%} | {bound:.1%} ({moved[part] / 1e9:.2f} GB) |")
+        if share > max(limit, bound):
+            short.append(f"{name}: {part} takes {share:.1%} of a step")
+    print(
+        f"\nMemory moves {speed / 1e9:.1f} GB/s, matrix products {peak / 1e9:.0f} GFLOP/s."
+    )
+    operations = _operations(calls["whole"])
+    every = sum(operations.values())
+    print("\n| operations | share of the threads' time |")
+    print("| --- | ---: |")
+    for kind, seconds in operations.most_common():
+        print(f"| {kind} | {seconds / every:.1%} |")
+    convolutions = sum(s for kind, s in operations.items() if kind.startswith("conv"))
+    # The gradients of kernels and inputs cost as much as going forward, each.
+    flops = 3 * 2 * batch * count_flops(model)
+    print(
+        f"\nConvolutions make {flops / 1e9:.0f} GFLOP a step: {flops / whole / peak:.0%} "
+        f"of the peak over the whole step, {flops / whole / peak / convolutions * every:.0%} "
+        "in their share of it."
+    )
+    return short
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    print(f"{machine()}, TensorFlow {tf.__version__}, Keras {keras.__version__}")
+    short = [line for name in NETWORKS for line in measure(name, rounds)]
+    for line in short:
+        print(f"\nFalls short: {line}", file=sys.stderr)
+    return int(bool(short))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

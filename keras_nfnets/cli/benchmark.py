@@ -1,0 +1,181 @@
+"""`keras-nfnets benchmark`."""
+
+import importlib.util
+import os
+import statistics
+import time
+
+import keras
+import numpy as np
+
+from keras_nfnets import fold
+from keras_nfnets.cli.command import Command, UsageError, network, progress_bar
+from keras_nfnets.pretrained import architectures
+
+# Whether a backend compiles by XLA, in a table's words: TensorFlow may, JAX always does.
+_XLA = {"tensorflow": ("", ", XLA"), "jax": (", XLA",), "torch": ("",)}
+
+
+def run(flags, arguments):
+    if len(arguments) != 1:
+        raise UsageError(
+            "'benchmark' takes the name of one network. "
+            f"Received: {' '.join(arguments) or 'none'}"
+        )
+    constructor, variant = network(arguments[0])
+    size = flags.image_size or variant.test_size
+    batches = sorted({1, flags.batch_size})
+    model = constructor(input_shape=(size, size, 3), classifier_activation=None)
+    makers = _ours(model)
+    if flags.peers:
+        makers |= _peers(constructor, size)
+    print(
+        f"{model.name}, {size} x {size} pixels, {os.cpu_count()} cores, milliseconds:\n"
+    )
+    columns = [f"batch {n}" for n in batches] + ["pictures/s"]
+    width = max(map(len, makers)) + 2
+    print(" " * width + "".join(f"{column:>12}" for column in columns))
+    calls = {
+        (label, batch): make(batch)
+        for label, make in progress_bar(makers.items(), "compiling", "networks")
+        for batch in batches
+    }
+    laps = {key: [] for key in calls}
+    # In turns: a machine that slows down does so for all.
+    for _ in progress_bar(range(flags.rounds), "measuring", "rounds"):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            laps[key].append(time.perf_counter() - start)
+    for label in makers:
+        seconds = [statistics.median(laps[label, batch]) for batch in batches]
+        pictures = max(batch / s for batch, s in zip(batches, seconds))
+        cells = [f"{1e3 * s:.1f}" for s in seconds] + [f"{pictures:.1f}"]
+        print(f"{label:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+    print(f"\nMedians of {flags.rounds} calls, taken in turns; random weights.")
+    return 0
+
+
+def _ours(model):
+    """`{label: function}` from a batch size to what is to be timed, ready."""
+    return {
+        f"{label}{xla}": _maker(network, bool(xla))
+        for label, network in (("as it trains", model), ("folded", fold(model)))
+        for xla in _XLA[keras.backend.backend()]
+    }
+
+
+def _maker(model, compiled):
+    # A model of its own, with the same weights: one is compiled in one way.
+    model = type(model)(model.inputs, model.outputs)
+    model.compile(jit_compile=compiled)
+
+    def make(batch):
+        x = _pictures(batch, *model.input_shape[1:])
+        return _ready(lambda: model.predict_on_batch(x))
+
+    return make
+
+
+def _peers(constructor, size):
+    """As `_ours`, of the same network of packages that are installed."""
+    makers = {}
+    for peer, of_peer in (("timm", _timm), ("kecam", _kecam)):
+        try:
+            makers |= of_peer(constructor, size)
+        except (ImportError, LookupError) as error:
+            print(f"{peer} is left out: {error}.")
+    return makers
+
+
+def _timm(constructor, size):
+    import timm
+    import torch
+
+    ours = constructor.architecture()
+    names = [
+        name  # timm's are in lower case
+        for name, known in architectures.NETWORKS.items()
+        if name.islower() and known.architecture == ours
+    ]
+    if not names:
+        raise LookupError("it has no such network")
+
+    def maker(layout):
+        def make(batch):
+            model = timm.create_model(names[0]).eval().to(memory_format=layout)
+            x = torch.from_numpy(_pictures(batch, 3, size, size))
+            x = x.contiguous(memory_format=layout)
+
+            def call():
+                with torch.inference_mode():
+                    model(x)
+
+            return _ready(call)
+
+        return make
+
+    label = f"timm {timm.__version__} {names[0]}"
+    return {
+        f"{label}, NCHW": maker(torch.contiguous_format),
+        f"{label}, channels_last": maker(torch.channels_last),
+    }
+
+
+def _kecam(constructor, size):
+    if importlib.util.find_spec("keras_cv_attention_models") is None:
+        raise ImportError("No module named 'keras_cv_attention_models'")
+    if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
+        raise ImportError("it needs TF_USE_LEGACY_KERAS=1 in the environment")
+    import keras_cv_attention_models as kecam
+    from keras_cv_attention_models import nfnets
+
+    name = constructor.__name__.replace("ECANFNet", "ECA_NFNet")
+    build = getattr(nfnets, name, None)
+    if build is None:
+        raise LookupError("it has no such network")
+    model = build((size, size, 3), pretrained=None, classifier_activation=None)
+    label = f"kecam {kecam.__version__} {name}"
+    return {label: _maker(model, False), f"{label}, XLA": _maker(model, True)}
+
+
+def _pictures(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def _ready(call):
+    """`call`, after what the first calls do once."""
+    for _ in range(2):
+        call()
+    return call
+
+
+COMMAND = Command(
+    "benchmark",
+    "benchmark NAME [FLAGS]",
+    """\
+How long a network takes here for one picture and for several: as it trains and folded
+(keras_nfnets.fold), on TensorFlow each as a graph and compiled by XLA. NAME is one of
+'keras-nfnets list'.
+
+  keras-nfnets benchmark NFNetF0
+  keras-nfnets benchmark ECANFNetL0 --image_size=192 --peers
+""",
+    run,
+)
+_flag = COMMAND.define
+_flag("integer", "batch_size", 8, "Pictures at a time, beside one.", lower_bound=1)
+_flag(
+    "integer",
+    "image_size",
+    None,
+    "Pixels a side; by default the network's test size.",
+    lower_bound=32,
+)
+_flag("integer", "rounds", 7, "How often to measure each.", lower_bound=1)
+_flag(
+    "boolean",
+    "peers",
+    False,
+    "Measure the same network of timm and kecam too, where they are installed.",
+)
