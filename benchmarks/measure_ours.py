@@ -14,15 +14,27 @@ from turns import peak_memory, serve, task
 import keras_nfnets
 
 
-def training_step(model, x, **options):
-    """A call that takes one step of `model`, compiled to train as in the papers."""
-    # With AGC where the model is of this package, an `AGCModel`.
-    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
+def nesterov():
+    return keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
+
+
+def training_step(model, x, optimizer, **options):
+    """A call that takes one step of `model`, which may be compiled anew for others.
+
+    A model of this package clips.
+    """
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=False, **options)
     y = np.random.default_rng(1).integers(0, model.output_shape[-1], len(x))
-    # Until the weights are there, not only the loss.
-    return lambda: model.train_on_batch(x, y)
+    model.make_train_function()
+    function = model.train_function
+
+    def step():
+        model.train_function = function
+        # Until the weights are there, not only the loss.
+        model.train_on_batch(x, y)
+
+    return step
 
 
 def inference(model, x, compiled):
@@ -48,7 +60,7 @@ def main():
     shape = asked["batch"], size, size, 3
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     if asked["kind"] == "train":
-        call = training_step(model, x)
+        call = training_step(model, x, nesterov())
     else:
         if asked["fold"]:
             model = keras_nfnets.fold(model)

@@ -19,7 +19,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from measure_ours import build, training_step
+from measure_ours import build, nesterov, training_step
 from turns import machine
 
 from keras_nfnets import WSConv2D
@@ -127,7 +127,8 @@ def measure(name, rounds):
     """Prints one network's table; returns what falls short."""
     batch, size = NETWORKS[name]
     x = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
-    calls = {}
+    # One model, so that all find its weights in the same places.
+    model, optimizer, calls = build(name, size), nesterov(), {}
     for label, options in (
         ("whole", {}),
         ("without clipping", {"clip_factor": None}),
@@ -135,8 +136,7 @@ def measure(name, rounds):
     ):
         without = label == "without standardization"
         with _no_standardization() if without else contextlib.nullcontext():
-            model = build(name, size)
-            calls[label] = training_step(model, x, **options)
+            calls[label] = training_step(model, x, optimizer, **options)
             calls[label](), calls[label]()
     laps = {label: [] for label in calls}
     for _ in range(rounds):
@@ -178,7 +178,7 @@ def measure(name, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
     print(f"{machine()}, TensorFlow {tf.__version__}, Keras {keras.__version__}")
     short = [line for name in NETWORKS for line in measure(name, rounds)]
