@@ -171,6 +171,7 @@ _flag(
     None,
     "Pixels a side; by default the network's test size.",
     lower_bound=32,
+    upper_bound=4096,
 )
 _flag("integer", "rounds", 7, "How often to measure each.", lower_bound=1)
 _flag(

@@ -4,13 +4,14 @@ import functools
 import importlib.util
 import os
 import pathlib
+import re
 import tempfile
 
 import keras
 import numpy as np
 
 from keras_nfnets import checks
-from keras_nfnets.deploy.folding import fold
+from keras_nfnets.deploy.folding import copy_state, fold
 
 # format -> (its name in `keras.Model.export`, the ending of its files, the packages
 # that write it)
@@ -19,6 +20,9 @@ _FORMATS = {
     "onnx": ("onnx", ".onnx", ("tensorflow", "tf2onnx", "onnx")),
     "litert": ("litert", ".tflite", ("tensorflow",)),
 }
+_FORMAT_OF = {ending: name for name, (_, ending, _) in _FORMATS.items() if ending}
+# Endings of what somebody who gives them wants no folder for.
+_OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
 FORMATS = tuple(_FORMATS)
 QUANTIZATIONS = ("dynamic", "int8")
 
@@ -26,22 +30,26 @@ QUANTIZATIONS = ("dynamic", "int8")
 def export(model, path, format=None, *, quantize=None, examples=None, overwrite=False):
     """Folds a network and writes it for another runtime.
 
+    ONNX and LiteRT files compute in float32, whatever the network's dtype policy.
+
     Args:
         model: a Keras model, see `fold`.
         path: file or, for a SavedModel, folder to write. It appears when it is whole.
         format: `"saved_model"` (TensorFlow, TensorFlow Serving), `"onnx"` (ONNX
             Runtime and others) or `"litert"` (LiteRT, formerly TensorFlow Lite). By
-            default told by the ending: `.onnx`, `.tflite`, or else a SavedModel.
+            default told by the ending: `.onnx`, `.tflite`, or for a folder none.
         quantize: of LiteRT: `"dynamic"` for kernels of 8 bits and computations that
             choose their own ranges, `"int8"` for 8 bits throughout, with ranges measured
             on `examples`; inputs and outputs stay floats. None for neither.
         examples: for `"int8"`, an array of a hundred or more pictures as the network
             takes them, `(examples, height, width, channels)`.
-        overwrite: whether to replace what is at `path`.
+        overwrite: whether to replace what is at `path`, a file or a SavedModel; never
+            another folder with something in it.
 
     Raises:
         ValueError: arguments that do not go together, a path that is there already, a
-            model that `fold` refuses, or a backend other than TensorFlow.
+            model that `fold` refuses, operations that ONNX does not have, or a backend
+            other than TensorFlow.
         ImportError: a package that writes the format is not installed; the message says
             how to get it.
 
@@ -50,10 +58,9 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
     >>> model = keras_nfnets.NFNetTiny(classes=10)
     >>> export(model, "tiny.onnx")  # doctest: +SKIP
     """
-    path = pathlib.Path(path).expanduser()
+    path = _checked_path(path)
     if format is None:
-        endings = {ending: name for name, (_, ending, _) in _FORMATS.items() if ending}
-        format = endings.get(path.suffix.lower(), "saved_model")
+        format = _FORMAT_OF.get(_ending(path), "saved_model")
     checks.one_of("format", format, FORMATS)
     checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
     keras_format, ending, packages = _FORMATS[format]
@@ -67,12 +74,16 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
             '`quantize="int8"` needs `examples`, and nothing else does. Received: '
             f"quantize={quantize!r}, examples of type {type(examples).__name__}"
         )
-    if ending and path.suffix.lower() != ending:
+    if ending and _ending(path) != ending:
         raise ValueError(
             f"A file of format {format!r} must end in {ending}. Received: path={path}"
         )
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} is there already; `overwrite=True` replaces it.")
+    if not ending and _ending(path) in (*_FORMAT_OF, *_OTHER_FILES):
+        raise ValueError(
+            f"A SavedModel is a folder, and {path} looks like a file. Files end in "
+            f"{' or '.join(_FORMAT_OF)}; Keras writes its own, `fold(model).save(...)`."
+        )
+    _check_whether_free(path, overwrite)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "Networks are exported on Keras's TensorFlow backend. Received: "
@@ -85,6 +96,10 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
                 f"The format {format!r} needs the package {package!r}: "
                 'pip install "keras_nfnets[export]"'
             )
+    folded = fold(model)
+    folded = keras.Model(folded.input, folded.output, name=_plain_name(folded.name))
+    if format != "saved_model":
+        folded = _in_float32(folded)
     options = {}
     if quantize is not None:
         import tensorflow as tf
@@ -92,9 +107,11 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
     if quantize == "int8":
         options["representative_dataset"] = functools.partial(
-            _one_by_one, _checked_examples(model, examples)
+            _batches, _checked_examples(folded, examples), folded.input_shape[0] or 1
         )
-    folded = fold(model)
+    if format == "onnx":
+        # Registers them.
+        from keras_nfnets.deploy import onnx_operations  # noqa: F401
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as partial:
         whole = os.path.join(partial, f"new{ending}")
@@ -105,30 +122,122 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
             input_signature=[keras.tree.map_structure(_spec, folded.input)],
             **options,
         )
-        if path.is_dir():  # A folder cannot be replaced while something is in it.
-            os.replace(path, os.path.join(partial, "old"))
+        if format == "onnx":
+            _check_onnx(whole)
+        _put(whole, path, os.path.join(partial, "old"))
+
+
+def _checked_path(path):
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ValueError(f"`path` must be a path. Received: path={path!r}")
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:  # no such user
+        raise ValueError(f"{error} Received: path={path!r}") from error
+
+
+def _ending(path):
+    # Of the name `.onnx` pathlib says that it has none.
+    return (path.suffix or path.name).lower()
+
+
+def _check_whether_free(path, overwrite):
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(f"{path} is there already; `overwrite=True` replaces it.")
+    is_ours = (path / "saved_model.pb").exists()
+    if path.is_dir() and not is_ours and any(path.iterdir()):
+        raise ValueError(
+            f"{path} is a folder, with something other than a SavedModel in it, and is "
+            "left as it is. Choose another `path`."
+        )
+
+
+def _put(whole, path, old):
+    """Moves what is written to `path`; what was there is lost only if that works."""
+    if not (path.is_dir() or os.path.isdir(whole) and os.path.lexists(path)):
         os.replace(whole, path)
+        return
+    # Neither takes the place of the other while it is there.
+    os.replace(path, old)
+    try:
+        os.replace(whole, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+
+
+def _in_float32(model):
+    def counterpart(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Layer):  # not an operation such as `+`
+            config["dtype"] = "float32"
+        return type(layer).from_config(config)
+
+    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
+        return model
+    clone = keras.models.clone_model(model, clone_function=counterpart, recursive=True)
+    copy_state(model, clone)
+    return clone
+
+
+def _check_onnx(file):
+    import onnx
+
+    try:
+        onnx.checker.check_model(file)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"This network cannot be written as ONNX: {reason}. A SavedModel or LiteRT "
+            "file can hold more operations."
+        ) from error
 
 
 def _spec(x):
-    return keras.InputSpec(dtype=x.dtype, shape=x.shape, name=x.name)
+    return keras.InputSpec(dtype=x.dtype, shape=x.shape, name=_plain_name(x.name))
+
+
+def _plain_name(name):
+    """A name of characters that TensorFlow takes; Keras takes more."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 def _checked_examples(model, examples):
-    """Examples as a float32 array of the shape that the model takes, or a ValueError."""
-    examples = np.asarray(examples, "float32")
-    wanted = tuple(model.inputs[0].shape)
-    fits = examples.ndim == len(wanted) and all(
-        want in (None, size) for want, size in zip(wanted, examples.shape)
-    )
-    if len(model.inputs) != 1 or not fits or not len(examples):
+    """Examples as an array of the shape and dtype that the model takes."""
+    if len(model.inputs) != 1:
         raise ValueError(
-            f"`examples` must be an array of shape {wanted} for the model's one input. "
+            '`quantize="int8"` is for models of one input. Received: a model of '
+            f"{len(model.inputs)}"
+        )
+    [wanted] = model.inputs
+    batch, *rest = wanted.shape
+    try:
+        examples = np.asarray(examples)
+        fits = examples.dtype.kind in "buif" and examples.ndim == len(rest) + 1
+    except ValueError:  # rows of several lengths
+        fits = False
+    if not fits or not all(
+        want in (None, size) for want, size in zip(rest, examples.shape[1:])
+    ):
+        received = f"{type(examples).__name__}"
+        if isinstance(examples, np.ndarray):
+            received = f"dtype {examples.dtype}, shape {examples.shape}"
+        raise ValueError(
+            f"`examples` must be an array of numbers of shape {(None, *rest)}. "
+            f"Received: {received}"
+        )
+    if len(examples) < (batch or 1) or not examples.size:
+        raise ValueError(
+            f"`examples` must hold at least {batch or 1}, a hundred or more do better. "
             f"Received: shape {examples.shape}"
         )
-    return examples
+    if not np.isfinite(examples).all():
+        raise ValueError(
+            "`examples` must be finite. Received: some that are NaN or inf"
+        )
+    return examples.astype(wanted.dtype)
 
 
-def _one_by_one(examples):
-    for example in examples:
-        yield [example[np.newaxis]]
+def _batches(examples, size):
+    for start in range(0, len(examples) - size + 1, size):
+        yield [examples[start : start + size]]

@@ -1,5 +1,8 @@
 """Trained networks as plain Keras models: nothing is left to standardize."""
 
+import inspect
+import tempfile
+
 import keras
 import numpy as np
 from keras import ops
@@ -78,9 +81,10 @@ def fold(model):
         ends = model.inputs[0], model.outputs[0]
     else:
         ends = model.input, model.output
-    folding = _Folding()
+    graph = keras.Model(*ends)
+    folding = _Folding(graph)
     plain = keras.models.clone_model(
-        keras.Model(*ends),
+        graph,
         clone_function=folding.counterpart,
         call_function=folding.call,
     )
@@ -89,7 +93,24 @@ def fold(model):
 
 
 def _has_graph(layer):
-    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
+    return (
+        isinstance(layer, keras.Model)
+        and bool(getattr(layer, "inputs", None))
+        # Keras's own, of the graph, not one that does something more.
+        and type(layer).call.__module__.startswith("keras.")
+    )
+
+
+def copy_state(source, target):
+    """Gives a layer all that another of the same config has learned or adapted."""
+    target.set_weights(source.get_weights())
+    for old, new in zip(source._flatten_layers(), target._flatten_layers()):
+        if isinstance(new, keras.layers.Normalization):
+            new.finalize_state()  # computes with what it derives from its weights
+        if hasattr(old, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
 
 
 class _Folding:
@@ -100,11 +121,16 @@ class _Folding:
     multiplication.
     """
 
-    def __init__(self):
+    def __init__(self, graph):
         self._factors = {}  # id of a tensor: the tensor, to keep it alive, its factor
         self._exact = {}  # id of such a tensor: what stands for itself
         self._originals = {}  # id of a clone: the layer whose weights it gets
-        self._names = {}
+        # Names that are taken: those of layers and operations that stay.
+        self._names = {
+            operation.name
+            for operation in graph.operations
+            if not isinstance(operation, _NOTHING) and type(operation) not in _FOLDED
+        }
         self._made = {}  # what was made of the parts of our layers, if called again
 
     # Called by Keras for each layer, and for each of its calls.
@@ -118,30 +144,48 @@ class _Folding:
             return layer  # an operation such as `+`
         for inner in layer._flatten_layers():
             if isinstance(inner, (*_FOLDED, StochasticDepth, Dropout)):
+                hidden = f" inside of {layer!r}" if inner is not layer else ""
                 raise ValueError(
-                    f"{inner!r} cannot be folded inside of {layer!r}, which is no "
-                    "functional or sequential model."
+                    f"{inner!r} cannot be folded{hidden}: only layers of this package "
+                    "itself (not of classes derived from them) in functional and "
+                    "sequential models can."
                 )
         clone = type(layer).from_config(layer.get_config())
         self._originals[id(clone)] = layer
         return clone
 
     def call(self, layer, *args, **kwargs):
-        if isinstance(layer, _NOTHING):
-            return args[0]
-        if type(layer) in _FOLDED:
-            return _FOLDED[type(layer)](self, layer, args[0], layer.name)
-        if type(layer) in _LINEAR:
+        if isinstance(layer, _NOTHING) or type(layer) in _FOLDED:
+            given = (*args, *kwargs.values())
+            x = next(x for x in given if isinstance(x, keras.KerasTensor))
+            x = self.cast(layer, x)
+            if isinstance(layer, _NOTHING):
+                return x
+            return _FOLDED[type(layer)](self, layer, x, layer.name)
+        if type(layer) in _LINEAR and layer.compute_dtype == args[0].dtype:
             return self.scaled(self._plain(layer, *args), self.factor(args[0]))
         args, kwargs = keras.tree.map_structure(self.exact, (args, kwargs))
         return self._plain(layer, *args, **kwargs)
 
     def _plain(self, layer, *args, **kwargs):
+        training = inspect.signature(layer.call).parameters.get("training")
+        if training is not None and training.default is True:
+            kwargs["training"] = False  # random flips and the like
         outputs = layer(*args, **kwargs)
         original = self._originals.pop(id(layer), None)
         if original is not None:
-            layer.set_weights(original.get_weights())
+            copy_state(original, layer)
         return outputs
+
+    def cast(self, layer, x):
+        """An input as the layer sees it: in its compute dtype, if it is of floats."""
+        is_float = "float" in keras.backend.standardize_dtype(x.dtype)
+        if not layer.autocast or not is_float or x.dtype == layer.compute_dtype:
+            return x
+        name = self.name(f"{layer.name}_cast")
+        return keras.layers.Identity(dtype=layer.compute_dtype, name=name)(
+            self.exact(x)
+        )
 
     # Factors.
 
@@ -160,7 +204,8 @@ class _Folding:
         if id(x) not in self._factors:
             return x
         if id(x) not in self._exact:
-            rescaling = keras.layers.Rescaling(self.factor(x), dtype=x.dtype)
+            name = self.name(f"{_operation(x).name}_scaled")
+            rescaling = keras.layers.Rescaling(self.factor(x), dtype=x.dtype, name=name)
             self._exact[id(x)] = rescaling(x)
         return self._exact[id(x)]
 
@@ -168,8 +213,18 @@ class _Folding:
 
     def name(self, name):
         """A layer's name, or another one like it if there is a layer of that name."""
-        self._names[name] = count = self._names.get(name, 0) + 1
-        return name if count == 1 else f"{name}_again{count - 1}"
+        count, unique = 0, name
+        while unique in self._names:
+            count += 1
+            unique = f"{name}_again{count}"
+        self._names.add(unique)
+        return unique
+
+    def operation(self, function, x, name):
+        """`function(x)` of an operation of Keras, under a name of its own."""
+        outputs = function(x)
+        _operation(keras.tree.flatten(outputs)[0]).name = self.name(name)
+        return outputs
 
     def make(self, layer, x, create, weights=(), variant=None):
         """Calls what `create()` makes in place of a layer, the same at each call."""
@@ -197,6 +252,8 @@ class _Folding:
         kernel = ops.convert_to_numpy(layer.precise_kernel())
         bias = ops.convert_to_numpy(layer.bias)
 
+        # (Those of blocks, which alone have a scale, have no activation.)
+        activation = layer.activation if type(layer.activation) in _FOLDED else None
         kernel, bias = kernel * (factor * scale), bias * scale
         split = layer.groups > 1 and one_convolution_a_group()
         parts = layer.groups if split else 1
@@ -212,8 +269,7 @@ class _Folding:
                     data_format=layer.data_format,
                     dilation_rate=layer.dilation_rate,
                     groups=layer.groups // parts,
-                    # (Those of blocks, which alone have a scale, have none.)
-                    activation=layer.activation,
+                    activation=None if activation else layer.activation,
                     dtype=layer.dtype_policy,
                     name=self.name(name if parts == 1 else f"{name}_group{part}"),
                 )
@@ -221,32 +277,33 @@ class _Folding:
             return self.make(layer, x, create, [kernel, bias], (factor, part))
 
         if parts == 1:
-            return convolve(x, kernel, bias, 0)
-        outputs = [
-            convolve(*part, index)
-            for index, part in enumerate(
-                zip(
-                    ops.split(x, parts, axis=axis),
-                    np.split(kernel, parts, axis=-1),
-                    np.split(bias, parts),
-                )
+            x = convolve(x, kernel, bias, 0)
+        else:
+            groups = self.operation(
+                lambda x: ops.split(x, parts, axis=axis), x, f"{name}_groups"
             )
-        ]
-        return keras.layers.Concatenate(
-            axis=axis, dtype=layer.dtype_policy, name=self.name(name)
-        )(outputs)
+            kernels, biases = np.split(kernel, parts, axis=-1), np.split(bias, parts)
+            outputs = map(convolve, groups, kernels, biases, range(parts))
+            x = keras.layers.Concatenate(
+                axis=axis, dtype=layer.dtype_policy, name=self.name(name)
+            )(list(outputs))
+        if activation is not None:
+            x = self.call(activation, x)
+        return x
 
     def activation(self, layer, x, name):
         """A `ScaledActivation`: without its gain, which is left for what comes next."""
         x = self.exact(x)
-        if layer.function in vars(keras.activations).values() or not isinstance(
-            layer.activation, str
+        is_keras_own = layer.function in vars(keras.activations).values()
+        if layer.function is keras.activations.glu or (
+            isinstance(layer.activation, str) and not is_keras_own
         ):
+            # As an operation, which knows its shape, and keeps arguments.
+            x = self.operation(layer.function, x, name)
+        else:
             x = keras.layers.Activation(
                 layer.function, dtype=layer.dtype_policy, name=self.name(name)
             )(x)
-        else:  # One of Keras's with arguments; as an operation it keeps them.
-            x = layer.function(x)
         return self.after(layer, x, layer.gain)
 
     def after(self, layer, x, factor):
@@ -267,7 +324,7 @@ class _Folding:
         if isinstance(layer, SqueezeExcite):
             parts = [layer.fc0, layer.fc1]
         else:
-            gate = keras.layers.Reshape((-1, 1), dtype=layer.dtype_policy)(gate)
+            gate = self.reshaped(layer, gate, (-1, 1), f"{name}_sequence")
             parts = [layer.conv]
         for part in parts:
 
@@ -278,13 +335,23 @@ class _Folding:
 
             gate = self.make(part, gate, create, part.get_weights())
         shape = (1, 1, -1) if layer.data_format == "channels_last" else (-1, 1, 1)
-        gate = keras.layers.Reshape(shape, dtype=layer.dtype_policy)(gate)
+        gate = self.reshaped(layer, gate, shape, f"{name}_gate")
         for factor in [2.0 * scale] if _merges(layer) else [2.0, scale]:
             if factor != 1.0:
-                gate = keras.layers.Rescaling(factor, dtype=layer.dtype_policy)(gate)
+                gate = self.rescaled(layer, gate, factor, f"{name}_gate_scaled")
         return keras.layers.Multiply(dtype=layer.dtype_policy, name=self.name(name))(
             [x, gate]
         )
+
+    def reshaped(self, layer, x, shape, name):
+        return keras.layers.Reshape(
+            shape, dtype=layer.dtype_policy, name=self.name(name)
+        )(x)
+
+    def rescaled(self, layer, x, factor, name):
+        return keras.layers.Rescaling(
+            factor, dtype=layer.dtype_policy, name=self.name(name)
+        )(x)
 
     def max_pooling(self, layer, x, name):
         """Keras pads on one side more where there are strides: pool without, then pick."""
@@ -293,7 +360,11 @@ class _Folding:
         if factor < 0:
             x, factor = self.exact(x), 1.0
         x = keras.layers.MaxPooling2D(
-            layer.pool_size, strides=1, padding="same", **options
+            layer.pool_size,
+            strides=1,
+            padding="same",
+            name=self.name(f"{name}_dense"),
+            **options,
         )(x)
         x = keras.layers.MaxPooling2D(
             1, strides=layer.strides, name=self.name(name), **options
@@ -328,7 +399,7 @@ class _Folding:
         last = branch[-1]
         if isinstance(last, WSConv2D) and not _merges(block):
             x = self.convolution(last, x, f"{name}_{last.name}")
-            x = keras.layers.Rescaling(skip, dtype=block.dtype_policy)(x)
+            x = self.rescaled(block, x, skip, f"{name}_residual")
         else:
             x = _FOLDED[type(last)](self, last, x, f"{name}_{last.name}", skip)
         return keras.layers.Add(dtype=block.dtype_policy, name=self.name(name))(
@@ -344,6 +415,11 @@ _FOLDED = {
     SymmetricMaxPooling2D: _Folding.max_pooling,
     WSConv2D: _Folding.convolution,
 }
+
+
+def _operation(x):
+    """The layer or operation that a symbolic tensor comes from."""
+    return x._keras_history.operation
 
 
 def _merges(layer):

@@ -98,6 +98,8 @@ def test_quantized_keeps_the_accuracy(quantize, tmp_path, digits):
         ("m.onnx", {"quantize": "int8"}, "is for"),
         ("m.onnx", {"format": "litert"}, "must end in .tflite"),
         ("m", {"format": "torch"}, "saved_model"),
+        ("m.onnx", {"format": "saved_model"}, "looks like a file"),
+        ("m.keras", {}, "looks like a file"),
         ("m.tflite", {"quantize": "int4"}, "dynamic"),
         ("m.tflite", {"quantize": "int8"}, "needs `examples`"),
         ("m.tflite", {"examples": np.zeros((1, 32, 32, 3))}, "needs `examples`"),
@@ -124,6 +126,113 @@ def test_replaces_only_when_told(name, tmp_path, digits):
     export(digits[0], path, overwrite=True)
     assert RUNTIMES[name](path, digits[1][:1]).shape == (1, 10)
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_folder_of_something_else_is_left_alone(name, tmp_path, digits):
+    path = tmp_path / name
+    path.mkdir()
+    (path / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="left as it is"):
+        export(digits[0], path, overwrite=True)
+    assert (path / "thesis.txt").read_text() == "all of it"
+    (path / "thesis.txt").unlink()
+    export(digits[0], path, overwrite=True)
+    RUNTIMES[name](path, digits[1][:1])
+
+
+def test_a_saved_model_takes_the_place_of_a_file(tmp_path, digits):
+    (tmp_path / "model").write_text("old")
+    export(digits[0], tmp_path / "model", overwrite=True)
+    run_saved_model(tmp_path / "model", digits[1][:1])
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("activation", ["gelu_exact", "celu"])
+def test_operations_that_tf2onnx_does_not_know(activation, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras_nfnets.WSConv2D(4, 3)(inputs)
+    x = keras_nfnets.ScaledActivation(activation)(x)
+    model = keras.Model(inputs, x)
+    export(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(run_onnx(tmp_path / "m.onnx", x), model(x), atol=1e-4)
+
+
+def test_operations_that_onnx_does_not_have_are_named(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.ops.erfinv(keras_nfnets.WSConv2D(4, 3)(inputs))
+    with pytest.raises(ValueError, match="cannot be written as ONNX: .*Erfinv"):
+        export(keras.Model(inputs, x), tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.tflite"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float64"])
+def test_other_precisions_are_written_in_float32(policy, name, tmp_path, nfnet_tiny):
+    keras.config.set_dtype_policy(policy)
+    model = nfnet_tiny(depths=(1, 1), widths=(16, 32))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
+    export(model, tmp_path / name)
+    keras.config.set_dtype_policy("float32")
+    same = nfnet_tiny(depths=(1, 1), widths=(16, 32))
+    same.set_weights([np.asarray(w, "float32") for w in model.get_weights()])
+    x = rng.normal(size=(2, 32, 32, 3)).astype("float32")
+    actual, expected = RUNTIMES[name](tmp_path / name, x), np.array(same(x))
+    # (Kernels that are kept in bfloat16 are folded in bfloat16.)
+    atol = (5e-3 if policy == "bfloat16" else 1e-4) * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, atol=atol)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_names_that_tensorflow_does_not_take(name, tmp_path):
+    inputs = keras.Input((8, 8, 3), name="my input: é")
+    x = keras_nfnets.WSConv2D(4, 3)(inputs)
+    export(keras.Model(inputs, x, name="a b:c"), tmp_path / name)
+    assert RUNTIMES[name](tmp_path / name, np.ones((1, 8, 8, 3), "float32")).ndim == 4
+
+
+@pytest.mark.parametrize("path", [None, 5, b"m.onnx", "", "~no such user/m.onnx"])
+def test_refuses_paths(path, digits):
+    with pytest.raises(ValueError, match="Received: path="):
+        export(digits[0], path)
+
+
+PICTURES = np.zeros((4, 8, 8, 3), "float32")
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        PICTURES + np.nan,
+        PICTURES + np.inf,
+        PICTURES[:0],
+        PICTURES[:, :0, :0],
+        PICTURES.astype("complex64"),
+        PICTURES.astype("str"),
+        [[1.0], [1.0, 2.0]],
+        iter(PICTURES),
+        tf.data.Dataset.from_tensors(PICTURES),
+    ],
+)
+def test_refuses_examples(examples, tmp_path, digits):
+    with pytest.raises(ValueError, match="`examples` must .* Received: "):
+        export(digits[0], tmp_path / "m.tflite", quantize="int8", examples=examples)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_examples_as_the_model_takes_them(batch, tmp_path):
+    inputs = keras.Input((8, 8, 3), batch_size=batch, dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    model = keras.Model(inputs, keras_nfnets.WSConv2D(4, 3)(x))
+    examples = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), "uint8")
+    path = tmp_path / "m.tflite"
+    export(model, path, quantize="int8", examples=examples)
+    expected = np.array(model(examples[:2]))
+    actual = run_litert(path, examples[:2])
+    assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_what_fails_leaves_the_old_file(tmp_path, digits, monkeypatch):

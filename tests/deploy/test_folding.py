@@ -175,6 +175,113 @@ def test_sequential_models():
     assert_folds(with_random_weights(model), (12, 9))
 
 
+HALF = ["mixed_bfloat16", "mixed_float16", "bfloat16"]
+FIRST = {
+    "block": lambda: keras_nfnets.NFBlock(8, group_size=2),
+    "gelu": lambda: keras_nfnets.ScaledActivation("gelu"),
+    "dropout": lambda: Dropout(0.5),
+    "Keras's dropout": lambda: keras.layers.Dropout(0.5),
+}
+
+
+@pytest.mark.parametrize("policy", HALF)
+@pytest.mark.parametrize("name", FIRST)
+def test_inputs_are_cast_as_by_the_layer(name, policy):
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, FIRST[name]()(inputs))
+    folded = fold(model)
+    assert folded.output.dtype == model.output.dtype
+    assert difference(model, folded, pictures(2, 8, 8, 3)) == 0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras_nfnets.WSConv2D(4, 3),
+        lambda: keras.layers.AveragePooling2D(2),
+        lambda: keras_nfnets.NFBlock(8, group_size=2),
+    ],
+)
+def test_constants_are_not_merged_into_another_precision(layer):
+    inputs = x = keras.Input((8, 8, 3))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    x = keras_nfnets.WSConv2D(4, 3)(x)
+    x = keras_nfnets.ScaledActivation("gelu", dtype="float32")(x)
+    model = keras.Model(inputs, layer()(x))
+    assert difference(model, fold(model), pictures(2, 8, 8, 3)) == 0
+
+
+def test_what_layers_have_adapted_comes_along():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(5 + 7 * pictures(4, 8, 8, 3))
+    inputs = keras.Input((8, 8, 3))
+    x = keras_nfnets.WSConv2D(4, 3)(normalization(inputs))
+    assert_folds(keras.Model(inputs, x), (8, 8))
+
+
+def test_nothing_is_random():
+    inputs = keras.Input((8, 8, 3))
+    x = keras_nfnets.WSConv2D(4, 3)(keras.layers.RandomFlip()(inputs))
+    model = keras.Model(inputs, x)
+    folded, x = fold(model), pictures(4, 8, 8, 3)
+    for _ in range(5):
+        np.testing.assert_allclose(folded(x), model(x, training=False), atol=1e-5)
+
+
+def test_layers_may_be_called_by_keyword():
+    inputs = keras.Input((8, 8, 3))
+    x = Dropout(0.5)(inputs=keras_nfnets.WSConv2D(4, 3)(inputs=inputs))
+    assert_folds(keras.Model(inputs, x), (8, 8))
+
+
+def test_activations_that_are_layers_or_change_shapes():
+    inputs = keras.Input((None, None, 3))
+    x = keras_nfnets.ScaledActivation("glu")(keras_nfnets.WSConv2D(8, 3)(inputs))
+    activation = keras_nfnets.ScaledActivation("gelu")
+    x = keras_nfnets.WSConv2D(4, 3, activation=activation)(x)
+    model = keras.Model(inputs, x)
+    assert_folds(with_random_weights(model), (12, 9))
+
+
+def test_names_are_kept_apart():
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.ZeroPadding2D(name="conv_pad")(inputs)
+    x = keras.layers.Conv2D(4, 1, name="conv_group0")(x)
+    x = keras_nfnets.WSConv2D(
+        4, 3, strides=2, padding="symmetric", groups=2, name="conv"
+    )(x)
+    model = keras.Model(inputs, x)
+    assert difference(model, fold(model), pictures(2, 8, 8, 4)) < 1e-5
+
+
+def test_a_model_loaded_anew_folds(tmp_path):
+    """Keras's automatic names begin anew then."""
+    inputs = x = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(x)
+    x = keras_nfnets.NFNetTiny(include_top=False, input_tensor=x).output
+    x = keras.layers.GlobalAveragePooling2D()(x + x)
+    keras.Model(inputs, x).save(tmp_path / "m.keras")
+    keras.backend.clear_session()
+    assert_folds(keras.models.load_model(tmp_path / "m.keras"), (32, 32))
+
+
+@pytest.mark.parametrize("base", [keras.Model, keras.Sequential])
+def test_a_call_of_ones_own_is_refused(base):
+    class Doubled(base):
+        def call(self, x, training=False):
+            return 2 * super().call(x, training=training)
+
+    inputs = keras.Input((8, 8, 3))
+    conv = keras_nfnets.WSConv2D(4, 3)
+    if base is keras.Sequential:
+        model = Doubled([inputs, conv])
+    else:
+        model = Doubled(inputs, conv(inputs))
+    with pytest.raises(ValueError, match="functional and sequential"):
+        fold(model)
+
+
 def test_loads_without_this_package(tmp_path, nfnet_tiny):
     model = with_random_weights(nfnet_tiny(classifier_activation=None))
     fold(model).save(tmp_path / "plain.keras")

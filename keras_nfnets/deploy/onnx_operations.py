@@ -1,0 +1,36 @@
+"""Operations of TensorFlow that tf2onnx does not know, in terms of ONNX's."""
+
+import numpy as np
+from tf2onnx.handler import tf_op
+
+
+@tf_op("Erfc")  # of the exact GELU
+class _Erfc:
+    @classmethod
+    def version_9(cls, context, node, **kwargs):
+        _replace(context, node, "Erf", lambda one, y: [one, y])
+
+
+@tf_op("Expm1")  # of CELU
+class _Expm1:
+    @classmethod
+    def version_1(cls, context, node, **kwargs):
+        _replace(context, node, "Exp", lambda one, y: [y, one])
+
+
+def _replace(context, node, operation, difference):
+    """Puts the difference of 1 and an operation's result in place of a node."""
+    dtype, shape = (
+        get(node.output[0]) for get in (context.get_dtype, context.get_shape)
+    )
+    one = context.make_const(f"{node.name}_one", np.array(1, "float32")).output[0]
+    result = context.make_node(operation, node.input).output[0]
+    context.remove_node(node.name)
+    context.make_node(
+        "Sub",
+        difference(one, result),
+        outputs=node.output,
+        name=node.name,
+        shapes=[shape],
+        dtypes=[dtype],
+    )
