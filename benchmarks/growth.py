@@ -56,7 +56,7 @@ def draw(by_network, by_batch, path):
         below.plot(
             ticks, [row["memory"] / 1024 for row in rows], marker="o", color="tab:gray"
         )
-        below.set(ylabel="peak memory, GiB", ylim=(0, None))
+        below.set(xlabel=key, ylabel="peak memory, GiB", ylim=(0, None))
         for axis in (above, below):
             axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
