@@ -1,6 +1,7 @@
 """Replicas of a `tf.distribute` strategy."""
 
 import contextlib
+import functools
 import types
 
 import keras
@@ -97,7 +98,7 @@ def mean_of_own(loss):
 
 def update(optimizer, function, arguments, condition):
     if not _several_replicas():
-        with _waiting_for_gradients(optimizer):
+        with _with_lean_updates(optimizer):
             if condition is None:
                 function(*arguments)
             else:
@@ -178,7 +179,7 @@ def _taking_sums(optimizer):
 
 
 @contextlib.contextmanager
-def _waiting_for_gradients(optimizer):
+def _with_lean_updates(optimizer):
     """Within it nothing of a variable's update is computed before its gradient is.
 
     TensorFlow runs what can be run: momentum times 0.9 of all variables, say, at the
@@ -186,6 +187,8 @@ def _waiting_for_gradients(optimizer):
     """
     optimizer = innermost(optimizer)
     update_step = optimizer.update_step
+    if type(optimizer) is keras.optimizers.SGD and optimizer.momentum:
+        update_step = functools.partial(_momentum_step, optimizer)
 
     def update(gradient, *args, **kwargs):
         ready = getattr(gradient, "values", gradient)  # of a sparse one
@@ -197,6 +200,26 @@ def _waiting_for_gradients(optimizer):
         yield
     finally:
         del vars(optimizer)["update_step"]
+
+
+def _momentum_step(sgd, gradient, variable, learning_rate):
+    """`SGD.update_step` with momentum, in place.
+
+    Keras's takes nine operations, each of which writes down a tensor of the variable's
+    size: 6 % of a training step of ECANFNetL0 (batch 16, 128 x 128).
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        keras.optimizers.SGD.update_step(sgd, gradient, variable, learning_rate)
+        return
+    velocity = sgd.momentums[sgd._get_variable_index(variable)].value
+    tf.raw_ops.ResourceApplyKerasMomentum(
+        var=variable.handle,
+        accum=velocity.handle,
+        lr=tf.cast(learning_rate, variable.dtype),
+        grad=tf.cast(gradient, variable.dtype),
+        momentum=tf.cast(sgd.momentum, variable.dtype),
+        use_nesterov=sgd.nesterov,
+    )
 
 
 def _nothing(_):

@@ -192,6 +192,29 @@ def test_training_goes_on_after_saving_as_if_nothing_had_been(optimizer, tmp_pat
     assert_same_weights(loaded, model, rtol=1e-6)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_momentum_is_that_of_keras(nesterov, jit_compile, dtype, rtol):
+    """`AGCModel` has an operation of its own for it on TensorFlow."""
+    keras.config.set_dtype_policy(dtype)
+    trained = []
+    for cls, options in ((AGCModel, {"clip_factor": None}), (keras.Model, {})):
+        model = small_model(cls)
+        rate = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.5)
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=0.8, nesterov=nesterov, weight_decay=0.01, clipvalue=0.5
+        )
+        train(model, optimizer=optimizer, jit_compile=jit_compile, **options)
+        trained.append((model, optimizer))
+    (ours, our_sgd), (keras_model, keras_sgd) = trained
+    assert_same_weights(ours, keras_model, rtol)
+    for velocity, expected in zip(our_sgd.momentums, keras_sgd.momentums):
+        velocity, expected = map(ops.convert_to_numpy, (velocity, expected))
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(velocity, expected, rtol=0, atol=rtol * scale)
+
+
 def test_excluded_variables_are_not_clipped():
     x, y = small_data()
     steps = {}
