@@ -285,23 +285,24 @@ def _clip(gradient, variable, *settings):
     axes = unit_axes(variable)
     units = math.prod(tensor.shape) // math.prod(tensor.shape[axis] for axis in axes)
     arguments = tensor, ops.convert_to_tensor(variable), *settings
+    factor, clipped = lean.fused(_factors_over(axes), *arguments)
     if _is_sparse(gradient):
-        factor = unit_factors(*arguments, axes)
-        gradient, clipped = _scale_sparse(gradient, tensor, factor), _clipped(factor)
+        gradient = _scale_sparse(gradient, tensor, factor)
     else:
-        gradient, clipped = lean.fused(_clip_over(axes), *arguments)
+        # Not fused: TensorFlow then multiplies in place.
+        gradient = multiply(tensor, factor)
     return gradient, Count(clipped, units)
 
 
 @functools.cache
-def _clip_over(axes):
-    """The one function that clips with norms over `axes`, and counts."""
+def _factors_over(axes):
+    """The one function of what to multiply by, with norms over `axes`, that counts."""
 
-    def clip(gradient, *arguments):
-        factor = unit_factors(gradient, *arguments, axes)
-        return multiply(gradient, factor), _clipped(factor)
+    def factors(*arguments):
+        factor = unit_factors(*arguments, axes)
+        return factor, _clipped(factor)
 
-    return clip
+    return factors
 
 
 def _clip_together(pairs, *settings):
