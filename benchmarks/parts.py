@@ -4,8 +4,8 @@
 
 The same network with and without a part take turns in one process. The exit status is 1
 if clipping takes more than 2 % of a step, or weight standardization more than 5 %, and
-more than the time it takes to move the bytes they must move, by more than the standard
-error of what was measured.
+more than the time it takes to move the bytes they must move, by more than two standard
+errors of what was measured.
 """
 
 import argparse
@@ -165,7 +165,7 @@ def measure(name, rounds):
         bound = moved[part] / speed / whole
         gigabytes = f"{moved[part] / 1e9:.2f} GB"
         print(f"| {part} | {share:.1%} | {error:.1%} | {bound:.1%} ({gigabytes}) |")
-        if share - error > max(limit, bound):
+        if share - 2 * error > max(limit, bound):
             short.append(f"{name}: {part} takes {share:.1%} of a step")
     print(
         f"\nMemory moves {speed / 1e9:.1f} GB/s, matrix products {peak / 1e9:.0f} GFLOP/s."
