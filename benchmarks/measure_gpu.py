@@ -28,14 +28,14 @@ def ours(name, batch, training):
     x = jax.device_put(x)
     if not training:
         folded = keras_nfnets.fold(model)
-        state = [v.value for v in folded.variables]
+        state = [
+            [variable.value for variable in variables]
+            for variables in (folded.trainable_variables, folded.non_trainable_variables)
+        ]
 
         @jax.jit
         def infer(state, x):
-            # (All of them: a folded network trains nothing.)
-            trainable = state[: len(folded.trainable_variables)]
-            rest = state[len(trainable) :]
-            return folded.stateless_call(trainable, rest, x)[0]
+            return folded.stateless_call(*state, x)[0]
 
         return lambda: jax.block_until_ready(infer(state, x)), flops
     y = jax.device_put(np.zeros(batch, "int32"))
