@@ -200,8 +200,9 @@ class ScaledActivation(keras.layers.Layer):
         # A function of the user's may read variables or draw numbers.
         if training and isinstance(self.activation, str):
             return lean.fused(_scaled(self.function), inputs, self.gain)
-        outputs = self.function(inputs)
-        return outputs if self.gain == 1.0 else outputs * self.gain
+        if self.gain == 1.0:
+            return self.function(inputs)
+        return _scaled(self.function)(inputs, self.gain)
 
     def get_config(self):
         return {
