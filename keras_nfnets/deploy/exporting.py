@@ -168,6 +168,8 @@ def _put(whole, path, old):
 
 def _in_float32(model):
     def counterpart(layer):
+        if isinstance(layer, keras.Model):
+            return _in_float32(layer)
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):  # not an operation such as `+`
             config["dtype"] = "float32"
@@ -175,7 +177,17 @@ def _in_float32(model):
 
     if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
         return model
-    clone = keras.models.clone_model(model, clone_function=counterpart, recursive=True)
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(
+            batch_shape=x.shape,
+            dtype="float32" if "float" in x.dtype else x.dtype,
+            name=x.name,
+        ),
+        model.input,
+    )
+    clone = keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=counterpart
+    )
     copy_state(model, clone)
     return clone
 

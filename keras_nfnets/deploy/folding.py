@@ -46,8 +46,8 @@ def fold(model):
 
     Convolutions have their standardized kernels baked in and constants (the gains of
     activations, alpha, beta and the learned gains of blocks) multiplied into them.
-    Dropout and stochastic depth are gone. The result loads wherever Keras is, without
-    this package. In half precision (`mixed_bfloat16`, ...) constants stay where they
+    Dropout and stochastic depth are gone, and a block is a nested model. The result
+    loads wherever Keras is, without this package. In half precision (`mixed_bfloat16`, ...) constants stay where they
     are, so that everything is rounded as in the original.
 
     Args:
@@ -372,14 +372,24 @@ class _Folding:
         return self.scaled(x, factor)
 
     def block(self, block, x, name):
-        """An `NFBlock`."""
+        """An `NFBlock`, as a model of its own.
+
+        Keras walks through a graph by recursion, when it builds it and when it loads
+        it: in one graph the layers of the deepest networks are more than Python allows.
+        """
+        outside = self.exact(x)
+        inside = keras.Input(batch_shape=outside.shape, dtype=outside.dtype)
+        outputs = self._inside_of_block(block, inside, name)
+        return keras.Model(inside, outputs, name=self.name(name))(outside)
+
+    def _inside_of_block(self, block, x, name):
         skip = block.alpha
         if block.skip_gain is not None:
             # In the dtype in which the block multiplies them.
             skip = ops.cast(skip, block.compute_dtype)
             skip = skip * ops.cast(block.skip_gain, block.compute_dtype)
             skip = float(ops.convert_to_numpy(ops.cast(skip, "float64")))
-        x = shortcut = self.exact(x)
+        shortcut = x
         x = self.activation(block.input_activation, x, f"{name}_input_activation")
         if block.shortcut_conv is not None:
             shortcut = x
@@ -402,9 +412,9 @@ class _Folding:
             x = self.rescaled(block, x, skip, f"{name}_residual")
         else:
             x = _FOLDED[type(last)](self, last, x, f"{name}_{last.name}", skip)
-        return keras.layers.Add(dtype=block.dtype_policy, name=self.name(name))(
-            [x, shortcut]
-        )
+        return keras.layers.Add(
+            dtype=block.dtype_policy, name=self.name(f"{name}_sum")
+        )([x, shortcut])
 
 
 _FOLDED = {

@@ -122,6 +122,14 @@ def test_heads_and_activations(options, nfnet_tiny):
         assert folded.input_shape == (None, 32, 24, 3)
 
 
+def test_graphs_of_the_deepest_networks_can_be_built_and_loaded():
+    """Keras walks through them by recursion; NFNet-F7 has 96 blocks."""
+    model = keras_nfnets.NFNet((1, 1, 100, 1), [8] * 4, group_size=4, classes=10)
+    folded = fold(model)
+    loaded = keras.models.model_from_json(folded.to_json())
+    assert loaded.count_params() == folded.count_params()
+
+
 def test_blocks_with_attention_in_the_bottleneck(nfnet_tiny):
     inputs = keras.Input((None, None, 3))
     x = keras_nfnets.WSConv2D(16, 3)(inputs)
