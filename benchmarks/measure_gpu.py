@@ -30,7 +30,10 @@ def ours(name, batch, training):
         folded = keras_nfnets.fold(model)
         state = [
             [variable.value for variable in variables]
-            for variables in (folded.trainable_variables, folded.non_trainable_variables)
+            for variables in (
+                folded.trainable_variables,
+                folded.non_trainable_variables,
+            )
         ]
 
         @jax.jit
