@@ -17,7 +17,7 @@ from keras_nfnets.layers import (
     SymmetricMaxPooling2D,
     WSConv2D,
 )
-from keras_nfnets.layers.grouping import one_convolution_a_group
+from keras_nfnets.layers.fast_convolution import one_convolution_a_group
 
 # In inference these return what they are given.
 _NOTHING = (

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks, lean
-from keras_nfnets.layers.grouping import grouped_convolution
+from keras_nfnets.layers.fast_convolution import convolve
 
 
 def _precise(x):
@@ -213,7 +213,7 @@ class WSConv2D(keras.layers.Conv2D):
             padding = none + (spatial + none if last else none + spatial)
             inputs = ops.pad(inputs, padding)
 
-        def convolve(inputs, kernel):
+        def convolution(inputs, kernel):
             return ops.conv(
                 inputs,
                 kernel,
@@ -223,10 +223,8 @@ class WSConv2D(keras.layers.Conv2D):
                 data_format=self.data_format,
             )
 
-        if self.groups == 1:
-            return convolve(inputs, kernel)
-        return grouped_convolution(
-            convolve, inputs, kernel, self.groups, self.data_format
+        return convolve(
+            convolution, inputs, kernel, self.strides, self.groups, self.data_format
         )
 
     def symmetric_padding(self):
