@@ -129,7 +129,7 @@ def _kind(name):
     if operation in ("Split", "ConcatV2", "Slice"):
         return "taking groups apart and together"
     if "MatMul" in operation:
-        return "dense layers"
+        return "convolutions of single pixels, and dense layers: matrix products"
     return None
 
 
