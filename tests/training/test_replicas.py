@@ -35,6 +35,8 @@ DOORS = {
 def scope(replicas):
     if replicas == 1:
         return contextlib.nullcontext()
+    if replicas == "a strategy of one":
+        return tf.distribute.OneDeviceStrategy("CPU:0").scope()
     devices = [f"CPU:{i}" for i in range(replicas)]
     # Two replicas by TensorFlow's default, collective operations, of which a process can
     # have one number of devices; others by the other way to reduce.
@@ -99,6 +101,11 @@ def trained_on_one(door, **options):
     if key not in _one:
         _one[key] = train(1, door, **options)
     return _one[key]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_strategy_of_one_device_changes_nothing(door):
+    assert_same(train("a strategy of one", door), trained_on_one(door), 1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [None, 2])
