@@ -167,16 +167,22 @@ def _put(whole, path, old):
 
 
 def _in_float32(model):
+    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
+        return model
+    clone = _clone_in_float32(model)
+    copy_state(model, clone)
+    return clone
+
+
+def _clone_in_float32(model):
     def counterpart(layer):
         if isinstance(layer, keras.Model):
-            return _in_float32(layer)
+            return _clone_in_float32(layer)
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):  # not an operation such as `+`
             config["dtype"] = "float32"
         return type(layer).from_config(config)
 
-    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
-        return model
     inputs = keras.tree.map_structure(
         lambda x: keras.Input(
             batch_shape=x.shape,
@@ -185,11 +191,9 @@ def _in_float32(model):
         ),
         model.input,
     )
-    clone = keras.models.clone_model(
+    return keras.models.clone_model(
         model, input_tensors=inputs, clone_function=counterpart
     )
-    copy_state(model, clone)
-    return clone
 
 
 def _check_onnx(file):

@@ -47,8 +47,9 @@ def fold(model):
     Convolutions have their standardized kernels baked in and constants (the gains of
     activations, alpha, beta and the learned gains of blocks) multiplied into them.
     Dropout and stochastic depth are gone, and a block is a nested model. The result
-    loads wherever Keras is, without this package. In half precision (`mixed_bfloat16`, ...) constants stay where they
-    are, so that everything is rounded as in the original.
+    loads wherever Keras is, without this package. In half precision
+    (`mixed_bfloat16`, ...) constants stay where they are, so that everything is rounded
+    as in the original.
 
     Args:
         model: a functional or sequential Keras model, such as the networks of this

@@ -180,10 +180,11 @@ def _taking_sums(optimizer):
 
 @contextlib.contextmanager
 def _with_lean_updates(optimizer):
-    """Within it nothing of a variable's update is computed before its gradient is.
+    """Within it updates keep no more than they must.
 
-    TensorFlow runs what can be run: momentum times 0.9 of all variables, say, at the
-    beginning of a step, to be kept until the end.
+    Nothing of a variable's update is computed before its gradient is: TensorFlow runs
+    what can be run, momentum times 0.9 of all variables, say, at the beginning of a
+    step, to be kept until the end. And momentum is updated in place.
     """
     optimizer = innermost(optimizer)
     update_step = optimizer.update_step
