@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import math
 import textwrap
 import typing
@@ -10,7 +9,7 @@ import typing
 from absl import flags
 
 import keras_nfnets
-from keras_nfnets.models.figures import variants
+from keras_nfnets.models.figures import find_variant
 
 
 class UsageError(Exception):
@@ -34,6 +33,7 @@ class Command:
     def parse(self, arguments):
         """The flags' values, as attributes, and the positional arguments."""
         values = copy.deepcopy(self.values)
+        arguments = [_with_underscores(argument) for argument in arguments]
         try:
             positional = values([self.name, *arguments])[1:]
             for name, value in values.flag_values_dict().items():
@@ -55,7 +55,7 @@ class Command:
             lines += ["", "flags:"]
         for flag in self.values.flags_by_module_dict().get(self.name, []):
             name = f"[no]{flag.name}" if flag.boolean else flag.name
-            default = "" if flag.default is None else f" (default: {flag.default})"
+            default = f" (default: {flag.default})" if flag.default else ""
             lines.append(f"  --{name}")
             lines += textwrap.wrap(
                 flag.help + default,
@@ -72,6 +72,18 @@ class Command:
             name=name, default=default, help=help, flag_values=self.values, **options
         )
         self.values.register_flag_by_module(self.name, self.values[name])
+
+    def alias(self, name, of):
+        """Makes a flag known by another name, too."""
+        flags.DEFINE_alias(name, of, flag_values=self.values)
+        self.values.register_flag_by_module(self.name, self.values[name])
+
+
+def _with_underscores(argument):
+    """`--dry_run` for `--dry-run`, whatever is written behind a `=`."""
+    name, equals, value = argument.partition("=")
+    is_flag = name.startswith("--")
+    return (name[:2] + name[2:].replace("-", "_") if is_flag else name) + equals + value
 
 
 def load_model(path):
@@ -93,13 +105,8 @@ def progress_bar(items, what, unit):
 
 def network(name):
     """The constructor and the variant of a network of the zoo, by its name."""
-    zoo = variants()
-    matches = [known for known in zoo if known.lower() == name.lower()]
-    if not matches:
-        close = difflib.get_close_matches(name, zoo, n=4, cutoff=0.4)
-        suggestion = f"perhaps {' or '.join(close)}? " if close else ""
-        raise UsageError(
-            f"There is no network {name!r}; {suggestion}"
-            "'keras-nfnets list' shows all there are."
-        )
-    return getattr(keras_nfnets, matches[0]), zoo[matches[0]]
+    try:
+        name, variant = find_variant(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return getattr(keras_nfnets, name), variant

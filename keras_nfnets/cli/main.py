@@ -4,12 +4,31 @@ import difflib
 import os
 import sys
 
-from keras_nfnets.cli import benchmark, convert, export, predict, summary, train
+from keras_nfnets.cli import (
+    benchmark,
+    convert,
+    data,
+    evaluate,
+    export,
+    predict,
+    summary,
+    train,
+)
 from keras_nfnets.cli import list as list_command
 from keras_nfnets.cli.command import Failure, UsageError
 from keras_nfnets.version import __version__
 
-_MODULES = (train, predict, export, convert, list_command, summary, benchmark)
+_MODULES = (
+    train,
+    evaluate,
+    predict,
+    data,
+    export,
+    convert,
+    list_command,
+    summary,
+    benchmark,
+)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 HELP = """\
@@ -18,8 +37,11 @@ usage: keras-nfnets COMMAND [FLAGS]
 Normalizer-free networks for Keras.
 
   train     train a network with adaptive gradient clipping; without any flags, a
-            small one on handwritten digits, in half a minute
+            small one on handwritten digits, in half a minute; or on a folder of
+            your own pictures
+  evaluate  how many pictures a network tells right
   predict   what is on pictures, by a network with published or your own weights
+  data      what pictures there are, and how augmentation changes them
   export    a network for ONNX Runtime, LiteRT or TensorFlow Serving
   convert   a published weight file to Keras's formats
   list      the networks there are, or with --weights the published checkpoints

@@ -1,7 +1,6 @@
 """Networks that a command line names: published ones and those in files."""
 
 import contextlib
-import json
 import pathlib
 import sys
 import typing
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import data, decode_predictions, pretrained
+from keras_nfnets.cli import run_folder
 from keras_nfnets.cli.command import load_model
 
 # For a network of whose training nothing is known.
@@ -24,11 +24,25 @@ _IMAGENET = {
 
 
 class Network(typing.NamedTuple):
-    """A model, how pictures are prepared for it and what its classes are called."""
+    """A model, how pictures are prepared for it and what its classes are called.
+
+    `about` is what 'keras-nfnets train' says of it.
+    """
 
     model: keras.Model
     preparation: dict
     class_names: list | None
+    about: dict = {}  # noqa: RUF012 (never changed)
+
+    def preparation_of(self, source):
+        """How the pictures of a `data.Source` are prepared."""
+        channels = self.preparation.get("channels", 3)
+        if channels != source.channels:
+            raise ValueError(
+                f"The network takes pictures of {channels} channels. "
+                f"Received: {source.name} with {source.channels}"
+            )
+        return self.preparation
 
     def checked(self, source):
         """This, or a ValueError that says what about the model does not do."""
@@ -86,15 +100,15 @@ def find(name):
 def _from_file(path):
     whole_model = path.suffix.lower() == ".keras"
     model = load_model(path) if whole_model else None
-    about = path.with_suffix(".json")
-    if whole_model and about.is_file():
+    about = run_folder.about_model(path) if whole_model else None
+    if about is not None:
         try:
-            known = json.loads(about.read_text("utf-8"))
-            return Network(model, known["preparation"], known["class_names"])
-        except (KeyError, TypeError, ValueError) as error:
+            names = about["class_names"]
+            return Network(model, about["preparation"], names, about)
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{about} is not what 'keras-nfnets train' writes beside a model: "
-                f"{error!r}"
+                f"{path.with_suffix('.json')} is not what 'keras-nfnets train' writes "
+                f"beside a model: {error!r}"
             ) from error
     try:
         found = pretrained.recognize(path)

@@ -1,4 +1,4 @@
-"""Pictures of a training run."""
+"""Pictures of pictures, and of a training run."""
 
 import numpy as np
 
@@ -101,6 +101,53 @@ def labelled(shown, path):
         labels = [f"{row['name']}  {row['probability']:.0%}" for row in best]
         axis.set_title("\n".join([_short(name), *labels]), fontsize=9, parse_math=False)
     figure.savefig(path, dpi=100)
+
+
+def sheet(images, captions, columns, path, title):
+    """Draws pictures in rows, each under its caption.
+
+    Args:
+        images: uint8 `(n, height, width, 1 or 3)`.
+        captions: n texts.
+        columns: of the sheet.
+        path, title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.7 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for axis, image, caption in zip(grid.flat, images, captions):
+        grey = image.shape[-1] == 1
+        axis.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(caption, fontsize=8, parse_math=False)
+    figure.suptitle(title, parse_math=False)
+    figure.savefig(path, dpi=110)
+
+
+def from_standardized(images, preparation):
+    """What was standardized, as uint8 to look at; see `data.prepare`."""
+    mean, deviation = preparation["mean"], preparation["deviation"]
+    if mean is None:
+        low = images.min(axis=(1, 2, 3), keepdims=True)
+        high = images.max(axis=(1, 2, 3), keepdims=True)
+        values = (images - low) / np.maximum(high - low, 1e-9)
+    else:
+        if images.shape[-1] == 1:
+            mean, deviation = np.mean(mean), np.mean(deviation)
+        values = images * np.float32(deviation) + np.float32(mean)
+    return np.uint8((values * 255).round().clip(0, 255))
+
+
+def small(picture, longest):
+    """A picture (uint8) of at most so many pixels a side."""
+    from PIL import Image
+
+    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    image.thumbnail((longest, longest))
+    return np.asarray(image)
 
 
 def _short(name):

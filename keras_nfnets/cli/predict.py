@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from keras_nfnets import data
-from keras_nfnets.cli import networks, pictures
+from keras_nfnets.cli import held_out, networks, pictures
 from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
 
 _BATCH_SIZE = 8
@@ -42,7 +42,7 @@ def run(flags, arguments):
             best = _best(result, network.class_names, flags.top)
             rows.append({"image": str(file), "predictions": best})
             if flags.plot and len(shown) < _PICTURES_A_PLOT:
-                shown.append((_thumbnail(picture), file.name, best))
+                shown.append((pictures.small(picture, 480), file.name, best))
             if not flags.json:
                 _print(file, best)
     if flags.json:
@@ -90,19 +90,7 @@ def _predict(network, files):
 def _probabilities(outputs, file):
     if not np.isfinite(outputs).all():
         return ValueError(f"for {file} the network's answer is not a number")
-    if outputs.min() >= 0 and abs(outputs.sum() - 1) < 1e-2:
-        return outputs
-    # Logits.
-    exponentials = np.exp(outputs - outputs.max())
-    return exponentials / exponentials.sum()
-
-
-def _thumbnail(picture):
-    from PIL import Image
-
-    image = Image.fromarray(picture)
-    image.thumbnail((480, 480))
-    return np.asarray(image)
+    return held_out.probabilities(outputs)
 
 
 def _best(probabilities, class_names, top):

@@ -1,35 +1,37 @@
 """`keras-nfnets train`."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
+import warnings
 
 import keras
 import numpy as np
 
-from keras_nfnets import data, training
-from keras_nfnets.cli import pictures
+from keras_nfnets import data, recipes, training
+from keras_nfnets.cli import dry_run, held_out, pictures, report, run_folder
 from keras_nfnets.cli.command import Command, UsageError, network
 from keras_nfnets.cli.epoch_lines import EpochLines
-
-MODEL, AVERAGED, ABOUT, HISTORY = (
-    "model.keras",
-    "averaged.keras",
-    "model.json",
-    "history.csv",
+from keras_nfnets.cli.run_folder import (
+    ABOUT,
+    AVERAGED,
+    CHECKPOINTS,
+    CURVES,
+    HISTORY,
+    MODEL,
+    PREDICTIONS,
+    REPORT,
+    TENSORBOARD,
 )
-CURVES, PREDICTIONS = "training_curves.png", "predictions.png"
-CHECKPOINTS, TENSORBOARD, _PARTIAL = "checkpoints", "tensorboard", "partial-"
-
-# Flags that may differ between a run and its resumption.
-_NOT_OF_THE_RUN = ("output_dir", "overwrite", "resume", "strategy", "tensorboard")
 
 
 def run(flags, arguments):
@@ -42,53 +44,73 @@ def run(flags, arguments):
         raise UsageError(
             "--tensorboard needs TensorBoard: pip install keras_nfnets[tensorboard]"
         )
-    constructor, variant = network(flags.model)
-    name, size = constructor.__name__, flags.image_size or variant.train_size
+    recipe = _recipe(flags)
+    if flags.dry_run:
+        return dry_run.run(recipe)
     try:
         # First of all, as TensorFlow wants it.
         strategy = training.strategy(flags.strategy)
-        keras.utils.set_random_seed(flags.seed)
-        dataset = data.load(flags.dataset, size, flags.batch_size, flags.seed)
-    except ValueError as error:
+        keras.utils.set_random_seed(recipe.seed)
+        source = data.find(recipe.data)
+        recipe = _with_parts(recipe, source)
+        keras.config.set_dtype_policy(recipe.precision)
+        replicas = strategy.num_replicas_in_sync
+        steps_per_epoch = _steps_per_epoch(recipe, source, strategy)
+        with strategy.scope():
+            model = recipes.create_model(recipe, source)
+            recipes.compile_model(recipe, model, steps_per_epoch)
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    keras.config.set_dtype_policy(flags.precision)
-    clip_factor = flags.clip_factor if flags.agc else None
-    steps_per_epoch = int(dataset.train.cardinality())
-    with strategy.scope():
-        model = constructor(
-            input_shape=(size, size, dataset.channels), classes=len(dataset.class_names)
-        )
-        _compile(model, flags, clip_factor, steps_per_epoch)
-    clipping = f"AGC, clip factor {clip_factor:g}" if flags.agc else "no clipping"
-    title = f"{name} on {flags.dataset}, {clipping}"
+    clipping = (
+        f"AGC, clip factor {recipe.clip_factor:g}"
+        if recipe.clip_factor
+        else "no clipping"
+    )
+    title = f"{recipe.model} on {_short(recipe.data)}, {clipping}"
 
-    folder = _output_folder(flags, f"{flags.dataset}-{name}", strategy)
-    settings = {
-        flag: value
-        for flag, value in flags.flag_values_dict().items()
-        if flag not in _NOT_OF_THE_RUN
-    }
+    folder = run_folder.make(flags, f"{_short(recipe.data)}-{recipe.model}", strategy)
+    settings = dataclasses.asdict(recipe)
     chief = training.is_chief(strategy)
     checkpoints = training.Checkpoints(folder / CHECKPOINTS, settings, write=chief)
     done = _resume(checkpoints, model, strategy) if flags.resume else 0
     if training.has_workers(strategy):
         _check_that_all_begin_at(done, strategy)
-    replicas = strategy.num_replicas_in_sync
+    size, _ = recipes.image_sizes(recipe)
     plan = (
         f"{title}: {model.count_params():,} parameters, {steps_per_epoch} batches of "
-        f"{flags.batch_size} pictures, {size} x {size} pixels, {flags.epochs} epochs"
+        f"{recipe.batch_size} pictures, {size} x {size} pixels, {recipe.epochs} epochs"
         + (f", on {replicas} replicas" if replicas > 1 else "")
         + (f", resumed after epoch {done}" if done else "")
     )
-    callbacks = [training.TrainingLog(dataset.examples), checkpoints]
-    callbacks.append(_CtrlCBetweenBatches())
+    if chief and recipe.report:
+        _say_what_there_is(recipe, source)
+    alone = not training.has_workers(strategy)
+    if recipe.head_epochs and recipe.weights and not done and alone:
+        _train_head(recipe, model, source, chief)
+    examples = source.size_of(recipe.train_split)
+    callbacks = [training.TrainingLog(examples)]
+    best = folder / run_folder.BEST
+    if recipe.patience:
+        earlier = checkpoints.history.get("val_accuracy", [])
+        callbacks.append(_StopEarly(earlier, recipe.patience))
+        if chief:
+            callbacks.append(_KeepBest(best, earlier))
+    callbacks += [checkpoints, _CtrlCBetweenBatches()]
     if chief:
-        callbacks.append(EpochLines(plan, flags.epochs, steps_per_epoch))
+        callbacks.append(EpochLines(plan, recipe.epochs, steps_per_epoch))
         if flags.tensorboard:
             log = folder / TENSORBOARD
             callbacks.append(keras.callbacks.TensorBoard(log, write_graph=False))
     try:
-        stopped = _fit(model, dataset, done, flags.epochs, steps_per_epoch, callbacks)
+        stopped = _fit(
+            model,
+            _batches(recipe, source, done, strategy),
+            recipes.load(recipe, source, recipe.test_split),
+            done,
+            recipe.epochs,
+            steps_per_epoch,
+            callbacks,
+        )
     except OSError as error:
         print(
             f"Cannot write into {folder}: {error}. What was there by the last epoch is "
@@ -104,10 +126,12 @@ def run(flags, arguments):
     # From here it takes seconds; a second Ctrl-C should not cost the model.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Everything is written here, and moved when it is whole.
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=run_folder.PARTIAL, dir=folder))
     try:
-        _write(model, dataset, checkpoints.history, partial, title)
-        written = _move(partial, folder)
+        if recipe.patience and best.exists():
+            model.load_weights(best)
+        _write(model, recipe, source, checkpoints.history, partial, title, folder)
+        written = run_folder.move(partial, folder)
         if not stopped:  # else it can be resumed
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     except OSError as error:
@@ -116,8 +140,167 @@ def run(flags, arguments):
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         signal.signal(signal.SIGINT, handler)
-    _report(flags, checkpoints.history, folder, written, stopped)
+    _report(flags, recipe, source, checkpoints.history, folder, written, stopped)
     return _status(stopped)
+
+
+def _recipe(flags):
+    """The recipe that the flags ask for."""
+    values = {
+        name: getattr(flags, name)
+        for name in (
+            *("data", "weights", "image_size", "batch_size", "epochs"),
+            *("learning_rate", "clip_factor", "ema_decay", "precision", "seed"),
+        )
+        if getattr(flags, name) is not None
+    }
+    if flags.image_size:
+        values["test_image_size"] = None
+    if flags.agc is False:
+        values["clip_factor"] = None
+    if flags.model:
+        constructor, _ = network(flags.model)
+        values["model"] = constructor.__name__
+    name = flags.recipe
+    if name is None:
+        is_folder = flags.data and pathlib.Path(flags.data).expanduser().is_dir()
+        name = "finetune" if is_folder else "digits"
+    try:
+        return dataclasses.replace(recipes.find(name), **values).changed(flags.set)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _with_parts(recipe, source):
+    """The recipe, with the name that the data has for its part to evaluate with."""
+    for test in (recipe.test_split, "test", "validation"):
+        try:
+            source.size_of(recipe.train_split)
+            source.size_of(test)
+        except ValueError:
+            continue
+        return dataclasses.replace(recipe, test_split=test)
+    raise ValueError(
+        "A data set must have a train and a test (or validation) part. Received: "
+        f"{source.name!r} with parts {list(source.splits)}"
+    )
+
+
+def _short(name):
+    """A name for files and titles, of a data set or a folder."""
+    last = pathlib.Path(name).expanduser().resolve().name
+    return re.sub(r"[^\w.-]+", "_", last) if os.sep in name else name.replace(":", "_")
+
+
+def _shards(strategy):
+    """Among how many a batch is divided by the data; replicas of one process do it."""
+    return strategy.num_replicas_in_sync if training.has_workers(strategy) else 1
+
+
+def _steps_per_epoch(recipe, source, strategy):
+    examples = source.size_of(recipe.train_split)
+    steps = data.steps_per_epoch(examples, recipe.batch_size, _shards(strategy))
+    if not steps:
+        raise ValueError(
+            f"{examples} pictures to train on are too few for {_shards(strategy)} workers"
+        )
+    return steps
+
+
+def _batches(recipe, source, done, strategy):
+    """All batches from an epoch on; of several workers each reads its own share."""
+    import tensorflow as tf
+
+    def load(shard=(0, 1)):
+        split = recipe.train_split
+        return recipes.load(
+            recipe, source, split, training=True, from_epoch=done, shard=shard
+        )
+
+    if not training.has_workers(strategy):
+        return load()
+
+    def of_worker(context):
+        here = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * here
+        count = context.num_replicas_in_sync
+        shards = [load((first + i, count)) for i in range(here)]
+        return tf.data.Dataset.choose_from_datasets(
+            shards, tf.data.Dataset.range(here).repeat()
+        )
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+def _say_what_there_is(recipe, source):
+    """Prints the classes with their numbers of pictures, and what stands out."""
+    train, test = (source.counts(s) for s in (recipe.train_split, recipe.test_split))
+    print(
+        f"{sum(train):,} pictures to train on and {sum(test):,} held out, of "
+        f"{len(source.class_names)} classes:"
+    )
+    width = max(map(len, source.class_names))
+    for name, a, b in zip(source.class_names, train, test):
+        print(f"  {name.ljust(width)}  {a:>6,}  {b:>6,}")
+    if max(train) > 3 * min(train):
+        most, least = np.argmax(train), np.argmin(train)
+        print(
+            f"Unbalanced: {source.class_names[most]} has {max(train) / min(train):.0f} "
+            f"times as many pictures as {source.class_names[least]}. Look at the "
+            "accuracy of each class, not only at that of all."
+        )
+    if recipe.weights is None:
+        print(
+            "From scratch. With few pictures, --weights=imagenet does better (for the "
+            "networks of 'keras-nfnets list --weights', such as --model=NFNetL0)."
+        )
+
+
+def _train_head(recipe, model, source, chief):
+    if chief:
+        print(
+            f"First the new classifier alone, {recipe.head_epochs} epochs ...",
+            flush=True,
+        )
+    accuracy, held_out_accuracy = recipes.train_head(recipe, model, source)
+    if chief:
+        print(
+            f"  accuracy {accuracy:.1%}, on held-out pictures {held_out_accuracy:.1%}; "
+            "now all of the network."
+        )
+
+
+class _KeepBest(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the best accuracy on held-out pictures.
+
+    Put it before `Checkpoints`: a run that was killed between them repeats the epoch.
+    """
+
+    def __init__(self, path, earlier):
+        super().__init__()
+        self._path = path
+        self._best = max(earlier, default=-1.0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["val_accuracy"] > self._best:
+            self._best = logs["val_accuracy"]
+            partial = self._path.with_name(f"partial-{self._path.name}")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save_weights(partial)
+            os.replace(partial, self._path)
+
+
+class _StopEarly(keras.callbacks.EarlyStopping):
+    """Keras's, which knows of the epochs before a run was resumed."""
+
+    def __init__(self, earlier, patience):
+        super().__init__(monitor="val_accuracy", mode="max", patience=patience)
+        self._earlier = list(earlier)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, accuracy in enumerate(self._earlier):
+            self.on_epoch_end(epoch, {"val_accuracy": accuracy})
 
 
 class _CtrlCBetweenBatches(keras.callbacks.Callback):
@@ -166,14 +349,16 @@ class _LostWorker(Exception):
     """Another worker does not answer any more."""
 
 
-def _fit(model, dataset, done, epochs, steps_per_epoch, callbacks):
+def _fit(model, batches, test_batches, done, epochs, steps_per_epoch, callbacks):
     """Trains, and returns the error that stopped it, None if nothing did."""
     import tensorflow as tf
 
+    # Of the held-out pictures, of which there may be fewer than there are files.
+    warnings.filterwarnings("ignore", "Your input ran out of data")
     try:
         model.fit(
-            dataset.epochs_from(done),
-            validation_data=dataset.test,
+            batches,
+            validation_data=test_batches,
             initial_epoch=done,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
@@ -213,7 +398,12 @@ def _start_again(flags):
         flush=True,
     )
     values = {**flags.flag_values_dict(), "resume": True}
-    given = [f"--{name}={v}" for name, v in values.items() if v is not None]
+    given = [
+        f"--{name}={v}"
+        for name, value in values.items()
+        for v in (value if isinstance(value, list) else [value])
+        if v is not None and name != "dataset"
+    ]
     command = [sys.executable, "-m", "keras_nfnets", "train", *given]
     os.execv(sys.executable, command)
 
@@ -223,138 +413,69 @@ def _status(stopped):
     return 130 if isinstance(stopped, KeyboardInterrupt) else int(stopped is not None)
 
 
-def _output_folder(flags, name, strategy):
-    """Makes the folder of this run; never one in which another run's results are."""
-    runs = pathlib.Path("runs")
-    writes = training.is_chief(strategy)
-    if training.has_workers(strategy) and not flags.output_dir:
-        raise UsageError(
-            "Several workers need one --output_dir, in a file system that all of them see"
-        )
-    if flags.output_dir:
-        folder = pathlib.Path(flags.output_dir).expanduser()
-        there = [f for f in (*_DESCRIPTIONS, CHECKPOINTS) if (folder / f).exists()]
-        if there and writes and not flags.overwrite and not flags.resume:
-            raise UsageError(
-                f"{folder} holds {', '.join(there)} of another run; give another "
-                "--output_dir, or --overwrite to replace them when this run is done"
-                + (", or --resume to go on with it." if CHECKPOINTS in there else ".")
-            )
-    elif flags.resume:
-        unfinished = [path.parent for path in runs.glob(f"{name}-*/{CHECKPOINTS}")]
-        if not unfinished:
-            raise UsageError(f"There is no unfinished run {runs / name}-N to resume")
-        folder = max(unfinished, key=lambda path: path.stat().st_mtime)
-    else:
-        taken = {path.name for path in runs.glob(f"{name}*")}
-        count = next(n for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
-        folder = runs / f"{name}-{count}"
-    if writes:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise UsageError(f"Cannot write into --output_dir: {error}") from error
-    if (
-        flags.resume
-        and (folder / MODEL).exists()
-        and not (folder / CHECKPOINTS).exists()
-    ):
-        raise UsageError(f"The run in {folder} is finished; there is nothing to resume")
-    if writes and (flags.resume or flags.overwrite):
-        left_over = [*folder.glob(f"{_PARTIAL}*")]
-        if not flags.resume:
-            left_over += [folder / CHECKPOINTS, folder / TENSORBOARD]
-        for old in left_over:
-            shutil.rmtree(old, ignore_errors=True)
-    return folder
-
-
-def _compile(model, flags, clip_factor, steps_per_epoch):
-    schedule = training.warmup_cosine(
-        flags.learning_rate,
-        flags.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=flags.epochs,
-    )
-    model.compile(
-        keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True),
-        keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
-        metrics=["accuracy"],
-        clip_factor=clip_factor,
-        ema_decay=flags.ema_decay,
-        skip_nonfinite=True,
-    )
-
-
-def _write(model, dataset, history, folder, title):
-    """Writes all that a run leaves."""
-    model.save(folder / MODEL)
+def _write(model, recipe, source, history, partial, title, folder):
+    """Writes all that a run leaves into `partial`, from where it goes to `folder`."""
     about = {
-        "preparation": dataset.preparation,
-        "class_names": dataset.class_names,
+        "preparation": recipes.preparation(recipe, source),
+        "class_names": source.class_names,
+        "data": _whole_name(recipe.data),
+        "split": recipe.test_split,
+        "label_smoothing": recipe.label_smoothing,
     }
-    (folder / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
+    run_folder.save_model(model, partial / MODEL, about)
+    (partial / ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
     if any(name.startswith("val_ema_") for name in history):
         with model.averaged_weights():
-            model.save(folder / AVERAGED)
+            run_folder.save_model(model, partial / AVERAGED, about)
     if history:
-        with open(folder / HISTORY, "w", newline="") as file:
+        with open(partial / HISTORY, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", *history])
             writer.writerows(
                 [epoch, *row] for epoch, row in enumerate(zip(*history.values()))
             )
-    _draw(model, dataset, history, folder, title)
+    _draw(model, recipe, source, history, partial, title)
+    if recipe.report and (partial / CURVES).exists():
+        # (`predict` would wait for other workers.)
+        results = held_out.results_of(
+            model, source, recipe.test_split, about["preparation"]
+        )
+        page = report.page(
+            title, recipe, source, history, results, partial / CURVES, folder / MODEL
+        )
+        (partial / REPORT).write_text(page, "utf-8")
 
 
-def _draw(model, dataset, history, folder, title):
+def _whole_name(name):
+    """That of a folder from the root on, for other folders to find it from."""
+    path = pathlib.Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
+
+
+def _draw(model, recipe, source, history, folder, title):
     """Draws what there is to draw."""
     if history.get("loss"):
         pictures.training_curves(history, folder / CURVES, title)
+    batches = recipes.load(recipe, source, recipe.test_split).take(8)
     images, labels = (
-        np.concatenate(arrays)
-        for arrays in zip(*dataset.test.take(8).as_numpy_iterator())
+        np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator())
     )
     # (`predict` would wait for other workers.)
-    probabilities = np.concatenate(
-        [np.asarray(model(part)) for part in np.array_split(images, 8)]
-    ).astype("float32")
+    parts = np.array_split(images, -(-len(images) // 64))
+    probabilities = np.concatenate([np.asarray(model(part)) for part in parts])
+    probabilities = probabilities.astype("float32")
     if np.isfinite(probabilities).all():
         pictures.predictions(
             images,
             labels.argmax(axis=1),
             probabilities,
-            dataset.class_names,
+            source.class_names,
             folder / PREDICTIONS,
             f"{title}: held-out pictures, mistakes first",
         )
 
 
-def _move(partial, folder):
-    """Moves this run's files into place of an earlier run's and returns their names."""
-    written = []
-    for name in _DESCRIPTIONS:
-        file = partial / name
-        if file.exists() and file.stat().st_size:  # no history before the first epoch
-            os.replace(file, folder / name)
-            written.append(name)
-        else:
-            (folder / name).unlink(missing_ok=True)
-    return written
-
-
-_DESCRIPTIONS = {
-    MODEL: "the network, for keras.saving.load_model after import keras_nfnets",
-    AVERAGED: "the same with averaged weights",
-    ABOUT: "how its pictures are prepared and what its classes are called",
-    HISTORY: "loss, accuracy, learning rate and more, epoch by epoch",
-    CURVES: "the same, drawn",
-    PREDICTIONS: "held-out pictures and what the network says they are",
-}
-
-
-def _report(flags, history, folder, written, stopped):
+def _report(flags, recipe, source, history, folder, written, stopped):
     epochs = len(history.get("loss", ()))
     print()
     if isinstance(stopped, FloatingPointError):
@@ -362,18 +483,34 @@ def _report(flags, history, folder, written, stopped):
     elif stopped:
         why = "Interrupted" if isinstance(stopped, KeyboardInterrupt) else "Unread"
         print(
-            f"{why}: stopped after {epochs} of {flags.epochs} epochs. This is what there "
+            f"{why}: stopped after {epochs} of {recipe.epochs} epochs. This is what there "
             "was by then; --resume goes on."
         )
     for name, what in (
         ("val_accuracy", ""),
         ("val_ema_accuracy", ", averaged weights"),
     ):
-        if history.get(name):
-            print(f"Accuracy on held-out pictures{what}: {history[name][-1]:.2%}")
+        if not history.get(name):
+            continue
+        values, best = history[name], ""
+        value = values[-1]
+        if recipe.patience and not what:
+            value = max(values)
+            best = f" (epoch {values.index(value) + 1}, the best of {epochs})"
+        print(f"Accuracy on held-out pictures{what}: {value:.2%}{best}")
+    if source.left_out:
+        names = [str(name) for name in source.left_out]
+        print(
+            f"{len(names)} pictures were left out, as said above: "
+            + ", ".join(names[:5])
+            + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        )
     for name in written:
-        print(f"  {folder / name}  ({_DESCRIPTIONS[name]})")
-    if flags.agc:
+        print(f"  {folder / name}  ({run_folder.DESCRIPTIONS[name]})")
+    if recipe.report:
+        model = shlex.quote(str(folder / MODEL))
+        print(f"Next, use it:  keras-nfnets predict {model} PICTURE...")
+    elif recipe.clip_factor:
         print("Next, see what clipping does:  keras-nfnets train --noagc")
     else:
         print("Next, the same with clipping:  keras-nfnets train")
@@ -387,6 +524,18 @@ Trains a network on labelled pictures: SGD with Nesterov momentum, adaptive grad
 clipping (AGC), a learning rate that warms up and then falls as a cosine, label
 smoothing. Without flags it learns scikit-learn's handwritten digits in half a minute.
 
+With --data=FOLDER, a folder that has a folder of pictures for each class, it learns
+these: a fifth is held out, training ends when these are not told better any more, the
+best network is kept, and {REPORT} shows what came out.
+
+--recipe names a whole run, such as those of the papers; --set changes any of its
+settings, and the other flags do so for some. --dry-run prints the plan of a run, and
+takes two steps of it with noise. The recipes are
+  {
+        '''
+  '''.join(recipes.RECIPES)
+    }
+
 It leaves in one folder {MODEL} (and {ABOUT}, for 'keras-nfnets predict'),
 {HISTORY}, {CURVES} and {PREDICTIONS}. Ctrl-C ends a run early and
 leaves what there is by then. A run that was stopped or killed goes on, with --resume
@@ -398,20 +547,42 @@ on all; the first writes. If one is lost, the others notice within a minute, and
 ten for it to be started again with --resume.
 
   keras-nfnets train
-  keras-nfnets train --model=NFResNet26 --image_size=64 --epochs=5
+  keras-nfnets train --data=holiday/ --model=NFNetL0 --weights=imagenet
   keras-nfnets train --dataset=cifar10 --batch_size=512 --strategy=mirrored
+  keras-nfnets train --recipe=nfnet_f0_imagenet --set=epochs=90 --dry-run
 """,
     run,
 )
 _flag = COMMAND.define
 _flag(
     "string",
-    "dataset",
-    "digits",
-    "'digits' (scikit-learn's, which come along) or a classification set of TensorFlow "
-    "Datasets, such as mnist or cifar10, downloaded on first use.",
+    "recipe",
+    None,
+    "A whole run by name; 'digits', or 'finetune' for folders.",
 )
-_flag("string", "model", "NFNetTiny", "A network of 'keras-nfnets list'.")
+_flag(
+    "multi_string",
+    "set",
+    [],
+    "key=value, a setting of the recipe; may be given several times.",
+)
+_flag("boolean", "dry_run", False, "Print the plan, and take two steps with noise.")
+_flag(
+    "string",
+    "data",
+    None,
+    "A folder of class folders, 'digits' (scikit-learn's, which come along) or a "
+    "classification set of TensorFlow Datasets, such as mnist or cifar10, downloaded "
+    "on first use.",
+)
+_flag("string", "model", None, "A network of 'keras-nfnets list'.")
+_flag(
+    "string",
+    "weights",
+    None,
+    "What to begin with: imagenet, a checkpoint of 'keras-nfnets list --weights', or a "
+    "weight file.",
+)
 _flag(
     "integer",
     "image_size",
@@ -419,20 +590,20 @@ _flag(
     "Pixels a side to which pictures are resized; by default the network's own size.",
     lower_bound=1,
 )
-_flag("integer", "batch_size", 64, "Pictures a step.", lower_bound=1)
-_flag("integer", "epochs", 15, "Passes over the training pictures.", lower_bound=1)
+_flag("integer", "batch_size", None, "Pictures a step.", lower_bound=1)
+_flag("integer", "epochs", None, "Passes over the training pictures.", lower_bound=1)
 _flag(
     "float",
     "learning_rate",
-    1.6,
+    None,
     "Its peak for a batch of 256 pictures; it is scaled with --batch_size.",
     lower_bound=0.0,
 )
-_flag("boolean", "agc", True, "Whether to clip gradients adaptively.")
+_flag("boolean", "agc", None, "Whether to clip gradients adaptively.")
 _flag(
     "float",
     "clip_factor",
-    0.01,
+    None,
     "Largest ratio of a gradient's norm to its weights' norm, unit by unit; the paper "
     "uses 0.01 to 0.16, smaller for larger batches.",
     lower_bound=1e-9,
@@ -449,7 +620,7 @@ _flag(
 _flag(
     "enum",
     "precision",
-    "float32",
+    None,
     "Keras's dtype policy; float16 comes with loss scaling.",
     enum_values=["float32", "mixed_bfloat16", "mixed_float16"],
 )
@@ -464,7 +635,7 @@ _flag(
 _flag(
     "integer",
     "seed",
-    0,
+    None,
     "Of initialization, order and regularization.",
     lower_bound=0,
     upper_bound=2**32 - 1,
@@ -483,3 +654,4 @@ _flag(
     False,
     f"Log for TensorBoard too, into {TENSORBOARD} in the run's folder.",
 )
+COMMAND.alias("dataset", "data")

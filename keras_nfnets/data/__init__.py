@@ -1,13 +1,20 @@
 """Pictures in: data sets ready to train on, and single files."""
 
-from keras_nfnets.data.datasets import Pictures, load, load_digits
+from keras_nfnets.data.augmentation import WORDS, Augmentation
 from keras_nfnets.data.pictures import find_pictures, prepare, read_picture
+from keras_nfnets.data.pipeline import load, steps_per_epoch
+from keras_nfnets.data.sources import Source, find, load_digits, random_pictures
 
 __all__ = [
-    "Pictures",
+    "WORDS",
+    "Augmentation",
+    "Source",
+    "find",
     "find_pictures",
     "load",
     "load_digits",
     "prepare",
+    "random_pictures",
     "read_picture",
+    "steps_per_epoch",
 ]

@@ -1,15 +1,24 @@
 """Single pictures: from a file to what a network reads."""
 
+import io
 import math
 import pathlib
 
 import numpy as np
 
+from keras_nfnets.data import preprocessing
+
 # Of the files of a folder. (Pillow would also try documents and films.)
-_ENDINGS = {
+ENDINGS = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
+
+
+def is_picture(path):
+    """Whether a path is of a file with the ending of a picture, and not hidden."""
+    is_named_so = path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+    return is_named_so and path.is_file()
 
 
 def find_pictures(paths):
@@ -30,11 +39,7 @@ def find_pictures(paths):
         path = pathlib.Path(given)
         # An empty name would be the whole folder in which one is.
         if given and path.is_dir():
-            inside = [
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in _ENDINGS and file.is_file()
-            ]
+            inside = [file for file in path.iterdir() if is_picture(file)]
             if not inside:
                 raise ValueError(f"There are no pictures in the folder {path}")
             found += sorted(inside)
@@ -49,7 +54,7 @@ def read_picture(path):
     """Reads a picture of any kind that Pillow knows as RGB.
 
     Args:
-        path: of a JPEG, PNG, ... Grey, 16-bit, palette and CMYK pictures are converted,
+        path: of a JPEG, PNG, ..., or its bytes. Grey, 16-bit, palette and CMYK pictures are converted,
             transparent ones put on white, turned as the camera says; of an animation
             the first picture is taken.
 
@@ -66,8 +71,10 @@ def read_picture(path):
     """
     from PIL import Image, ImageOps
 
+    name = "" if isinstance(path, bytes) else f"{path} "
     try:
-        with Image.open(path) as image:
+        file = io.BytesIO(path) if isinstance(path, bytes) else path
+        with Image.open(file) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode in ("I", "F"):
                 raise ValueError("its numbers have no largest one, that of white")
@@ -83,27 +90,33 @@ def read_picture(path):
     # Pillow's decoders raise errors of many kinds for broken files, and refuse the
     # largest pictures as an attack on the memory.
     except Exception as error:
-        raise ValueError(f"{path} is not a whole picture: {error}") from error
+        raise ValueError(f"{name}is not a whole picture: {error}") from error
 
 
 def prepare(
-    picture, *, size, crop, crop_mode, interpolation, mean, deviation, channels=3
+    picture, *, size, crop_mode, interpolation, mean, deviation, crop=1.0, channels=3
 ):
-    """Prepares a picture for a network, as timm does in evaluation.
+    """Prepares a picture for a network, as in evaluation.
 
     Args:
         picture: uint8 array `(height, width, 3)`.
         size: pixels a side of the result.
-        crop: share of the resized picture's side that is used.
-        crop_mode: `"center"` resizes the shorter side to `size / crop`, `"squash"`
-            both; then the middle is cropped.
-        interpolation: of the resizing: `"bicubic"`, `"bilinear"` or `"nearest"`.
+        crop_mode: as the authors do, see `evaluation_crop`, `"crop_resize"`,
+            `"resize_crop_32"` or `"whole"`; or as timm does, `"center"`, which resizes
+            the shorter side to `size / crop`, or `"squash"`, which resizes both; then
+            the middle is cropped.
+        interpolation: of the resizing: `"bicubic"`, `"bilinear"` or (timm's)
+            `"nearest"`.
         mean, deviation: one number a channel, for values in [0, 1]; where they are None
             each picture's own are taken.
+        crop: timm's: share of the resized picture's side that is used.
         channels: 3, or 1 for grey.
 
     Returns:
         float32 array `(size, size, channels)`.
+
+    Raises:
+        ValueError: an unknown `crop_mode`.
 
     Example:
 
@@ -112,6 +125,30 @@ def prepare(
     ...         interpolation="bicubic", mean=(0.5,) * 3, deviation=(0.5,) * 3).max()
     np.float32(1.0)
     """
+    if crop_mode in ("center", "squash"):
+        cropped = _as_timm(picture, size, crop, crop_mode, interpolation, channels)
+        x = cropped.reshape(size, size, channels) / 255
+        if mean is None:
+            # As tf.image.per_image_standardization, on values up to 255.
+            mean, deviation = x.mean(), max(x.std(), 1 / (255 * math.sqrt(x.size)))
+        return ((x - np.float32(mean)) / np.float32(deviation)).astype("float32")
+    window_of, resized = preprocessing.evaluation_crop(crop_mode, interpolation)
+    if channels == 1:
+        picture = as_grey(picture)
+    top, left, height, width = np.array(window_of(picture.shape, size))
+    x = resized(picture[top : top + height, left : left + width], size)
+    return preprocessing.standardize(x, mean, deviation).numpy()
+
+
+def as_grey(picture):
+    """The picture with one channel, `(height, width, 1)`."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).convert("L"))[..., np.newaxis]
+
+
+def _as_timm(picture, size, crop, crop_mode, interpolation, channels):
+    """The crop of the resized picture, float32 `(size, size)` and its channels."""
     from PIL import Image
 
     image = Image.fromarray(picture)
@@ -126,11 +163,7 @@ def prepare(
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
-    x = np.asarray(image, "float32").reshape(size, size, channels) / 255
-    if mean is None:
-        # As tf.image.per_image_standardization, on values up to 255.
-        mean, deviation = x.mean(), max(x.std(), 1 / (255 * math.sqrt(x.size)))
-    return ((x - np.float32(mean)) / np.float32(deviation)).astype("float32")
+    return np.asarray(image, "float32")
 
 
 def _without_far_ends(image):

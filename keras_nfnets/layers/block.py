@@ -301,6 +301,13 @@ class NFBlock(keras.layers.Layer):
             flops += self.attention_layer.count_flops()
         return flops
 
+    def count_activations(self, input_positions, output_positions):
+        """Numbers that its convolutions and itself give, for one picture."""
+        later = [*self.branch()[1:], self.shortcut_conv]
+        filters = sum(layer.filters for layer in later if isinstance(layer, WSConv2D))
+        after = (filters + self.filters) * output_positions
+        return self.conv0.filters * input_positions + after
+
     def get_config(self):
         return {
             **super().get_config(),

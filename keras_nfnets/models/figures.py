@@ -1,5 +1,6 @@
 """What a network costs: parameters and floating point operations."""
 
+import difflib
 import math
 
 import keras
@@ -11,6 +12,24 @@ from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 def variants():
     """`{name: variant}` of every network of the zoo, smallest family first."""
     return {**nf_resnet.VARIANTS, **nf_regnet.VARIANTS, **nfnet.VARIANTS}
+
+
+def find_variant(name):
+    """`(name, variant)` of a network of the zoo, by its name in any mixture of cases.
+
+    Raises:
+        ValueError: there is none; the message has names like it.
+    """
+    zoo = variants()
+    matches = [known for known in zoo if known.lower() == str(name).lower()]
+    if not matches:
+        close = difflib.get_close_matches(str(name), zoo, n=4, cutoff=0.4)
+        suggestion = f"perhaps {' or '.join(close)}? " if close else ""
+        raise ValueError(
+            f"There is no network {name!r}; {suggestion}"
+            "'keras-nfnets list' shows all there are."
+        )
+    return matches[0], zoo[matches[0]]
 
 
 def count_flops(model):
@@ -29,6 +48,22 @@ def count_flops(model):
         elif isinstance(layer, keras.layers.Dense):
             flops += math.prod(layer.kernel.shape)
     return flops
+
+
+def count_activations(model):
+    """Numbers that training keeps of one picture, for a model built for one input size.
+
+    Those are what convolutions and blocks give; what activations make of them is
+    computed again.
+    """
+    count = 0
+    for layer in model.layers:
+        if isinstance(layer, NFBlock):
+            before, after = (_positions(t, layer) for t in (layer.input, layer.output))
+            count += layer.count_activations(before, after)
+        elif isinstance(layer, WSConv2D):
+            count += layer.filters * _positions(layer.output, layer)
+    return count
 
 
 def _positions(tensor, layer):

@@ -6,9 +6,15 @@ from keras_nfnets import checks
 
 
 def warmup_cosine(
-    learning_rate, batch_size, *, steps_per_epoch, epochs, warmup_epochs=None
+    learning_rate,
+    batch_size,
+    *,
+    steps_per_epoch,
+    epochs,
+    warmup_epochs=None,
+    final_learning_rate=0.0,
 ):
-    """The papers' schedule: a linear warm-up, then a cosine to zero at the end.
+    """The papers' schedule: a linear warm-up, then a cosine to (almost) zero.
 
     Args:
         learning_rate: its peak for a batch of 256; it is scaled by `batch_size / 256`.
@@ -18,6 +24,7 @@ def warmup_cosine(
         epochs: of the whole run.
         warmup_epochs: length of the warm-up, less than `epochs`. By default the authors'
             5, or a tenth of a run of fewer than 50.
+        final_learning_rate: at the end, not scaled; at most the peak.
 
     Returns:
         A `keras.optimizers.schedules.CosineDecay`.
@@ -41,9 +48,17 @@ def warmup_cosine(
         warmup_epochs = min(5, epochs / 10)
     checks.number("warmup_epochs", warmup_epochs, below=epochs)
     steps, warmup = steps_per_epoch * epochs, round(steps_per_epoch * warmup_epochs)
+    peak = checks.number("learning_rate", learning_rate) * batch_size / 256
+    final = checks.number("final_learning_rate", final_learning_rate)
+    if final > peak:
+        raise ValueError(
+            f"`final_learning_rate` must be at most the peak, {peak:g}. "
+            f"Received: final_learning_rate={final:g}"
+        )
     return keras.optimizers.schedules.CosineDecay(
         0.0,
         steps - warmup,
-        warmup_target=checks.number("learning_rate", learning_rate) * batch_size / 256,
+        alpha=final / peak if final else 0.0,
+        warmup_target=peak,
         warmup_steps=warmup,
     )

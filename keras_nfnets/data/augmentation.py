@@ -1,0 +1,142 @@
+"""Augmentation by one readable setting: crops, flips, MixUp, CutMix, RandAugment."""
+
+import dataclasses
+import re
+
+WORDS = (
+    "none, crop or crop_0.35 (smallest share of the area), flip, mixup_0.2 (alpha), "
+    "cutmix, randaugment_4x5 (layers x magnitude)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to pictures to train on, beside their preparation.
+
+    Attributes:
+        crop: smallest share of the area that a random crop has, in (0, 1]; None for
+            pictures prepared as in evaluation.
+        flip: whether half of them are mirrored, left to right.
+        mixup: alpha of MixUp, 0 for none.
+        cutmix: whether there is CutMix. With MixUp too, each has half of a batch.
+        rand_augment: `(layers, magnitude)` of RandAugment, or None.
+    """
+
+    crop: float | None = None
+    flip: bool = False
+    mixup: float = 0.0
+    cutmix: bool = False
+    rand_augment: tuple | None = None
+
+    @classmethod
+    def parse(cls, text):
+        """Reads words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`.
+
+        Raises:
+            ValueError: another word, or a number out of range.
+
+        Example:
+
+        >>> Augmentation.parse("crop flip mixup_0.2 randaugment_4x5").rand_augment
+        (4, 5)
+        """
+        values = {}
+        for word in str(text).split():
+            name, _, number = word.partition("_")
+            new = _setting(name, number)
+            if new is None or new.keys() & values.keys():
+                raise ValueError(
+                    f"An augmentation is one or more of {WORDS}, each once, with spaces "
+                    f"between. Received: {word!r} in {text!r}"
+                )
+            values.update(new)
+        return cls(**values)
+
+    @property
+    def mixes(self):
+        """Whether two pictures make one."""
+        return self.mixup > 0 or self.cutmix
+
+
+def _setting(name, number):
+    """What a word sets, or None if it is none."""
+    if not number:
+        plain = {
+            "none": {},
+            "crop": {"crop": 0.08},
+            "flip": {"flip": True},
+            "mixup": {"mixup": 0.2},
+            "cutmix": {"cutmix": True},
+        }
+        return plain.get(name)
+    if name == "crop" and 0 < (_float(number) or 0) <= 1:
+        return {"crop": _float(number)}
+    if name == "mixup" and 0 < (_float(number) or 0) <= 100:
+        return {"mixup": _float(number)}
+    layers = re.fullmatch(r"(\d{1,2})x(\d{1,2})", number)
+    if name == "randaugment" and layers and int(layers[2]) <= 30:
+        return {"rand_augment": (int(layers[1]), int(layers[2]))}
+    return None
+
+
+def _float(text):
+    return float(text) if re.fullmatch(r"\d*\.?\d+", text) else None
+
+
+def mix(first, second, ratio_or_mask):
+    """`m * first + (1 - m) * second`, in float32."""
+    import tensorflow as tf
+
+    first, second = (tf.cast(x, "float32") for x in (first, second))
+    return ratio_or_mask * first + (1 - ratio_or_mask) * second
+
+
+def mixup_ratio(alpha, seed):
+    """A float32 scalar of the distribution Beta(alpha, alpha).
+
+    Reference: Zhang et al. (2018), arXiv 1710.09412.
+    """
+    import tensorflow as tf
+
+    # Of two gamma variables; of their logarithms, as for small alpha both may be zero.
+    # (X^(1/a) of a uniform X times one of alpha + 1 is one of alpha.)
+    gammas = tf.random.stateless_gamma((2,), seed, alpha + 1, dtype="float64")
+    uniform = tf.random.stateless_uniform(
+        (2,), tf.random.fold_in(seed, 1), dtype="float64"
+    )
+    logs = tf.math.log(gammas) + tf.math.log(uniform) / alpha
+    return tf.cast(tf.nn.softmax(logs)[0], "float32")
+
+
+def cutmix_mask(size, seed):
+    """The mask of CutMix.
+
+    Args:
+        size: pixels a side.
+        seed: int32 tensor (2,).
+
+    Returns:
+        float32 tensor `(size, size, 1)`: ones in a box around a random place, zeros
+        elsewhere. Its mean is the ratio of labels.
+
+    Reference: Yun et al. (2019), arXiv 1905.04899; `cutmix_padding` in the authors'
+    dataset.py.
+    """
+    import tensorflow as tf
+
+    center = tf.random.stateless_uniform((2,), seed, 0, size, "int32")
+    share = tf.random.stateless_uniform((), tf.random.fold_in(seed, 1))
+    half = tf.cast(tf.sqrt(1 - share) * size, "int32") // 2
+    return box(size, size, center, half)
+
+
+def box(height, width, center, half):
+    """float32 `(height, width, 1)`: one where both distances from `center` are below."""
+    import tensorflow as tf
+
+    inside = [
+        (tf.range(length) >= center[i] - half) & (tf.range(length) < center[i] + half)
+        for i, length in enumerate((height, width))
+    ]
+    mask = inside[0][:, tf.newaxis] & inside[1][tf.newaxis, :]
+    return tf.cast(mask, "float32")[..., tf.newaxis]

@@ -1,0 +1,429 @@
+"""From labelled pictures to batches: `load`."""
+
+import itertools
+import math
+
+import numpy as np
+
+from keras_nfnets import checks
+from keras_nfnets.data import augmentation as augmenting
+from keras_nfnets.data import preprocessing
+from keras_nfnets.data.pictures import as_grey, prepare, read_picture
+from keras_nfnets.data.rand_augment import rand_augment
+from keras_nfnets.data.sources import find
+
+# Records that are shuffled together. Files and arrays are, all of them; a record of
+# TFDS is a whole file, of which ten thousand are a gigabyte.
+_SHUFFLED = 10_000
+
+
+def load(
+    name,
+    split,
+    image_size,
+    batch_size,
+    *,
+    training=False,
+    augmentation=None,
+    preparation=None,
+    seed=0,
+    from_epoch=None,
+    shard=(0, 1),
+):
+    """Loads labelled pictures as batches to train on or to evaluate with.
+
+    To train on, pictures are shuffled, cropped at random, mirrored and more, as
+    `augmentation` says. Only what is cropped of a JPEG is decoded. A picture that is
+    broken, or whose label is out of range, is left out with a warning and counted in
+    `Source.left_out`. (In training another one takes its place.)
+
+    Args:
+        name: `"digits"`, a folder of class folders, a set of TensorFlow Datasets, arrays
+            `(x, y)`, or a `Source`; see `find`.
+        split: which part: `"train"`, `"test"`, ...
+        image_size: pixels a side of the result.
+        batch_size: pictures a batch, of all shards together.
+        training: whether to shuffle and augment.
+        augmentation: words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`, see
+            `Augmentation`; by default the source's, usually `"crop flip"`.
+        preparation: dict of `crop_mode` (that of evaluation), `interpolation`, `mean`,
+            `deviation` and `crop`, see `prepare`, such as a checkpoint's; by default the
+            source's, usually the authors' `"crop_resize"` with ImageNet's mean and
+            deviation.
+        seed: the same seed gives the same pictures in the same order; it is another one
+            each epoch. 0 to 2**32 - 1.
+        from_epoch: None for one epoch each time that it is iterated over, the first of
+            number 0; a number for all epochs from that on, without end. What an epoch is
+            depends on its number and the seed alone.
+        shard: `(index, count)`: every batch is divided among `count`, this is the share
+            of that index; with only these pictures read. (A last batch of fewer than
+            `count` pictures is left out in training.)
+
+    Returns:
+        A `tf.data.Dataset` of (pictures, labels): float32 `(batch, image_size,
+        image_size, channels)` and float32 `(batch, classes)`, one-hot, or of two classes
+        where pictures are mixed.
+
+    Raises:
+        ValueError: an argument out of range, or pictures that are not there.
+
+    Example:
+
+    >>> dataset = load("digits", "train", image_size=32, batch_size=64, training=True)
+    >>> dataset.element_spec[0].shape, int(dataset.cardinality())
+    (TensorShape([None, 32, 32, 1]), 23)
+
+    Reference: the authors' dataset.py. There MixUp and CutMix take pictures in pairs
+    from a batch of twice the size; here an epoch pairs each picture with another one of
+    a second order.
+    """
+    import tensorflow as tf
+
+    source = find(name)
+    total = source.size_of(split)
+    checks.integer("image_size", image_size)
+    checks.integer("batch_size", batch_size)
+    if checks.integer("seed", seed, minimum=0) >= 2**32:
+        raise ValueError(f"`seed` must be less than 2**32. Received: seed={seed}")
+    index, count = shard
+    if checks.integer("shard", index, minimum=0) >= checks.integer("shard", count):
+        raise ValueError(f"A shard is (index, count). Received: shard={shard}")
+    if augmentation is None:
+        augmentation = source.augmentation
+    augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
+    preparation = {**(source.preparation if preparation is None else preparation)}
+    preparation.update(size=image_size, channels=source.channels)
+    make = _Maker(source, total, augmentation, preparation)
+
+    mine = _share(total, batch_size, index, count)
+    steps = steps_per_epoch(total, batch_size, count)
+    size = math.ceil(batch_size / count)
+
+    def batches(number):
+        """Those of an epoch."""
+        seeds = tf.cast(tf.stack([tf.cast(seed % 2**31, "int64"), number]), "int32")
+        if seed >= 2**31:
+            seeds = tf.random.fold_in(seeds, 1)
+        records = source.records(split)
+        if training:
+            records = _shuffled(records, source, total, seeds, augmentation.mixes)
+        numbered = records.enumerate()
+        if count > 1:
+            numbered = numbered.filter(
+                lambda i, _: _owner(i, total, batch_size, count) == index
+            )
+        examples = numbered.map(
+            lambda i, record: make(i % batch_size < batch_size // 2, record, seeds, i),
+            tf.data.AUTOTUNE,
+        ).filter(lambda image, _: tf.size(image) > 0)
+        if training:
+            # Others in the place of those that are left out.
+            examples = examples.repeat(2).take(mine)
+        shape = (image_size, image_size, source.channels)
+        return examples.map(lambda x, y: (tf.ensure_shape(x, shape), y)).batch(size)
+
+    if not training:
+        return batches(tf.constant(0, "int64")).prefetch(tf.data.AUTOTUNE)
+    if from_epoch is None:
+        count_epochs = itertools.count()
+        number = tf.data.Dataset.range(1).map(
+            lambda _: tf.ensure_shape(
+                tf.numpy_function(lambda: np.int64(next(count_epochs)), [], "int64"), ()
+            )
+        )
+        dataset = number.flat_map(batches)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    else:
+        checks.integer("from_epoch", from_epoch, minimum=0)
+        dataset = tf.data.Dataset.range(from_epoch, tf.int64.max).flat_map(batches)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def steps_per_epoch(examples, batch_size, shards=1):
+    """How many batches there are in an epoch of `load`, for training."""
+    steps, rest = divmod(examples, batch_size)
+    return steps + (rest >= shards)
+
+
+def _owner(i, total, batch_size, count):
+    """Which shard has the i-th picture of an epoch; -1 for none."""
+    import tensorflow as tf
+
+    begin = i - i % batch_size
+    # The last batch may be smaller.
+    length = tf.minimum(tf.constant(batch_size, "int64"), total - begin)
+    return tf.where(length >= count, (i - begin) * count // length, -1)
+
+
+def _share(total, batch_size, index, count):
+    """How many pictures of an epoch are a shard's."""
+
+    def part(length):
+        # The smallest i with i * count // length == index, and that of the next index.
+        begin, end = (-(-k * length // count) for k in (index, index + 1))
+        return end - begin if length >= count else 0
+
+    steps, rest = divmod(total, batch_size)
+    return steps * part(batch_size) + part(rest)
+
+
+def _shuffled(records, source, total, seeds, pairs):
+    """The records in the order of an epoch; in pairs, so many as there are records."""
+    import tensorflow as tf
+
+    # The seeds given alone. Zero would not do: beside it TensorFlow wants to know the
+    # other one when it builds the graph.
+    tf.random.set_seed(1)
+    buffer = total if source.holds_little else min(total, _SHUFFLED)
+
+    def order(i):
+        seed = tf.random.stateless_uniform(
+            (), tf.random.fold_in(seeds, i), 0, tf.int64.max, dtype="int64"
+        )
+        return records.shuffle(buffer, seed, reshuffle_each_iteration=False)
+
+    if not pairs:
+        return order(0)
+    return order(0).concatenate(order(1)).batch(2, drop_remainder=True)
+
+
+class _Maker:
+    """Makes an example, picture and label, of one record or two."""
+
+    def __init__(self, source, total, augmentation, preparation):
+        self.source = source
+        self.total = total
+        self.augmentation = augmentation
+        self.preparation = preparation
+        self.size = preparation["size"]
+        self.channels = preparation["channels"]
+        self.classes = len(source.class_names)
+        self.by_timm = preparation["crop_mode"] in ("center", "squash")
+        # Of pictures that are not cropped at random.
+        if not self.by_timm:
+            self.window, self.resized = preprocessing.evaluation_crop(
+                preparation["crop_mode"], preparation["interpolation"]
+            )
+        elif preparation.get("crop") is None:
+            raise ValueError(
+                f"crop_mode={preparation['crop_mode']!r} needs `crop`. "
+                f"Received: preparation={preparation}"
+            )
+
+    def __call__(self, in_first_half, record, seeds, i):
+        """The i-th example of an epoch; an empty picture where one is left out."""
+        import tensorflow as tf
+
+        seed = tf.random.fold_in(seeds, 2 + tf.cast(i, "int32"))
+        if not self.augmentation.mixes:
+            image, label = self._one(*record, tf.random.fold_in(seed, 0))
+            return self._finished(image, seed), label
+        first, second = (
+            self._one(*(part[k] for part in record), tf.random.fold_in(seed, k))
+            for k in range(2)
+        )
+        whole = (tf.size(first[0]) > 0) & (tf.size(second[0]) > 0)
+        return tf.cond(
+            whole,
+            lambda: self._mixed(first, second, in_first_half, seed),
+            lambda: (tf.zeros((0, 0, self.channels)), first[1]),
+        )
+
+    def _mixed(self, first, second, in_first_half, seed):
+        import tensorflow as tf
+
+        def mixup():
+            ratio = augmenting.mixup_ratio(
+                self.augmentation.mixup, tf.random.fold_in(seed, 3)
+            )
+            return tf.fill((self.size, self.size, 1), ratio)
+
+        def cutmix():
+            return augmenting.cutmix_mask(self.size, tf.random.fold_in(seed, 3))
+
+        if not self.augmentation.cutmix:
+            mask = mixup()
+        elif not self.augmentation.mixup:
+            mask = cutmix()
+        else:
+            mask = tf.cond(in_first_half, mixup, cutmix)
+        image = augmenting.mix(first[0], second[0], mask)
+        label = augmenting.mix(first[1], second[1], tf.reduce_mean(mask))
+        return self._finished(image, seed), label
+
+    def _finished(self, image, seed):
+        """What is done to a picture of its final size."""
+        import tensorflow as tf
+
+        if self.augmentation.rand_augment:
+            image = tf.cond(
+                tf.size(image) > 0,
+                lambda: self._rand_augmented(image, seed),
+                lambda: image,
+            )
+        if self.by_timm and not self.augmentation.crop:
+            return image  # standardized by `prepare`
+        return preprocessing.standardize(
+            image,
+            *(self._of_channels(self.preparation[k]) for k in ("mean", "deviation")),
+        )
+
+    def _of_channels(self, values):
+        """ImageNet's three numbers, or the one for grey pictures."""
+        if values is not None and self.channels == 1 and np.size(values) == 3:
+            return [float(np.mean(values))]
+        return values
+
+    def _rand_augmented(self, image, seed):
+        import tensorflow as tf
+
+        image = tf.cast(tf.clip_by_value(image, 0, 255), "uint8")
+        if self.channels == 1:
+            image = tf.image.grayscale_to_rgb(image)
+        image = rand_augment(
+            image, *self.augmentation.rand_augment, tf.random.fold_in(seed, 4)
+        )
+        return tf.cast(image[..., : self.channels], "float32")
+
+    def _one(self, name, image, label, seed):
+        """A picture of its final size, float32 (empty if left out), and its label."""
+        import tensorflow as tf
+
+        label_is_right = (label >= 0) & (label < self.classes)
+        image = tf.cond(
+            label_is_right,
+            lambda: self._picture(name, image, seed),
+            lambda: self._left_out(name, label),
+        )
+        image.set_shape((None, None, self.channels))
+        return image, tf.one_hot(label, self.classes)
+
+    def _left_out(self, name, label):
+        import tensorflow as tf
+
+        def leave_out(name, label):
+            why = f"its label is {label}, of {self.classes} classes (from 0)"
+            self.source.leave_out(name.decode(errors="replace"), why, self.total)
+            return np.zeros((0, 0, self.channels), "float32")
+
+        return tf.numpy_function(leave_out, [name, label], "float32")
+
+    def _picture(self, name, image, seed):
+        import tensorflow as tf
+
+        crop = self.augmentation.crop
+        if self.by_timm and not crop:
+            return self._prepared_by_timm(name, image)
+
+        def window_of(shape):
+            if crop:
+                area = (crop, 1.0)
+                return preprocessing.random_window(
+                    shape, self.size, area, tf.random.fold_in(seed, 1)
+                )
+            return self.window(shape, self.size)
+
+        part = self._decoded(name, image, window_of)
+        if self.augmentation.flip:
+            part = tf.image.stateless_random_flip_left_right(
+                part, tf.random.fold_in(seed, 2)
+            )
+        resized = preprocessing.resize if crop else self.resized
+        return tf.cond(
+            tf.size(part) > 0,
+            lambda: resized(part, self.size),
+            lambda: tf.zeros((0, 0, self.channels)),
+        )
+
+    def _decoded(self, name, image, window_of):
+        """The window of a picture, uint8; an empty one if it is left out."""
+        import tensorflow as tf
+
+        def window(picture):
+            return tf.image.crop_to_bounding_box(
+                picture, *tf.unstack(window_of(tf.shape(picture)))
+            )
+
+        if image.dtype != tf.string:
+            return window(image)
+
+        def jpeg(image):
+            """The quick way of almost all, which fails for what is not plain."""
+            content = tf.io.read_file(image) if self.source.reads_files else image
+            begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
+            ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
+            turned = self.source.reads_files and tf.strings.regex_full_match(
+                tf.strings.substr(content, 0, _HEAD), _HAS_EXIF
+            )
+            # (libjpeg would say on the standard error what is no JPEG.)
+            plain = tf.debugging.Assert(begins & ends & ~turned, [name])
+            with tf.control_dependencies([plain]):
+                shape = tf.image.extract_jpeg_shape(tf.identity(content))
+            few = tf.reduce_prod(tf.cast(shape[:2], "int64")) <= _MOST_PIXELS
+            with tf.control_dependencies([tf.debugging.Assert(few, [name])]):
+                content = tf.identity(content)
+            return tf.image.decode_and_crop_jpeg(
+                content,
+                window_of(shape),
+                channels=self.channels,
+                dct_method="INTEGER_ACCURATE",  # as everybody else
+            )
+
+        def otherwise():
+            picture = self._read(name, image)
+            return tf.cond(
+                tf.size(picture) > 0, lambda: window(picture), lambda: picture
+            )
+
+        part = _tried(jpeg, image, tf.zeros((0, 0, self.channels), "uint8"))
+        part = tf.cond(tf.size(part) > 0, lambda: part, otherwise)
+        part.set_shape((None, None, self.channels))
+        return part
+
+    def _read(self, name, image):
+        """A whole picture of any kind of file; an empty one if it is left out."""
+        import tensorflow as tf
+
+        def read(name, image):
+            name = name.decode(errors="surrogateescape")
+            try:
+                picture = read_picture(name if self.source.reads_files else image)
+            except ValueError as error:
+                self.source.leave_out(name, error, self.total)
+                return np.zeros((0, 0, self.channels), "uint8")
+            return as_grey(picture) if self.channels == 1 else picture
+
+        picture = tf.numpy_function(read, [name, image], "uint8")
+        picture.set_shape((None, None, self.channels))
+        return picture
+
+    def _prepared_by_timm(self, name, image):
+        import tensorflow as tf
+
+        def prepared(picture):
+            if picture.size == 0:
+                return np.zeros((0, 0, self.channels), "float32")
+            if self.channels == 1:
+                picture = picture.repeat(3, -1)
+            numbers = {
+                k: self._of_channels(self.preparation[k]) for k in ("mean", "deviation")
+            }
+            return prepare(picture, **{**self.preparation, **numbers})
+
+        whole = self._read(name, image) if image.dtype == tf.string else image
+        return tf.numpy_function(prepared, [whole], "float32")
+
+
+# A camera's picture may be turned, as it says in the first kilobytes.
+_HEAD, _HAS_EXIF = 4096, r"(?s)\C*Exif\x00\C*"
+# As many as Pillow decodes without complaint.
+_MOST_PIXELS = 89_478_485
+
+
+def _tried(function, value, otherwise):
+    """`function(value)`, or where that fails, `otherwise`; within a graph."""
+    import tensorflow as tf
+
+    one = tf.data.Dataset.from_tensors(value).map(function).ignore_errors()
+    rest = tf.data.Dataset.from_tensors(otherwise)
+    return one.concatenate(rest).take(1).get_single_element()

@@ -1,0 +1,431 @@
+"""Where labelled pictures come from: digits, folders, TFDS, arrays."""
+
+import collections.abc
+import difflib
+import hashlib
+import os
+import pathlib
+import re
+import typing
+
+import numpy as np
+from absl import logging
+
+from keras_nfnets import checks
+from keras_nfnets.data.pictures import ENDINGS, is_picture
+from keras_nfnets.data.preprocessing import IMAGENET
+
+# Of what is held out where a folder does not say so itself.
+_HELD_OUT = 0.2
+_TEST_FOLDERS = ("test", "validation", "valid", "val")
+
+# Small pictures (CIFAR, MNIST) have no margin to crop.
+_SMALL = 96
+
+
+class Source:
+    """Labelled pictures, not decoded yet, as `find` finds them.
+
+    Attributes:
+        name: what it is called.
+        class_names: list of str.
+        channels: 3, or 1 for grey.
+        splits: `{name: number of pictures}` of its parts.
+        preparation: how its pictures are prepared if nothing else is asked for, see
+            `load`.
+        augmentation: the same of those to train on.
+        left_out: `{name of a picture: why}`, of those that were left out so far.
+        reads_files: whether the images of `records` are paths.
+        holds_little: whether records are small, so that all can be shuffled at once.
+    """
+
+    preparation: typing.ClassVar = {
+        "crop_mode": "crop_resize",
+        "interpolation": "bicubic",
+        **IMAGENET,
+    }
+    augmentation = "crop flip"
+    reads_files = False
+    holds_little = True
+
+    def __init__(self, name, class_names, channels, splits):
+        self.name = name
+        self.class_names = class_names
+        self.channels = channels
+        self.splits = splits
+        self.left_out = {}
+
+    def records(self, split):
+        """The pictures of a part.
+
+        Returns:
+            A `tf.data.Dataset` of (name, image, label): a string; the path of a file,
+            the bytes of one or a uint8 tensor `(height, width, channels)`; an int64.
+        """
+        raise NotImplementedError
+
+    def size_of(self, split):
+        """How many pictures a part has.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        checks.one_of("split", split, tuple(self.splits))
+        return self.splits[split]
+
+    def counts(self, split):
+        """How many pictures of a part there are of each class."""
+        counts = np.zeros(len(self.class_names), int)
+        for label in self.records(split).map(lambda *r: r[2]).as_numpy_iterator():
+            if 0 <= label < len(counts):
+                counts[label] += 1
+        return counts.tolist()
+
+    def leave_out(self, name, why, of):
+        """Notes that a picture is left out, and says so the first time.
+
+        Raises:
+            ValueError: more than half of the `of` pictures are.
+        """
+        if name in self.left_out:
+            return
+        self.left_out[name] = str(why)
+        logging.warning("Left out: %s: %s", name, why)
+        if len(self.left_out) > max(of // 2, 1):
+            raise ValueError(
+                f"More than half of the pictures of {self.name} had to be left out, such "
+                f"as {name}: {why}"
+            )
+
+
+def find(name, download=True):
+    """Finds labelled pictures.
+
+    Args:
+        name: one of
+
+            - `"digits"`, the 1,797 handwritten digits of scikit-learn: `"train"` and
+              `"test"`, a fifth of each class, the same ones always.
+            - a folder of class folders. Where it has folders `train` and `test` (or
+              `validation`, `valid`, `val`) with class folders, these are its parts.
+              Else a fifth of each class is `"test"`, chosen by the files' names, so
+              that more files do not change what the others belong to.
+            - a classification set of TensorFlow Datasets, such as `"imagenet2012"`,
+              which downloads it on first use. Its parts may be sliced:
+              `"train[:90%]"`.
+            - `(x, y)`, uint8 pictures `(n, height, width, 1 or 3)` and integer labels
+              `(n,)`, which are `"train"`; or a dict `{part: (x, y)}`.
+            - a `Source`, which is returned.
+        download: whether to download a set of TensorFlow Datasets; else all but its
+            pictures is known.
+
+    Returns:
+        A `Source`.
+
+    Raises:
+        ValueError: there is no such thing, or it is not one of labelled pictures.
+
+    Example:
+
+    >>> source = find("digits")
+    >>> source.splits, source.class_names[:3]
+    ({'train': 1437, 'test': 360}, ['0', '1', '2'])
+    """
+    if isinstance(name, Source):
+        return name
+    if isinstance(name, (tuple, list)) and len(name) == 2:
+        return _Arrays("arrays", {"train": name})
+    if isinstance(name, collections.abc.Mapping):
+        return _Arrays("arrays", dict(name))
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(
+            "Pictures are 'digits', a folder, a set of TensorFlow Datasets or arrays "
+            f"(x, y). Received: {type(name).__name__}"
+        )
+    if name == "digits":
+        return _Digits()
+    # An empty name would be the folder in which one is.
+    folder = pathlib.Path(name).expanduser()
+    if str(name) and folder.is_dir():
+        return _Folder(folder)
+    if isinstance(name, os.PathLike) or folder.is_absolute() or name.startswith("."):
+        raise ValueError(f"There is no folder {str(name)!r}")
+    return _Tfds(name, download)
+
+
+def load_digits():
+    """The handwritten digits of scikit-learn as pictures.
+
+    Returns:
+        `(x_train, y_train), (x_test, y_test)`, the second a fifth of each class, always
+        the same: uint8 pictures `(n, 8, 8, 3)`, light on dark, and int labels `(n,)`.
+
+    Example:
+
+    >>> (x, y), (x_test, y_test) = load_digits()
+    >>> x.shape, x_test.shape
+    ((1437, 8, 8, 3), (360, 8, 8, 3))
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    # Of 17 shades, from 0 to 16.
+    images = np.uint8(np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16)).repeat(3, -1)
+    x, x_test, y, y_test = train_test_split(
+        images, labels, test_size=_HELD_OUT, stratify=labels, random_state=0
+    )
+    return (x, y), (x_test, y_test)
+
+
+def random_pictures(name, size, class_names, channels, count):
+    """Noise, to try a run on: a `Source` whose one part, `"train"`, has `count`."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (count, size, size, channels)).astype("uint8")
+    y = generator.integers(0, len(class_names), count)
+    return _Arrays(name, {"train": (x, y)}, class_names)
+
+
+class _Arrays(Source):
+    preparation: typing.ClassVar = {**Source.preparation, "crop_mode": "whole"}
+
+    def __init__(self, name, parts, class_names=None):
+        self._parts = {part: _checked_arrays(part, *xy) for part, xy in parts.items()}
+        channels = {x.shape[-1] for x, _ in self._parts.values()}
+        if len(channels) != 1:
+            raise ValueError(
+                f"All pictures must have 1 or 3 channels. Received: {channels}"
+            )
+        if class_names is None:
+            classes = 1 + max(int(y.max()) for _, y in self._parts.values())
+            class_names = [str(label) for label in range(classes)]
+        super().__init__(
+            name,
+            class_names,
+            channels.pop(),
+            {part: len(y) for part, (_, y) in self._parts.items()},
+        )
+
+    def records(self, split):
+        import tensorflow as tf
+
+        x, y = self._parts[split]
+        with tf.device("CPU"):
+            x, y = tf.constant(x), tf.constant(y, "int64")
+
+        def record(i):
+            name = tf.strings.join(
+                ["picture ", tf.strings.as_string(i), f" of {split}"]
+            )
+            return name, x[i], y[i]
+
+        return tf.data.Dataset.range(len(y)).map(record)
+
+
+class _Digits(_Arrays):
+    augmentation = "none"
+    preparation: typing.ClassVar = {
+        "crop_mode": "whole",
+        "interpolation": "bilinear",
+        "mean": None,
+        "deviation": None,
+    }
+
+    def __init__(self):
+        (x, y), (x_test, y_test) = load_digits()
+        parts = {"train": (x[..., :1], y), "test": (x_test[..., :1], y_test)}
+        super().__init__("digits", parts)
+
+
+def _checked_arrays(part, x, y):
+    x, y = np.asarray(x), np.asarray(y)
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3) or not len(x):
+        raise ValueError(
+            f"The pictures of {part!r} must be uint8 (n, height, width, 1 or 3). "
+            f"Received: {x.dtype} {x.shape}"
+        )
+    y = y[:, 0] if y.shape == (len(x), 1) else y
+    if y.shape != (len(x),) or y.dtype.kind not in "iu":
+        raise ValueError(
+            f"The labels of {part!r} must be {len(x)} integers. "
+            f"Received: {y.dtype} {y.shape}"
+        )
+    if y.min() < 0:
+        raise ValueError(
+            f"Labels must not be negative. Received: {y.min()}, that of picture "
+            f"{y.argmin()} of {part!r}"
+        )
+    return x, y
+
+
+class _Folder(Source):
+    reads_files = True
+
+    def __init__(self, folder):
+        self.folder = folder
+        names = {path.name for path in folder.iterdir() if path.is_dir()}
+        test = next((name for name in _TEST_FOLDERS if name in names), None)
+        if test and "train" in names:
+            train, held_out = (
+                _class_folders(folder / name) for name in ("train", test)
+            )
+            class_names = sorted(train)
+            unknown = sorted(set(held_out) - set(train))
+            if unknown:
+                raise ValueError(
+                    f"{folder / test} has classes that {folder / 'train'} has not: "
+                    f"{', '.join(unknown)}"
+                )
+        else:
+            held_out, train = {}, {}
+            class_names = []
+            for name, files in _class_folders(folder).items():
+                class_names.append(name)
+                held_out[name], train[name] = _divided(files, folder)
+        if len(class_names) < 2:
+            raise ValueError(
+                f"{folder} must have a folder of pictures for each of two or more "
+                f"classes. Received: {', '.join(class_names) or 'none'}"
+            )
+        self._files = {
+            part: [
+                (str(path), class_names.index(name))
+                for name, files in files_of.items()
+                for path in files
+            ]
+            for part, files_of in (("train", train), ("test", held_out))
+        }
+        for part, files in self._files.items():
+            if not files:
+                raise ValueError(
+                    f"There are too few pictures in {folder} to hold some out: none is "
+                    f"left for {part!r}"
+                )
+        super().__init__(
+            str(folder), class_names, 3, {k: len(v) for k, v in self._files.items()}
+        )
+
+    def files(self, split):
+        """List of (path, label), in the order of `records`."""
+        return self._files[split]
+
+    def records(self, split):
+        import tensorflow as tf
+
+        paths, labels = zip(*self._files[split])
+        labels = np.array(labels, "int64")
+        return tf.data.Dataset.from_tensor_slices((list(paths), list(paths), labels))
+
+
+def _class_folders(folder):
+    """`{class: files}`, of the folders in one and of all folders in these."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        try:
+            found[path.name] = [p for p in sorted(path.rglob("*")) if is_picture(p)]
+        except OSError as error:
+            raise ValueError(f"Cannot read {path}: {error}") from error
+        if not found[path.name]:
+            raise ValueError(
+                f"The class folder {path} has no pictures (files that end in "
+                f"{', '.join(sorted(ENDINGS))}). Put some in, or take it away."
+            )
+    return found
+
+
+def _divided(files, folder):
+    """The files of a class to hold out, and the others."""
+
+    def order(path):
+        return hashlib.sha256(os.fsencode(path.relative_to(folder))).digest()
+
+    # At least one, if one is left.
+    count = round(_HELD_OUT * len(files)) or int(len(files) > 1)
+    held_out = set(sorted(files, key=order)[:count])
+    return sorted(held_out), [path for path in files if path not in held_out]
+
+
+# Of sets whose sizes TFDS itself learns only when it has them.
+_KNOWN_SPLITS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
+
+
+class _Tfds(Source):
+    holds_little = False
+
+    def __init__(self, name, download):
+        import tensorflow_datasets as tfds
+
+        known = tfds.list_builders(with_community_datasets=False)
+        # Looked up here: for an unknown name TFDS would search the network.
+        if re.split("[/:]", name)[0] not in known:
+            close = difflib.get_close_matches(name, ["digits", *known])
+            raise ValueError(
+                "A data set is 'digits', a folder or one of TensorFlow Datasets. "
+                f"Received: {name!r}" + (f"; perhaps one of {close}?" if close else "")
+            )
+        self._builder = builder = tfds.builder(name)
+        features = builder.info.features
+        if features is None or not {"image", "label"} <= set(features):
+            raise ValueError(
+                "A data set must have images with labels. Received: "
+                f"{name!r} with features {list(features or ())}"
+            )
+        if download:
+            _prepare(builder, name)
+        height, width, channels = features["image"].shape
+        super().__init__(
+            name,
+            list(features["label"].names),
+            1 if channels == 1 else 3,
+            {part: info.num_examples for part, info in builder.info.splits.items()}
+            or _KNOWN_SPLITS.get(builder.name, {}),
+        )
+        if max(height or _SMALL, width or _SMALL) < _SMALL:
+            self.preparation = {**self.preparation, "crop_mode": "whole"}
+            # Mirrored digits would be none.
+            self.augmentation = "none" if channels == 1 else "crop_0.35 flip"
+
+    def size_of(self, split):
+        if split in self.splits:
+            return self.splits[split]
+        try:
+            if self._builder.info.splits:
+                return self._builder.info.splits[split].num_examples
+            # (As in TFDS's own mocking.)
+            return int(self._as_dataset(split).cardinality())
+        except (KeyError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"{self.name!r} has no part {split!r} but {list(self.splits)}, and "
+                "slices of these such as 'train[:90%]'"
+            ) from error
+
+    def _as_dataset(self, split):
+        import tensorflow_datasets as tfds
+
+        return self._builder.as_dataset(
+            split=split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
+        )
+
+    def records(self, split):
+        import tensorflow as tf
+
+        def record(i, example):
+            number = tf.strings.join(
+                ["picture ", tf.strings.as_string(i), f" of {split}"]
+            )
+            name = example.get("tfds_id", number)
+            return name, example["image"], tf.cast(example["label"], "int64")
+
+        return self._as_dataset(split).enumerate().map(record)
+
+
+def _prepare(builder, name):
+    """Downloads a set, if it is not there."""
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, a server, an archive, the disk, ...
+        raise ValueError(f"TensorFlow Datasets cannot get {name!r}: {error}") from error

@@ -1,0 +1,64 @@
+"""Recipes: the papers' training runs, and one's own, each a short file."""
+
+import difflib
+
+from keras_nfnets.recipes import (
+    digits,
+    finetune,
+    nf_regnet_imagenet,
+    nf_resnet50_imagenet,
+    nfnet_imagenet,
+)
+from keras_nfnets.recipes.building import (
+    compile_model,
+    create_model,
+    image_sizes,
+    load,
+    memory_estimate,
+    preparation,
+    schedule,
+    train_head,
+)
+from keras_nfnets.recipes.recipe import Recipe
+
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "compile_model",
+    "create_model",
+    "find",
+    "image_sizes",
+    "load",
+    "memory_estimate",
+    "preparation",
+    "schedule",
+    "train_head",
+]
+
+RECIPES = {
+    **digits.RECIPES,
+    **finetune.RECIPES,
+    **nfnet_imagenet.RECIPES,
+    **nf_regnet_imagenet.RECIPES,
+    **nf_resnet50_imagenet.RECIPES,
+}
+
+
+def find(name):
+    """The `Recipe` of that name.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+
+    >>> find("nfnet_f0_imagenet").augmentation
+    'crop flip mixup_0.2 cutmix randaugment_4x5'
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(str(name), RECIPES, n=3)
+        raise ValueError(
+            f"A recipe is one of {', '.join(RECIPES)}. Received: {name!r}"
+            + (f"; perhaps {' or '.join(close)}?" if close else "")
+        )
+    return RECIPES[name]

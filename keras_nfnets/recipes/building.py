@@ -1,0 +1,173 @@
+"""From a recipe to the pictures and the compiled network of its run."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+import keras_nfnets
+from keras_nfnets import data, pretrained, training
+from keras_nfnets.models.figures import count_activations, find_variant
+
+# Of batches to evaluate with; larger ones gain nothing and fill the memory.
+_LARGEST_TEST_BATCH = 256
+
+
+def image_sizes(recipe):
+    """Pixels a side, to train on and in evaluation."""
+    _, variant = find_variant(recipe.model)
+    size = recipe.image_size or variant.train_size
+    return size, recipe.test_image_size or size
+
+
+def preparation(recipe, source):
+    """How pictures are prepared in evaluation: the keyword arguments of `data.prepare`."""
+    _, size = image_sizes(recipe)
+    values = {**source.preparation, "size": size, "channels": source.channels}
+    checkpoint = _checkpoint(recipe)
+    if checkpoint is not None:
+        # As the network has seen pictures before.
+        for name in ("mean", "deviation"):
+            values[name] = checkpoint.preparation[name]
+    if recipe.crop_mode is not None:
+        values["crop_mode"] = recipe.crop_mode
+    return values
+
+
+def _checkpoint(recipe):
+    """The published checkpoint with which it begins, or None."""
+    if recipe.weights is None:
+        return None
+    if recipe.weights == "imagenet":
+        name, _ = find_variant(recipe.model)
+        architecture = pretrained.find_network(name).architecture
+        return next(iter(pretrained.published(architecture)), None)
+    return pretrained.find_checkpoint(recipe.weights)
+
+
+def load(recipe, source, split, *, training=False, **options):
+    """The pictures of a part, in batches: `data.load` with what the recipe says."""
+    size, test_size = image_sizes(recipe)
+    batch_size = recipe.batch_size
+    return data.load(
+        source,
+        split,
+        size if training else test_size,
+        batch_size if training else min(batch_size, _LARGEST_TEST_BATCH),
+        training=training,
+        augmentation=recipe.augmentation,
+        preparation=preparation(recipe, source),
+        seed=recipe.seed,
+        **options,
+    )
+
+
+def create_model(recipe, source):
+    """The network, with its classes; not compiled."""
+    name, _ = find_variant(recipe.model)
+    size, test_size = image_sizes(recipe)
+    sides = (size if size == test_size else None,) * 2
+    rates = {
+        name: getattr(recipe, name)
+        for name in ("drop_rate", "stochastic_depth_rate")
+        if getattr(recipe, name) is not None
+    }
+    return getattr(keras_nfnets, name)(
+        weights=recipe.weights,
+        input_shape=(*sides, source.channels),
+        classes=len(source.class_names),
+        **rates,
+    )
+
+
+def schedule(recipe, steps_per_epoch):
+    """The learning rate, step by step."""
+    return training.warmup_cosine(
+        recipe.learning_rate,
+        recipe.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        final_learning_rate=recipe.final_learning_rate,
+    )
+
+
+def compile_model(recipe, model, steps_per_epoch):
+    """Compiles with the recipe's optimizer, schedule, loss and clipping."""
+    rate = schedule(recipe, steps_per_epoch)
+    if recipe.weight_decay is None:
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0
+        )
+    else:
+        optimizer = keras_nfnets.SGDAGC(
+            rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            clip_factor=None,  # the model clips, and counts
+        )
+    model.compile(
+        optimizer,
+        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=["accuracy"],
+        clip_factor=recipe.clip_factor,
+        sam_rho=recipe.sam_rho,
+        ema_decay=recipe.ema_decay,
+        skip_nonfinite=True,
+    )
+
+
+def train_head(recipe, model, source):
+    """Trains the classifier alone, on features that are computed once.
+
+    The rest of the network stays, as in a body that is frozen; there is nothing in it
+    that would differ between training and inference.
+
+    Returns:
+        The accuracy on the pictures trained on, and on the held-out ones.
+    """
+    head = model.get_layer("predictions")
+    body = keras.Model(model.input, model.get_layer("avg_pool").output)
+    parts = []
+    for split in (recipe.train_split, recipe.test_split):
+        batches = load(recipe, source, split)
+        labels = np.concatenate([y for _, y in batches.as_numpy_iterator()])
+        parts.append((body.predict(batches, verbose=0), labels))
+    (x, y), (x_test, y_test) = parts
+    classifier = keras.Sequential([keras.Input(x.shape[1:]), head])
+    classifier.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=["accuracy"],
+    )
+    history = classifier.fit(
+        x,
+        y,
+        batch_size=recipe.batch_size,
+        epochs=recipe.head_epochs,
+        validation_data=(x_test, y_test),
+        verbose=0,
+    ).history
+    return history["accuracy"][-1], history["val_accuracy"][-1]
+
+
+def memory_estimate(recipe, source, replicas=1):
+    """What a step of training will want, in bytes.
+
+    Returns:
+        `(parameters, state, kept)`: the number of parameters; the bytes, on each
+        replica, of weights, gradients, momentum and what else there is of these; and
+        those of what the backward pass needs of a replica's share of the batch.
+    """
+    size, _ = image_sizes(recipe)
+    with pretrained.without_memory():
+        # (Their numbers are the same with any weights.)
+        model = create_model(
+            dataclasses.replace(recipe, weights=None, test_image_size=size), source
+        )
+        parameters = model.count_params()
+        kept = count_activations(model)
+    copies = 3 + (recipe.ema_decay is not None) + bool(recipe.sam_rho)
+    share = -(-recipe.batch_size // replicas)
+    width = 2 if "16" in recipe.precision else 4
+    return parameters, 4 * copies * parameters, share * width * kept

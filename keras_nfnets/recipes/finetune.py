@@ -1,0 +1,25 @@
+"""Pictures of one's own: a folder of class folders, often few of them."""
+
+from keras_nfnets.recipes.recipe import Recipe
+
+RECIPES = {
+    "finetune": Recipe(
+        about="your own pictures, from scratch or from published weights",
+        data="digits",  # to be replaced by a folder
+        model="NFNetTiny",
+        # Of few pictures less of each would often be too little to tell it.
+        augmentation="crop_0.35 flip",
+        crop_mode="crop_resize",
+        drop_rate=0.2,
+        batch_size=32,
+        epochs=40,
+        # arXiv 2102.06171, section 4.1: a rate of 0.1 for 256, and larger clip factors
+        # for smaller batches (figure 2b).
+        learning_rate=0.4,
+        clip_factor=0.04,
+        weight_decay=2e-5,
+        head_epochs=10,
+        patience=12,
+        report=True,
+    )
+}
