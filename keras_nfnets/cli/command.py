@@ -22,18 +22,22 @@ class Failure(Exception):
 
 @dataclasses.dataclass
 class Command:
-    """A subcommand: its name, the text of its help, its flags and what it does."""
+    """A subcommand: its name, the text of its help, its flags and what it does.
+
+    `other_names` of flags are `{other: name}`.
+    """
 
     name: str
     usage: str
     help: str
     run: typing.Callable  # (flags, positional arguments) -> exit status
     values: flags.FlagValues = dataclasses.field(default_factory=flags.FlagValues)
+    other_names: dict = dataclasses.field(default_factory=dict)
 
     def parse(self, arguments):
         """The flags' values, as attributes, and the positional arguments."""
         values = copy.deepcopy(self.values)
-        arguments = [_with_underscores(argument) for argument in arguments]
+        arguments = [self._normalized(argument) for argument in arguments]
         try:
             positional = values([self.name, *arguments])[1:]
             for name, value in values.flag_values_dict().items():
@@ -73,17 +77,13 @@ class Command:
         )
         self.values.register_flag_by_module(self.name, self.values[name])
 
-    def alias(self, name, of):
-        """Makes a flag known by another name, too."""
-        flags.DEFINE_alias(name, of, flag_values=self.values)
-        self.values.register_flag_by_module(self.name, self.values[name])
-
-
-def _with_underscores(argument):
-    """`--dry_run` for `--dry-run`, whatever is written behind a `=`."""
-    name, equals, value = argument.partition("=")
-    is_flag = name.startswith("--")
-    return (name[:2] + name[2:].replace("-", "_") if is_flag else name) + equals + value
+    def _normalized(self, argument):
+        """`--dry_run` for `--dry-run`, and a flag's first name for another one."""
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = name[2:].replace("-", "_")
+            name = f"--{self.other_names.get(name, name)}"
+        return name + equals + value
 
 
 def load_model(path):

@@ -402,7 +402,7 @@ def _start_again(flags):
         f"--{name}={v}"
         for name, value in values.items()
         for v in (value if isinstance(value, list) else [value])
-        if v is not None and name != "dataset"
+        if v is not None
     ]
     command = [sys.executable, "-m", "keras_nfnets", "train", *given]
     os.execv(sys.executable, command)
@@ -552,6 +552,7 @@ ten for it to be started again with --resume.
   keras-nfnets train --recipe=nfnet_f0_imagenet --set=epochs=90 --dry-run
 """,
     run,
+    other_names={"dataset": "data"},
 )
 _flag = COMMAND.define
 _flag(
@@ -654,4 +655,3 @@ _flag(
     False,
     f"Log for TensorBoard too, into {TENSORBOARD} in the run's folder.",
 )
-COMMAND.alias("dataset", "data")

@@ -99,6 +99,8 @@ def load(
     steps = steps_per_epoch(total, batch_size, count)
     size = math.ceil(batch_size / count)
 
+    # (Nothing here is for AutoGraph, which would look into TFDS.)
+    @tf.autograph.experimental.do_not_convert
     def batches(number):
         """Those of an epoch."""
         seeds = tf.cast(tf.stack([tf.cast(seed % 2**31, "int64"), number]), "int32")
@@ -119,8 +121,10 @@ def load(
         if training:
             # Others in the place of those that are left out.
             examples = examples.repeat(2).take(mine)
-        shape = (image_size, image_size, source.channels)
-        return examples.map(lambda x, y: (tf.ensure_shape(x, shape), y)).batch(size)
+        shape = (None, image_size, image_size, source.channels)
+        return examples.batch(size, num_parallel_calls=tf.data.AUTOTUNE).map(
+            lambda images, labels: (tf.ensure_shape(images, shape), labels)
+        )
 
     if not training:
         return batches(tf.constant(0, "int64")).prefetch(tf.data.AUTOTUNE)
@@ -324,16 +328,17 @@ class _Maker:
             return self.window(shape, self.size)
 
         part = self._decoded(name, image, window_of)
-        if self.augmentation.flip:
-            part = tf.image.stateless_random_flip_left_right(
-                part, tf.random.fold_in(seed, 2)
-            )
-        resized = preprocessing.resize if crop else self.resized
-        return tf.cond(
-            tf.size(part) > 0,
-            lambda: resized(part, self.size),
-            lambda: tf.zeros((0, 0, self.channels)),
-        )
+
+        def resized():
+            turned = part
+            if self.augmentation.flip:
+                turned = tf.image.stateless_random_flip_left_right(
+                    part, tf.random.fold_in(seed, 2)
+                )
+            return (preprocessing.resize if crop else self.resized)(turned, self.size)
+
+        left_out = tf.zeros((0, 0, self.channels))
+        return tf.cond(tf.size(part) > 0, resized, lambda: left_out)
 
     def _decoded(self, name, image, window_of):
         """The window of a picture, uint8; an empty one if it is left out."""
@@ -352,9 +357,10 @@ class _Maker:
             content = tf.io.read_file(image) if self.source.reads_files else image
             begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
             ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
-            turned = self.source.reads_files and tf.strings.regex_full_match(
-                tf.strings.substr(content, 0, _HEAD), _HAS_EXIF
-            )
+            turned = tf.constant(False)
+            if self.source.reads_files:
+                head = tf.strings.substr(content, 0, _HEAD)
+                turned = tf.strings.regex_full_match(head, _HAS_EXIF)
             # (libjpeg would say on the standard error what is no JPEG.)
             plain = tf.debugging.Assert(begins & ends & ~turned, [name])
             with tf.control_dependencies([plain]):
@@ -362,12 +368,14 @@ class _Maker:
             few = tf.reduce_prod(tf.cast(shape[:2], "int64")) <= _MOST_PIXELS
             with tf.control_dependencies([tf.debugging.Assert(few, [name])]):
                 content = tf.identity(content)
-            return tf.image.decode_and_crop_jpeg(
-                content,
-                window_of(shape),
-                channels=self.channels,
-                dct_method="INTEGER_ACCURATE",  # as everybody else
-            )
+            options = {"channels": self.channels, "dct_method": "INTEGER_ACCURATE"}
+            if self.augmentation.crop:
+                return tf.image.decode_and_crop_jpeg(
+                    content, window_of(shape), **options
+                )
+            # In evaluation to the last digit as `prepare`: colours at the border of a
+            # crop depend on pixels beyond it.
+            return window(tf.image.decode_jpeg(content, **options))
 
         def otherwise():
             picture = self._read(name, image)

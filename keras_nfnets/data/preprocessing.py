@@ -6,6 +6,8 @@ which is known before a JPEG is decoded, so that no more of it is decoded than n
 
 import re
 
+import numpy as np
+
 from keras_nfnets import checks
 
 # Of the channels, for values in [0, 1].
@@ -121,4 +123,6 @@ def standardize(image, mean, deviation):
 
     if mean is None:
         return tf.image.per_image_standardization(image)
-    return (image / 255 - tf.constant(mean)) / tf.constant(deviation)
+    mean, deviation = np.float64(mean), np.float64(deviation)
+    scale, shift = 1 / (255 * deviation), mean / deviation
+    return image * tf.constant(scale, "float32") - tf.constant(shift, "float32")

@@ -37,21 +37,25 @@ def rand_augment(image, layers, magnitude, seed):
     import tensorflow as tf
 
     level = magnitude / _TENTHS
-    shape = image.shape
-    for layer in range(layers):
-        layer_seed = tf.random.fold_in(seed, layer)
+    image = tf.convert_to_tensor(image)
+
+    def layer(i, image):
+        layer_seed = tf.random.fold_in(seed, i)
         number = tf.random.stateless_uniform(
             (), layer_seed, 0, len(OPERATIONS), dtype="int32"
         )
         # Only the one drawn is computed.
-        image = tf.switch_case(
+        changed = tf.switch_case(
             number,
             [
                 functools.partial(operation, image, level, layer_seed)
                 for operation in OPERATIONS.values()
             ],
         )
-        image = tf.ensure_shape(image, shape)
+        return i + 1, tf.ensure_shape(changed, image.shape)
+
+    # A loop of the graph, which is built once, whatever the layers.
+    _, image = tf.while_loop(lambda i, _: i < layers, layer, (0, image))
     return image
 
 

@@ -209,17 +209,17 @@ class _Arrays(Source):
     def records(self, split):
         import tensorflow as tf
 
-        x, y = self._parts[split]
-        with tf.device("CPU"):
-            x, y = tf.constant(x), tf.constant(y, "int64")
+        # (Not as constants within a graph, which may have two gigabytes.)
+        with tf.init_scope(), tf.device("CPU"):
+            x, y = map(tf.constant, self._parts[split])
 
         def record(i):
             name = tf.strings.join(
                 ["picture ", tf.strings.as_string(i), f" of {split}"]
             )
-            return name, x[i], y[i]
+            return name, x[i], tf.cast(y[i], "int64")
 
-        return tf.data.Dataset.range(len(y)).map(record)
+        return tf.data.Dataset.range(self.splits[split]).map(record)
 
 
 class _Digits(_Arrays):

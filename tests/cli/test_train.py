@@ -67,7 +67,7 @@ def history_of(folder):
 
 def evaluate(folder):
     model = keras.saving.load_model(folder / "model.keras")
-    test = data.load("digits", image_size=32, batch_size=64).test
+    test = data.load("digits", "test", image_size=32, batch_size=64)
     return model.evaluate(test, verbose=0, return_dict=True)
 
 

@@ -57,13 +57,30 @@ def test_pictures_own_mean_and_deviation_are_tensorflows():
     assert data.prepare(x, **own, channels=1).shape == (20, 20, 1)
 
 
-def test_single_files_are_prepared_as_the_data_set_was():
-    pictures = data.load("digits", image_size=32, batch_size=360)
-    _, (x, _) = data.load_digits()
-    batch, _ = next(iter(pictures.test))
-    ours = np.stack([data.prepare(p, **pictures.preparation) for p in x])
-    # Pillow rounds to whole shades.
-    assert np.abs(ours - batch.numpy()).max() < 0.02
+@pytest.mark.parametrize(
+    "crop_mode", ["crop_resize", "resize_crop_32", "whole", "squash", "center"]
+)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_single_files_are_prepared_as_the_data_set_was(crop_mode, channels, tmp_path):
+    preparation = {**PREPARATION, "crop_mode": crop_mode}
+    if channels == 1:
+        preparation = {**preparation, "mean": [0.4], "deviation": [0.3]}
+    # A picture file, where the data set decodes files; an array for grey ones.
+    image = Image.fromarray(picture(50, 70)).convert("L" if channels == 1 else "RGB")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            image.save(tmp_path / name / f"{i}.jpg")
+    one = data.read_picture(tmp_path / "a" / "0.jpg")
+    where = tmp_path if channels == 3 else (one[np.newaxis, ..., :1], [0])
+    batch, _ = next(iter(data.load(where, "train", 16, 2, preparation=preparation)))
+    alone = data.prepare(one, **{**preparation, "size": 16, "channels": channels})
+    np.testing.assert_array_equal(batch[0], alone)
+
+
+def test_an_unknown_crop_gets_a_sentence():
+    with pytest.raises(ValueError, match="`crop_mode` must be one of .*'middle'"):
+        data.prepare(picture(9, 9), **{**PREPARATION, "crop_mode": "middle"})
 
 
 def test_a_line_of_a_picture_does_not_fill_the_memory():

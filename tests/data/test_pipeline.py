@@ -1,0 +1,471 @@
+"""`data.load`: order, augmentation, shards, and files of all kinds."""
+
+import io
+import resource
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from keras_nfnets import data
+from keras_nfnets.data import augmentation, pipeline, preprocessing
+
+PLAIN = {
+    "crop_mode": "whole",
+    "interpolation": "bicubic",
+    "mean": (0.0,) * 3,
+    "deviation": (1 / 255,) * 3,
+}
+
+
+def arrays(dataset):
+    return [np.concatenate(part) for part in zip(*dataset.as_numpy_iterator())]
+
+
+def labels_of(batches):
+    return [y.argmax(axis=1).tolist() for _, y in batches.as_numpy_iterator()]
+
+
+# Order.
+
+
+def test_order_follows_the_seed_and_changes_every_epoch():
+    def epochs(seed):
+        train = data.load("digits", "train", 8, 1797, training=True, seed=seed)
+        return [labels_of(train)[0] for _ in range(2)]
+
+    first, second = epochs(3)
+    assert epochs(3) == [first, second]
+    assert first != second
+    assert epochs(4)[0] != first
+
+
+def test_an_epoch_is_the_same_whether_one_begins_with_it_or_not():
+    def epochs(first, seed=3):
+        batches = data.load(
+            "digits", "train", 8, 1000, training=True, seed=seed, from_epoch=first
+        )
+        labels = labels_of(batches.take(4))
+        assert [len(batch) for batch in labels] == [1000, 437] * 2
+        return labels[0] + labels[1], labels[2] + labels[3]
+
+    (zero, one), (again, two) = epochs(0), epochs(1)
+    assert one == again
+    assert zero != one and one != two
+    assert sorted(zero) == sorted(one)
+    assert epochs(0, seed=4)[0] not in (zero, one, two)
+    # The largest seed, and one of the same lower bits.
+    assert epochs(0, seed=2**32 - 1)[0] != epochs(0, seed=2**31 - 1)[0]
+
+
+def test_the_same_seed_gives_the_same_pictures():
+    words = "crop flip mixup cutmix randaugment_4x5"
+
+    def pictures(seed, global_seed):
+        tf.random.set_seed(global_seed)
+        x = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3)).astype("uint8")
+        batches = data.load(
+            (x, np.arange(12)),
+            "train",
+            24,
+            6,
+            training=True,
+            augmentation=words,
+            seed=seed,
+        )
+        return arrays(batches), arrays(batches)
+
+    (x, y), (x2, _) = pictures(1, 0)
+    (again, y_again), (again2, _) = pictures(1, 5)
+    np.testing.assert_array_equal(x, again)
+    np.testing.assert_array_equal(y, y_again)
+    np.testing.assert_array_equal(x2, again2)
+    assert np.abs(x - x2).max() > 1
+    assert np.abs(pictures(2, 0)[0][0] - x).max() > 1
+
+
+def test_arguments_out_of_range_get_a_sentence():
+    for change, sentence in [
+        ({"split": "validation"}, "`split` must be one of 'train', 'test'"),
+        ({"image_size": 0}, "`image_size` must be"),
+        ({"batch_size": 1.5}, "`batch_size` must be"),
+        ({"seed": 2**32}, "`seed` must be less"),
+        ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
+        ({"from_epoch": -1}, "`from_epoch` must be"),
+        ({"augmentation": "crop zoom"}, "randaugment_4x5 .*Received: 'zoom'"),
+        ({"augmentation": "mixup_0"}, "Received: 'mixup_0'"),
+        ({"augmentation": "crop_1.5"}, "Received: 'crop_1.5'"),
+        ({"augmentation": "flip flip"}, "each once"),
+        ({"augmentation": "randaugment_4x99"}, "Received: 'randaugment_4x99'"),
+        ({"preparation": {**PLAIN, "crop_mode": "all"}}, "`crop_mode` must be one"),
+        ({"preparation": {**PLAIN, "crop_mode": "center"}}, "needs `crop`"),
+    ]:
+        arguments = {"split": "train", "image_size": 8, "batch_size": 8, **change}
+        with pytest.raises(ValueError, match=sentence):
+            data.load("digits", training=True, **arguments)
+
+
+# Shards.
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    total=st.integers(1, 200), batch_size=st.integers(1, 50), count=st.integers(1, 9)
+)
+def test_shards_divide_every_batch_evenly(total, batch_size, count):
+    batch_size = max(batch_size, count)
+    owners = pipeline._owner(
+        tf.range(total, dtype="int64"), total, batch_size, count
+    ).numpy()
+    for begin in range(0, total, batch_size):
+        batch = owners[begin : begin + batch_size]
+        if len(batch) < count:
+            assert (batch == -1).all()
+            continue
+        assert (np.diff(batch) >= 0).all()  # each shard has a piece of it
+        sizes = np.bincount(batch, minlength=count)
+        assert sizes.max() - sizes.min() <= 1
+    for index in range(count):
+        share = pipeline._share(total, batch_size, index, count)
+        assert share == (owners == index).sum()
+
+
+def test_each_shard_reads_its_own_pictures(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(25):
+            pixels = rng.integers(0, 256, (9, 9, 3)).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    read = []
+    read_picture = pipeline.read_picture
+    monkeypatch.setattr(
+        pipeline, "read_picture", lambda path: read.append(path) or read_picture(path)
+    )
+
+    def batches(shard):
+        read.clear()
+        source = data.find(tmp_path)
+        dataset = data.load(
+            source, "train", 8, 12, training=True, augmentation="flip", shard=shard
+        )
+        return list(dataset.as_numpy_iterator()), set(read)
+
+    whole, _ = batches((0, 1))
+    parts = [batches((index, 3)) for index in range(3)]
+    for i, (x, y) in enumerate(whole):
+        together = [np.concatenate([part[i][k] for part, _ in parts]) for k in (0, 1)]
+        np.testing.assert_array_equal(together[0], x)
+        np.testing.assert_array_equal(together[1], y)
+    files = [files for _, files in parts]
+    assert not (files[0] & files[1]) | (files[1] & files[2]) | (files[0] & files[2])
+    assert sum(map(len, files)) == 40
+
+
+# Crops.
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    """A JPEG of 427 x 640 pixels that scikit-learn carries, in a folder of classes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    images = load_sample_images().images
+    for name, image in zip(("china", "flower"), images):
+        (folder / name).mkdir()
+        for i in range(3):
+            Image.fromarray(image).save(folder / name / f"{i}.jpg", quality=90)
+    return folder
+
+
+def decoded(photograph):
+    return np.asarray(Image.open(photograph / "china" / "0.jpg"), "float32")
+
+
+def first_of(photograph, size, crop_mode):
+    preparation = {**PLAIN, "crop_mode": crop_mode}
+    batches = data.load(photograph, "train", size, 1, preparation=preparation)
+    return next(batches.as_numpy_iterator())[0][0]
+
+
+@pytest.mark.parametrize("size", [64, 192])
+def test_crop_resize_is_the_authors(photograph, size):
+    x = decoded(photograph)
+    side = int(427 / (size + 32) * size)
+    top, left = (427 - side + 1) // 2, (640 - side + 1) // 2
+    middle = x[top : top + side, left : left + side]
+    expected = tf.image.resize(middle, (size, size), "bicubic")
+    np.testing.assert_allclose(
+        first_of(photograph, size, "crop_resize"), expected, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("size", [64, 192])
+def test_resize_crop_32_is_the_authors(photograph, size):
+    squashed = tf.image.resize(decoded(photograph), (size + 32,) * 2, "bicubic")
+    expected = squashed[16 : 16 + size, 16 : 16 + size]
+    np.testing.assert_allclose(
+        first_of(photograph, size, "resize_crop_32"), expected, atol=1e-3
+    )
+
+
+def test_random_windows_are_inside_and_of_the_area_and_aspect_asked_for():
+    shape, shares = (427, 640, 3), []
+    for seed in range(400):
+        window = preprocessing.random_window(shape, 192, (0.08, 1.0), (seed, 7))
+        top, left, height, width = map(int, window)
+        assert 0 <= top <= top + height <= 427 and 0 <= left <= left + width <= 640
+        assert 3 / 4 - 0.02 < width / height < 4 / 3 + 0.02
+        shares.append(height * width / (427 * 640))
+    assert min(shares) < 0.12 and max(shares) > 0.6 and 0.3 < np.mean(shares) < 0.6
+    # No window of these shapes fits in a line: the middle is taken.
+    window = preprocessing.random_window((2, 1000, 3), 32, (0.9, 1.0), (0, 0))
+    assert window.numpy().tolist() == [1, 500, 1, 1]
+
+
+def test_only_the_crop_of_a_jpeg_is_decoded(photograph):
+    """And it gives what decoding all would, but for colours at the crop's border."""
+    source = data.find(photograph)
+    batches = data.load(source, "train", 96, 1, training=True, augmentation="crop")
+    x, _ = arrays(batches)
+    slow = data.find(photograph)
+    # The same as PNG, of which all must be decoded.
+    for name in ("china", "flower"):
+        for path in (photograph / name).glob("*.jpg"):
+            Image.open(path).save(path.with_suffix(".png"))
+    slow._files = {
+        split: [(path.replace(".jpg", ".png"), label) for path, label in files]
+        for split, files in source._files.items()
+    }
+    whole = data.load(slow, "train", 96, 1, training=True, augmentation="crop")
+    expected = arrays(whole)[0]
+    np.testing.assert_allclose(x, expected, atol=0.05)
+    assert (np.abs(x - expected) > 1e-4).mean() < 0.01
+    for path in photograph.rglob("*.png"):
+        path.unlink()
+
+    def operations(graph):
+        nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+        return {node.op for node in nodes}
+
+    ignore = tf.data.experimental.ExternalStatePolicy.IGNORE
+    graph = tf.compat.v1.GraphDef.FromString(
+        batches._as_serialized_graph(external_state_policy=ignore).numpy()
+    )
+    assert "DecodeAndCropJpeg" in operations(graph)
+    assert "DecodeJpeg" not in operations(graph)
+
+
+# Mixing.
+
+
+def constant_pictures(count, size=16):
+    """Picture k is k everywhere, and its label is k."""
+    values = np.arange(count, dtype="uint8")
+    return np.tile(values[:, None, None, None], (1, size, size, 3)), np.arange(count)
+
+
+def test_labels_are_mixed_as_pictures_are():
+    x, y = constant_pictures(40)
+    batches = data.load(
+        (x, y),
+        "train",
+        16,
+        20,
+        training=True,
+        augmentation="mixup_0.2 cutmix",
+        preparation=PLAIN,
+    )
+    firsts = []
+    for images, labels in batches.as_numpy_iterator():
+        np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
+        assert ((labels > 0).sum(axis=1) <= 2).all()
+        # By hand: a mixed picture's mean is the mean of the classes it is of.
+        by_hand = labels @ np.arange(40)
+        np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), by_hand, atol=1e-4)
+        # The first half has one value everywhere, the second the two values.
+        assert np.ptp(images[:10], axis=(1, 2, 3)).max() < 1e-4
+        for image, label in zip(images[10:], labels[10:]):
+            a, b = np.resize(np.flatnonzero(label), 2)
+            share = (np.abs(image - a) < 1e-4).mean()
+            np.testing.assert_allclose(label[a], share, atol=1e-6)
+            assert (np.minimum(np.abs(image - a), np.abs(image - b)) < 1e-4).all()
+        firsts.append(labels)
+    assert sum(map(len, firsts)) == 40
+
+
+@pytest.mark.parametrize("words", ["mixup_0.5", "cutmix"])
+def test_each_alone_has_all_of_a_batch(words):
+    x, y = constant_pictures(20)
+    batches = data.load(
+        (x, y), "train", 16, 20, training=True, augmentation=words, preparation=PLAIN
+    )
+    [(images, labels)] = batches.as_numpy_iterator()
+    even = np.ptp(images, axis=(1, 2, 3)) < 1e-4
+    mixed = (labels > 0).sum(axis=1) == 2
+    assert mixed.sum() > 10
+    assert even[mixed].all() if words.startswith("mixup") else not even[mixed].any()
+    np.testing.assert_allclose(
+        images.mean(axis=(1, 2, 3)), labels @ np.arange(20), atol=1e-4
+    )
+
+
+def test_ratios_are_of_the_beta_distribution():
+    from scipy import stats
+
+    for alpha in (0.2, 1.0):
+        ratios = [
+            float(augmentation.mixup_ratio(alpha, (seed, 3))) for seed in range(400)
+        ]
+        assert stats.kstest(ratios, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_masks_of_cutmix_are_the_authors():
+    """As `cutmix_padding` in their dataset.py, from the same random numbers."""
+    for seed in range(40):
+        height, width = tf.random.stateless_uniform((2,), (seed, 9), 0, 24, "int32")
+        share = tf.random.stateless_uniform((), tf.random.fold_in((seed, 9), 1))
+        length = int(np.sqrt(1 - float(share)) * 24)
+        expected = np.zeros((24, 24))
+        top, left = max(int(height) - length // 2, 0), max(int(width) - length // 2, 0)
+        expected[top : int(height) + length // 2, left : int(width) + length // 2] = 1
+        mask = augmentation.cutmix_mask(24, (seed, 9))
+        np.testing.assert_array_equal(mask[..., 0], expected)
+
+
+# Files of all kinds.
+
+
+def jpeg(mode="RGB", size=(40, 30), **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3))
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype("uint8")).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def write_kinds(folder):
+    """Pictures of many kinds, each of which can be read."""
+    folder.mkdir(parents=True)
+    image = Image.open(io.BytesIO(jpeg()))
+    (folder / "grey.jpg").write_bytes(jpeg("L"))
+    (folder / "cmyk.jpg").write_bytes(jpeg("CMYK"))
+    (folder / "progressive.jpg").write_bytes(jpeg(progressive=True))
+    (folder / "one.jpg").write_bytes(jpeg(size=(1, 1)))
+    (folder / "line.jpg").write_bytes(jpeg(size=(900, 1)))
+    (folder / "more behind.jpg").write_bytes(jpeg() + b"\0" * 50)
+    (folder / "a JPEG.png").write_bytes(jpeg())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held on its side
+    (folder / "turned.jpg").write_bytes(jpeg(exif=exif))
+    sixteen = np.arange(1200, dtype="uint16").reshape(30, 40) * 50
+    Image.fromarray(sixteen).save(folder / "16 bits.png")
+    image.convert("P").save(folder / "palette.gif")
+    image.convert("LA").save(folder / "transparent.png")
+    frames = [image, image.rotate(90)]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "animated.webp", save_all=True, append_images=frames[1:])
+    image.save(folder / "bitmap.bmp")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_broken(folder):
+    folder.mkdir(parents=True)
+    whole = jpeg(size=(200, 200))
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "only a head.jpg").write_bytes(whole[:20])
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.jpg").touch()
+    damaged = bytearray(whole)
+    damaged[100:600] = b"\xff" * 500
+    (folder / "damaged.jpg").write_bytes(damaged)
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_files_of_every_kind_are_read_and_broken_ones_named(training, tmp_path, caplog):
+    good = write_kinds(tmp_path / "train" / "good")
+    broken = write_broken(tmp_path / "train" / "bad")
+    (tmp_path / "train" / "bad" / "good.jpg").write_bytes(jpeg())
+    (tmp_path / "test" / "bad").mkdir(parents=True)
+    (tmp_path / "test" / "bad" / "good.jpg").write_bytes(jpeg())
+    source = data.find(tmp_path)
+    options = {"training": True, "augmentation": "flip"} if training else {}
+    x, y = arrays(data.load(source, "train", 24, 4, preparation=PLAIN, **options))
+    assert np.isfinite(x).all()
+    names = sorted(name.rpartition("/")[2] for name in source.left_out)
+    assert names == broken
+    for name, why in source.left_out.items():
+        assert f"{name} is not a whole picture" in why
+        assert f"Left out: {name}" in caplog.text
+    whole = len(good) + 1
+    # Others take their place in training.
+    assert len(x) == (whole + len(broken) if training else whole)
+    if not training:
+        assert y.argmax(axis=1).sum() == len(good)
+        # As a single file would be read: the same, whichever way was taken.
+        for image, (path, _) in zip(
+            x, [f for f in source.files("train") if f[0] not in source.left_out]
+        ):
+            alone = data.prepare(data.read_picture(path), size=24, **PLAIN)
+            np.testing.assert_array_equal(image, alone)
+
+
+def test_a_folder_of_nothing_but_broken_pictures_ends_with_a_sentence(tmp_path):
+    for name in "ab":
+        write_broken(tmp_path / name)
+    batches = data.load(tmp_path, "train", 8, 4, training=True, from_epoch=0)
+    with pytest.raises(tf.errors.OpError, match="More than half of the pictures of"):
+        next(iter(batches))
+
+
+@settings(max_examples=30, deadline=None)
+@given(position=st.integers(0, 2000), value=st.binary(min_size=1, max_size=40))
+def test_no_damage_to_a_jpeg_ends_a_run(position, value, damaged_jpegs):
+    content, batches_of = damaged_jpegs
+    damaged = bytearray(content)
+    damaged[position : position + len(value)] = value
+    for x, _ in batches_of(bytes(damaged)):
+        assert np.isfinite(x.numpy()).all()
+
+
+@pytest.fixture(scope="module")
+def damaged_jpegs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    for name in "ab":
+        (folder / name).mkdir()
+        for i in range(6):
+            (folder / name / f"{i}.jpg").write_bytes(jpeg())
+    source = data.find(folder)
+    # The same for all: to build it takes longest.
+    batches = data.load(source, "train", 8, 20, training=True, augmentation="crop")
+
+    def batches_of(content):
+        source.left_out.clear()
+        for i in range(3):
+            (folder / "a" / f"{i}.jpg").write_bytes(content)
+        return batches
+
+    return jpeg(size=(50, 40)), batches_of
+
+
+def test_memory_does_not_grow_over_ten_thousand_batches():
+    batches = iter(
+        data.load(
+            "digits",
+            "train",
+            8,
+            1,
+            training=True,
+            from_epoch=0,
+            augmentation="crop mixup",
+        )
+    )
+    seen = []
+    for i in range(10_001):
+        next(batches)
+        if i % 2_500 == 0:
+            seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert seen[-1] - seen[1] < 15  # megabytes, from the 2,500th to the 10,000th

@@ -1,0 +1,254 @@
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from keras_nfnets import data
+
+
+def arrays(dataset):
+    return [np.concatenate(part) for part in zip(*dataset.as_numpy_iterator())]
+
+
+def test_digits_are_all_there_and_held_out_evenly():
+    source = data.find("digits")
+    x, y = arrays(
+        data.load(source, "train", image_size=16, batch_size=50, training=True)
+    )
+    x_test, y_test = arrays(data.load(source, "test", image_size=16, batch_size=50))
+    assert len(x) + len(x_test) == 1797
+    assert source.splits == {"train": len(x), "test": len(x_test)}
+    assert x.shape[1:] == (16, 16, 1) and y.shape[1:] == (10,)
+    assert source.class_names == list("0123456789")
+    held_out = y_test.sum(axis=0)
+    np.testing.assert_allclose(held_out / (y.sum(axis=0) + held_out), 0.2, atol=0.01)
+    np.testing.assert_allclose(x_test.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(x_test.var(axis=(1, 2, 3)), 1, rtol=1e-4)
+    train = {picture.tobytes() for picture in x}
+    assert not any(picture.tobytes() in train for picture in x_test)
+
+
+# Folders of one's own.
+
+
+def save(path, value=0, size=(20, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 255 - value, 90)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, 20 and 10 pictures, some in folders further down."""
+    root = tmp_path / "a folder"
+    for i in range(20):
+        save(root / "cats" / f"{i}.png", i)
+    for i in range(10):
+        save(root / "dogs" / ("old" if i % 2 else "new") / f"{i}.jpg", 100 + i)
+    (root / "dogs" / "notes.txt").write_text("no picture")
+    (root / "cats" / "._1.png").write_bytes(b"of another system")
+    (root / ".hidden").mkdir()
+    return root
+
+
+def files_of(source, split):
+    return {os.path.relpath(path, source.name) for path, _ in source.files(split)}
+
+
+def test_a_folder_is_divided_by_the_names_of_files_alone(folder, tmp_path):
+    source = data.find(folder)
+    assert source.class_names == ["cats", "dogs"]
+    assert source.splits == {"train": 24, "test": 6}
+    assert source.counts("train") == [16, 8] and source.counts("test") == [4, 2]
+    train, test = files_of(source, "train"), files_of(source, "test")
+    assert not train & test and len(train | test) == 30
+    # Elsewhere, with other times and in another order of writing, it is the same.
+    other = tmp_path / "elsewhere"
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.suffix in (".png", ".jpg"):
+            copy = other / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    assert files_of(data.find(str(other)), "test") == test
+    # More pictures leave most others where they were.
+    for i in range(20, 25):
+        save(folder / "cats" / f"{i}.png", i)
+    assert len(files_of(data.find(folder), "test") & test) >= 5
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
+def test_a_folder_that_is_divided_already(folder, name):
+    (folder.parent / "divided").mkdir()
+    folder.rename(folder.parent / "divided" / "train")
+    root = folder.parent / "divided"
+    for i in range(3):
+        save(root / name / "dogs" / f"{i}.png")
+    source = data.find(root)
+    assert source.splits == {"train": 30, "test": 3}
+    assert source.counts("test") == [0, 3]
+    (root / name / "birds").mkdir()
+    save(root / name / "birds" / "1.png")
+    with pytest.raises(ValueError, match="classes that .*train has not: birds"):
+        data.find(root)
+
+
+def test_folders_that_cannot_be_meant_get_a_sentence(folder, tmp_path):
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="class folder .*empty has no pictures"):
+        data.find(folder)
+    (folder / "empty").rmdir()
+    shutil.rmtree(folder / "dogs")
+    with pytest.raises(ValueError, match="two or more classes. Received: cats"):
+        data.find(folder)
+    with pytest.raises(ValueError, match="There is no folder .*nowhere"):
+        data.find(tmp_path / "nowhere")
+    lonely = tmp_path / "lonely"
+    for name in "ab":
+        save(lonely / name / "1.png")
+    with pytest.raises(ValueError, match="too few pictures .* none is left for 'test'"):
+        data.find(lonely)
+
+
+# Arrays.
+
+
+def test_arrays_are_pictures_too():
+    x = np.random.default_rng(0).integers(0, 256, (7, 6, 8, 3)).astype("uint8")
+    y = np.array([[0], [1], [2], [0], [1], [2], [3]])  # as Keras's data sets have them
+    whole = {"crop_mode": "whole", "interpolation": "bicubic"}
+    plain = {**whole, "mean": (0.0,) * 3, "deviation": (1 / 255,) * 3}
+    source = data.find({"train": (x, y), "held out": (x[:2], y[:2])})
+    assert source.splits == {"train": 7, "held out": 2}
+    images, labels = arrays(data.load(source, "train", 8, 3, preparation=plain))
+    assert labels.argmax(axis=1).tolist() == y[:, 0].tolist()
+    np.testing.assert_allclose(images[:, 3:5].mean(), x[:, 2:4].mean(), atol=5)
+    same = data.load((x[:, :, :6], y[:, 0]), "train", 6, 7, preparation=plain)
+    np.testing.assert_allclose(arrays(same)[0], x[:, :, :6], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "x, y, sentence",
+    [
+        (np.zeros((2, 4, 4, 3)), [0, 1], "uint8 .*Received: float64"),
+        (np.zeros((2, 4, 4, 2), "uint8"), [0, 1], r"1 or 3\)"),
+        (np.zeros((0, 4, 4, 3), "uint8"), [], "uint8"),
+        (np.zeros((2, 4, 4, 3), "uint8"), [0, 1, 2], "must be 2 integers"),
+        (np.zeros((2, 4, 4, 3), "uint8"), [0.5, 1], "must be 2 integers"),
+        (np.zeros((2, 4, 4, 3), "uint8"), [0, -1], "negative. Received: -1.*picture 1"),
+    ],
+)
+def test_arrays_that_are_no_labelled_pictures(x, y, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        data.find((x, y))
+    with pytest.raises(ValueError, match="a folder, a set of .*Received: int"):
+        data.find(3)
+
+
+# TensorFlow Datasets.
+
+
+class TinyPictures(tfds.core.GeneratorBasedBuilder):
+    """A real data set, written and read by TFDS, of pictures made here."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    PARTS = ("train", "validation")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(None, None, 3), encoding_format="jpeg"
+                    ),
+                    "label": tfds.features.ClassLabel(names=["dark", "light"]),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, download_manager):
+        return {part: self._generate_examples() for part in self.PARTS}
+
+    def _generate_examples(self):
+        for i in range(30):
+            image = np.full((100 + i, 140 - i, 3), 200 * (i % 2), "uint8")
+            image[0] = 255 - image[0]
+            yield i, {"image": image, "label": i % 2}
+
+
+class TrainOnly(TinyPictures):
+    VERSION = tfds.core.Version("1.0.0")
+    PARTS = ("train",)
+
+
+class BadRecords(TinyPictures):
+    """As it may come from elsewhere: a broken JPEG, and a label of no class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _generate_examples(self):
+        for i, example in super()._generate_examples():
+            if i == 3:
+                broken = pathlib.Path(os.environ["TEST_TMPDIR"]) / "broken.jpg"
+                broken.write_bytes(b"\xff\xd8\xff\xe0 no more of it \xff\xd9")
+                example["image"] = broken
+            yield i, {**example, "label": -1 if i == 5 else example["label"]}
+
+
+@pytest.fixture
+def tfds_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+
+
+def test_a_set_of_tfds_is_read(tfds_folder):
+    source = data.find("tiny_pictures")
+    assert source.splits == {"train": 30, "validation": 30}
+    x, y = arrays(data.load(source, "validation", image_size=20, batch_size=8))
+    assert x.shape == (30, 20, 20, 3) and y.shape == (30, 2)
+    assert len(arrays(data.load(source, "train", 20, 8, training=True))[0]) == 30
+    assert source.channels == 3 and source.class_names == ["dark", "light"]
+    light = y.argmax(axis=1) == 1
+    assert (x[light][:, 10, 10] > 0).all() and (x[~light][:, 10, 10] < 0).all()
+    assert len(arrays(data.load(source, "train[:50%]", 20, 8))[0]) == 15
+    with pytest.raises(ValueError, match="no part 'test' but .*'validation'"):
+        data.load(source, "test", 20, 8)
+
+
+def test_records_that_are_broken_are_left_out_and_named(tfds_folder, caplog):
+    source = data.find("bad_records")
+    x, y = arrays(data.load(source, "train", image_size=20, batch_size=8))
+    assert len(x) == len(y) == 28
+    whys = sorted(source.left_out.values())
+    assert "is not a whole picture" in whys[0]
+    assert "its label is -1, of 2 classes" in whys[1]
+    assert all(name.startswith("bad_records-train") for name in source.left_out)
+    # To train on, there are as many as there should be, all the same.
+    batches = data.load(source, "train", 20, 8, training=True, from_epoch=0)
+    assert [len(x) for x, _ in batches.take(8)] == [8, 8, 8, 6] * 2
+    assert caplog.text.count("Left out: ") == 2
+
+
+def test_mocked_sets_of_tfds_load():
+    with tfds.testing.mock_data(num_examples=10):
+        x, y = arrays(data.load("cifar10", "train", 32, 4, training=True))
+        assert x.shape == (10, 32, 32, 3) and y.shape == (10, 10)
+        x, y = arrays(data.load("imagenet2012", "validation", 64, 4))
+        assert x.shape == (10, 64, 64, 3) and y.shape == (10, 1000)
+        x, _ = arrays(data.load("mnist", "test", 28, 4))
+        assert x.shape == (10, 28, 28, 1)
+
+
+def test_what_cannot_be_trained_on_is_refused(tfds_folder):
+    with pytest.raises(
+        ValueError, match="Received: 'digit'; perhaps one of .*'digits'"
+    ):
+        data.find("digit")
+    with pytest.raises(
+        ValueError, match="images with labels. Received: 'imdb_reviews'"
+    ):
+        data.find("imdb_reviews")
