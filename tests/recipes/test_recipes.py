@@ -1,0 +1,187 @@
+"""Recipes: their numbers are the papers', and each can be started."""
+
+import dataclasses
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nfnets
+from keras_nfnets import data, recipes
+from keras_nfnets.cli.main import main
+from keras_nfnets.data import Augmentation
+
+
+def test_the_recipes_there_are():
+    nfnets = [f"nfnet_f{i}_imagenet" for i in range(7)]
+    regnets = [f"nf_regnet_b{i}_imagenet" for i in range(6)]
+    resnets = [
+        f"nf_resnet50_batch{n}{end}"
+        for n in (256, 1024, 4096)
+        for end in ("", "_noagc")
+    ]
+    assert set(recipes.RECIPES) == {"digits", "finetune", *nfnets, *regnets, *resnets}
+
+
+def test_nfnets_train_as_published():
+    """The settings of the authors' experiment_nfnets.py."""
+    layers_and_magnitude = [(4, 5), (4, 10), (4, 10)] + [(4, 15)] * 4
+    train_sizes = [192, 224, 256, 320, 384, 416, 448]
+    test_sizes = [256, 320, 352, 416, 512, 544, 576]
+    for i, expected in enumerate(zip(train_sizes, test_sizes)):
+        recipe = recipes.find(f"nfnet_f{i}_imagenet")
+        assert recipes.image_sizes(recipe) == expected
+        assert Augmentation.parse(recipe.augmentation) == Augmentation(
+            crop=0.08,
+            flip=True,
+            mixup=0.2,
+            cutmix=True,
+            rand_augment=layers_and_magnitude[i],
+        )
+        assert (recipe.batch_size, recipe.epochs) == (4096, 360)
+        assert (recipe.weight_decay, recipe.clip_factor) == (2e-5, 0.01)
+        assert (recipe.momentum, recipe.label_smoothing) == (0.9, 0.1)
+        assert (recipe.stochastic_depth_rate, recipe.ema_decay) == (0.25, 0.99999)
+        assert recipe.crop_mode == "resize_crop_32"
+        assert recipe.sam_rho == (0.05 if i == 6 else None)
+        schedule = recipes.schedule(recipe, 312)
+        rates = [float(schedule(step)) for step in (0, 780, 1560, 312 * 360)]
+        np.testing.assert_allclose(rates, [0, 0.8, 1.6, 0], atol=1e-6)
+
+
+def test_regnets_train_as_published():
+    """The settings of the authors' experiment_nf_regnets.py."""
+    for i in range(6):
+        recipe = recipes.find(f"nf_regnet_b{i}_imagenet")
+        schedule = recipes.schedule(recipe, 1251)
+        rates = [float(schedule(step)) for step in (0, 5 * 1251, 360 * 1251)]
+        np.testing.assert_allclose(rates, [0, 0.4, 0.001], atol=1e-6)
+        assert recipe.weight_decay == pytest.approx((5 + i) * 1e-5)
+        assert recipe.clip_factor is None and recipe.stochastic_depth_rate == 0.1
+        assert recipe.augmentation == "crop flip mixup_0.2 cutmix"
+
+
+def test_settings_are_changed_by_name():
+    recipe = recipes.find("digits").changed(
+        ["epochs=3", "clip_factor=None", "augmentation=crop flip", "report=True"]
+    )
+    assert (recipe.epochs, recipe.clip_factor, recipe.report) == (3, None, True)
+    assert recipe.augmentation == "crop flip"
+    for assignment, sentence in [
+        ("epoch=3", "Received: 'epoch=3'; perhaps epochs"),
+        ("epochs", "A setting is key=value"),
+        ("about=x", "A setting is key=value"),
+        ("epochs=0", "`epochs` must be an integer of at least 1"),
+        ("epochs=many", "`epochs` must be an integer"),
+        ("label_smoothing=1", "less than 1"),
+        ("augmentation=zoom", "Received: 'zoom'"),
+        ("report=3", "`report` must be True or False"),
+        ("warmup_epochs=15", "`warmup_epochs` must be"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            recipes.find("digits").changed([assignment])
+    with pytest.raises(ValueError, match="perhaps nfnet_f0_imagenet"):
+        recipes.find("nfnet_f0_imagnet")
+
+
+_SLOW = {f"nfnet_f{i}_imagenet" for i in range(1, 7)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name
+        for name in recipes.RECIPES
+    ],
+)
+def test_every_recipe_passes_its_dry_run(name, capsys):
+    status = main(["train", f"--recipe={name}", "--dry-run"])
+    out = capsys.readouterr().out
+    keras.utils.clear_session()
+    assert status == 0
+    recipe = recipes.find(name)
+    for row in (
+        "pictures",
+        "sizes",
+        "augmentation",
+        "steps",
+        "learning rate",
+        "memory",
+    ):
+        assert re.search(rf"^{row}  ", out, re.MULTILINE)
+    assert f"{recipe.model}, " in out and f"{recipe.epochs} epochs" in out
+    assert (f"AGC {recipe.clip_factor}" if recipe.clip_factor else "no clipping") in out
+    loss = float(re.search(r"loss ([\d.]+), 0 steps", out)[1])
+    assert 0 < loss < 12
+
+
+def test_a_recipe_that_cannot_be_started_says_why(capsys):
+    for arguments, sentence in [
+        (["--recipe=digit"], "perhaps digits"),
+        (["--dry-run", "--set=model=NFNetF9"], "no network 'NFNetF9'"),
+        (["--dry-run", "--set=learning_rate=-1"], "`learning_rate` must be"),
+        (["--dry-run", "--data=/nowhere"], "There is no folder '/nowhere'"),
+    ]:
+        assert main(["train", *arguments]) == 2
+        assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_a_clipping_model_and_the_authors_optimizer_share_the_work():
+    """The model clips (and counts), SGDAGC decays: the same as SGDAGC alone."""
+    recipe = dataclasses.replace(
+        recipes.find("nfnet_f0_imagenet"),
+        model="NFNetTiny",
+        precision="float32",
+        sam_rho=None,
+        ema_decay=None,
+        stochastic_depth_rate=0.0,
+        batch_size=16,
+        data="digits",
+        clip_factor=0.02,
+        weight_decay=0.1,
+        learning_rate=1.6,
+    )
+    source = data.find("digits")
+    x, y = next(data.load(source, "train", 32, 16).as_numpy_iterator())
+    weights = []
+    for alone in (False, True):
+        keras.utils.set_random_seed(1)
+        model = recipes.create_model(dataclasses.replace(recipe, drop_rate=0.0), source)
+        recipes.compile_model(recipe, model, steps_per_epoch=1)
+        if alone:
+            model.compile(
+                keras_nfnets.SGDAGC(
+                    recipes.schedule(recipe, 1), weight_decay=0.1, clip_factor=0.02
+                ),
+                keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+            )
+        history = model.fit(x, y, batch_size=16, epochs=6, verbose=0, shuffle=False)
+        assert ("clip_share" in history.history) == (not alone)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_new_classifier_learns_alone_first():
+    recipe = dataclasses.replace(
+        recipes.find("finetune"),
+        data="digits",
+        model="NFNetTiny",
+        weights="digits",
+        crop_mode="whole",
+        head_epochs=4,
+    )
+    x, y = data.load_digits()[0]
+    source = data.find({part: (x[:400], y[:400] % 2) for part in ("train", "test")})
+    with pytest.warns(UserWarning, match="The classifier of digits has 10 classes"):
+        model = recipes.create_model(recipe, source)
+    before = {v.path: np.array(v) for v in model.weights}
+    accuracy, held_out_accuracy = recipes.train_head(recipe, model, source)
+    assert accuracy > 0.75 and held_out_accuracy > 0.75
+    changed = {
+        v.path for v in model.weights if not np.array_equal(before[v.path], np.array(v))
+    }
+    assert changed == {"predictions/kernel", "predictions/bias"}
+    # Pictures are prepared as the checkpoint has seen them.
+    assert recipes.preparation(recipe, source)["mean"] is None
