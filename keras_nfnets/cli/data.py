@@ -10,6 +10,8 @@ from keras_nfnets.cli import pictures
 from keras_nfnets.cli.command import Command, Failure, UsageError
 
 _ROWS, _COLUMNS = 4, 8
+# Of more, counting each class would mean to read for minutes.
+_MOST_COUNTED = 200_000
 
 
 def run(flags, arguments):
@@ -34,12 +36,16 @@ def run(flags, arguments):
         f"{source.name}: {len(source.class_names)} classes; "
         + ", ".join(f"{count:,} in {part!r}" for part, count in parts.items())
     )
-    counts = source.counts(split)
-    width = max(map(len, source.class_names))
-    for i in np.argsort(counts, kind="stable")[::-1][: flags.classes]:
-        print(f"  {source.class_names[i].ljust(width)}  {counts[i]:>8,}")
-    if len(counts) > flags.classes:
-        print(f"  and {len(counts) - flags.classes} more")
+    names = source.class_names
+    if total > _MOST_COUNTED:
+        print(f"  {', '.join(names[: flags.classes])}")
+    else:
+        counts = source.counts(split)
+        width = max(map(len, names))
+        for i in np.argsort(counts, kind="stable")[::-1][: flags.classes]:
+            print(f"  {names[i].ljust(width)}  {counts[i]:>8,}")
+    if len(names) > flags.classes:
+        print(f"  and {len(names) - flags.classes} more")
     if flags.preview:
         _preview(flags, source, split, recipe)
     return 0

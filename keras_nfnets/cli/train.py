@@ -199,10 +199,12 @@ def _shards(strategy):
 
 def _steps_per_epoch(recipe, source, strategy):
     examples = source.size_of(recipe.train_split)
-    steps = data.steps_per_epoch(examples, recipe.batch_size, _shards(strategy))
-    if not steps:
+    shards = _shards(strategy)
+    steps = data.steps_per_epoch(examples, recipe.batch_size, shards)
+    if not steps or recipe.batch_size % shards:
         raise ValueError(
-            f"{examples} pictures to train on are too few for {_shards(strategy)} workers"
+            f"{recipe.batch_size} pictures a step, and {examples} in all, cannot be "
+            f"divided among {shards} workers and their devices"
         )
     return steps
 

@@ -125,18 +125,18 @@ def prepare(
     ...         interpolation="bicubic", mean=(0.5,) * 3, deviation=(0.5,) * 3).max()
     np.float32(1.0)
     """
-    if crop_mode in ("center", "squash"):
-        cropped = _as_timm(picture, size, crop, crop_mode, interpolation, channels)
-        x = cropped.reshape(size, size, channels) / 255
-        if mean is None:
-            # As tf.image.per_image_standardization, on values up to 255.
-            mean, deviation = x.mean(), max(x.std(), 1 / (255 * math.sqrt(x.size)))
-        return ((x - np.float32(mean)) / np.float32(deviation)).astype("float32")
-    window_of, resized = preprocessing.evaluation_crop(crop_mode, interpolation)
     if channels == 1:
         picture = as_grey(picture)
+    if crop_mode in ("center", "squash"):
+        x = crop_as_timm(picture, size, crop, crop_mode, interpolation)
+        if mean is None:
+            # As tf.image.per_image_standardization, on values up to 255.
+            deviation = max(x.std(), 1 / math.sqrt(x.size))
+            return ((x - x.mean()) / deviation).astype("float32")
+        return preprocessing.scale(x, mean, deviation)
+    window_of, resize = preprocessing.evaluation_crop(crop_mode, interpolation)
     top, left, height, width = np.array(window_of(picture.shape, size))
-    x = resized(picture[top : top + height, left : left + width], size)
+    x = resize(picture[top : top + height, left : left + width], size)
     return preprocessing.standardize(x, mean, deviation).numpy()
 
 
@@ -147,13 +147,12 @@ def as_grey(picture):
     return np.asarray(Image.fromarray(picture).convert("L"))[..., np.newaxis]
 
 
-def _as_timm(picture, size, crop, crop_mode, interpolation, channels):
-    """The crop of the resized picture, float32 `(size, size)` and its channels."""
+def crop_as_timm(picture, size, crop, crop_mode, interpolation):
+    """What timm resizes and crops, float32 `(size, size, channels)` up to 255."""
     from PIL import Image
 
-    image = Image.fromarray(picture)
-    if channels == 1:
-        image = image.convert("L")
+    channels = picture.shape[-1]
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
     side = math.floor(size / crop)
     width = height = side
     if crop_mode == "center":
@@ -163,7 +162,7 @@ def _as_timm(picture, size, crop, crop_mode, interpolation, channels):
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image, "float32")
+    return np.asarray(image, "float32").reshape(size, size, channels)
 
 
 def _without_far_ends(image):

