@@ -91,7 +91,7 @@ def _preview(flags, source, split, recipe):
 def _caption(label, names):
     best = np.argsort(-label, kind="stable")[:2]
     return "\n".join(
-        names[i] if label[i] > 0.995 else f"{names[i]} {label[i]:.0%}"
+        names[i] if label[i] > 0.995 else f"{names[i]} ({label[i]:.0%})"
         for i in best
         if label[i] > 0.005
     )

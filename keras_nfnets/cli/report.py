@@ -152,9 +152,10 @@ def _most_wrong(recipe, source, results):
         said = results.said[i]
         figures += (
             f"<figure>{_thumbnail(picture, name)}<figcaption>"
-            f"<b>{_text(source.class_names[said])}</b> "
-            f"{results.probabilities[i, said]:.0%}<br>"
-            f"is {_text(source.class_names[results.labels[i]])} {of_label[i]:.0%}<br>"
+            f"said: <b>{_text(source.class_names[said])}</b> "
+            f"({results.probabilities[i, said]:.0%})<br>"
+            f"is: {_text(source.class_names[results.labels[i]])} "
+            f"({of_label[i]:.0%})<br>"
             f"<small>{_text(name.rpartition('/')[2])}</small></figcaption></figure>"
         )
     return (
@@ -222,7 +223,7 @@ table { border-collapse: collapse; }
 th { text-align: left; font-weight: 600; }
 td, th { padding: .15rem .7rem .15rem 0; vertical-align: middle; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { width: 12rem; height: .6rem; background: var(--soft); border-radius: 3px; }
+.bar { width: min(12rem, 20vw); height: .6rem; background: var(--soft); border-radius: 3px; }
 .bar div { height: 100%; background: var(--right); border-radius: 3px; }
 .wide { overflow-x: auto; }
 .matrix td { width: 2.1rem; min-width: 2.1rem; height: 2.1rem; padding: 0;
@@ -230,7 +231,7 @@ td, th { padding: .15rem .7rem .15rem 0; vertical-align: middle; }
 .matrix .right { background: color-mix(in srgb, var(--right) var(--share), transparent); }
 .matrix .wrong { background: color-mix(in srgb, var(--wrong) var(--share), transparent); }
 .matrix .side { text-align: right; font-weight: 400; }
-.matrix .up { height: 7rem; vertical-align: bottom; padding: 0; font-weight: 400; }
+.matrix .up { vertical-align: bottom; padding: 0 0 .3rem; font-weight: 400; }
 .up span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .sheet { display: grid; gap: 1rem; align-items: end;
   grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }

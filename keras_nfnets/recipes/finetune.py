@@ -7,8 +7,8 @@ RECIPES = {
         about="your own pictures, from scratch or from published weights",
         data="digits",  # to be replaced by a folder
         model="NFNetTiny",
-        # Of few pictures less of each would often be too little to tell it.
-        augmentation="crop_0.35 flip",
+        # Less of a picture may be too little to tell what it is.
+        augmentation="crop_0.6 flip",
         # Whatever their shape and size, nothing of them is cut away.
         crop_mode="whole",
         drop_rate=0.2,
