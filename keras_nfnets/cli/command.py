@@ -1,5 +1,6 @@
 """What every subcommand shares: flags, help, and errors that are one sentence."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -94,6 +95,19 @@ def load_model(path):
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # of whatever type Keras stumbles over
         raise Failure(f"{path} is not a whole .keras file: {error}") from error
+
+
+@contextlib.contextmanager
+def explained(source):
+    """Within it, that almost no picture of a `data.Source` can be read is a Failure."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if source.complaint is None:
+            raise
+        raise Failure(source.complaint) from error
 
 
 def progress_bar(items, what, unit):

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_nfnets import data
 from keras_nfnets.cli import held_out, networks
-from keras_nfnets.cli.command import Command, Failure, UsageError
+from keras_nfnets.cli.command import Command, Failure, UsageError, explained
 
 
 def run(flags, arguments):
@@ -32,13 +32,14 @@ def run(flags, arguments):
         source = data.find(where)
         source.size_of(split)
         new_labels = _new_labels(source, network)
-        results = held_out.results_of(
-            network.model.predict_on_batch,
-            source,
-            split,
-            network.preparation_of(source),
-            flags.batch_size,
-        )
+        with explained(source):
+            results = held_out.results_of(
+                network.model.predict_on_batch,
+                source,
+                split,
+                network.preparation_of(source),
+                flags.batch_size,
+            )
     except (ValueError, OSError) as error:
         raise Failure(str(error)) from error
     results = results._replace(labels=new_labels[results.labels])

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_nfnets import data, recipes, training
 from keras_nfnets.cli import dry_run, held_out, pictures, report, run_folder
-from keras_nfnets.cli.command import Command, UsageError, network
+from keras_nfnets.cli.command import Command, UsageError, explained, network
 from keras_nfnets.cli.epoch_lines import EpochLines
 from keras_nfnets.cli.run_folder import (
     ABOUT,
@@ -86,12 +86,15 @@ def run(flags, arguments):
         _say_what_there_is(recipe, source)
     alone = not training.has_workers(strategy)
     if recipe.head_epochs and recipe.weights and not done and alone:
-        _train_head(recipe, model, source, chief)
+        _train_head(recipe, model, source)
     examples = source.size_of(recipe.train_split)
     callbacks = [training.TrainingLog(examples)]
     best = folder / run_folder.BEST
+    epochs = recipe.epochs
     if recipe.patience:
         earlier = checkpoints.history.get("val_accuracy", [])
+        if len(earlier) - np.argmax([*earlier, 0]) > recipe.patience:
+            epochs = done  # it was killed when it was about to end
         callbacks.append(_StopEarly(earlier, recipe.patience))
         if chief:
             callbacks.append(_KeepBest(best, earlier))
@@ -102,15 +105,16 @@ def run(flags, arguments):
             log = folder / TENSORBOARD
             callbacks.append(keras.callbacks.TensorBoard(log, write_graph=False))
     try:
-        stopped = _fit(
-            model,
-            _batches(recipe, source, done, strategy),
-            recipes.load(recipe, source, recipe.test_split),
-            done,
-            recipe.epochs,
-            steps_per_epoch,
-            callbacks,
-        )
+        with explained(source):
+            stopped = _fit(
+                model,
+                _batches(recipe, source, done, strategy),
+                recipes.load(recipe, source, recipe.test_split),
+                done,
+                epochs,
+                steps_per_epoch,
+                callbacks,
+            )
     except OSError as error:
         print(
             f"Cannot write into {folder}: {error}. What was there by the last epoch is "
@@ -188,8 +192,8 @@ def _with_parts(recipe, source):
 
 def _short(name):
     """A name for files and titles, of a data set or a folder."""
-    last = pathlib.Path(name).expanduser().resolve().name
-    return re.sub(r"[^\w.-]+", "_", last) if os.sep in name else name.replace(":", "_")
+    path = pathlib.Path(name).expanduser()
+    return re.sub(r"[^\w.-]+", "_", path.resolve().name if path.is_dir() else name)
 
 
 def _shards(strategy):
@@ -258,18 +262,16 @@ def _say_what_there_is(recipe, source):
         )
 
 
-def _train_head(recipe, model, source, chief):
-    if chief:
-        print(
-            f"First the new classifier alone, {recipe.head_epochs} epochs ...",
-            flush=True,
-        )
-    accuracy, held_out_accuracy = recipes.train_head(recipe, model, source)
-    if chief:
-        print(
-            f"  accuracy {accuracy:.1%}, on held-out pictures {held_out_accuracy:.1%}; "
-            "now all of the network."
-        )
+def _train_head(recipe, model, source):
+    print(
+        f"First the new classifier alone, {recipe.head_epochs} epochs ...", flush=True
+    )
+    with explained(source):
+        accuracy, held_out_accuracy = recipes.train_head(recipe, model, source)
+    print(
+        f"  accuracy {accuracy:.1%}, on held-out pictures {held_out_accuracy:.1%}; "
+        "now all of the network."
+    )
 
 
 class _KeepBest(keras.callbacks.Callback):

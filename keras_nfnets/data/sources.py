@@ -38,6 +38,7 @@ class Source:
             `load`.
         augmentation: the same of those to train on.
         left_out: `{name of a picture: why}`, of those that were left out so far.
+        complaint: why reading was given up, or None.
         reads_files: whether the images of `records` are paths.
     """
 
@@ -55,6 +56,7 @@ class Source:
         self.channels = channels
         self.splits = splits
         self.left_out = {}
+        self.complaint = None
 
     def records(self, split, shuffle=None):
         """The pictures of a part.
@@ -98,10 +100,11 @@ class Source:
         self.left_out[name] = str(why)
         logging.warning("Left out: %s: %s", name, why)
         if len(self.left_out) > max(of // 2, 1):
-            raise ValueError(
+            self.complaint = (
                 f"More than half of the pictures of {self.name} had to be left out, such "
                 f"as {name}: {why}"
             )
+            raise ValueError(self.complaint)
 
 
 def find(name, download=True):

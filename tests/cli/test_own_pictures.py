@@ -223,3 +223,14 @@ def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     assert "Received: 'zoom'" in capsys.readouterr().err
     assert main(["data", "--split=none"]) == 2
     assert "`split` must be one of 'train', 'test'" in capsys.readouterr().err
+
+
+def test_nothing_but_broken_pictures_gets_a_sentence(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            (tmp_path / name / f"{i}.png").write_text("no picture")
+    out = tmp_path / "out"
+    assert main(["train", f"--data={tmp_path}", *FLAGS, f"--output_dir={out}"]) == 1
+    assert "More than half of the pictures of" in capsys.readouterr().err
+    assert not (out / "model.keras").exists()
