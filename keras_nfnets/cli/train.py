@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import warnings
 
 import keras
@@ -520,6 +521,8 @@ def _report(flags, recipe, source, history, folder, written, stopped):
         print("Next, the same with clipping:  keras-nfnets train")
 
 
+_RECIPES = textwrap.fill(", ".join(recipes.RECIPES), 84)
+
 COMMAND = Command(
     "train",
     "train [FLAGS]",
@@ -569,7 +572,7 @@ _flag(
     "multi_string",
     "set",
     [],
-    "key=value, a setting of the recipe; may be given several times.",
+    "key=value, any setting of the recipe",
 )
 _flag("boolean", "dry_run", False, "Print the plan, and take two steps with noise.")
 _flag(

@@ -54,9 +54,9 @@ def read_picture(path):
     """Reads a picture of any kind that Pillow knows as RGB.
 
     Args:
-        path: of a JPEG, PNG, ..., or its bytes. Grey, 16-bit, palette and CMYK pictures are converted,
-            transparent ones put on white, turned as the camera says; of an animation
-            the first picture is taken.
+        path: of a JPEG, PNG, ..., or its bytes. Grey, 16-bit, palette and CMYK
+            pictures are converted, transparent ones put on white, turned as the camera
+            says; of an animation the first picture is taken.
 
     Returns:
         uint8 array `(height, width, 3)`.

@@ -30,6 +30,4 @@ def _recipe(variant):
     )
 
 
-RECIPES = {
-    f"nf_regnet_{variant}_imagenet": _recipe(variant) for variant in _WEIGHT_DECAY
-}
+RECIPES = {f"nf_regnet_{variant}": _recipe(variant) for variant in _WEIGHT_DECAY}

@@ -15,7 +15,7 @@ from keras_nfnets.data import Augmentation
 
 def test_the_recipes_there_are():
     nfnets = [f"nfnet_f{i}_imagenet" for i in range(7)]
-    regnets = [f"nf_regnet_b{i}_imagenet" for i in range(6)]
+    regnets = [f"nf_regnet_b{i}" for i in range(6)]
     resnets = [
         f"nf_resnet50_batch{n}{end}"
         for n in (256, 1024, 4096)
@@ -53,7 +53,7 @@ def test_nfnets_train_as_published():
 def test_regnets_train_as_published():
     """The settings of the authors' experiment_nf_regnets.py."""
     for i in range(6):
-        recipe = recipes.find(f"nf_regnet_b{i}_imagenet")
+        recipe = recipes.find(f"nf_regnet_b{i}")
         schedule = recipes.schedule(recipe, 1251)
         rates = [float(schedule(step)) for step in (0, 5 * 1251, 360 * 1251)]
         np.testing.assert_allclose(rates, [0, 0.4, 0.001], atol=1e-6)
