@@ -29,7 +29,7 @@ def run(flags, arguments):
         total = source.size_of(split)
         if recipe is not None:
             recipe = dataclasses.replace(recipe, data=source.name)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     parts = {**source.splits, split: total}
     print(

@@ -15,6 +15,8 @@ def run(recipe):
     """Prints the plan of a recipe and trains two steps with noise; returns the status."""
     try:
         source = data.find(recipe.data, download=False)
+        if source.splits:  # else they are not known before it is downloaded
+            recipe = recipes.with_parts(recipe, source)
         _print_plan(recipe, source)
         seconds, logs = _two_steps(recipe, source)
     except (ValueError, OSError) as error:
@@ -30,7 +32,7 @@ def run(recipe):
 
 def _print_plan(recipe, source):
     size, test_size = recipes.image_sizes(recipe)
-    examples = source.splits.get(recipe.train_split)
+    examples = source.size_of(recipe.train_split) if source.splits else None
     rows = {"run": recipe.about}
     pictures = "as many as there are" if examples is None else f"{examples:,}"
     rows["pictures"] = (
@@ -39,6 +41,7 @@ def _print_plan(recipe, source):
     )
     rows["sizes"] = f"{size} x {size} to train, {test_size} x {test_size} to evaluate"
     words = recipe.augmentation or source.augmentation
+    rows["evaluation"] = recipes.preparation(recipe, source)["crop_mode"]
     rows["augmentation"] = words
     for name, value in _described(data.Augmentation.parse(words)).items():
         rows[f"  {name}"] = value

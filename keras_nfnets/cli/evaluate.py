@@ -37,7 +37,7 @@ def run(flags, arguments):
                 network.model.predict_on_batch,
                 source,
                 split,
-                network.preparation_of(source),
+                {"channels": 3, **network.preparation},
                 flags.batch_size,
             )
     except (ValueError, OSError) as error:

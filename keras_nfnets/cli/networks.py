@@ -34,16 +34,6 @@ class Network(typing.NamedTuple):
     class_names: list | None
     about: dict = {}  # noqa: RUF012 (never changed)
 
-    def preparation_of(self, source):
-        """How the pictures of a `data.Source` are prepared."""
-        channels = self.preparation.get("channels", 3)
-        if channels != source.channels:
-            raise ValueError(
-                f"The network takes pictures of {channels} channels. "
-                f"Received: {source.name} with {source.channels}"
-            )
-        return self.preparation
-
     def checked(self, source):
         """This, or a ValueError that says what about the model does not do."""
         outputs = self.model.output_shape

@@ -42,7 +42,7 @@ def training_curves(history, path, title):
             axis.legend()
         if key != "accuracy":
             axis.set_ylim(bottom=0)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)
 
 
@@ -75,8 +75,9 @@ def predictions(images, labels, probabilities, class_names, path, title):
         wrong = said[i] != labels[i]
         if wrong:
             text += f"\nis {class_names[labels[i]]}"
-        axis.set_title(text, fontsize=9, color="crimson" if wrong else "seagreen")
-    figure.suptitle(title)
+        color = "crimson" if wrong else "seagreen"
+        axis.set_title(text, fontsize=9, color=color, parse_math=False)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)
 
 

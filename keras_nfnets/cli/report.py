@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 
-from keras_nfnets.cli import held_out, pictures
+from keras_nfnets.cli import held_out, pictures, run_folder
 
 # A larger matrix is not read any more; then the pairs most often confused are told.
 _LARGEST_MATRIX = 25
@@ -27,7 +27,7 @@ def page(title, recipe, source, history, results, curves, model):
     """
     wrong = results.said != results.labels
     epochs = len(history["loss"])
-    best = int(np.argmax(history["val_accuracy"])) if recipe.patience else epochs - 1
+    best = run_folder.best_epoch(history) if recipe.patience else epochs - 1
     facts = (
         f"{results.accuracy:.1%} of {len(results.labels):,} held-out pictures are told "
         f"right, {int(wrong.sum()):,} are not. "

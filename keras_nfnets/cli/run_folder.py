@@ -29,7 +29,7 @@ PARTIAL = "partial-"
 DESCRIPTIONS = {
     REPORT: "what came out of it, for a browser",
     MODEL: "the network, for keras.saving.load_model after import keras_nfnets",
-    AVERAGED: "the same with averaged weights",
+    AVERAGED: "the network at the end, with averaged weights",
     ABOUT: "how its pictures are prepared and what its classes are called",
     HISTORY: "loss, accuracy, learning rate and more, epoch by epoch",
     CURVES: "the same, drawn",
@@ -73,11 +73,9 @@ def make(flags, name, strategy):
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UsageError(f"Cannot write into --output_dir: {error}") from error
-    if (
-        flags.resume
-        and (folder / MODEL).exists()
-        and not (folder / CHECKPOINTS).exists()
-    ):
+    # (Without a history it was stopped before its first epoch was over.)
+    finished = (folder / MODEL).exists() and (folder / HISTORY).exists()
+    if flags.resume and finished and not (folder / CHECKPOINTS).exists():
         raise UsageError(f"The run in {folder} is finished; there is nothing to resume")
     if writes and (flags.resume or flags.overwrite):
         left_over = [*folder.glob(f"{PARTIAL}*")]
@@ -86,6 +84,16 @@ def make(flags, name, strategy):
         for old in left_over:
             shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def best_epoch(history):
+    """The number, from 0, of the epoch with the best accuracy on held-out pictures.
+
+    Of several, that with the least loss: with few pictures many have the same accuracy.
+    """
+    pairs = zip(history["val_accuracy"], history["val_loss"])
+    values = [(accuracy, -loss) for accuracy, loss in pairs]
+    return values.index(max(values))
 
 
 def move(partial, folder):
@@ -125,15 +133,16 @@ def about_model(path):
         ValueError: it cannot be read.
     """
     beside = pathlib.Path(path).with_suffix(".json")
+    place = path
     try:
-        if beside.is_file():
-            return json.loads(beside.read_text("utf-8"))
         with zipfile.ZipFile(path) as archive:
             if _PAGE in archive.namelist():
                 return json.loads(archive.read(_PAGE))
+        place = beside
+        if beside.is_file():
+            return json.loads(beside.read_text("utf-8"))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{beside if beside.is_file() else path} is not what 'keras-nfnets train' "
-            f"writes: {error!r}"
+            f"{place} is not what 'keras-nfnets train' writes: {error!r}"
         ) from error
     return None

@@ -45,6 +45,8 @@ def run(flags, arguments):
         raise UsageError(
             "--tensorboard needs TensorBoard: pip install keras_nfnets[tensorboard]"
         )
+    # Keras's, of held-out pictures, of which there may be fewer than there are files.
+    warnings.filterwarnings("ignore", "Your input ran out of data")
     recipe = _recipe(flags)
     if flags.dry_run:
         return dry_run.run(recipe)
@@ -53,13 +55,15 @@ def run(flags, arguments):
         strategy = training.strategy(flags.strategy)
         keras.utils.set_random_seed(recipe.seed)
         source = data.find(recipe.data)
-        recipe = _with_parts(recipe, source)
+        recipe = recipes.with_parts(recipe, source)
+        _check_output(flags, recipe)
         keras.config.set_dtype_policy(recipe.precision)
         replicas = strategy.num_replicas_in_sync
         steps_per_epoch = _steps_per_epoch(recipe, source, strategy)
         with strategy.scope():
             model = recipes.create_model(recipe, source)
             recipes.compile_model(recipe, model, steps_per_epoch)
+        test_batches = recipes.load(recipe, source, recipe.test_split)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     clipping = (
@@ -93,12 +97,10 @@ def run(flags, arguments):
     best = folder / run_folder.BEST
     epochs = recipe.epochs
     if recipe.patience:
-        earlier = checkpoints.history.get("val_accuracy", [])
-        if len(earlier) - np.argmax([*earlier, 0]) > recipe.patience:
+        keep_best = _KeepBest(best, checkpoints.history, recipe.patience, chief)
+        callbacks.append(keep_best)
+        if keep_best.is_over:
             epochs = done  # it was killed when it was about to end
-        callbacks.append(_StopEarly(earlier, recipe.patience))
-        if chief:
-            callbacks.append(_KeepBest(best, earlier))
     callbacks += [checkpoints, _CtrlCBetweenBatches()]
     if chief:
         callbacks.append(EpochLines(plan, recipe.epochs, steps_per_epoch))
@@ -110,7 +112,7 @@ def run(flags, arguments):
             stopped = _fit(
                 model,
                 _batches(recipe, source, done, strategy),
-                recipes.load(recipe, source, recipe.test_split),
+                test_batches,
                 done,
                 epochs,
                 steps_per_epoch,
@@ -166,35 +168,32 @@ def _recipe(flags):
     if flags.model:
         constructor, _ = network(flags.model)
         values["model"] = constructor.__name__
-    name = flags.recipe
-    if name is None:
-        is_folder = flags.data and pathlib.Path(flags.data).expanduser().is_dir()
-        name = "finetune" if is_folder else "digits"
+    folder = data.folder_of(flags.data) if flags.data else None
+    if folder is not None:
+        # From the root on, for a run to be found and resumed from elsewhere.
+        values["data"] = str(folder.resolve())
+    name = flags.recipe or ("finetune" if folder is not None else "digits")
     try:
         return dataclasses.replace(recipes.find(name), **values).changed(flags.set)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _with_parts(recipe, source):
-    """The recipe, with the name that the data has for its part to evaluate with."""
-    for test in (recipe.test_split, "test", "validation"):
-        try:
-            source.size_of(recipe.train_split)
-            source.size_of(test)
-        except ValueError:
-            continue
-        return dataclasses.replace(recipe, test_split=test)
-    raise ValueError(
-        "A data set must have a train and a test (or validation) part. Received: "
-        f"{source.name!r} with parts {list(source.splits)}"
-    )
+def _check_output(flags, recipe):
+    """Raises a ValueError if the results would be among the pictures, as a class."""
+    folder = data.folder_of(recipe.data)
+    out = pathlib.Path(flags.output_dir or "runs").expanduser().resolve()
+    if folder is not None and out.is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"The results would be in the folder of pictures, {folder}, and so be taken "
+            "for a class of them. Give another --output_dir, or start elsewhere."
+        )
 
 
 def _short(name):
     """A name for files and titles, of a data set or a folder."""
-    path = pathlib.Path(name).expanduser()
-    return re.sub(r"[^\w.-]+", "_", path.resolve().name if path.is_dir() else name)
+    folder = data.folder_of(name)
+    return re.sub(r"[^\w.-]+", "_", folder.resolve().name if folder else name)
 
 
 def _shards(strategy):
@@ -252,9 +251,9 @@ def _say_what_there_is(recipe, source):
     if max(train) > 3 * min(train):
         most, least = np.argmax(train), np.argmin(train)
         print(
-            f"Unbalanced: {source.class_names[most]} has {max(train) / min(train):.0f} "
-            f"times as many pictures as {source.class_names[least]}. Look at the "
-            "accuracy of each class, not only at that of all."
+            f"Unbalanced: {source.class_names[most]} has {max(train):,} pictures, "
+            f"{source.class_names[least]} {min(train):,}. Look at the accuracy of each "
+            "class, not only at that of all."
         )
     if recipe.weights is None:
         print(
@@ -276,36 +275,35 @@ def _train_head(recipe, model, source):
 
 
 class _KeepBest(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the best accuracy on held-out pictures.
+    """Keeps the weights of the best epoch, and ends training when none gets better.
 
+    (Keras's callbacks know no ties, and nothing of epochs before a run was resumed.)
     Put it before `Checkpoints`: a run that was killed between them repeats the epoch.
     """
 
-    def __init__(self, path, earlier):
+    def __init__(self, path, history, patience, write):
         super().__init__()
-        self._path = path
-        self._best = max(earlier, default=-1.0)
+        names = ("val_accuracy", "val_loss")
+        self._history = {name: list(history.get(name, ())) for name in names}
+        self._path, self._patience, self._write = path, patience, write
+
+    @property
+    def is_over(self):
+        done = len(self._history["val_accuracy"])
+        return done > 0 and (
+            done - 1 - run_folder.best_epoch(self._history) >= self._patience
+        )
 
     def on_epoch_end(self, epoch, logs=None):
-        if logs["val_accuracy"] > self._best:
-            self._best = logs["val_accuracy"]
+        for name, values in self._history.items():
+            values.append(logs[name])
+        is_best = run_folder.best_epoch(self._history) == epoch
+        if is_best and self._write:
             partial = self._path.with_name(f"partial-{self._path.name}")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.model.save_weights(partial)
             os.replace(partial, self._path)
-
-
-class _StopEarly(keras.callbacks.EarlyStopping):
-    """Keras's, which knows of the epochs before a run was resumed."""
-
-    def __init__(self, earlier, patience):
-        super().__init__(monitor="val_accuracy", mode="max", patience=patience)
-        self._earlier = list(earlier)
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        for epoch, accuracy in enumerate(self._earlier):
-            self.on_epoch_end(epoch, {"val_accuracy": accuracy})
+        self.model.stop_training = self.is_over
 
 
 class _CtrlCBetweenBatches(keras.callbacks.Callback):
@@ -358,8 +356,6 @@ def _fit(model, batches, test_batches, done, epochs, steps_per_epoch, callbacks)
     """Trains, and returns the error that stopped it, None if nothing did."""
     import tensorflow as tf
 
-    # Of the held-out pictures, of which there may be fewer than there are files.
-    warnings.filterwarnings("ignore", "Your input ran out of data")
     try:
         model.fit(
             batches,
@@ -423,7 +419,7 @@ def _write(model, recipe, source, history, partial, title, folder):
     about = {
         "preparation": recipes.preparation(recipe, source),
         "class_names": source.class_names,
-        "data": _whole_name(recipe.data),
+        "data": recipe.data,
         "split": recipe.test_split,
         "label_smoothing": recipe.label_smoothing,
     }
@@ -439,22 +435,23 @@ def _write(model, recipe, source, history, partial, title, folder):
             writer.writerows(
                 [epoch, *row] for epoch, row in enumerate(zip(*history.values()))
             )
-    _draw(model, recipe, source, history, partial, title)
+    try:
+        _draw(model, recipe, source, history, partial, title)
+        _write_page(model, recipe, source, history, partial, title, folder)
+    except Exception as error:  # noqa: BLE001 (a drawing must not cost the model)
+        print(f"Not all could be drawn: {error!r}", file=sys.stderr)
+
+
+def _write_page(model, recipe, source, history, partial, title, folder):
     if recipe.report and (partial / CURVES).exists():
         # (`predict` would wait for other workers.)
         results = held_out.results_of(
-            model, source, recipe.test_split, about["preparation"]
+            model, source, recipe.test_split, recipes.preparation(recipe, source)
         )
         page = report.page(
             title, recipe, source, history, results, partial / CURVES, folder / MODEL
         )
         (partial / REPORT).write_text(page, "utf-8")
-
-
-def _whole_name(name):
-    """That of a folder from the root on, for other folders to find it from."""
-    path = pathlib.Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
 
 
 def _draw(model, recipe, source, history, folder, title):
@@ -500,8 +497,8 @@ def _report(flags, recipe, source, history, folder, written, stopped):
         values, best = history[name], ""
         value = values[-1]
         if recipe.patience and not what:
-            value = max(values)
-            best = f" (epoch {values.index(value) + 1}, the best of {epochs})"
+            number = run_folder.best_epoch(history)
+            value, best = values[number], f" (epoch {number + 1}, the best of {epochs})"
         print(f"Accuracy on held-out pictures{what}: {value:.2%}{best}")
     if source.left_out:
         names = [str(name) for name in source.left_out]
@@ -630,7 +627,7 @@ _flag(
     "precision",
     None,
     "Keras's dtype policy; float16 comes with loss scaling.",
-    enum_values=["float32", "mixed_bfloat16", "mixed_float16"],
+    enum_values=recipes.PRECISIONS,
 )
 _flag(
     "enum",

@@ -3,14 +3,23 @@
 from keras_nfnets.data.augmentation import WORDS, Augmentation
 from keras_nfnets.data.pictures import find_pictures, prepare, read_picture
 from keras_nfnets.data.pipeline import load, steps_per_epoch
-from keras_nfnets.data.sources import Source, find, load_digits, random_pictures
+from keras_nfnets.data.preprocessing import check_crop_mode
+from keras_nfnets.data.sources import (
+    Source,
+    find,
+    folder_of,
+    load_digits,
+    random_pictures,
+)
 
 __all__ = [
     "WORDS",
     "Augmentation",
     "Source",
+    "check_crop_mode",
     "find",
     "find_pictures",
+    "folder_of",
     "load",
     "load_digits",
     "prepare",

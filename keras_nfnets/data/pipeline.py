@@ -11,6 +11,10 @@ from keras_nfnets.data.pictures import as_grey, crop_as_timm, read_picture
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
 
+# Of an epoch, until there are as many pictures as there should be: where half of them
+# are broken, a quarter of the pairs are whole.
+_MOST_TURNS = 8
+
 
 def load(
     name,
@@ -42,17 +46,18 @@ def load(
         augmentation: words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`, see
             `Augmentation`; by default the source's, usually `"crop flip"`.
         preparation: dict of `crop_mode` (that of evaluation), `interpolation`, `mean`,
-            `deviation` and `crop`, see `prepare`, such as a checkpoint's; by default the
-            source's, usually the authors' `"crop_resize"` with ImageNet's mean and
-            deviation.
+            `deviation`, `crop` and `channels`, see `prepare`, such as a checkpoint's;
+            what is not in it is the source's own, usually the authors' `"crop_resize"`
+            with ImageNet's mean and deviation.
         seed: the same seed gives the same pictures in the same order; it is another one
             each epoch. 0 to 2**32 - 1.
         from_epoch: None for one epoch each time that it is iterated over, the first of
             number 0; a number for all epochs from that on, without end. What an epoch is
             depends on its number and the seed alone.
         shard: `(index, count)`: every batch is divided among `count`, this is the share
-            of that index; with only these pictures read. (A last batch of fewer than
-            `count` pictures is left out in training.)
+            of that index; with only these pictures read. `count` must divide
+            `batch_size`. (A last batch of fewer than `count` pictures is left out in
+            training; in evaluation some shards have nothing of it.)
 
     Returns:
         A `tf.data.Dataset` of (pictures, labels): float32 `(batch, image_size,
@@ -68,9 +73,9 @@ def load(
     >>> dataset.element_spec[0].shape, int(dataset.cardinality())
     (TensorShape([None, 32, 32, 1]), 23)
 
-    Reference: the authors' dataset.py. There MixUp and CutMix take pictures in pairs
-    from a batch of twice the size; here an epoch pairs each picture with another one of
-    a second order.
+    Reference: the authors' dataset.py. As there, MixUp and CutMix make one picture of
+    two, so that an epoch reads each picture twice: pairs are neighbours in two orders,
+    one after the other. The first half of a batch, by their places in it, has MixUp.
     """
     import tensorflow as tf
 
@@ -80,7 +85,10 @@ def load(
     checks.integer("batch_size", batch_size)
     if checks.integer("seed", seed, minimum=0) >= 2**32:
         raise ValueError(f"`seed` must be less than 2**32. Received: seed={seed}")
-    index, count = shard
+    try:
+        index, count = shard
+    except TypeError:
+        raise ValueError(f"A shard is (index, count). Received: {shard!r}") from None
     if checks.integer("shard", index, minimum=0) >= checks.integer("shard", count):
         raise ValueError(f"A shard is (index, count). Received: shard={shard}")
     if batch_size % count:
@@ -91,9 +99,13 @@ def load(
     if augmentation is None:
         augmentation = source.augmentation
     augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
-    preparation = {**(source.preparation if preparation is None else preparation)}
-    preparation.update(size=image_size, channels=source.channels)
-    make = _Maker(source, total, augmentation, preparation)
+    preparation = {
+        "channels": source.channels,
+        **source.preparation,
+        **(preparation or {}),
+        "size": image_size,
+    }
+    make = _Maker(source, split, augmentation, preparation)
 
     mine = _share(total, batch_size, index, count)
     steps = steps_per_epoch(total, batch_size, count)
@@ -112,16 +124,24 @@ def load(
         numbered = records.enumerate()
         if count > 1:
             numbered = numbered.filter(
-                lambda i, _: _owner(i, total, batch_size, count) == index
+                lambda i, _: _owner(i, total, batch_size, count, training) == index
             )
-        examples = numbered.map(
-            lambda i, record: make(i % batch_size < batch_size // 2, record, seeds, i),
-            tf.data.AUTOTUNE,
-        ).filter(lambda image, _: tf.size(image) > 0)
+
+        def examples_of(turn):
+            return numbered.map(
+                lambda i, record: make(
+                    i % batch_size < batch_size // 2, record, seeds, i + turn * total
+                ),
+                tf.data.AUTOTUNE,
+            ).filter(lambda image, _: tf.size(image) > 0)
+
         if training:
-            # Others in the place of those that are left out.
-            examples = examples.repeat(2).take(mine)
-        shape = (None, image_size, image_size, source.channels)
+            # Others, cropped in another way, in the place of those that are left out.
+            turns = tf.data.Dataset.range(_MOST_TURNS)
+            examples = turns.flat_map(examples_of).take(mine)
+        else:
+            examples = examples_of(0)
+        shape = (None, image_size, image_size, make.channels)
         return examples.batch(
             batch_size // count, num_parallel_calls=tf.data.AUTOTUNE
         ).map(lambda images, labels: (tf.ensure_shape(images, shape), labels))
@@ -149,14 +169,15 @@ def steps_per_epoch(examples, batch_size, shards=1):
     return steps + (rest >= shards)
 
 
-def _owner(i, total, batch_size, count):
+def _owner(i, total, batch_size, count, training=True):
     """Which shard has the i-th picture of an epoch; -1 for none."""
     import tensorflow as tf
 
     begin = i - i % batch_size
     # The last batch may be smaller.
     length = tf.minimum(tf.constant(batch_size, "int64"), total - begin)
-    return tf.where(length >= count, (i - begin) * count // length, -1)
+    owner = (i - begin) * count // length
+    return tf.where(length >= count, owner, -1) if training else owner
 
 
 def _share(total, batch_size, index, count):
@@ -198,9 +219,9 @@ def _shuffled(source, split, seeds, pairs):
 class _Maker:
     """Makes an example, picture and label, of one record or two."""
 
-    def __init__(self, source, total, augmentation, preparation):
+    def __init__(self, source, split, augmentation, preparation):
         self.source = source
-        self.total = total
+        self.split = split
         self.augmentation = augmentation
         self.preparation = preparation
         self.size = preparation["size"]
@@ -309,7 +330,8 @@ class _Maker:
 
         def leave_out(name, label):
             why = f"its label is {label}, of {self.classes} classes (from 0)"
-            self.source.leave_out(name.decode(errors="replace"), why, self.total)
+            name = name.decode(errors="surrogateescape")
+            self.source.leave_out(name, why, self.split)
             return np.zeros((0, 0, self.channels), "float32")
 
         return tf.numpy_function(leave_out, [name, label], "float32")
@@ -352,7 +374,7 @@ class _Maker:
             )
 
         if image.dtype != tf.string:
-            return window(image)
+            return window(self._of_its_channels(image))
 
         def jpeg(image):
             """The quick way of almost all, which fails for what is not plain."""
@@ -390,6 +412,17 @@ class _Maker:
         part.set_shape((None, None, self.channels))
         return part
 
+    def _of_its_channels(self, image):
+        """A uint8 array, grey or in colours as the result."""
+        import tensorflow as tf
+
+        if image.shape[-1] < self.channels:
+            return tf.image.grayscale_to_rgb(image)
+        if image.shape[-1] > self.channels:
+            image = tf.numpy_function(as_grey, [image], "uint8")
+            image.set_shape((None, None, 1))
+        return image
+
     def _read(self, name, image):
         """A whole picture of any kind of file; an empty one if it is left out."""
         import tensorflow as tf
@@ -399,7 +432,7 @@ class _Maker:
             try:
                 picture = read_picture(name if self.source.reads_files else image)
             except ValueError as error:
-                self.source.leave_out(name, error, self.total)
+                self.source.leave_out(name, error, self.split)
                 return np.zeros((0, 0, self.channels), "uint8")
             return as_grey(picture) if self.channels == 1 else picture
 
@@ -419,8 +452,8 @@ class _Maker:
         return tf.numpy_function(cropped, [picture], "float32")
 
 
-# A camera's picture may be turned, as it says in the first kilobytes.
-_HEAD, _HAS_EXIF = 4096, r"(?s)\C*Exif\x00\C*"
+# A camera's picture may be turned, as it says near the beginning.
+_HEAD, _HAS_EXIF = 65_536, r"(?s)\C*Exif\x00\C*"
 # As many as Pillow decodes without complaint.
 _MOST_PIXELS = 89_478_485
 

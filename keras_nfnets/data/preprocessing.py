@@ -76,6 +76,17 @@ def resize(image, size, interpolation="bicubic"):
 CROP_MODES = ("crop_resize", "resize_crop_32", "whole", "center", "squash")
 
 
+def check_crop_mode(crop_mode):
+    """Raises a ValueError unless it is one of the authors'."""
+    plain = ("crop_resize", "whole")
+    if crop_mode not in plain and not re.fullmatch(
+        r"resize_crop_\d{1,4}", str(crop_mode)
+    ):
+        raise ValueError(
+            f"`crop_mode` must be one of {', '.join(CROP_MODES)}. Received: {crop_mode!r}"
+        )
+
+
 def evaluation_crop(crop_mode, interpolation="bicubic"):
     """How pictures are cropped in evaluation.
 
@@ -97,17 +108,13 @@ def evaluation_crop(crop_mode, interpolation="bicubic"):
     """
     import tensorflow as tf
 
+    check_crop_mode(crop_mode)
     checks.one_of("interpolation", interpolation, ("bicubic", "bilinear"))
     if crop_mode == "crop_resize":
         return middle_window, lambda x, size: resize(x, size, interpolation)
     if crop_mode == "whole":
         return whole_window, lambda x, size: resize(x, size, interpolation)
-    margin = re.fullmatch(r"resize_crop_(\d{1,4})", str(crop_mode))
-    if margin is None:
-        raise ValueError(
-            f"`crop_mode` must be one of {', '.join(CROP_MODES)}. Received: {crop_mode!r}"
-        )
-    margin = int(margin[1])
+    margin = int(crop_mode.rpartition("_")[2])
     begin = (margin + 1) // 2
 
     def resize_crop(x, size):

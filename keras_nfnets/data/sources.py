@@ -1,5 +1,6 @@
 """Where labelled pictures come from: digits, folders, TFDS, arrays."""
 
+import collections
 import collections.abc
 import difflib
 import hashlib
@@ -17,7 +18,11 @@ from keras_nfnets.data.preprocessing import IMAGENET
 
 # Of what is held out where a folder does not say so itself.
 _HELD_OUT = 0.2
-_TEST_FOLDERS = ("test", "validation", "valid", "val")
+_PART_FOLDERS = {
+    "train": "train",
+    "test": "test",
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
+}
 
 # Whole files of TFDS that are shuffled together: a gigabyte of ImageNet.
 _SHUFFLED = 10_000
@@ -56,6 +61,7 @@ class Source:
         self.channels = channels
         self.splits = splits
         self.left_out = {}
+        self._left_out_of = collections.Counter()
         self.complaint = None
 
     def records(self, split, shuffle=None):
@@ -89,22 +95,29 @@ class Source:
                 counts[label] += 1
         return counts.tolist()
 
-    def leave_out(self, name, why, of):
-        """Notes that a picture is left out, and says so the first time.
+    def leave_out(self, name, why, split):
+        """Notes that a picture of a part is left out, and says so the first time.
 
         Raises:
-            ValueError: more than half of the `of` pictures are.
+            ValueError: more than half of the part are.
         """
         if name in self.left_out:
             return
-        self.left_out[name] = str(why)
-        logging.warning("Left out: %s: %s", name, why)
-        if len(self.left_out) > max(of // 2, 1):
+        why, shown = _printable(why), _printable(name)
+        self.left_out[name] = why
+        self._left_out_of[split] += 1
+        logging.warning("Left out: %s: %s", shown, why)
+        if self._left_out_of[split] > self.size_of(split) / 2:
             self.complaint = (
-                f"More than half of the pictures of {self.name} had to be left out, such "
-                f"as {name}: {why}"
+                f"More than half of the pictures of {self.name}, {split}, had to be left "
+                f"out, such as {shown}: {why}"
             )
             raise ValueError(self.complaint)
+
+
+def _printable(text):
+    """The text, for anybody to print: names of files may have bytes that are none."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def find(name, download=True):
@@ -115,10 +128,10 @@ def find(name, download=True):
 
             - `"digits"`, the 1,797 handwritten digits of scikit-learn: `"train"` and
               `"test"`, a fifth of each class, the same ones always.
-            - a folder of class folders. Where it has folders `train` and `test` (or
-              `validation`, `valid`, `val`) with class folders, these are its parts.
-              Else a fifth of each class is `"test"`, chosen by the files' names, so
-              that more files do not change what the others belong to.
+            - a folder of class folders. Where it has folders `train` and `test` or
+              `validation` (or `valid`, `val`) with class folders, these are its parts.
+              Else about a fifth of each class is `"test"`, chosen by the files' names,
+              so that more files do not change what the others belong to.
             - a classification set of TensorFlow Datasets, such as `"imagenet2012"`,
               which downloads it on first use. Its parts may be sliced:
               `"train[:90%]"`.
@@ -144,7 +157,7 @@ def find(name, download=True):
         return name
     if isinstance(name, (tuple, list)) and len(name) == 2:
         return _Arrays("arrays", {"train": name})
-    if isinstance(name, collections.abc.Mapping):
+    if isinstance(name, collections.abc.Mapping) and name:
         return _Arrays("arrays", dict(name))
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(
@@ -153,13 +166,20 @@ def find(name, download=True):
         )
     if name == "digits":
         return _Digits()
-    # An empty name would be the folder in which one is.
-    folder = pathlib.Path(name).expanduser()
-    if str(name) and folder.is_dir():
+    folder = folder_of(name)
+    if folder is not None:
         return _Folder(folder)
-    if isinstance(name, os.PathLike) or folder.is_absolute() or name.startswith("."):
+    path = pathlib.Path(name).expanduser()
+    if isinstance(name, os.PathLike) or path.is_absolute() or name.startswith("."):
         raise ValueError(f"There is no folder {str(name)!r}")
     return _Tfds(name, download)
+
+
+def folder_of(name):
+    """The path of the folder that a name of `find` means, or None if it means none."""
+    path = pathlib.Path(name).expanduser()
+    # (An empty name would be the folder in which one is.)
+    return path if str(name) not in ("", "digits") and path.is_dir() else None
 
 
 def load_digits():
@@ -199,6 +219,12 @@ class _Arrays(Source):
     preparation: typing.ClassVar = {**Source.preparation, "crop_mode": "whole"}
 
     def __init__(self, name, parts, class_names=None):
+        for part, arrays in parts.items():
+            if not isinstance(arrays, (tuple, list)) or len(arrays) != 2:
+                raise ValueError(
+                    f"{part!r} must be pictures and labels, (x, y). "
+                    f"Received: {type(arrays).__name__}"
+                )
         self._parts = {part: _checked_arrays(part, *xy) for part, xy in parts.items()}
         channels = {x.shape[-1] for x, _ in self._parts.values()}
         if len(channels) != 1:
@@ -285,41 +311,27 @@ class _Folder(Source):
     reads_files = True
 
     def __init__(self, folder):
-        self.folder = folder
-        names = {path.name for path in folder.iterdir() if path.is_dir()}
-        test = next((name for name in _TEST_FOLDERS if name in names), None)
-        if test and "train" in names:
-            train, held_out = (
-                _class_folders(folder / name) for name in ("train", test)
-            )
-            class_names = sorted(train)
-            unknown = sorted(set(held_out) - set(train))
-            if unknown:
-                raise ValueError(
-                    f"{folder / test} has classes that {folder / 'train'} has not: "
-                    f"{', '.join(unknown)}"
-                )
-        else:
-            held_out, train = {}, {}
-            class_names = []
-            for name, files in _class_folders(folder).items():
-                class_names.append(name)
-                held_out[name], train[name] = _divided(files, folder)
+        parts = _parts_of(folder)
+        class_names = sorted(parts["train"])
         if len(class_names) < 2:
             raise ValueError(
                 f"{folder} must have a folder of pictures for each of two or more "
                 f"classes. Received: {', '.join(class_names) or 'none'}"
             )
-        self._files = {
-            part: [
+        self._files = {}
+        for part, files_of in parts.items():
+            unknown = sorted(set(files_of) - set(class_names))
+            if unknown:
+                raise ValueError(
+                    f"The {part!r} part of {folder} has classes that its 'train' part "
+                    f"has not: {', '.join(unknown)}"
+                )
+            self._files[part] = [
                 (str(path), class_names.index(name))
                 for name, files in files_of.items()
                 for path in files
             ]
-            for part, files_of in (("train", train), ("test", held_out))
-        }
-        for part, files in self._files.items():
-            if not files:
+            if not self._files[part]:
                 raise ValueError(
                     f"There are too few pictures in {folder} to hold some out: none is "
                     f"left for {part!r}"
@@ -334,9 +346,30 @@ class _Folder(Source):
 
     def records(self, split, shuffle=None):
         paths, labels = zip(*self._files[split])
-        paths, labels = _tensors(list(paths), np.array(labels, "int64"))
+        # (Not all names are text.)
+        paths, labels = _tensors(
+            [os.fsencode(path) for path in paths], np.array(labels, "int64")
+        )
         numbers = _numbers(self.splits[split], shuffle)
         return numbers.map(lambda i: (paths[i], paths[i], labels[i]))
+
+
+def _parts_of(folder):
+    """`{part: {class: files}}`, as the folder has it, or divided here."""
+    by_part = {}
+    for path in sorted(folder.iterdir()):
+        part = _PART_FOLDERS.get(path.name.lower())
+        if part and path.is_dir():
+            by_part[part] = path
+    folders = [path for path in folder.iterdir() if path.is_dir()]
+    if "train" in by_part and len(by_part) > 1:
+        return {part: _class_folders(path) for part, path in by_part.items()}
+    if "train" in by_part and len(folders) == 1:
+        folder = by_part["train"]
+    train, test = {}, {}
+    for name, files in _class_folders(folder).items():
+        test[name], train[name] = _divided(files, folder)
+    return {"train": train, "test": test}
 
 
 def _class_folders(folder):
@@ -346,7 +379,7 @@ def _class_folders(folder):
         if not path.is_dir() or path.name.startswith("."):
             continue
         try:
-            found[path.name] = [p for p in sorted(path.rglob("*")) if is_picture(p)]
+            found[path.name] = sorted(_pictures_below(path))
         except OSError as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
         if not found[path.name]:
@@ -357,15 +390,32 @@ def _class_folders(folder):
     return found
 
 
+def _pictures_below(folder):
+    def fail(error):
+        raise error
+
+    for path, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = pathlib.Path(path, name)
+            if is_picture(file):
+                yield file
+
+
 def _divided(files, folder):
-    """The files of a class to hold out, and the others."""
+    """The files of a class to hold out, and the others.
 
-    def order(path):
-        return hashlib.sha256(os.fsencode(path.relative_to(folder))).digest()
+    A file's name alone decides, but that each part has one if there are two.
+    """
 
-    # At least one, if one is left.
-    count = round(_HELD_OUT * len(files)) or int(len(files) > 1)
-    held_out = set(sorted(files, key=order)[:count])
+    def place(path):
+        name = os.fsencode(path.relative_to(folder).as_posix())
+        return int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2**64
+
+    in_order = sorted(files, key=place)
+    count = sum(place(path) < _HELD_OUT for path in files)
+    count = min(max(count, 1), len(files) - 1)
+    held_out = set(in_order[:count])
     return sorted(held_out), [path for path in files if path not in held_out]
 
 
@@ -385,7 +435,12 @@ class _Tfds(Source):
                 "A data set is 'digits', a folder or one of TensorFlow Datasets. "
                 f"Received: {name!r}" + (f"; perhaps one of {close}?" if close else "")
             )
-        self._builder = builder = tfds.builder(name)
+        try:
+            self._builder = builder = tfds.builder(name)
+        except Exception as error:  # of whatever type a name makes it stumble over
+            raise ValueError(
+                f"TensorFlow Datasets has no {name!r}: {str(error).splitlines()[0]}"
+            ) from error
         features = builder.info.features
         if features is None or not {"image", "label"} <= set(features):
             raise ValueError(

@@ -18,10 +18,12 @@ from keras_nfnets.recipes.building import (
     preparation,
     schedule,
     train_head,
+    with_parts,
 )
-from keras_nfnets.recipes.recipe import Recipe
+from keras_nfnets.recipes.recipe import PRECISIONS, Recipe
 
 __all__ = [
+    "PRECISIONS",
     "RECIPES",
     "Recipe",
     "compile_model",
@@ -33,6 +35,7 @@ __all__ = [
     "preparation",
     "schedule",
     "train_head",
+    "with_parts",
 ]
 
 RECIPES = {

@@ -20,8 +20,33 @@ def image_sizes(recipe):
     return size, recipe.test_image_size or size
 
 
+def with_parts(recipe, source):
+    """The recipe, with the name that the data has for its part to evaluate with.
+
+    Raises:
+        ValueError: the data has not these parts.
+    """
+    source.size_of(recipe.train_split)
+    usual = ("test", "validation")
+    names = [recipe.test_split, *(usual if recipe.test_split in usual else ())]
+    for name in names:
+        try:
+            source.size_of(name)
+        except ValueError:
+            continue
+        return dataclasses.replace(recipe, test_split=name)
+    raise ValueError(
+        f"A data set must have a part {' or '.join(dict.fromkeys(names))} to evaluate "
+        f"with. Received: {source.name!r} with parts {list(source.splits)}"
+    )
+
+
 def preparation(recipe, source):
-    """How pictures are prepared in evaluation: the keyword arguments of `data.prepare`."""
+    """How pictures are prepared in evaluation: the keyword arguments of `data.prepare`.
+
+    Raises:
+        ValueError: there are no such weights as it begins with.
+    """
     _, size = image_sizes(recipe)
     values = {**source.preparation, "size": size, "channels": source.channels}
     checkpoint = _checkpoint(recipe)
@@ -38,11 +63,9 @@ def _checkpoint(recipe):
     """The published checkpoint with which it begins, or None."""
     if recipe.weights is None:
         return None
-    if recipe.weights == "imagenet":
-        name, _ = find_variant(recipe.model)
-        architecture = pretrained.find_network(name).architecture
-        return next(iter(pretrained.published(architecture)), None)
-    return pretrained.find_checkpoint(recipe.weights)
+    name, _ = find_variant(recipe.model)
+    architecture = pretrained.find_network(name).architecture
+    return pretrained.find(recipe.weights, architecture).checkpoint
 
 
 def load(recipe, source, split, *, training=False, **options):

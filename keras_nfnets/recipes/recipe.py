@@ -3,9 +3,12 @@
 import ast
 import dataclasses
 import difflib
+import math
 
 from keras_nfnets import checks
-from keras_nfnets.data import Augmentation
+from keras_nfnets.data import Augmentation, check_crop_mode
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,9 @@ class Recipe:
         precision: Keras's dtype policy.
         head_epochs: passes in which a new classifier learns on features that stay,
             before all of a network that begins with `weights` is trained.
-        patience: epochs without a better accuracy on the held-out pictures after which
-            training ends; the best weights are kept. None for all epochs, and the last.
+        patience: epochs without a better accuracy on the held-out pictures (or the same
+            and a smaller loss) after which training ends; the best weights are kept.
+            None for all epochs, and the last.
         report: whether to write a page about the result.
         seed: of initialization, order and regularization.
     """
@@ -91,6 +95,23 @@ class Recipe:
             checks.number("weight_decay", self.weight_decay)
         if self.augmentation is not None:
             Augmentation.parse(self.augmentation)
+        if self.crop_mode is not None:
+            check_crop_mode(self.crop_mode)
+        for name in ("clip_factor", "ema_decay"):
+            if getattr(self, name) is not None:
+                below = 1 if name == "ema_decay" else math.inf
+                checks.number(name, getattr(self, name), exclusive=True, below=below)
+        for name in ("drop_rate", "stochastic_depth_rate", "sam_rho"):
+            if getattr(self, name) is not None:
+                below = math.inf if name == "sam_rho" else 1
+                checks.number(name, getattr(self, name), below=below)
+        checks.one_of("precision", self.precision, PRECISIONS)
+        if self.seed >= 2**32:
+            raise ValueError(f"`seed` must be less than 2**32. Received: {self.seed}")
+        for name in ("data", "train_split", "test_split", "model", "weights"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name != "weights" or value is not None):
+                raise ValueError(f"`{name}` must be a name. Received: {name}={value!r}")
         if not isinstance(self.report, bool):
             raise ValueError(
                 f"`report` must be True or False. Received: report={self.report!r}"

@@ -95,6 +95,8 @@ def test_arguments_out_of_range_get_a_sentence():
         ({"batch_size": 1.5}, "`batch_size` must be"),
         ({"seed": 2**32}, "`seed` must be less"),
         ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
+        ({"shard": 3}, "A shard is"),
+        ({"shard": (0, 3)}, "divisible among the 3 shards"),
         ({"from_epoch": -1}, "`from_epoch` must be"),
         ({"augmentation": "crop zoom"}, "randaugment_4x5 .*Received: 'zoom'"),
         ({"augmentation": "mixup_0"}, "Received: 'mixup_0'"),
@@ -413,6 +415,46 @@ def test_files_of_every_kind_are_read_and_broken_ones_named(training, tmp_path, 
             np.testing.assert_array_equal(image, alone)
 
 
+@pytest.mark.parametrize("words", ["crop", "crop mixup cutmix"])
+def test_an_epoch_is_as_long_where_many_pictures_are_broken(words, tmp_path):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "train" / name / f"{i}.jpg").write_bytes(
+                jpeg() if i > 3 else b"no picture"
+            )
+        (tmp_path / "test" / name / "1.jpg").write_bytes(jpeg())
+    batches = data.load(
+        tmp_path, "train", 16, 8, training=True, augmentation=words, from_epoch=0
+    )
+    images = [x for x, _ in batches.take(6).as_numpy_iterator()]
+    assert [len(x) for x in images] == [8, 8, 4] * 2
+    # Those that stand in for others are cropped in another way.
+    assert len({x.tobytes() for x in np.concatenate(images[:3])}) == 20
+
+
+def test_evaluation_in_shards_has_every_picture():
+    parts = [
+        arrays(data.load("digits", "test", 8, 352, shard=(k, 16))) for k in range(16)
+    ]
+    assert sum(len(x) for x, _ in parts) == 360
+
+
+def test_grey_and_coloured_pictures_for_networks_of_the_other_kind():
+    preparation = {**PLAIN, "channels": 3}
+    batches = data.load("digits", "test", 8, 10, preparation=preparation)
+    x = next(batches.as_numpy_iterator())[0]
+    assert x.shape == (10, 8, 8, 3)
+    np.testing.assert_array_equal(x[..., 0], x[..., 2])
+    colours = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype("uint8")
+    grey = {**PLAIN, "channels": 1, "mean": [0.0], "deviation": [1 / 255]}
+    batches = data.load((colours, range(4)), "train", 8, 4, preparation=grey)
+    x = next(batches.as_numpy_iterator())[0]
+    expected = [np.asarray(Image.fromarray(c).convert("L")) for c in colours]
+    np.testing.assert_allclose(x[..., 0], expected, atol=1e-3)
+
+
 def test_a_folder_of_nothing_but_broken_pictures_ends_with_a_sentence(tmp_path):
     for name in "ab":
         write_broken(tmp_path / name)
@@ -444,6 +486,7 @@ def damaged_jpegs(tmp_path_factory):
 
     def batches_of(content):
         source.left_out.clear()
+        source._left_out_of.clear()
         for i in range(3):
             (folder / "a" / f"{i}.jpg").write_bytes(content)
         return batches

@@ -61,10 +61,11 @@ def files_of(source, split):
 def test_a_folder_is_divided_by_the_names_of_files_alone(folder, tmp_path):
     source = data.find(folder)
     assert source.class_names == ["cats", "dogs"]
-    assert source.splits == {"train": 24, "test": 6}
-    assert source.counts("train") == [16, 8] and source.counts("test") == [4, 2]
     train, test = files_of(source, "train"), files_of(source, "test")
     assert not train & test and len(train | test) == 30
+    together = np.array(source.counts("train")) + source.counts("test")
+    assert together.tolist() == [20, 10]
+    assert min(source.counts("test") + source.counts("train")) > 0
     # Elsewhere, with other times and in another order of writing, it is the same.
     other = tmp_path / "elsewhere"
     for path in sorted(folder.rglob("*"), reverse=True):
@@ -72,27 +73,61 @@ def test_a_folder_is_divided_by_the_names_of_files_alone(folder, tmp_path):
             copy = other / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
+    # (Of `Path.rglob`, which has the hidden file, too.)
+    (other / "cats" / "._1.png").unlink()
     assert files_of(data.find(str(other)), "test") == test
-    # More pictures leave most others where they were.
-    for i in range(20, 25):
+    # More pictures leave the others where they were.
+    for i in range(20, 60):
         save(folder / "cats" / f"{i}.png", i)
-    assert len(files_of(data.find(folder), "test") & test) >= 5
+    more = data.find(folder)
+    assert test <= files_of(more, "test") and train <= files_of(more, "train")
+    save(folder / "cats" / ".thumbnails" / "1.png")
+    assert data.find(folder).splits == more.splits
 
 
-@pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
+def test_about_a_fifth_is_held_out_and_something_of_each_class(tmp_path):
+    for name, count in (("many", 400), ("two", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.png").touch()
+    source = data.find(tmp_path)
+    assert source.counts("test")[1] == source.counts("train")[1] == 1
+    assert 50 < source.counts("test")[0] < 110
+
+
+@pytest.mark.parametrize("name", ["test", "Val", "validation", "valid"])
 def test_a_folder_that_is_divided_already(folder, name):
     (folder.parent / "divided").mkdir()
-    folder.rename(folder.parent / "divided" / "train")
+    folder.rename(folder.parent / "divided" / "Train")
     root = folder.parent / "divided"
+    # Without another part, it is divided here.
+    assert list(data.find(root).splits) == ["train", "test"]
+    part = "test" if name == "test" else "validation"
     for i in range(3):
         save(root / name / "dogs" / f"{i}.png")
     source = data.find(root)
-    assert source.splits == {"train": 30, "test": 3}
-    assert source.counts("test") == [0, 3]
+    assert source.splits == {"train": 30, part: 3}
+    assert source.counts(part) == [0, 3]
     (root / name / "birds").mkdir()
     save(root / name / "birds" / "1.png")
-    with pytest.raises(ValueError, match="classes that .*train has not: birds"):
+    with pytest.raises(ValueError, match="classes that .*has not: birds"):
         data.find(root)
+
+
+def test_names_need_not_be_text(tmp_path):
+    for name in (b"caf\xe9", b"b"):
+        folder = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(folder)
+        for i in range(3):
+            Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
+            os.rename(tmp_path / "picture.png", os.path.join(folder, b"%d\xff.png" % i))
+    with open(os.path.join(folder, b"broken\xff.png"), "wb") as file:
+        file.write(b"no picture")
+    source = data.find(tmp_path)
+    count = 0
+    for split in source.splits:
+        count += len(arrays(data.load(source, split, 8, 4))[0])
+    assert count == 6 and len(source.left_out) == 1
 
 
 def test_folders_that_cannot_be_meant_get_a_sentence(folder, tmp_path):
@@ -143,8 +178,11 @@ def test_arrays_are_pictures_too():
 def test_arrays_that_are_no_labelled_pictures(x, y, sentence):
     with pytest.raises(ValueError, match=sentence):
         data.find((x, y))
-    with pytest.raises(ValueError, match="a folder, a set of .*Received: int"):
-        data.find(3)
+    for odd in (3, {}):
+        with pytest.raises(ValueError, match="a folder, a set of .*Received: "):
+            data.find(odd)
+    with pytest.raises(ValueError, match="'train' must be pictures and labels"):
+        data.find({"train": x})
 
 
 # TensorFlow Datasets.
@@ -252,3 +290,5 @@ def test_what_cannot_be_trained_on_is_refused(tfds_folder):
         ValueError, match="images with labels. Received: 'imdb_reviews'"
     ):
         data.find("imdb_reviews")
+    with pytest.raises(ValueError, match="has no 'mnist:9.9.9'"):
+        data.find("mnist:9.9.9")
