@@ -127,7 +127,7 @@ def compile_model(recipe, model, steps_per_epoch):
             rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
-            clip_factor=None,  # the model clips, and counts
+            clip_factor=recipe.clip_factor,
         )
     model.compile(
         optimizer,

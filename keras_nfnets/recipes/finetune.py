@@ -20,7 +20,6 @@ RECIPES = {
         # for smaller batches (figure 2b).
         learning_rate=0.4,
         clip_factor=0.04,
-        weight_decay=2e-5,
         head_epochs=10,
         patience=12,
         report=True,

@@ -32,8 +32,8 @@ class Recipe:
         final_learning_rate: at the end of the cosine, not scaled.
         warmup_epochs: of a linear warm-up from zero; None for `warmup_cosine`'s.
         momentum: Nesterov's.
-        weight_decay: of kernels, coupled as in the authors' optimizer (`SGDAGC`); None
-            for none, with Keras's own SGD.
+        weight_decay: of kernels, by the authors' optimizer (`SGDAGC`, which clips by
+            itself, uncounted); None for none, by Keras's own SGD.
         label_smoothing: in [0, 1).
         clip_factor: of adaptive gradient clipping; None for none.
         sam_rho: radius of sharpness-aware minimization; None for none.

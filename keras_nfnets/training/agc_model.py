@@ -119,8 +119,8 @@ class AGCModel(keras.Model):
                 as `skipped`; ten in a row end `fit` with a FloatingPointError.
             **kwargs: see `keras.Model.compile`.
 
-        An optimizer that clips by itself (`AGC`, or `SGDAGC` with a `clip_factor`) is
-        left to do so with its own settings; nothing is clipped twice, and there is no `clip_share`. One that
+        An optimizer that clips by itself (`AGC`, `SGDAGC`) is left to do so with its
+        own settings; nothing is clipped twice, and there is no `clip_share`. One that
         accumulates gradients has their mean clipped.
 
         Raises:
@@ -143,7 +143,7 @@ class AGCModel(keras.Model):
         }
         self.sam_rho = sam_rho
         clips_by_itself = any(
-            isinstance(o, (AGC, SGDAGC)) and o.clip_factor is not None
+            isinstance(o, (AGC, SGDAGC))
             for o in (self.optimizer, getattr(self.optimizer, "inner_optimizer", None))
         )
         self._clips = clip_factor is not None and not clips_by_itself
