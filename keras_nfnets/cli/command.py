@@ -110,11 +110,11 @@ def explained(source):
         raise Failure(source.complaint) from error
 
 
-def progress_bar(items, what, unit):
+def progress_bar(items, what, unit, total=None):
     """Iterates over `items` with a bar, where somebody is looking."""
     from tqdm import tqdm
 
-    return tqdm(items, what, unit=f" {unit}", leave=False, disable=None)
+    return tqdm(items, what, total, unit=f" {unit}", leave=False, disable=None)
 
 
 def network(name):

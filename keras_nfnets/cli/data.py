@@ -1,6 +1,5 @@
 """`keras-nfnets data`."""
 
-import dataclasses
 import os
 
 import numpy as np
@@ -27,8 +26,6 @@ def run(flags, arguments):
         )
         split = flags.split
         total = source.size_of(split)
-        if recipe is not None:
-            recipe = dataclasses.replace(recipe, data=source.name)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     parts = {**source.splits, split: total}
@@ -59,9 +56,7 @@ def _preview(flags, source, split, recipe):
     size = flags.image_size
     if size is None:
         size = recipes.image_sizes(recipe)[0] if recipe else 128
-    preparation = (
-        recipes.preparation(recipe, source) if recipe else {**source.preparation}
-    )
+    preparation = recipes.preparation(recipe, source) if recipe else source.preparation
     try:
         batches = data.load(
             source,

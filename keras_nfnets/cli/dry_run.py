@@ -5,7 +5,7 @@ import time
 
 import keras
 
-from keras_nfnets import data, recipes, training
+from keras_nfnets import data, recipes
 from keras_nfnets.cli.command import UsageError
 
 _PICTURES, _SIDE, _STEPS = 4, 64, 2
@@ -136,12 +136,10 @@ def _two_steps(recipe, source):
     recipes.compile_model(small, model, steps_per_epoch=_STEPS * 1000)
     # To compile the largest takes minutes.
     model.run_eagerly = True
-    log = training.TrainingLog(_PICTURES)
     started = time.perf_counter()
     history = model.fit(
         recipes.load(small, noise, "train", training=True, from_epoch=0),
         steps_per_epoch=_STEPS,
-        callbacks=[log],
         verbose=0,
         shuffle=False,
     ).history

@@ -3,9 +3,9 @@
 import typing
 
 import numpy as np
-import tqdm
 
 from keras_nfnets import data
+from keras_nfnets.cli.command import progress_bar
 
 
 class Results(typing.NamedTuple):
@@ -71,13 +71,10 @@ def results_of(predict, source, split, preparation, batch_size=64):
         source, split, preparation["size"], batch_size, preparation=preparation
     )
     labels, outputs = [], []
-    with tqdm.tqdm(
-        total=source.size_of(split), desc="evaluating", leave=False, disable=None
-    ) as bar:
-        for images, targets in batches:
-            outputs.append(probabilities(predict(images)))
-            labels.append(np.asarray(targets).argmax(axis=1))
-            bar.update(len(labels[-1]))
+    total = -(-source.size_of(split) // batch_size)
+    for images, targets in progress_bar(batches, "evaluating", "batches", total):
+        outputs.append(probabilities(predict(images)))
+        labels.append(np.asarray(targets).argmax(axis=1))
     if not outputs:
         raise ValueError(f"There are no pictures in {split!r} of {source.name}")
     names = (name.decode(errors="surrogateescape") for name in _names(source, split))

@@ -18,8 +18,7 @@ _IMAGENET = {
     "crop": 0.875,
     "crop_mode": "center",
     "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "deviation": (0.229, 0.224, 0.225),
+    **data.IMAGENET,
 }
 
 

@@ -247,12 +247,16 @@ class _Arrays(Source):
         x, y = _tensors(*self._parts[split])
 
         def record(i):
-            name = tf.strings.join(
-                ["picture ", tf.strings.as_string(i), f" of {split}"]
-            )
-            return name, x[i], tf.cast(y[i], "int64")
+            return _name_of(i, split), x[i], tf.cast(y[i], "int64")
 
         return _numbers(self.splits[split], shuffle).map(record)
+
+
+def _name_of(i, split):
+    """What the i-th picture of a part is called, where it has no name."""
+    import tensorflow as tf
+
+    return tf.strings.join(["picture ", tf.strings.as_string(i), f" of {split}"])
 
 
 def _numbers(count, shuffle):
@@ -494,10 +498,7 @@ class _Tfds(Source):
         import tensorflow as tf
 
         def record(i, example):
-            number = tf.strings.join(
-                ["picture ", tf.strings.as_string(i), f" of {split}"]
-            )
-            name = example.get("tfds_id", number)
+            name = example.get("tfds_id", _name_of(i, split))
             return name, example["image"], tf.cast(example["label"], "int64")
 
         records = self._as_dataset(split).enumerate().map(record)

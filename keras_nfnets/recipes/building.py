@@ -153,9 +153,10 @@ def train_head(recipe, model, source):
     body = keras.Model(model.input, model.get_layer("avg_pool").output)
     parts = []
     for split in (recipe.train_split, recipe.test_split):
-        batches = load(recipe, source, split)
-        labels = np.concatenate([y for _, y in batches.as_numpy_iterator()])
-        parts.append((body.predict(batches, verbose=0), labels))
+        # Pictures are read once, for their features and their labels.
+        batches = load(recipe, source, split).as_numpy_iterator()
+        pairs = [(body.predict_on_batch(images), labels) for images, labels in batches]
+        parts.append([np.concatenate(arrays) for arrays in zip(*pairs)])
     (x, y), (x_test, y_test) = parts
     classifier = keras.Sequential([keras.Input(x.shape[1:]), head])
     classifier.compile(
@@ -174,13 +175,13 @@ def train_head(recipe, model, source):
     return history["accuracy"][-1], history["val_accuracy"][-1]
 
 
-def memory_estimate(recipe, source, replicas=1):
+def memory_estimate(recipe, source):
     """What a step of training will want, in bytes.
 
     Returns:
         `(parameters, state, kept)`: the number of parameters; the bytes, on each
         replica, of weights, gradients, momentum and what else there is of these; and
-        those of what the backward pass needs of a replica's share of the batch.
+        those of what the backward pass needs of a batch, of all replicas together.
     """
     size, _ = image_sizes(recipe)
     with pretrained.without_memory():
@@ -191,6 +192,5 @@ def memory_estimate(recipe, source, replicas=1):
         parameters = model.count_params()
         kept = count_activations(model)
     copies = 3 + (recipe.ema_decay is not None) + bool(recipe.sam_rho)
-    share = -(-recipe.batch_size // replicas)
     width = 2 if "16" in recipe.precision else 4
-    return parameters, 4 * copies * parameters, share * width * kept
+    return parameters, 4 * copies * parameters, recipe.batch_size * width * kept
