@@ -62,6 +62,7 @@ from keras_nfnets.models import (
     NFSEResNet101,
     decode_predictions,
     feature_pyramid,
+    plot_signal_propagation,
     preprocess_input,
     signal_propagation,
 )
@@ -133,6 +134,7 @@ __all__ = [
     "export",
     "feature_pyramid",
     "fold",
+    "plot_signal_propagation",
     "preprocess_input",
     "pretrained",
     "signal_propagation",

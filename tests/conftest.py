@@ -38,6 +38,7 @@ if keras.backend.backend() != "tensorflow":
         "cli",
         "data",
         "recipes",
+        "experiments/test_images_on_the_disk.py",
         "deploy/test_exporting.py",
         "test_lean.py",
         "pretrained/test_download.py",

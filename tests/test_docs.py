@@ -23,7 +23,8 @@ def modules():
 
 
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: module.__name__)
-def test_examples_of_docstrings(module):
+def test_examples_of_docstrings(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {"keras": keras, "np": np, "keras_nfnets": keras_nfnets}
     failures, _ = doctest.testmod(
         module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE

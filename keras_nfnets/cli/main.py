@@ -9,6 +9,7 @@ from keras_nfnets.cli import (
     convert,
     data,
     evaluate,
+    experiment,
     export,
     predict,
     summary,
@@ -28,6 +29,7 @@ _MODULES = (
     list_command,
     summary,
     benchmark,
+    experiment,
 )
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
@@ -47,6 +49,7 @@ Normalizer-free networks for Keras.
   list      the networks there are, or with --weights the published checkpoints
   summary   one network, layer by layer
   benchmark how fast a network is here
+  experiment  tries a claim of the papers
 
 'keras-nfnets COMMAND --help' explains a command and its flags.
 """

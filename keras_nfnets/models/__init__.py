@@ -57,7 +57,12 @@ from keras_nfnets.models.nfnet import (
     NFNetTest,
     NFNetTiny,
 )
-from keras_nfnets.models.signal_propagation import signal_propagation
+from keras_nfnets.models.preact_resnet import PreActResNet
+from keras_nfnets.models.signal_propagation import (
+    draw_signal_propagation,
+    plot_signal_propagation,
+    signal_propagation,
+)
 
 __all__ = [
     "ECANFNetL0",
@@ -108,8 +113,11 @@ __all__ = [
     "NFSEResNet26",
     "NFSEResNet50",
     "NFSEResNet101",
+    "PreActResNet",
     "decode_predictions",
+    "draw_signal_propagation",
     "feature_pyramid",
+    "plot_signal_propagation",
     "preprocess_input",
     "signal_propagation",
 ]

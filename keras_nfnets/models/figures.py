@@ -6,6 +6,8 @@ import math
 import keras
 
 from keras_nfnets.layers import NFBlock, WSConv2D
+
+_CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
 
@@ -36,15 +38,16 @@ def count_flops(model):
     """Multiply-adds of one picture through a network built for one input size.
 
     Counted as the authors count NFNets (`count_flops` in their nfnet.py), that is
-    convolutions and dense layers; biases, activations and pooling are left out.
+    convolutions and dense layers; biases, activations and pooling are left out. The
+    model may be any functional one, such as those of `keras.applications`.
     """
     flops = 0
     for layer in model.layers:
         if isinstance(layer, NFBlock):
             before, after = (_positions(t, layer) for t in (layer.input, layer.output))
             flops += layer.count_flops(before, after)
-        elif isinstance(layer, WSConv2D):
-            flops += layer.count_flops(_positions(layer.output, layer))
+        elif isinstance(layer, _CONVOLUTIONS):
+            flops += _positions(layer.output, layer) * math.prod(layer.kernel.shape)
         elif isinstance(layer, keras.layers.Dense):
             flops += math.prod(layer.kernel.shape)
     return flops

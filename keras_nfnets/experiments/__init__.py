@@ -1,0 +1,99 @@
+"""The claims of the papers, each an experiment that runs."""
+
+import os
+import platform
+
+from keras_nfnets import checks
+from keras_nfnets.experiments import (
+    batch_size,
+    bn_cost,
+    bn_leaks,
+    bn_train_test_gap,
+    clip_factor,
+    efficiency,
+    images,
+    mean_shift,
+    optimizers,
+    regularization,
+    residual_scale,
+    small_batches,
+    which_layers,
+)
+from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.images import check_dataset
+from keras_nfnets.experiments.page import PAGE, PICTURE, verdict, write, write_index
+from keras_nfnets.experiments.results import Results
+from keras_nfnets.experiments.running import (
+    RESULTS,
+    check_folder,
+    default_jobs,
+    run,
+)
+
+_MODULES = (
+    batch_size,
+    clip_factor,
+    which_layers,
+    bn_cost,
+    bn_train_test_gap,
+    bn_leaks,
+    small_batches,
+    mean_shift,
+    residual_scale,
+    regularization,
+    efficiency,
+    optimizers,
+)
+
+EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
+
+__all__ = [
+    "EXPERIMENTS",
+    "PAGE",
+    "PICTURE",
+    "RESULTS",
+    "Experiment",
+    "Finding",
+    "Results",
+    "check_dataset",
+    "check_folder",
+    "default_jobs",
+    "find",
+    "run",
+    "settings_of",
+    "verdict",
+    "write",
+    "write_index",
+]
+
+
+def find(name):
+    """The `Experiment` of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    checks.one_of("experiment", name, tuple(EXPERIMENTS))
+    return EXPERIMENTS[name]
+
+
+def settings_of(experiment, scale, dataset=None, seeds=None):
+    """What an experiment is run with, a dict of JSON's types.
+
+    Args:
+        experiment: an `Experiment`.
+        scale: `"small"` or `"full"`.
+        dataset: another one than the scale's, see `images.load`; nothing to those that
+            measure the machine.
+        seeds: another number of seeds than the scale's.
+    """
+    checks.one_of("scale", scale, tuple(experiment.scales))
+    settings = {"experiment": experiment.name, "scale": scale}
+    settings |= experiment.scales[scale]
+    if experiment.measures_machine:
+        settings["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    else:
+        settings = images.with_dataset(settings, dataset)
+    if seeds is not None:
+        settings["seeds"] = seeds
+    return settings

@@ -1,0 +1,114 @@
+"""Without AGC large batches fail."""
+
+from keras_nfnets.experiments import fitting, plots
+from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.fitting import (
+    BATCH_NORM,
+    CLIPPED,
+    MAIN,
+    NETWORKS,
+    NORMALIZER_FREE,
+)
+from keras_nfnets.experiments.results import (
+    distinct,
+    grid,
+    median,
+    percent,
+    select,
+)
+
+# Of accuracy, below a network's best.
+_FAILS = 0.1
+
+
+def _cells(settings, rates):
+    return [
+        {
+            "network": network,
+            "batch_size": batch_size,
+            "learning_rate": rates[network],
+            "seed": seed,
+        }
+        for seed in range(settings["seeds"])
+        for batch_size in settings["batch_sizes"]
+        for network in NETWORKS
+    ]
+
+
+def _draw(figure, rows, settings):
+    main = select(rows, part=MAIN)
+    axes = figure.subplots()
+    for network in NETWORKS:
+        plots.line(axes, select(main, network=network), "batch_size", label=network)
+    axes.set(xlabel="batch size (the learning rate grows with it)")
+    plots.accuracy_axis(axes, distinct(main, "batch_size"))
+
+
+def _conclude(rows, settings):
+    main = select(rows, part=MAIN)
+
+    def accuracy(network, batch_size):
+        return median(select(main, network=network, batch_size=batch_size), "accuracy")
+
+    def reach(network):
+        """The largest batch size at which it does not fail."""
+        values = {size: accuracy(network, size) for size in sizes}
+        best = max(values.values())
+        return max(size for size, value in values.items() if value > best - _FAILS)
+
+    sizes = distinct(main, "batch_size")
+    reached = {network: reach(network) for network in NETWORKS}
+    at, full = reached[CLIPPED], max(sizes)
+    findings = [
+        Finding(
+            f"Up to a batch of {at} the network with AGC stays within "
+            f"{percent(_FAILS)} of its best accuracy, that without up to "
+            f"{reached[NORMALIZER_FREE]}, the batch-normalized one up to "
+            f"{reached[BATCH_NORM]}.",
+            at > reached[NORMALIZER_FREE],
+        )
+    ]
+    for size, text in {at: "There", full: "At the full batch"}.items():
+        values = {network: accuracy(network, size) for network in NETWORKS}
+        shown = ", ".join(f"{network} {percent(v)}" for network, v in values.items())
+        follows = values[CLIPPED] > values[BATCH_NORM] - plots.NEAR / 2
+        # Of networks that learn nothing none follows another.
+        holds = follows if max(values.values()) > 0.5 else None
+        findings.append(Finding(f"{text}, at {size}: {shown}.", holds))
+    return findings
+
+
+def _tables(rows, settings):
+    return {
+        "Accuracy on held-out pictures: median (least to most).": grid(
+            select(rows, part=MAIN), "network", "batch_size"
+        ),
+        **fitting.sweep_table(settings, rows),
+    }
+
+
+EXPERIMENT = Experiment(
+    name="batch_size",
+    claim="""\
+With the learning rate scaled linearly with the batch, normalizer-free ResNets without AGC
+fail at large batches; with AGC they follow batch-normalized ones, or beat them (arXiv
+2102.06171, figure 2a).""",
+    how="""\
+Three networks of one shape, the same order of pictures and the same number of epochs at
+each batch size; the two NF-ResNets start from the same weights. The learning rate of each
+is tuned in the same way at one batch size, and scaled linearly from there.""",
+    beyond="""\
+The number of epochs is fixed, as in the paper, so at the full batch a run of this scale
+has as many steps as epochs: fewer than a warm-up on ImageNet, where a batch of 4,096 still
+has 28,000. What happens there is decided by how few these steps are. `--scale full` runs the
+paper's (NF-ResNet-50, ImageNet, batches of 256 to 4,096).""",
+    scales={
+        "small": {**fitting.SMALL, "batch_sizes": [16, 64, 256, 1000, 4000]},
+        "full": {**fitting.FULL, "batch_sizes": [256, 512, 1024, 2048, 4096]},
+    },
+    plan=fitting.plan_with_sweep(_cells),
+    measure=fitting.measure_with_sweep(fitting.train_cell),
+    draw=_draw,
+    conclude=_conclude,
+    tables=_tables,
+)

@@ -1,0 +1,185 @@
+"""Batch normalization ties the examples of a batch together."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nfnets.experiments import fitting, images
+from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.fitting import BATCH_NORM, NORMALIZER_FREE
+from keras_nfnets.experiments.results import distinct, markdown, select, with_spread
+
+
+def _plan(settings, rows):
+    return [
+        {"network": network, "seed": seed}
+        for seed in range(settings["seeds"])
+        for network in (BATCH_NORM, NORMALIZER_FREE)
+    ]
+
+
+def _measure(settings, cell):
+    model, _ = fitting.train(
+        settings,
+        cell["network"],
+        batch_size=settings["batch_size"],
+        learning_rate=settings["learning_rate"],
+        seed=cell["seed"],
+    )
+    x, _ = images.load(settings).some(settings["pictures"])
+    return [
+        {
+            "mode": mode,
+            "of": i,
+            "with_respect_to": j,
+            "gradient": float(f"{value:.4g}"),
+        }
+        for mode in ("training", "inference")
+        for (i, j), value in np.ndenumerate(
+            _sensitivities(model, x, training=mode == "training")
+        )
+    ]
+
+
+def _sensitivities(model, x, training):
+    """Norms of the gradients of the logits of picture i with respect to picture j."""
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "bn_leaks takes gradients by tf.GradientTape. "
+            f"Received: the backend {keras.backend.backend()}"
+        )
+    import tensorflow as tf
+
+    x = tf.constant(x)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        logits = model(x, training=training)
+        numbers = tf.unstack(tf.reshape(logits, [-1]))
+    squares = np.zeros((len(x), len(x)))
+    for place, number in enumerate(numbers):
+        gradient = ops.convert_to_numpy(tape.gradient(number, x))
+        i = place // logits.shape[-1]
+        squares[i] += np.sum(gradient.astype("float64") ** 2, axis=(1, 2, 3))
+    return np.sqrt(squares)
+
+
+def _matrix(rows, network, mode):
+    runs = select(rows, network=network, mode=mode, seed=0)
+    size = 1 + max(row["of"] for row in runs)
+    matrix = np.zeros((size, size))
+    for row in runs:
+        matrix[row["of"], row["with_respect_to"]] = row["gradient"]
+    return matrix
+
+
+def _draw(figure, rows, settings):
+    networks, modes = distinct(rows, "network"), distinct(rows, "mode")
+    pairs = [(network, mode) for network in networks for mode in modes]
+    for axes, (network, mode) in zip(figure.subplots(1, len(pairs)), pairs):
+        matrix = _matrix(rows, network, mode)
+        shares = matrix / np.maximum(np.diag(matrix), 1e-30)[:, None]
+        shown = axes.imshow(shares, vmin=0, vmax=1, cmap="magma")
+        axes.set(title=f"{network}, {mode}", xlabel="pixels of picture")
+    figure.axes[0].set_ylabel("logits of picture")
+    figure.colorbar(
+        shown, ax=figure.axes, label="gradient, as a share of the own", shrink=0.8
+    )
+
+
+def _leak(rows, network, mode, seed):
+    """The gradient with respect to another picture, as a share of that of the own."""
+    runs = select(rows, network=network, mode=mode, seed=seed)
+    own = [row["gradient"] for row in runs if row["of"] == row["with_respect_to"]]
+    others = [row["gradient"] for row in runs if row["of"] != row["with_respect_to"]]
+    return {"mean": np.mean(others) / np.mean(own), "most": max(others)}
+
+
+def _leaks(rows):
+    """`{(network, mode): leaks of all seeds}`."""
+    return {
+        (network, mode): [
+            _leak(rows, network, mode, seed) for seed in distinct(rows, "seed")
+        ]
+        for network in distinct(rows, "network")
+        for mode in distinct(rows, "mode")
+    }
+
+
+def _conclude(rows, settings):
+    leaks = _leaks(rows)
+    shown = with_spread(leaks[BATCH_NORM, "training"], "mean", "{:.1%}".format)
+    most = {key: max(leak["most"] for leak in values) for key, values in leaks.items()}
+    return [
+        Finding(
+            "With batch norm, in training, the gradient of a picture's logits with respect "
+            f"to another one's pixels is {shown} of that with respect to its own: median "
+            "(least to most) of the seeds, means over all pairs.",
+            min(leak["mean"] for leak in leaks[BATCH_NORM, "training"]) > 0.01,
+        ),
+        Finding(
+            "Without it the largest such gradient is "
+            f"{most[NORMALIZER_FREE, 'training']:g} in training and "
+            f"{most[NORMALIZER_FREE, 'inference']:g} in inference.",
+            most[NORMALIZER_FREE, "training"]
+            == most[NORMALIZER_FREE, "inference"]
+            == 0,
+        ),
+        Finding(
+            "In inference, with running statistics, batch norm's is "
+            f"{most[BATCH_NORM, 'inference']:g}.",
+            None,
+        ),
+    ]
+
+
+def _tables(rows, settings):
+    lines = [
+        [
+            f"{network}, {mode}",
+            with_spread(values, "mean", "{:.1%}".format),
+            with_spread(values, "most", "{:.3g}".format),
+        ]
+        for (network, mode), values in _leaks(rows).items()
+    ]
+    return {
+        "Gradients with respect to other pictures.": markdown(
+            ["", "mean, as a share of that of the own", "largest"], lines
+        )
+    }
+
+
+EXPERIMENT = Experiment(
+    name="bn_leaks",
+    claim="""\
+With batch normalization the output for one example depends on the others of its batch, so
+that networks can cheat in some tasks; without it it does not (arXiv 2102.06171, section
+1).""",
+    how="""\
+Both networks are trained in the same way. Then the gradient of the logits of each picture of
+a batch is taken with respect to the pixels of each other one, as in training and as in
+inference.""",
+    beyond="""\
+Nothing: dependence is there or not at any scale. What a network makes of it, as in
+contrastive learning, is another question.""",
+    scales={
+        "small": {
+            **fitting.SMALL,
+            "epochs": 5,
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "pictures": 8,
+        },
+        "full": {
+            **fitting.FULL,
+            "batch_size": 256,
+            "learning_rate": 0.1,
+            "pictures": 8,
+        },
+    },
+    plan=_plan,
+    measure=_measure,
+    draw=_draw,
+    conclude=_conclude,
+    tables=_tables,
+    figure_size=(13, 3.6),
+)

@@ -1,0 +1,111 @@
+"""Larger batches need smaller clip factors."""
+
+from keras_nfnets.experiments import fitting, plots
+from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.fitting import CLIPPED, MAIN
+from keras_nfnets.experiments.results import distinct, grid, median, percent, select
+
+
+def _cells(settings, rates):
+    return [
+        {
+            "network": CLIPPED,
+            "batch_size": batch_size,
+            "clip_factor": clip_factor,
+            "learning_rate": rates[CLIPPED],
+            "seed": seed,
+        }
+        for seed in range(settings["seeds"])
+        for batch_size in settings["batch_sizes"]
+        for clip_factor in settings["clip_factors"]
+    ]
+
+
+def _measure(settings, cell):
+    return fitting.train_cell(settings, cell, clip_factor=cell["clip_factor"])
+
+
+def _draw(figure, rows, settings):
+    main = select(rows, part=MAIN)
+    axes = figure.subplots()
+    for batch_size in distinct(main, "batch_size"):
+        runs = select(main, batch_size=batch_size)
+        plots.line(axes, runs, "clip_factor", label=f"batch size {batch_size}")
+    axes.set(xlabel="clip factor")
+    plots.accuracy_axis(axes, distinct(main, "clip_factor"))
+
+
+def _conclude(rows, settings):
+    main = select(rows, part=MAIN)
+    largest = {}
+    for batch_size in distinct(main, "batch_size"):
+        runs = select(main, batch_size=batch_size)
+        accuracy = {
+            factor: median(select(runs, clip_factor=factor), "accuracy")
+            for factor in distinct(runs, "clip_factor")
+        }
+        best = max(accuracy.values())
+        if best > 0.5:  # else nothing trains, with any
+            near = [f for f, value in accuracy.items() if value > best - plots.NEAR]
+            largest[batch_size] = max(near), best
+    shown = "; ".join(
+        f"{factor:g} at a batch of {batch_size} ({percent(best)})"
+        for batch_size, (factor, best) in largest.items()
+    )
+    factors = [factor for factor, _ in largest.values()]
+    failing = [b for b in distinct(main, "batch_size") if b not in largest]
+    findings = [
+        Finding(
+            f"The largest clip factor within {percent(plots.NEAR)} of the best of its "
+            f"batch size: {shown}.",
+            factors == sorted(factors, reverse=True) and factors[0] > factors[-1],
+        )
+    ]
+    if failing:
+        shown = ", ".join(map(str, failing))
+        text = f"With no clip factor does a batch of {shown} reach half."
+        findings.append(Finding(text, None))
+    return findings
+
+
+def _tables(rows, settings):
+    return {
+        "Accuracy on held-out pictures: median (least to most).": grid(
+            select(rows, part=MAIN), "batch_size", "clip_factor"
+        ),
+        **fitting.sweep_table(settings, rows),
+    }
+
+
+EXPERIMENT = Experiment(
+    name="clip_factor",
+    claim="""\
+Larger batches need smaller clip factors: small batches train well with any from 0.01 to
+0.16, the largest with 0.01 alone (arXiv 2102.06171, figure 2b).""",
+    how="""\
+The NF-ResNet with AGC, its learning rate tuned at one batch size with one clip factor and
+scaled linearly with the batch.""",
+    beyond="""\
+With few pictures and epochs there are few steps at large batches, and a small clip factor
+then costs what it cannot make up for: how far the weights come is bounded by clip factor
+times learning rate times steps. On ImageNet a run has a thousand times as many
+(`--scale full`), and there a factor of 0.01 costs nothing.""",
+    scales={
+        "small": {
+            **fitting.SMALL,
+            "clip_factor": 0.02,
+            "batch_sizes": [64, 256, 1000],
+            "clip_factors": [0.01, 0.02, 0.04, 0.08, 0.16],
+        },
+        "full": {
+            **fitting.FULL,
+            "batch_sizes": [256, 512, 1024, 2048, 4096],
+            "clip_factors": [0.01, 0.02, 0.04, 0.08, 0.16],
+        },
+    },
+    plan=fitting.plan_with_sweep(_cells, (CLIPPED,)),
+    measure=fitting.measure_with_sweep(_measure),
+    draw=_draw,
+    conclude=_conclude,
+    tables=_tables,
+)

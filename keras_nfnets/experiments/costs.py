@@ -1,0 +1,68 @@
+"""Seconds and bytes of networks on this machine."""
+
+import statistics
+import time
+
+import keras
+import numpy as np
+
+_WARM_UP = 2
+
+
+def step_seconds(model, batch_size, size, classes, steps, clip_factor=None):
+    """The median seconds of a training step, with Nesterov momentum.
+
+    Args:
+        model: an `AGCModel` or another Keras model with probabilities or logits.
+        batch_size, size: pictures a step, and pixels a side, three channels.
+        classes: outputs.
+        steps: how many to take the median of.
+        clip_factor: of an `AGCModel`.
+    """
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(batch_size, size, size, 3)).astype("float32")
+    y = generator.integers(0, classes, batch_size)
+    model.compile(
+        keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
+        "sparse_categorical_crossentropy",
+        **({} if clip_factor is None else {"clip_factor": clip_factor}),
+    )
+    # (Also waits for the step: the loss is read.)
+    return _median(lambda: model.train_on_batch(x, y), steps)
+
+
+def inference_seconds(model, batch_size, size, calls):
+    """The median seconds of a batch, compiled by XLA."""
+    x = np.random.default_rng(0).normal(size=(batch_size, size, size, 3))
+    model.compile(jit_compile=True)
+    return _median(lambda: model.predict_on_batch(x.astype("float32")), calls)
+
+
+def _median(call, times):
+    for _ in range(_WARM_UP):
+        call()
+    laps = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        laps.append(time.perf_counter() - started)
+    return statistics.median(laps)
+
+
+def peak_memory():
+    """The most MiB there were so far: of the accelerator, or of this process."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        if peak is not None:
+            return peak / 2**20
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    import resource  # there is none on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,249 @@
+"""One training run of an experiment, and the sweep that finds its learning rate."""
+
+import math
+
+import keras
+
+from keras_nfnets import models, training
+from keras_nfnets.experiments import images
+from keras_nfnets.experiments.results import distinct, grid, median, select
+
+# What a run is at each scale. The small one is of minutes on two cores.
+SMALL = {
+    "depths": [1, 1, 1, 1],
+    "width": 1,
+    "epochs": 24,
+    "weight_decay": None,
+    "clip_factor": 0.08,
+    "sweep_batch_size": 256,
+    "sweep_seeds": 1,
+    "learning_rates": [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
+    "seeds": 3,
+}
+# The papers': NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
+FULL = {
+    "dataset": "imagenet2012",
+    "depths": [3, 4, 6, 3],
+    "width": 4,
+    "epochs": 90,
+    "weight_decay": 5e-5,
+    "clip_factor": 0.01,
+    "sweep_batch_size": 256,
+    "sweep_seeds": 1,
+    "learning_rates": [0.05, 0.1, 0.2],
+    "seeds": 2,
+    "image_size": 224,
+    "augmentation": "crop flip",
+    "train_split": "train",
+    "test_split": "validation",
+    "tuning_train_split": "train[:99%]",
+    "tuning_test_split": "train[99%:]",
+}
+
+BATCH_NORM, NORMALIZER_FREE, CLIPPED = "BN-ResNet", "NF-ResNet", "NF-ResNet, AGC"
+NETWORKS = (BATCH_NORM, NORMALIZER_FREE, CLIPPED)
+
+# Of a run of few steps a running mean of the last hundred would be one of noise.
+_MOMENTUM, _RUN_IN_MEANS = 0.99, 10
+
+
+def build(settings, network, input_shape, classes, steps=1000, **options):
+    """A network of `NETWORKS`, of the shape that settings ask for.
+
+    `steps` is how many it will be trained; with them grows what the running statistics
+    of batch normalization are the mean of: a tenth of the run, at most 100 batches.
+    """
+    common = {
+        "depths": settings["depths"],
+        "width": settings["width"],
+        "input_shape": input_shape,
+        "classes": classes,
+        # Logits, as there are losses and gradients of these.
+        "classifier_activation": None,
+    }
+    if network == BATCH_NORM:
+        momentum = min(_MOMENTUM, max(0.5, 1 - _RUN_IN_MEANS / steps))
+        return models.PreActResNet(**common, momentum=momentum, **options)
+    return models.NFResNet(**common, **options)
+
+
+def train(
+    settings,
+    network,
+    *,
+    batch_size,
+    learning_rate,
+    seed,
+    tuning=False,
+    clip_factor=None,
+    exclude=None,
+    optimizer_options=None,
+    network_options=None,
+):
+    """Trains a network and tests it.
+
+    Args:
+        settings: with `"dataset"`, `"depths"`, `"width"`, `"epochs"`, `"weight_decay"`
+            and `"clip_factor"`, that of AGC where no other is given.
+        network: one of `NETWORKS`.
+        batch_size: a step; the learning rate is scaled with it.
+        learning_rate: the peak for a batch of 256.
+        seed: of weights, order of pictures and dropout.
+        tuning: see `images.load`.
+        clip_factor, exclude: of `AGCModel.compile`; by default all but the classifier
+            is clipped.
+        optimizer_options: more arguments of `keras.optimizers.SGD`.
+        network_options: more arguments of the network.
+
+    Returns:
+        The trained model, and a row: `accuracy` and `loss` of pictures held out,
+        `train_loss` of the last epoch, `diverged`. A run diverges if its loss is not a
+        finite number any more; then the accuracy is that of guessing.
+    """
+    keras.utils.set_random_seed(seed)
+    pictures = images.load(settings)
+    batches, test_batches, steps = pictures.batches(batch_size, seed, tuning)
+    epochs = settings["epochs"]
+    model = build(
+        settings,
+        network,
+        pictures.input_shape,
+        pictures.classes,
+        steps * epochs,
+        **(network_options or {}),
+    )
+    optimizer = keras.optimizers.SGD(
+        training.warmup_cosine(
+            learning_rate, batch_size, steps_per_epoch=steps, epochs=epochs
+        ),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=settings["weight_decay"],
+        **(optimizer_options or {}),
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gain", "beta", "gamma"])
+    if network == CLIPPED and clip_factor is None:
+        clip_factor = settings["clip_factor"]
+    excluded = {} if exclude is None else {"agc_exclude": exclude}
+    model.compile(
+        optimizer,
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        clip_factor=clip_factor,
+        **excluded,
+    )
+    watch = _StopWhenDiverged()
+    history = model.fit(
+        batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[watch]
+    ).history
+    loss, accuracy = (float(v) for v in model.evaluate(test_batches, verbose=0)[:2])
+    diverged = watch.diverged or not math.isfinite(loss)
+    return model, {
+        "accuracy": round(1 / pictures.classes if diverged else accuracy, 5),
+        "loss": round(loss, 5),
+        "train_loss": round(float(history["loss"][-1]), 5),
+        "diverged": diverged,
+    }
+
+
+class _StopWhenDiverged(keras.callbacks.Callback):
+    """Ends training when the loss is not finite. (Keras's own prints, each time.)"""
+
+    diverged = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(float(logs["loss"])):
+            self.diverged = self.model.stop_training = True
+
+
+# Learning rates are tuned in the same way for all networks of all experiments.
+
+SWEEP, MAIN = "sweep", "main"
+_WITHIN = 0.01
+
+
+def sweep(settings, networks=NETWORKS):
+    """The cells in which the learning rate of each network is looked for."""
+    return [
+        {"part": SWEEP, "network": network, "learning_rate": rate, "seed": seed}
+        for seed in range(settings["sweep_seeds"])
+        for network in networks
+        for rate in settings["learning_rates"]
+    ]
+
+
+def measure_sweep(settings, cell):
+    """A row of a cell of `sweep`: the result with pictures put aside for tuning."""
+    _, row = train(
+        settings,
+        cell["network"],
+        batch_size=settings["sweep_batch_size"],
+        learning_rate=cell["learning_rate"],
+        seed=cell["seed"],
+        tuning=True,
+    )
+    return row
+
+
+def tuned(settings, rows, networks=NETWORKS):
+    """`{network: learning rate}`, as soon as all of the sweep is done; else None.
+
+    It is the smallest rate that comes within a percent of the network's best accuracy:
+    one that leaves room to be scaled up with the batch.
+    """
+    done = select(rows, part=SWEEP)
+    if len(done) < len(sweep(settings, networks)):
+        return None
+    chosen = {}
+    for network in networks:
+        accuracy = {
+            rate: median(select(done, network=network, learning_rate=rate), "accuracy")
+            for rate in settings["learning_rates"]
+        }
+        enough = max(accuracy.values()) - _WITHIN
+        chosen[network] = min(rate for rate, a in accuracy.items() if a >= enough)
+    return chosen
+
+
+def plan_with_sweep(cells, networks=NETWORKS):
+    """The `plan` of an experiment: the sweep, then `cells(settings, rates)`."""
+
+    def plan(settings, rows):
+        rates = tuned(settings, rows, networks)
+        later = cells(settings, rates) if rates else []
+        return sweep(settings, networks) + [{"part": MAIN, **cell} for cell in later]
+
+    return plan
+
+
+def measure_with_sweep(measure):
+    """The `measure` of an experiment: of the sweep's cells, or what is given of others."""
+
+    def measure_either(settings, cell):
+        return (measure_sweep if cell["part"] == SWEEP else measure)(settings, cell)
+
+    return measure_either
+
+
+def train_cell(settings, cell, **options):
+    """The row of a cell that says of what network, batch size, rate and seed it is."""
+    names = ("batch_size", "learning_rate", "seed")
+    arguments = {name: cell[name] for name in names}
+    return train(settings, cell["network"], **arguments, **options)[1]
+
+
+def sweep_table(settings, rows):
+    """The sweep, for the page: `{caption: lines}`."""
+    done = select(rows, part=SWEEP)
+    if not done:
+        return {}
+    rates = tuned(settings, rows, distinct(done, "network"))
+    chosen = ", ".join(f"{rate:g} for {network}" for network, rate in rates.items())
+    return {
+        "The sweep of learning rates (for a batch of 256; tried at "
+        f"{settings['sweep_batch_size']}, on a quarter of the training pictures put aside "
+        "for it). The smallest within a percent of the best is chosen: "
+        f"{chosen}.": grid(
+            done, "network", "learning_rate", names=lambda rate: f"{rate:g}"
+        )
+    }

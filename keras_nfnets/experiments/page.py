@@ -1,0 +1,152 @@
+"""The page and the picture of an experiment's results."""
+
+import os
+import textwrap
+
+PAGE, PICTURE = "README.md", "picture.png"
+
+
+def verdict(findings):
+    """What findings say of the claim, in a few words."""
+    said = [finding.holds for finding in findings if finding.holds is not None]
+    if all(said):
+        return "borne out"
+    return "borne out in part" if any(said) else "not borne out"
+
+
+def write(experiment, settings, rows, folder, command):
+    """Writes the picture and the page of an experiment's rows into a folder.
+
+    Args:
+        experiment: an `Experiment`.
+        settings: with which it was run.
+        rows: of all cells.
+        folder: a path.
+        command: that shows it again.
+
+    Returns:
+        The findings.
+    """
+    _draw(experiment, settings, rows, folder / PICTURE)
+    findings = experiment.conclude(rows, settings)
+    lines = [
+        f"# {experiment.name}",
+        "",
+        f"**The claim.** {_one_line(experiment.claim)}",
+        "",
+        f"**What came out: {verdict(findings)}**, at this scale.",
+        "",
+        f"![{experiment.name}]({PICTURE})",
+        "",
+        *[f"- {_MARKS[f.holds]} {_one_line(f.text)}" for f in findings],
+        "",
+        "## What was run",
+        "",
+        _one_line(experiment.how),
+        "",
+        f"    {command}",
+        "",
+        f"{_described(settings)} {_duration(rows)}",
+        "",
+        "## What this scale does not show",
+        "",
+        _one_line(experiment.beyond),
+        "",
+        "## Figures",
+    ]
+    for caption, table in experiment.tables(rows, settings).items():
+        lines += ["", caption, "", *table]
+    lines += ["", "All runs are in [results.csv](results.csv)."]
+    _replace(folder / PAGE, "\n".join(_wrapped(line) for line in lines) + "\n")
+    return findings
+
+
+_MARKS = {True: "As claimed:", False: "**Not as claimed:**", None: "Seen:"}
+
+
+_INDEX = """\
+Each page has the claim, what was run, a picture, what came out, and what its scale does not
+show."""
+
+
+def write_index(rows, path):
+    """Writes a page with a line for each experiment.
+
+    Args:
+        rows: list of (name, claim, findings).
+        path: of the page; the experiments' folders are beside it.
+    """
+    lines = [
+        "# The papers' claims, tried",
+        "",
+        _one_line(_INDEX),
+        "",
+        "| experiment | claim | at this scale |",
+        "| --- | --- | --- |",
+    ]
+    for name, claim, findings in rows:
+        lines.append(
+            f"| [{name}]({name}/{PAGE}) | {_one_line(claim)} | {verdict(findings)} |"
+        )
+    lines.append("")
+    for name, _, findings in rows:
+        lines += [
+            f"## [{name}]({name}/{PAGE})",
+            "",
+            f"![{name}]({name}/{PICTURE})",
+            "",
+            *[f"- {_MARKS[f.holds]} {_one_line(f.text)}" for f in findings],
+            "",
+        ]
+    _replace(path, "\n".join(_wrapped(line) for line in lines))
+
+
+def _draw(experiment, settings, rows, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=experiment.figure_size, layout="constrained")
+    experiment.draw(figure, rows, settings)
+    partial = path.with_name(f"partial-{path.name}")
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)
+
+
+def _described(settings):
+    """Settings as text; those of other data are left out."""
+    shown = {
+        name: value
+        for name, value in settings.items()
+        if name != "experiment" and value is not None
+    }
+    words = [
+        f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items()
+    ]
+    return "Settings: " + "; ".join(words) + "."
+
+
+def _duration(rows):
+    minutes = sum(row.get("cell_seconds", 0) for row in rows) / 60
+    return f"The times of all runs add up to {minutes:.0f} minutes."
+
+
+def _text(value):
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _one_line(text):
+    return " ".join(text.split())
+
+
+def _wrapped(line):
+    if len(line) <= 110 or line.startswith(("|", "!", "    ")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return "\n".join(textwrap.wrap(line, 110, subsequent_indent=indent))
+
+
+def _replace(path, text):
+    partial = path.with_name(f"partial-{path.name}")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,73 @@
+"""What the pictures of the experiments share."""
+
+import numpy as np
+
+from keras_nfnets.experiments.results import distinct, median, select
+
+# Differences of accuracy below this are none: of 1,000 pictures, and between seeds.
+NEAR = 0.02
+
+
+def line(axes, rows, across, value="accuracy", label=None, scale=100):
+    """Draws the median of a value over a column, each run as a dot, the diverged as x.
+
+    The share is drawn in percent unless `scale` is 1.
+    """
+    places = sorted(distinct(rows, across))
+    medians = [scale * median(select(rows, **{across: p}), value) for p in places]
+    [drawn] = axes.plot(places, medians, label=label, linewidth=1.5)
+    for diverged, marker, size in ((False, "o", 14), (True, "x", 40)):
+        runs = [row for row in rows if row.get("diverged", False) == diverged]
+        axes.scatter(
+            [row[across] for row in runs],
+            [scale * row[value] for row in runs],
+            size,
+            marker=marker,
+            color=drawn.get_color(),
+            alpha=0.7,
+        )
+    return drawn
+
+
+def accuracy_axis(axes, places):
+    """Labels axes of accuracies over something that grows by factors."""
+    factor_axis(axes, places)
+    axes.set(ylabel="accuracy on held-out pictures (%)", ylim=(0, 102))
+    axes.grid(alpha=0.3)
+    axes.plot([], [], "kx", label="diverged")
+    axes.legend(fontsize=8)
+
+
+def factor_axis(axes, places):
+    """Makes the axis across logarithmic, with a tick at each of the places."""
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
+
+
+def heat_map(axes, rows, down, across, title):
+    """Draws the median accuracy over two columns as a table in colours."""
+    heights, widths = distinct(rows, down), distinct(rows, across)
+    values = np.array(
+        [
+            [
+                100 * median(select(rows, **{down: h, across: w}), "accuracy")
+                for w in widths
+            ]
+            for h in heights
+        ]
+    )
+    shown = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        runs = select(rows, **{down: heights[i], across: widths[j]})
+        diverged = sum(row.get("diverged", False) for row in runs)
+        text = f"{value:.0f}" + "×" * diverged
+        color = "black" if value > 60 else "white"
+        axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
+    names = [f"{w:g}" if isinstance(w, (int, float)) else w for w in widths]
+    axes.set_xticks(range(len(widths)), names)
+    names = [f"{h:g}" if isinstance(h, (int, float)) else h for h in heights]
+    axes.set_yticks(range(len(heights)), names)
+    axes.set_xlabel(across.replace("_", " "))
+    axes.set_title(title, fontsize=10)
+    return shown

@@ -1,0 +1,153 @@
+"""Batch normalization regularizes; dropout and stochastic depth do so too."""
+
+from keras_nfnets.experiments import fitting
+from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.fitting import BATCH_NORM, MAIN, NORMALIZER_FREE
+from keras_nfnets.experiments.results import (
+    distinct,
+    markdown,
+    median,
+    percent,
+    select,
+    with_spread,
+)
+
+_NETWORKS = (BATCH_NORM, NORMALIZER_FREE)
+_REGULARIZED = "NF-ResNet, dropout and stochastic depth"
+
+
+def _cells(settings, rates):
+    options = {
+        BATCH_NORM: (BATCH_NORM, 0.0, 0.0),
+        NORMALIZER_FREE: (NORMALIZER_FREE, 0.0, 0.0),
+        _REGULARIZED: (
+            NORMALIZER_FREE,
+            settings["drop_rate"],
+            settings["stochastic_depth_rate"],
+        ),
+    }
+    return [
+        {
+            "setting": name,
+            "network": network,
+            "drop_rate": drop_rate,
+            "stochastic_depth_rate": depth_rate,
+            "batch_size": settings["sweep_batch_size"],
+            "learning_rate": rates[network],
+            "seed": seed,
+        }
+        for seed in range(settings["seeds"])
+        for name, (network, drop_rate, depth_rate) in options.items()
+    ]
+
+
+def _measure(settings, cell):
+    options = {
+        name: cell[name]
+        for name in ("drop_rate", "stochastic_depth_rate")
+        if cell[name]
+    }
+    return fitting.train_cell(settings, cell, network_options=options)
+
+
+def _draw(figure, rows, settings):
+    main = select(rows, part=MAIN)
+    names = distinct(main, "setting")
+    panels = {"accuracy": "accuracy on held-out pictures (%)", "loss": "loss"}
+    for axes, (value, label) in zip(figure.subplots(1, 2), panels.items()):
+        scale = 100 if value == "accuracy" else 1
+        for place, name in enumerate(names):
+            runs = select(main, setting=name)
+            values = [scale * row[value] for row in runs]
+            axes.scatter([place] * len(values), values, 18, alpha=0.6)
+            axes.hlines(scale * median(runs, value), place - 0.25, place + 0.25)
+        axes.set_xticks(range(len(names)), [n.replace(", ", ",\n") for n in names])
+        axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5))
+        axes.grid(alpha=0.3, axis="y")
+        if value == "loss":
+            axes.set_ylim(bottom=0)
+
+
+def _conclude(rows, settings):
+    main = select(rows, part=MAIN)
+    accuracy, loss = (
+        {
+            name: median(select(main, setting=name), value)
+            for name in distinct(main, "setting")
+        }
+        for value in ("accuracy", "loss")
+    )
+    shown = ", ".join(
+        f"{name} {percent(accuracy[name])} (loss {loss[name]:.3f})" for name in accuracy
+    )
+    gap = accuracy[BATCH_NORM] - accuracy[NORMALIZER_FREE]
+    left = accuracy[BATCH_NORM] - accuracy[_REGULARIZED]
+    return [
+        Finding(f"Medians: {shown}.", None),
+        Finding(
+            f"Without any regularization the normalizer-free network is "
+            f"{percent(gap)} behind batch norm.",
+            gap > 0,
+        ),
+        Finding(
+            f"With dropout and stochastic depth {percent(left)} of that are left.",
+            left < max(gap / 2, 0),
+        ),
+    ]
+
+
+def _tables(rows, settings):
+    main = select(rows, part=MAIN)
+    lines = []
+    for name in distinct(main, "setting"):
+        runs = select(main, setting=name)
+        lines.append(
+            [name, with_spread(runs, "accuracy", percent)]
+            + [with_spread(runs, v, "{:.3f}".format) for v in ("loss", "train_loss")]
+        )
+    return {
+        "Medians (least to most).": markdown(
+            ["network", "accuracy, held out", "loss, held out", "loss in training"],
+            lines,
+        ),
+        **fitting.sweep_table(settings, rows),
+    }
+
+
+EXPERIMENT = Experiment(
+    name="regularization",
+    claim="""\
+Batch normalization regularizes, by the noise of its batches; a normalizer-free network
+catches up with explicit regularization, dropout and stochastic depth (arXiv 2102.06171,
+section 2 and appendix).""",
+    how="""\
+Few pictures and many epochs, so that all networks learn them by heart. The learning rate of
+each network is tuned in the same way; the regularized one has that of the other.""",
+    beyond="""\
+Digits have little to be overfitted: on ImageNet the differences are of networks that are a
+hundred times as large, trained for hundreds of epochs with strong augmentation.""",
+    scales={
+        "small": {
+            **fitting.SMALL,
+            "depths": [2, 2, 2, 2],
+            "examples": 800,
+            "epochs": 40,
+            "sweep_batch_size": 64,
+            "drop_rate": 0.4,
+            "stochastic_depth_rate": 0.25,
+            "seeds": 3,
+        },
+        "full": {
+            **fitting.FULL,
+            "sweep_batch_size": 1024,
+            "drop_rate": 0.2,
+            "stochastic_depth_rate": 0.1,
+        },
+    },
+    plan=fitting.plan_with_sweep(_cells, _NETWORKS),
+    measure=fitting.measure_with_sweep(_measure),
+    draw=_draw,
+    conclude=_conclude,
+    tables=_tables,
+    figure_size=(9, 4.5),
+)

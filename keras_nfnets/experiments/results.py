@@ -1,0 +1,133 @@
+"""Rows of results: the file they are kept in, and what is asked of them."""
+
+import csv
+import math
+import os
+import statistics
+
+
+class Results:
+    """The rows of an experiment, in a CSV file that is whole at any time.
+
+    Args:
+        path: of the file; it need not be there yet.
+
+    Attributes:
+        rows: list of dicts.
+
+    Raises:
+        ValueError: the file is not one that this class has written.
+    """
+
+    def __init__(self, path):
+        self._path = path
+        self.rows = []
+        if path.exists():
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    self.rows = [_parsed(row) for row in csv.DictReader(file)]
+            except (UnicodeDecodeError, csv.Error, TypeError) as error:
+                raise ValueError(f"{path} holds no results: {error}") from error
+
+    def has(self, cell):
+        """Whether there are rows of a cell."""
+        return any(_is_of(row, cell) for row in self.rows)
+
+    def of(self, cells):
+        """The rows of these cells, in their order."""
+        return [row for cell in cells for row in self.rows if _is_of(row, cell)]
+
+    def add(self, rows):
+        """Adds rows and writes the file."""
+        self.rows += rows
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        partial = self._path.with_name(f"partial-{self._path.name}")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self._path)
+
+
+def _is_of(row, cell):
+    return all(row.get(name) == value for name, value in cell.items())
+
+
+def _parsed(row):
+    if None in row or None in row.values():
+        raise TypeError("a row has more or fewer values than there are columns")
+    return {name: _value(text) for name, text in row.items() if text != ""}
+
+
+def _value(text):
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def select(rows, **values):
+    """The rows that have these values."""
+    return [row for row in rows if _is_of(row, values)]
+
+
+def distinct(rows, name):
+    """The values there are of a column, in the order of the rows."""
+    return list(dict.fromkeys(row[name] for row in rows if name in row))
+
+
+def median(rows, name):
+    """The median of a column; NaN without rows."""
+    values = [row[name] for row in rows if name in row]
+    return statistics.median(values) if values else math.nan
+
+
+def with_spread(rows, name, show):
+    """`median (least to most)` of a column, each as `show` writes it."""
+    values = [row[name] for row in rows if name in row]
+    if not values:
+        return "-"
+    text = show(statistics.median(values))
+    if len(values) > 1 and show(min(values)) != show(max(values)):
+        text += f" ({show(min(values))} to {show(max(values))})"
+    return text
+
+
+def percent(share):
+    """A share, as `97.3%`."""
+    return f"{100 * share:.1f}%"
+
+
+def accuracies(rows):
+    """The accuracies of runs, with their spread, and how many of them diverged."""
+    text = with_spread(rows, "accuracy", percent)
+    diverged = sum(row.get("diverged", False) for row in rows)
+    return text + (f"; {diverged} of {len(rows)} diverged" if diverged else "")
+
+
+def markdown(header, lines):
+    """A Markdown table, as a list of lines."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return [
+        "| " + " | ".join(map(str, cells)) + " |" for cells in [header, rule, *lines]
+    ]
+
+
+def grid(rows, down, across, show=accuracies, names=str):
+    """A Markdown table of what `show` makes of the rows of each pair of values."""
+    columns = distinct(rows, across)
+    return markdown(
+        [down.replace("_", " "), *map(names, columns)],
+        [
+            [value]
+            + [
+                show(select(rows, **{down: value, across: column}))
+                for column in columns
+            ]
+            for value in distinct(rows, down)
+        ],
+    )

@@ -1,0 +1,156 @@
+"""Measures the cells of an experiment that are not there yet."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from concurrent import futures
+
+import keras
+
+SETTINGS, RESULTS = "settings.json", "results.csv"
+
+# Each has a TensorFlow in memory.
+_MOST_PROCESSES = 8
+
+
+def default_jobs():
+    """How many cells to measure at a time: one a core, or one with an accelerator."""
+    kinds = {name.partition(":")[0] for name in keras.distribution.list_devices()}
+    return min(os.cpu_count(), _MOST_PROCESSES) if kinds <= {"cpu"} else 1
+
+
+def check_folder(folder, settings):
+    """Makes the folder, or sees to it that it is of the same experiment.
+
+    The number of seeds may be another one: there will be more cells, or fewer shown.
+
+    Raises:
+        ValueError: it holds results of another one.
+        OSError: it cannot be written into.
+    """
+    path = folder / SETTINGS
+    try:
+        before = json.loads(path.read_text("utf-8"))
+        differing = {
+            name
+            for name in {**before, **settings}
+            if before.get(name) != settings.get(name)
+        }
+    except FileNotFoundError:
+        if (folder / RESULTS).exists():
+            raise ValueError(
+                f"{folder} has a {RESULTS} but no {SETTINGS} that says of what; give "
+                "another folder"
+            ) from None
+        differing = set()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not hold settings: {error}") from None
+    if differing - {"seeds"}:
+        name = min(differing - {"seeds"})
+        raise ValueError(
+            f"{folder} holds results with other settings: {name} is "
+            f"{before.get(name)!r} there and {settings.get(name)!r} now. Give another "
+            "folder, or move that one away."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"partial-{SETTINGS}"
+    partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    os.replace(partial, path)
+
+
+def run(experiment, settings, results, jobs, report):
+    """Measures what is missing and returns the rows of all cells.
+
+    Args:
+        experiment: an `Experiment`.
+        settings: of its scale.
+        results: a `Results`; rows are added as they come.
+        jobs: how many cells to measure at a time, each in a process of its own; 1 for
+            this process. Those that measure the machine are measured one at a time.
+        report: function of (cells planned, cells done, cell, rows, seconds), which is
+            called after each.
+    """
+    one_by_one = experiment.measures_machine
+    with _measuring(1 if one_by_one else jobs, fresh=one_by_one) as measured:
+        while True:
+            cells = experiment.plan(settings, results.rows)
+            missing = [cell for cell in cells if not results.has(cell)]
+            if not missing:
+                return results.of(cells)
+            done = len(cells) - len(missing)
+            for cell, rows, seconds in measured(experiment.name, settings, missing):
+                rows[0]["cell_seconds"] = round(seconds, 1)
+                results.add([{**cell, **row} for row in rows])
+                done += 1
+                report(len(cells), done, cell, rows, seconds)
+
+
+def measure(name, settings, cell):
+    """The rows of a cell, and how many seconds they took."""
+    from keras_nfnets import experiments
+
+    # Keras's, of held-out pictures, of which there may be fewer than there are records.
+    warnings.filterwarnings("ignore", "Your input ran out of data")
+    started = time.perf_counter()
+    rows = experiments.find(name).measure(settings, cell)
+    keras.backend.clear_session()
+    rows = rows if isinstance(rows, list) else [rows]
+    return rows, time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _measuring(jobs, fresh):
+    """A function of (name, settings, cells) that yields (cell, rows, seconds) of each.
+
+    It measures here, or in other processes, which end with the block.
+    """
+
+    def here(name, settings, cells):
+        for cell in cells:
+            yield cell, *measure(name, settings, cell)
+
+    if jobs == 1 and not fresh:
+        yield here
+        return
+    executor = futures.ProcessPoolExecutor(
+        jobs,
+        # (TensorFlow does not survive a fork.)
+        multiprocessing.get_context("spawn"),
+        _start_process,
+        (jobs,),
+        max_tasks_per_child=1 if fresh else None,
+    )
+
+    def elsewhere(name, settings, cells):
+        cell_of = {executor.submit(measure, name, settings, c): c for c in cells}
+        for future in futures.as_completed(cell_of):
+            yield cell_of[future], *future.result()
+
+    others = multiprocessing.active_children()
+    try:
+        yield elsewhere
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+
+
+def _start_process(jobs):
+    """Prepares a process: as many threads as there are cores for it, and its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other one ends it
+    if jobs > 1:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // jobs))
+        os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

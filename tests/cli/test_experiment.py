@@ -1,0 +1,68 @@
+import json
+
+from keras_nfnets import experiments
+from keras_nfnets.cli.main import main
+
+
+def test_without_a_name_the_claims_are_listed(capsys):
+    assert main(["experiment"]) == 0
+    out = capsys.readouterr().out
+    for name, experiment in experiments.EXPERIMENTS.items():
+        assert f"\n{name}\n" in out
+        assert experiment.claim.split(",")[0].split("\n")[0] in " ".join(out.split())
+
+
+def test_a_claim_is_tried_and_a_second_run_measures_nothing(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "experiment",
+        "mean_shift",
+        "--dataset=digits",
+        "--seeds=2",
+        "--jobs=1",
+    ]
+    arguments.append("--output_dir=a folder")
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n[") == 4 and "[4/4]" in out
+    assert "What came out: borne out" in out
+    folder = tmp_path / "a folder"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "picture.png", "results.csv", "settings.json")
+    ]
+    page = (folder / "README.md").read_text()
+    assert "keras-nfnets experiment mean_shift --dataset=digits --seeds=1" in page
+    before = (folder / "results.csv").read_bytes()
+    assert main(arguments) == 0
+    assert "\n[" not in capsys.readouterr().out
+    assert (folder / "results.csv").read_bytes() == before
+    # Another seed is four cells more.
+    assert main([*arguments[:3], "--seeds=2", *arguments[4:]]) == 0
+    assert capsys.readouterr().out.count("\n[") == 4
+
+
+def test_wrong_usage_gets_a_sentence_and_nothing_is_lost(tmp_path, capsys):
+    def error(*arguments):
+        assert main(["experiment", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "'batch_size', " in error("batchsize")
+    assert "Received: experiment='batchsize'" in error("batchsize")
+    assert "--seeds must be a positive integer" in error("bn_leaks", "--seeds=0")
+    folder = f"--output_dir={tmp_path / 'new'}"
+    assert "perhaps" in error("bn_leaks", "--dataset=mnsit", folder)
+    assert not (tmp_path / "new").exists()
+    settings = {"experiment": "mean_shift", "scale": "small"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / "results.csv").write_text("seed\n1\n")
+    folder = f"--output_dir={tmp_path}"
+    said = error("bn_leaks", folder)
+    assert "holds results with other settings: " in said
+    assert (tmp_path / "results.csv").read_text() == "seed\n1\n"
+    (tmp_path / "settings.json").write_text("{")
+    assert "does not hold settings" in error("bn_leaks", folder)
+    (tmp_path / "settings.json").unlink()
+    assert "no settings.json" in error("bn_leaks", folder)
+    assert "/proc/nowhere" in error("bn_leaks", "--output_dir=/proc/nowhere")

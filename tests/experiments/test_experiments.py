@@ -1,0 +1,305 @@
+import dataclasses
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_nfnets import experiments
+from keras_nfnets.experiments import fitting, images
+from keras_nfnets.experiments.results import Results
+
+# Runs of seconds.
+TINY = {
+    "dataset": "digits",
+    "depths": [1],
+    "epochs": 1,
+    "seeds": 2,
+    "learning_rates": [0.05, 0.1],
+    "batch_sizes": [256, 1438],
+    "pictures": 4,
+}
+
+
+def tiny(name, **others):
+    experiment = experiments.find(name)
+    settings = experiments.settings_of(experiment, "small", "digits")
+    known = {key: value for key, value in TINY.items() if key in settings}
+    return experiment, {**settings, **known, **others}
+
+
+def nothing(*_):
+    pass
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_plans_end_and_repeat_no_cell(name, scale):
+    """With any results of the sweep: all that is planned is run once, in several seeds."""
+    experiment = experiments.find(name)
+    settings = experiments.settings_of(experiment, scale)
+    rows, accuracies = [], itertools.cycle([0.3, 0.9, 0.5])
+    for _ in range(3):
+        cells = experiment.plan(settings, rows)
+        assert len({json.dumps(cell, sort_keys=True) for cell in cells}) == len(cells)
+        new = cells[len(rows) :]
+        if not new:
+            break
+        rows += [{**cell, "accuracy": next(accuracies), "loss": 1.0} for cell in new]
+    assert not new
+    seeds = {row.get("seed", row.get("round")) for row in rows}
+    assert len(seeds) == settings["seeds"] > 1
+    assert settings == json.loads(json.dumps(settings))
+
+
+values = st.one_of(
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.text(st.characters(codec="ascii", categories=["L"]), min_size=1),
+)
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["a", "b", "seed"]), values, min_size=1),
+        max_size=5,
+    )
+)
+def test_results_come_back_as_they_were(tmp_path_factory, rows):
+    # (What Python reads as numbers are numbers.)
+    rows = [
+        {k: v for k, v in row.items() if str(v).lower() not in _NUMBERS} for row in rows
+    ]
+    rows = [row for row in rows if row]
+    path = tmp_path_factory.mktemp("results") / "results.csv"
+    results = Results(path)
+    results.add(rows)
+    again = Results(path).rows
+    assert again == rows
+    assert [{k: type(v) for k, v in r.items()} for r in again] == [
+        {k: type(v) for k, v in r.items()} for r in rows
+    ]
+
+
+_NUMBERS = {"nan", "inf", "infinity", "-inf", "true", "false"}
+
+
+def test_a_file_that_is_no_results_is_refused(tmp_path):
+    path = tmp_path / "results.csv"
+    for content in (b"a,b\n1,2,3\n", b"a,b\n1\n", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"results\.csv holds no results"):
+            Results(path)
+
+
+def test_only_missing_cells_are_measured_and_failures_keep_the_others(tmp_path):
+    experiment, settings = tiny("mean_shift", seeds=1, depths=[1])
+    whole = Results(tmp_path / "whole.csv")
+    expected = experiments.run(experiment, settings, whole, 1, nothing)
+    measured = []
+
+    def fails_at_the_third(settings, cell):
+        measured.append(cell)
+        if len(measured) == 3:
+            raise MemoryError
+        return experiment.measure(settings, cell)
+
+    partly = Results(tmp_path / "partly.csv")
+    broken = dataclasses.replace(experiment, measure=fails_at_the_third)
+    experiments.EXPERIMENTS["mean_shift"] = broken
+    try:
+        with pytest.raises(MemoryError):
+            experiments.run(broken, settings, partly, 1, nothing)
+        assert len(measured) == 3
+        partly = Results(tmp_path / "partly.csv")
+        rows = experiments.run(broken, settings, partly, 1, nothing)
+    finally:
+        experiments.EXPERIMENTS["mean_shift"] = experiment
+    assert len(measured) == 5  # four cells, of which one was tried twice
+    assert without_seconds(rows) == without_seconds(expected)
+
+
+def without_seconds(rows):
+    return [{k: v for k, v in row.items() if k != "cell_seconds"} for row in rows]
+
+
+def test_all_networks_get_the_same_pictures_in_an_order_of_their_own_each_epoch():
+    pictures = images.load({"dataset": "digits"})
+
+    def epochs(seed):
+        batches, _, steps = pictures.batches(64, seed)
+        seen = []
+        for _ in range(2):
+            seen.append(np.concatenate([batches[i][0] for i in range(steps)]))
+            batches.on_epoch_end()
+        return seen
+
+    first, second = epochs(0)
+    np.testing.assert_array_equal(first, epochs(0)[0])
+    np.testing.assert_array_equal(second, epochs(0)[1])
+    assert (first != second).any()
+    assert (first != epochs(1)[0]).any()
+
+
+def test_what_is_tuned_on_is_neither_trained_with_nor_held_out():
+    pictures = images.load({"dataset": "digits", "examples": 100})
+    train, test, _ = pictures.batches(1000, 0)
+    tuning_train, tuning_test, _ = pictures.batches(1000, 0, tuning=True)
+
+    def contents(batches):
+        return {x.tobytes() for i in range(len(batches)) for x in batches[i][0]}
+
+    assert contents(tuning_train) | contents(tuning_test) == contents(train)
+    assert len(contents(train)) == 100 and len(contents(tuning_test)) == 25
+    assert not contents(tuning_train) & contents(tuning_test)
+    assert not contents(train) & contents(test)
+
+
+def test_the_sweep_finds_the_smallest_rate_of_the_best():
+    settings = {"sweep_seeds": 1, "learning_rates": [0.1, 0.2, 0.4, 0.8]}
+    rows = [
+        {**cell, "accuracy": accuracy}
+        for cell, accuracy in zip(
+            fitting.sweep(settings, ["A", "B"]),
+            [0.9, 0.95, 0.955, 0.1, 0.9, 0.92, 0.95, 0.2],
+            strict=True,
+        )
+    ]
+    assert fitting.tuned(settings, rows[:-1], ["A", "B"]) is None
+    assert fitting.tuned(settings, rows, ["A", "B"]) == {"A": 0.2, "B": 0.4}
+
+
+def test_a_run_repeats_itself_and_one_that_diverges_is_a_result():
+    _, settings = tiny("batch_size")
+    arguments = {"batch_size": 256, "seed": 1}
+    network = fitting.NORMALIZER_FREE
+    rows = [
+        fitting.train(settings, network, learning_rate=0.1, **arguments)[1]
+        for _ in range(2)
+    ]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+    assert not rows[0]["diverged"]
+    _, row = fitting.train(settings, network, learning_rate=1e9, **arguments)
+    assert row["diverged"] and row["accuracy"] == 0.1
+
+
+def test_unclipped_and_clipped_networks_start_alike():
+    starts = []
+    for network in (fitting.NORMALIZER_FREE, fitting.CLIPPED):
+        keras.utils.set_random_seed(3)
+        _, settings = tiny("batch_size")
+        starts.append(fitting.build(settings, network, (24, 24, 1), 10).get_weights())
+    for a, b in zip(*starts, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="it takes gradients by tf.GradientTape",
+)
+def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
+    experiment, settings = tiny("bn_leaks", seeds=1)
+    rows = experiments.run(
+        experiment, settings, Results(tmp_path / "results.csv"), 1, nothing
+    )
+    findings = experiment.conclude(rows, settings)
+    assert [finding.holds for finding in findings] == [True, True, None]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="what other processes do is no backend's",
+)
+def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
+    """Two processes of its own, killed with SIGKILL together with the one that waits."""
+    experiment, settings = tiny("mean_shift", depths=[1], seeds=4)
+    path, alone = tmp_path / "results.csv", tmp_path / "alone.csv"
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import pathlib
+from keras_nfnets import experiments
+
+if __name__ == "__main__":
+    experiment = experiments.find("mean_shift")
+    results = experiments.Results(pathlib.Path({str(path)!r}))
+    experiments.run(experiment, {settings!r}, results, 2, lambda *_: None)
+""")
+    process = subprocess.Popen([sys.executable, program], start_new_session=True)
+    try:
+        wait_until(path.exists)
+    finally:
+        process.kill()
+        process.wait()
+    # Its processes end with it.
+    wait_until(lambda: not _in_session(process.pid))
+    cells = experiment.plan(settings, [])
+    there = Results(path)
+    done = sum(there.has(cell) for cell in cells)
+    assert 0 < done < len(cells)
+    measured = []
+    rows = experiments.run(
+        experiment, settings, there, 1, lambda *news: measured.append(news)
+    )
+    assert len(measured) == len(cells) - done
+    expected = experiments.run(experiment, settings, Results(alone), 1, nothing)
+    for row, other in zip(
+        without_seconds(rows), without_seconds(expected), strict=True
+    ):
+        network, seed = row.pop("network"), row.pop("seed")
+        assert (network, seed) == (other.pop("network"), other.pop("seed"))
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _in_session(session):
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+PAGES = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_published_pages_are_what_their_results_say(name, tmp_path):
+    """Of a page and its results, or of the code that made it, one was changed alone."""
+    experiment, folder = experiments.find(name), PAGES / name
+    settings = json.loads((folder / "settings.json").read_text())
+    machine = (
+        {"machine": settings.get("machine")} if experiment.measures_machine else {}
+    )
+    usual = experiments.settings_of(experiment, "small", settings.get("dataset"))
+    assert settings == {**usual, **machine}
+    results = Results(folder / experiments.RESULTS)
+    rows = results.rows
+    cells = experiment.plan(settings, rows)
+    assert all(results.has(cell) for cell in cells)
+    command = f"keras-nfnets experiment {name}"
+    findings = experiments.write(
+        experiment, settings, results.of(cells), tmp_path, command
+    )
+    page = (folder / experiments.PAGE).read_text()
+    assert (tmp_path / experiments.PAGE).read_text() == page
+    index = (PAGES / experiments.PAGE).read_text()
+    assert f"[{name}]({name}/README.md)" in index
+    assert all(" ".join(f.text.split()) in " ".join(index.split()) for f in findings)

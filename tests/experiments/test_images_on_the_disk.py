@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from keras_nfnets import experiments
+from keras_nfnets.experiments import fitting, images
+
+
+class Shades(tfds.core.GeneratorBasedBuilder):
+    """Grey squares, dark or light."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(30, 30, 1)),
+            "label": tfds.features.ClassLabel(names=["dark", "light"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, download_manager):
+        return {part: self._generate_examples() for part in ("train", "test")}
+
+    def _generate_examples(self):
+        for i in range(40):
+            image = np.full((30, 30, 1), 200 * (i % 2), "uint8")
+            yield i, {"image": image, "label": i % 2}
+
+
+def test_a_set_of_tfds_is_learned_and_tuned_on_a_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    experiment = experiments.find("batch_size")
+    settings = experiments.settings_of(experiment, "small", "shades")
+    settings |= {"epochs": 2, "depths": [1]}
+    pictures = images.load(settings)
+    train, test, steps = pictures.batches(8, 0, tuning=True)
+    assert steps == 4  # of three quarters of them
+    assert sum(len(x) for x, _ in train) == 30
+    assert sum(len(x) for x, _ in test) == 10
+    x, labels = pictures.some(3)
+    assert x.shape == (3, *pictures.input_shape) == (3, 28, 28, 1)
+    np.testing.assert_array_equal(labels, x.mean(axis=(1, 2, 3)) > 0)
+    _, row = fitting.train(
+        settings, fitting.CLIPPED, batch_size=8, learning_rate=0.1, seed=0
+    )
+    assert 0 <= row["accuracy"] <= 1 and not row["diverged"]
+    with pytest.raises(ValueError, match="no part 'nosuch'"):
+        images.load({**settings, "test_split": "nosuch"})

@@ -1,0 +1,187 @@
+import keras
+import numpy as np
+import pytest
+from comparing import assert_close
+from keras import ops
+
+import keras_nfnets
+from keras_nfnets.models import PreActResNet
+from keras_nfnets.models.figures import count_flops
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).normal(size=(6, 32, 32, 3)).astype("float32")
+
+
+def moments(x):
+    flat = ops.convert_to_numpy(x).reshape(-1, x.shape[-1]).astype("float64")
+    return np.mean(flat.mean(axis=0) ** 2), np.mean(flat.var(axis=0))
+
+
+def set_skip_gains(model):
+    for variable in model.weights:
+        if variable.name == "skip_gain":
+            variable.assign(0.7)
+    return model
+
+
+def test_folded_network_has_the_same_signal(pictures):
+    model = set_skip_gains(keras_nfnets.NFResNet((2, 2), 1, classes=3))
+    signal = keras_nfnets.signal_propagation(model, pictures)
+    folded = keras_nfnets.signal_propagation(keras_nfnets.fold(model), pictures)
+    for name in ("avg_sq_mean", "avg_var"):
+        assert_close(folded[name], signal[name], rtol=1e-4)
+    # Residual branches are measured with alpha and the learned gain in them.
+    factor = (0.2 * 0.7) ** 2
+    assert_close(folded["res_avg_var"], factor * signal["res_avg_var"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_blocks_of_plain_layers_are_where_their_ends_are_added(pictures, training):
+    model = PreActResNet((2, 1), 1, classes=3)
+    before = model.get_weights()
+    signal = keras_nfnets.signal_propagation(model, pictures, training=training)
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+    names = ["stage1_block1", "stage1_block2", "stage2_block1"]
+    ends = ["stem", *names, *[f"{name}_conv2" for name in names]]
+    outputs = keras.Model(model.input, [model.get_layer(n).output for n in ends])(
+        pictures, training=training
+    )
+    expected = np.array([moments(x) for x in outputs])
+    assert_close(signal["avg_sq_mean"], expected[:4, 0], rtol=1e-4)
+    assert_close(signal["avg_var"], expected[:4, 1], rtol=1e-4)
+    assert_close(signal["res_avg_var"], expected[4:, 1], rtol=1e-4)
+
+
+class Block(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.convolution = keras.layers.Conv2D(8, 3, padding="same")
+        self.add = keras.layers.Add()
+
+    def call(self, x):
+        return self.add([x, ops.relu(self.convolution(x))])
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Conv2D(8, 3, strides=2)
+        self.blocks = [Block(), Block()]
+
+    def call(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_models_of_ones_own_are_measured(pictures):
+    model = Subclassed()
+    signal = keras_nfnets.signal_propagation(model, pictures)
+    x = model.first(pictures)
+    expected = [moments(x)]
+    residuals = []
+    for block in model.blocks:
+        residual = ops.relu(block.convolution(x))
+        residuals.append(moments(residual)[1])
+        x = x + residual
+        expected.append(moments(x))
+    assert_close(signal["avg_sq_mean"], np.array(expected)[:, 0], rtol=1e-4)
+    assert_close(signal["avg_var"], np.array(expected)[:, 1], rtol=1e-4)
+    assert_close(signal["res_avg_var"], residuals, rtol=1e-4)
+
+
+def test_a_plus_ends_a_block_and_nested_models_are_looked_into(pictures):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 1, name="first")(inputs)
+    x = x + keras.layers.Conv2D(4, 3, padding="same", name="branch")(x)
+    inner = keras.Model(inputs, x)
+    outer = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Dense(2)])
+    signal = keras_nfnets.signal_propagation(outer, pictures)
+    first = inner.get_layer("first")(pictures)
+    branch = inner.get_layer("branch")(first)
+    assert_close(
+        signal["avg_var"], [moments(first)[1], moments(first + branch)[1]], 1e-4
+    )
+    assert_close(signal["res_avg_var"], [moments(branch)[1]], rtol=1e-4)
+
+
+def test_without_blocks_every_layer_with_a_kernel_is_measured():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(4), keras.layers.ReLU()]
+        + [keras.layers.Dense(4), keras.layers.Dense(2)]
+    )
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+    signal = keras_nfnets.signal_propagation(model, x)
+    first = x @ ops.convert_to_numpy(model.layers[0].kernel)
+    assert signal["avg_var"].shape == (3,)
+    assert signal["res_avg_var"].shape == (0,)
+    assert_close(signal["avg_var"][0], moments(first)[1], rtol=1e-4)
+    assert_close(signal["avg_sq_mean"][0], moments(first)[0], rtol=1e-4)
+    # Nothing listens any more.
+    assert "call" not in vars(model.layers[0])
+
+
+def test_random_layers_draw_as_if_nothing_had_been_measured(pictures):
+    model = keras_nfnets.NFNetTiny(classes=3, drop_rate=0.5)
+    states = [
+        ops.convert_to_numpy(v)
+        for v in model.non_trainable_variables
+        if "seed" in v.path
+    ]
+    assert states
+    keras_nfnets.signal_propagation(model, pictures, training=True)
+    after = [
+        ops.convert_to_numpy(v)
+        for v in model.non_trainable_variables
+        if "seed" in v.path
+    ]
+    for a, b in zip(after, states):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_to_measure_is_an_error():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
+    with pytest.raises(ValueError, match=r"two or more convolutions.*Received:.*ReLU"):
+        keras_nfnets.signal_propagation(model, np.zeros((2, 4)))
+
+
+def test_plot_draws_one_signal_or_several(pictures, tmp_path):
+    from matplotlib import image
+
+    model = keras_nfnets.NFNetTiny(classes=3)
+    signal = keras_nfnets.signal_propagation(model, pictures)
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    keras_nfnets.plot_signal_propagation(signal, one)
+    keras_nfnets.plot_signal_propagation({"a": signal, "b": signal}, two, "Title")
+    for path in (one, two):
+        assert image.imread(path).std() > 0.05
+
+
+def test_preact_resnet_has_the_shape_of_nf_resnet():
+    def kernels(model):
+        return sorted(tuple(v.shape) for v in model.weights if v.name == "kernel")
+
+    normalizer_free = keras_nfnets.NFResNet((2, 1, 2), 2, classes=7)
+    for normalization in ("batch", None):
+        model = PreActResNet((2, 1, 2), 2, classes=7, normalization=normalization)
+        assert kernels(model) == kernels(normalizer_free)
+        x = np.ones((2, 37, 45, 3))
+        for name in ("stem", "stage1", "stage2", "stage3"):
+            shapes = [
+                keras.Model(m.input, m.get_layer(name).output)(x).shape
+                for m in (model, normalizer_free)
+            ]
+            assert tuple(shapes[0]) == tuple(shapes[1])
+    with pytest.raises(ValueError, match=r"normalization.*'batch'.*Received.*'layer'"):
+        PreActResNet((1,), normalization="layer")
+
+
+def test_flops_of_other_networks_are_the_published_ones():
+    # arXiv 1801.04381, table 4; 1905.11946, table 2 (in billions).
+    for name, billions in {"MobileNetV2": 0.300, "EfficientNetB0": 0.39}.items():
+        model = getattr(keras.applications, name)(weights=None)
+        assert count_flops(model) / 1e9 == pytest.approx(billions, rel=0.02)
