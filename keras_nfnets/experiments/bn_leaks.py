@@ -43,24 +43,45 @@ def _measure(settings, cell):
 
 def _sensitivities(model, x, training):
     """Norms of the gradients of the logits of picture i with respect to picture j."""
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "bn_leaks takes gradients by tf.GradientTape. "
-            f"Received: the backend {keras.backend.backend()}"
-        )
-    import tensorflow as tf
-
-    x = tf.constant(x)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        logits = model(x, training=training)
-        numbers = tf.unstack(tf.reshape(logits, [-1]))
     squares = np.zeros((len(x), len(x)))
-    for place, number in enumerate(numbers):
-        gradient = ops.convert_to_numpy(tape.gradient(number, x))
-        i = place // logits.shape[-1]
-        squares[i] += np.sum(gradient.astype("float64") ** 2, axis=(1, 2, 3))
+    for place, gradient in enumerate(_gradients(model, x, training)):
+        i = place // model.output_shape[-1]
+        gradient = ops.convert_to_numpy(gradient).astype("float64")
+        squares[i] += np.sum(gradient**2, axis=(1, 2, 3))
     return np.sqrt(squares)
+
+
+def _gradients(model, x, training):
+    """Of each logit, those of the first picture first, with respect to all pixels."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        def numbers(x):
+            values = model.stateless_call(
+                model.trainable_variables, model.non_trainable_variables, x, training
+            )[0]
+            return values.reshape(-1)
+
+        values, pull_back = jax.vjp(numbers, x)
+        pull_back = jax.jit(pull_back)
+        for one in np.eye(len(values), dtype=values.dtype):
+            yield pull_back(one)[0]
+    elif backend == "torch":
+        import torch
+
+        x = ops.convert_to_tensor(x).requires_grad_()
+        for number in model(x, training=training).reshape(-1):
+            yield torch.autograd.grad(number, x, retain_graph=True)[0]
+    else:
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            numbers = tf.unstack(tf.reshape(model(x, training=training), [-1]))
+        for number in numbers:
+            yield tape.gradient(number, x)
 
 
 def _matrix(rows, network, mode):
@@ -163,14 +184,14 @@ Nothing: dependence is there or not at any scale. What a network makes of it, as
 contrastive learning, is another question.""",
     scales={
         "small": {
-            **fitting.SMALL,
+            **fitting.SMALL_RUN,
             "epochs": 5,
             "batch_size": 64,
             "learning_rate": 0.1,
             "pictures": 8,
         },
         "full": {
-            **fitting.FULL,
+            **fitting.FULL_RUN,
             "batch_size": 256,
             "learning_rate": 0.1,
             "pictures": 8,

@@ -145,7 +145,7 @@ That the outputs differ is shown at any scale; how much that costs in accuracy d
 task, and is little here, where the classes are easy to tell.""",
     scales={
         "small": {
-            **fitting.SMALL,
+            **fitting.SMALL_RUN,
             "epochs": 8,
             "batch_size": 64,
             "learning_rate": 0.1,
@@ -153,7 +153,7 @@ task, and is little here, where the classes are easy to tell.""",
             "batch_sizes": [2, 4, 8, 16, 64, 250],
         },
         "full": {
-            **fitting.FULL,
+            **fitting.FULL_RUN,
             "batch_size": 256,
             "learning_rate": 0.1,
             "pictures": 4096,

@@ -8,34 +8,41 @@ from keras_nfnets import models, training
 from keras_nfnets.experiments import images
 from keras_nfnets.experiments.results import distinct, grid, median, select
 
-# What a run is at each scale. The small one is of minutes on two cores.
-SMALL = {
+# What a run is at each scale, and the same with a sweep of learning rates. The small one
+# is of minutes on two cores.
+SMALL_RUN = {
     "depths": [1, 1, 1, 1],
     "width": 1,
     "epochs": 24,
     "weight_decay": None,
     "clip_factor": 0.08,
+    "seeds": 3,
+}
+SMALL = {
+    **SMALL_RUN,
     "sweep_batch_size": 256,
     "sweep_seeds": 1,
     "learning_rates": [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
-    "seeds": 3,
 }
 # The papers': NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
-FULL = {
+FULL_RUN = {
     "dataset": "imagenet2012",
     "depths": [3, 4, 6, 3],
     "width": 4,
     "epochs": 90,
     "weight_decay": 5e-5,
     "clip_factor": 0.01,
-    "sweep_batch_size": 256,
-    "sweep_seeds": 1,
-    "learning_rates": [0.05, 0.1, 0.2],
     "seeds": 2,
     "image_size": 224,
     "augmentation": "crop flip",
     "train_split": "train",
     "test_split": "validation",
+}
+FULL = {
+    **FULL_RUN,
+    "sweep_batch_size": 256,
+    "sweep_seeds": 1,
+    "learning_rates": [0.05, 0.1, 0.2],
     "tuning_train_split": "train[:99%]",
     "tuning_test_split": "train[99%:]",
 }

@@ -147,7 +147,7 @@ Short runs at one batch size: what trains in ten epochs may fall apart in ninety
 the paper's size is `--scale full`.""",
     scales={
         "small": {
-            **fitting.SMALL,
+            **fitting.SMALL_RUN,
             "batch_size": 256,
             "epochs": 10,
             "learning_rates": [0.0125, 0.05, 0.2, 0.8, 3.2],
@@ -156,7 +156,7 @@ the paper's size is `--scale full`.""",
             "seeds": 2,
         },
         "full": {
-            **fitting.FULL,
+            **fitting.FULL_RUN,
             "batch_size": 2048,
             "learning_rates": [0.0125, 0.05, 0.1, 0.2, 0.8],
             "clip_factors": [0.01, 0.04, 0.16],

@@ -161,7 +161,7 @@ and one number, and the deviation falls to 0.6. `--scale full` measures NF-ResNe
 ImageNet.""",
     scales={
         "small": {
-            **fitting.SMALL,
+            **fitting.SMALL_RUN,
             "depths": [4, 4, 4],
             "epochs": 10,
             "batch_size": 64,
@@ -169,7 +169,7 @@ ImageNet.""",
             "pictures": 500,
         },
         "full": {
-            **fitting.FULL,
+            **fitting.FULL_RUN,
             "batch_size": 1024,
             "learning_rate": 0.1,
             "pictures": 256,

@@ -20,7 +20,7 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
         "experiment",
         "mean_shift",
         "--dataset=digits",
-        "--seeds=2",
+        "--seeds=1",
         "--jobs=1",
     ]
     arguments.append("--output_dir=a folder")

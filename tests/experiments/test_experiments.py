@@ -201,10 +201,6 @@ def test_unclipped_and_clipped_networks_start_alike():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow",
-    reason="it takes gradients by tf.GradientTape",
-)
 def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
     experiment, settings = tiny("bn_leaks", seeds=1)
     rows = experiments.run(
