@@ -6,9 +6,9 @@ import math
 import keras
 
 from keras_nfnets.layers import NFBlock, WSConv2D
+from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
 
 def variants():
