@@ -126,7 +126,7 @@ def _described(settings):
 
 def _duration(rows):
     minutes = sum(row.get("cell_seconds", 0) for row in rows) / 60
-    return f"The times of all runs add up to {minutes:.0f} minutes."
+    return f"The times of all runs add up to {minutes:.0f} min."
 
 
 def _text(value):
