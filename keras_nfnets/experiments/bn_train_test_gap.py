@@ -149,7 +149,7 @@ task, and is little here, where the classes are easy to tell.""",
             "epochs": 8,
             "batch_size": 64,
             "learning_rate": 0.1,
-            "pictures": 1000,
+            "pictures": 500,
             "batch_sizes": [2, 4, 8, 16, 64, 250],
         },
         "full": {
