@@ -33,7 +33,7 @@ NETWORKS = {"NFNetF0": (8, 192), "NFResNet50": (16, 128)}
 def _no_standardization():
     """Within it networks are traced with their kernels as they are."""
     original = WSConv2D.precise_kernel
-    WSConv2D.precise_kernel = lambda self, training=False: self.kernel.value * 1e-2
+    WSConv2D.precise_kernel = lambda self, *_: self.kernel.value * 1e-2
     try:
         yield
     finally:

@@ -100,7 +100,7 @@ def add_bias(x, bias, data_format):
     """`x` plus a bias for each channel.
 
     Args:
-        x: `(batch, height, width, channels)`, or channels second.
+        x: `(batch, ..., channels)`, or channels second.
         bias: `(channels,)`.
         data_format: `"channels_last"` or `"channels_first"`.
     """
@@ -111,7 +111,7 @@ def add_bias(x, bias, data_format):
         layout = "NHWC" if data_format == "channels_last" else "NCHW"
         return tf.nn.bias_add(x, bias, layout)
     if data_format == "channels_first":
-        bias = bias[:, None, None]
+        bias = ops.reshape(bias, (-1, *[1] * (len(x.shape) - 2)))
     return x + bias
 
 

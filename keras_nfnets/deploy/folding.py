@@ -15,7 +15,13 @@ from keras_nfnets.layers import (
     SqueezeExcite,
     StochasticDepth,
     SymmetricMaxPooling2D,
+    WSConv1D,
     WSConv2D,
+    WSConv2DTranspose,
+    WSConv3D,
+    WSDense,
+    WSDepthwiseConv2D,
+    WSSeparableConv2D,
 )
 from keras_nfnets.layers.fast_convolution import one_convolution_a_group
 
@@ -254,7 +260,6 @@ class _Folding:
         bias = ops.convert_to_numpy(layer.bias)
 
         # (Those of blocks, which alone have a scale, have no activation.)
-        activation = layer.activation if type(layer.activation) in _FOLDED else None
         kernel, bias = kernel * (factor * scale), bias * scale
         split = layer.groups > 1 and one_convolution_a_group()
         parts = layer.groups if split else 1
@@ -270,7 +275,7 @@ class _Folding:
                     data_format=layer.data_format,
                     dilation_rate=layer.dilation_rate,
                     groups=layer.groups // parts,
-                    activation=None if activation else layer.activation,
+                    activation=self.inner_activation(layer),
                     dtype=layer.dtype_policy,
                     name=self.name(name if parts == 1 else f"{name}_group{part}"),
                 )
@@ -288,9 +293,37 @@ class _Folding:
             x = keras.layers.Concatenate(
                 axis=axis, dtype=layer.dtype_policy, name=self.name(name)
             )(list(outputs))
-        if activation is not None:
-            x = self.call(activation, x)
-        return x
+        return self.activated(layer, x)
+
+    def other_standardized(self, layer, x, name):
+        """Another layer with standardized kernels, as the one of Keras that it is."""
+        weights = [
+            ops.convert_to_numpy(layer.precise_kernel(name=kernel.name))
+            for kernel in layer.KERNELS
+        ]
+        weights[0] = weights[0] * self.factor(x)
+        weights.append(ops.convert_to_numpy(layer.bias))
+
+        def create():
+            config = layer.keras_config()
+            config = {k: v for k, v in config.items() if not k.startswith("lora_")}
+            config |= {"name": self.name(name), "activation": None}
+            keras_class = type(layer).__bases__[-1]
+            plain = keras_class.from_config(config)
+            plain.activation = self.inner_activation(layer)
+            return plain
+
+        x = self.make(layer, x, create, weights, self.factor(x))
+        return self.activated(layer, x)
+
+    def inner_activation(self, layer):
+        """What of its `activation` may stay in a layer: none of ours."""
+        return None if type(layer.activation) in _FOLDED else layer.activation
+
+    def activated(self, layer, x):
+        """Its `activation`, if that is one of ours, after what is left of a layer."""
+        ours = type(layer.activation) in _FOLDED
+        return self.call(layer.activation, x) if ours else x
 
     def activation(self, layer, x, name):
         """A `ScaledActivation`: without its gain, which is left for what comes next."""
@@ -424,7 +457,13 @@ _FOLDED = {
     ScaledActivation: _Folding.activation,
     SqueezeExcite: _Folding.attention,
     SymmetricMaxPooling2D: _Folding.max_pooling,
+    WSConv1D: _Folding.other_standardized,
     WSConv2D: _Folding.convolution,
+    WSConv2DTranspose: _Folding.other_standardized,
+    WSConv3D: _Folding.other_standardized,
+    WSDense: _Folding.other_standardized,
+    WSDepthwiseConv2D: _Folding.other_standardized,
+    WSSeparableConv2D: _Folding.other_standardized,
 }
 
 

@@ -1,5 +1,7 @@
 """How a convolution is computed on this device."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -43,7 +45,7 @@ def _is_product(kernel, strides, data_format):
     """
     return (
         _is_cpu_of_xla()
-        and tuple(kernel.shape[:2]) == (1, 1)
+        and math.prod(kernel.shape[:-2]) == 1
         and max(strides) == 1
         and data_format == "channels_last"
     )
@@ -55,9 +57,9 @@ def convolve(convolution, inputs, kernel, strides, groups, data_format):
     Args:
         convolution: function of inputs and kernel; with inputs of more channels than
             the kernel takes it computes a grouped convolution by itself.
-        inputs: `(batch, height, width, channels)` or channels second.
-        kernel: `(height, width, channels / groups, filters)`.
-        strides: of the convolution, two integers.
+        inputs: `(batch, ..., channels)` or channels second.
+        kernel: `(..., channels / groups, filters)`.
+        strides: of the convolution, an integer an axis.
         groups: number of groups.
         data_format: `"channels_last"` or `"channels_first"`.
     """
@@ -69,6 +71,9 @@ def convolve(convolution, inputs, kernel, strides, groups, data_format):
         return ops.concatenate([convolution(x, k) for x, k in pairs], axis=axis)
     if groups == 1 and _is_product(kernel, strides, data_format):
         *pixels, channels = ops.shape(inputs)
-        rows = ops.matmul(ops.reshape(inputs, (-1, channels)), kernel[0, 0])
+        rows = ops.matmul(
+            ops.reshape(inputs, (-1, channels)),
+            ops.reshape(kernel, kernel.shape[-2:]),
+        )
         return ops.reshape(rows, (*pixels, kernel.shape[-1]))
     return convolution(inputs, kernel)

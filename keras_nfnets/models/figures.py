@@ -8,7 +8,22 @@ import keras
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
-_CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+# Of each output pixel all of the kernels is used once.
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+# Of each input pixel.
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
 
 
 def variants():
@@ -47,9 +62,11 @@ def count_flops(model):
             before, after = (_positions(t, layer) for t in (layer.input, layer.output))
             flops += layer.count_flops(before, after)
         elif isinstance(layer, _CONVOLUTIONS):
-            flops += _positions(layer.output, layer) * math.prod(layer.kernel.shape)
+            flops += _positions(layer.output, layer) * _kernel_size(layer)
+        elif isinstance(layer, _TRANSPOSED):
+            flops += _positions(layer.input, layer) * _kernel_size(layer)
         elif isinstance(layer, keras.layers.Dense):
-            flops += math.prod(layer.kernel.shape)
+            flops += math.prod(layer.output.shape[1:-1]) * _kernel_size(layer)
     return flops
 
 
@@ -69,6 +86,11 @@ def count_activations(model):
     return count
 
 
+def _kernel_size(layer):
+    kernels = [v for v in layer.weights if v.name.endswith("kernel")]
+    return sum(math.prod(kernel.shape) for kernel in kernels)
+
+
 def _positions(tensor, layer):
     channels_last = layer.data_format == "channels_last"
-    return math.prod(tensor.shape[1:3] if channels_last else tensor.shape[2:])
+    return math.prod(tensor.shape[1:-1] if channels_last else tensor.shape[2:])

@@ -198,9 +198,9 @@ def norm_axes(shape, path=""):
     if name == "embeddings":
         return every_axis[1:]
     # These two are as Keras names layers by itself, with a number behind.
-    if name == "depthwise_kernel" or layer.startswith("depthwise_conv"):
+    if name == "depthwise_kernel" or re.match(r"(ws_)?depthwise_conv", layer):
         return every_axis[:-2]
-    if re.match(r"conv\dd_transpose", layer):
+    if re.match(r"(ws_)?conv\dd_transpose", layer):
         return (*every_axis[:-2], rank - 1)
     # The parts of an attention layer.
     if rank == 3 and len(layers) > 1 and layer in ("query", "key", "value"):

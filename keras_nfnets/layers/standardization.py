@@ -1,0 +1,275 @@
+"""Scaled weight standardization, of any layer with a kernel."""
+
+import inspect
+import math
+import typing
+
+import keras
+from keras import ops
+
+from keras_nfnets import checks, lean
+
+
+def _precise(x):
+    # Also where a kernel is kept in half precision.
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+
+
+def _moments(rows):
+    """Mean and variance of each column, `(2, columns)`, in float32 or better."""
+    rows = _precise(rows)
+    mean = lean.sum_of_rows(lambda x: x, rows) / rows.shape[0]
+    variance = lean.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
+    return ops.stack([mean, variance])
+
+
+def _standardize(rows, moments, gain, fan_in, scale, variance_eps, eps):
+    """The formula of `WeightStandardized`, in the precision of `moments`."""
+    fan_in, scale, variance_eps, eps = (
+        ops.cast(number, moments.dtype) for number in (fan_in, scale, variance_eps, eps)
+    )
+    mean, variance = moments[0], moments[1]
+    variance = (variance + variance_eps) * fan_in
+    gain = scale * _precise(gain)
+    return (_precise(rows) - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))
+
+
+def _standardize_gradient(arguments, constants, upstream):
+    """The gradients of rows and gain, in fewer passes than the derived ones.
+
+    With `c` the centered rows, `r` the reciprocal square root, `u` the gradient of the
+    result, `n` the number of rows and sums and means over a column: the gain's is
+    `scale * r * sum(u * c)`, the rows' is `scale * gain * r * (u - mean(u) - fan_in / n *
+    r**2 * sum(u * c) * c)`, of which the last term is missing where `eps` bounds the
+    variance. It is all of the rows': none goes through their moments.
+    """
+    rows, moments, gain, fan_in, scale, variance_eps, eps = arguments
+    dtype = upstream.dtype
+    fan_in, scale, variance_eps, eps = (
+        ops.cast(x, dtype) for x in (fan_in, scale, variance_eps, eps)
+    )
+    gain_dtype, rows_dtype = gain.dtype, rows.dtype
+    rows, gain = ops.cast(rows, dtype), ops.cast(gain, dtype)
+    count = rows.shape[0]
+    mean, variance = moments[0], moments[1]
+    variance = (variance + variance_eps) * fan_in
+    r = ops.rsqrt(ops.maximum(variance, eps))
+    upstream_mean = lean.sum_of_rows(lambda k, u: u, rows, upstream) / count
+    product = lean.sum_of_rows(lambda k, u: (k - mean) * u, rows, upstream)
+    through_variance = ops.where(
+        variance > eps, product * r * r * (fan_in / count), 0.0
+    )
+    rows_gradient = (scale * gain * r) * (
+        upstream - upstream_mean - through_variance * (rows - mean)
+    )
+    return [
+        ops.cast(rows_gradient, rows_dtype),
+        None,
+        ops.cast(scale * r * product, gain_dtype),
+    ]
+
+
+class Kernel(typing.NamedTuple):
+    """What `WeightStandardized` has to know of a kernel of a layer of Keras.
+
+    Attributes:
+        name: of the weight and of the layer's attribute.
+        gain: name of its gain.
+        initializer: name of the layer's argument that fills it.
+        output_axes: that the units are numbered by, at the end of its shape.
+    """
+
+    name: str = "kernel"
+    gain: str = "gain"
+    initializer: str = "kernel_initializer"
+    output_axes: tuple = (-1,)
+
+
+class WeightStandardized:
+    """A layer whose units have weights of zero mean and unit variance, times a gain.
+
+    What the layers with standardized kernels share; it stands as a base class before a
+    layer of Keras. The weights `w` of each unit are used as
+
+        scale * gain * (w - mean(w)) / sqrt(max((var(w) + variance_eps) * fan_in, eps))
+
+    where `fan_in` is how many of them make a number of the output, and a bias is always
+    added. Mean and variance are taken in float32 even under `mixed_bfloat16` and
+    `mixed_float16`; only the result is cast.
+    """
+
+    # In the order in which the layer makes and applies them.
+    KERNELS = (Kernel(),)
+
+    def __init__(
+        self,
+        *args,
+        gain_initializer="ones",
+        eps=1e-4,
+        scale=1.0,
+        variance_eps=0.0,
+        **kwargs,
+    ):
+        keras_init = super().__init__
+        given = inspect.signature(keras_init).bind(*args, **kwargs).arguments
+        for kernel in self.KERNELS:
+            if kernel.initializer not in given:
+                kwargs[kernel.initializer] = None  # ours, see `add_weight`
+        keras_init(*args, **kwargs)
+        if not self.use_bias:
+            raise ValueError(
+                f"{type(self).__name__} always has a bias: nothing after it would add "
+                "one. Received: use_bias=False"
+            )
+        self.gain_initializer = keras.initializers.get(gain_initializer)
+        self.eps = checks.number("eps", eps)
+        self.scale = checks.number("scale", scale, exclusive=True)
+        self.variance_eps = checks.number("variance_eps", variance_eps)
+
+    def add_weight(self, *args, **kwargs):
+        for kernel in self.KERNELS:
+            if kwargs.get("name") == kernel.name and kwargs["initializer"] is None:
+                # Keras's own take other numbers for the fan-in of some kernels.
+                deviation = self._fan_in(kernel, kwargs["shape"]) ** -0.5
+                initializer = keras.initializers.RandomNormal(stddev=deviation)
+                kwargs["initializer"] = initializer
+        # Never cast on reading: standardization wants the variables' own precision.
+        return super().add_weight(*args, **{**kwargs, "autocast": False})
+
+    def build(self, input_shape):
+        # Keras would enable LoRA, and lock the layer, before the gain is there.
+        lora_rank = getattr(self, "lora_rank", None)
+        if lora_rank:
+            self.lora_rank = None
+        super().build(input_shape)
+        for kernel in self.KERNELS:
+            shape = tuple(getattr(self, kernel.name).shape)
+            outputs = _outputs(kernel, shape)
+            if math.prod(shape) == outputs:
+                raise ValueError(
+                    f"{type(self).__name__} takes the mean of the weights of a unit, "
+                    "and of a single one nothing is left. Received: inputs of shape "
+                    f"{tuple(input_shape)} for a kernel of shape {shape}"
+                )
+            gain = self.add_weight(
+                name=kernel.gain,
+                shape=(outputs,),
+                initializer=self.gain_initializer,
+                dtype=self.variable_dtype,
+            )
+            setattr(self, kernel.gain, gain)
+        if lora_rank:
+            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
+
+    def _fan_in(self, kernel, shape):
+        """How many weights make a number of the output."""
+        return math.prod(shape) / _outputs(kernel, shape)
+
+    def standardized_kernel(self, name=None):
+        """A kernel as the layer uses it, in the compute dtype.
+
+        Args:
+            name: of the kernel, for layers of several; by default the first.
+        """
+        return ops.cast(self.precise_kernel(name=name), self.compute_dtype)
+
+    def precise_kernel(self, training=False, name=None):
+        """`standardized_kernel` before it is cast: float32 or better."""
+        kernel = next(k for k in self.KERNELS if name in (None, k.name))
+        weights = ops.convert_to_tensor(getattr(self, kernel.name))
+        gain = ops.convert_to_tensor(getattr(self, kernel.gain))
+        shape = tuple(weights.shape)
+        rows = _rows(kernel, weights)
+        constants = (
+            self._fan_in(kernel, shape),
+            self.scale if kernel is self.KERNELS[-1] else 1.0,
+            self.variance_eps,
+            self.eps,
+        )
+        if training:
+            moments = lean.kept(lean.fused, _moments, rows)
+            rows = lean.fused(
+                _standardize,
+                rows,
+                moments,
+                gain,
+                *constants,
+                gradient=_standardize_gradient,
+            )
+        else:
+            rows = _standardize(rows, _moments(rows), gain, *constants)
+        return _from_rows(kernel, rows, shape)
+
+    def call(self, inputs, training=False):
+        kernels = [
+            ops.cast(self.precise_kernel(training, kernel.name), self.compute_dtype)
+            for kernel in self.KERNELS
+        ]
+        outputs = self.apply_kernels(inputs, *kernels)
+        bias = ops.cast(ops.convert_to_tensor(self.bias), outputs.dtype)
+        data_format = getattr(self, "data_format", "channels_last")
+        outputs = lean.add_bias(outputs, bias, data_format)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def apply_kernels(self, inputs, *kernels):
+        """What the layer does with its inputs, but for bias and activation.
+
+        Args:
+            inputs: a tensor.
+            *kernels: those of `KERNELS` in their order, in the compute dtype.
+        """
+        raise NotImplementedError
+
+    # Some layers of Keras save their kernel and bias by hand; gains go after these.
+
+    def save_own_variables(self, store):
+        if self.built:
+            kernels = [getattr(self, kernel.name) for kernel in self.KERNELS]
+            for i, variable in enumerate([*kernels, self.bias, *self._gains()]):
+                store[str(i)] = variable
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        for i, gain in enumerate(self._gains(), start=len(self.KERNELS) + 1):
+            gain.assign(store[str(i)])
+
+    def _gains(self):
+        return [getattr(self, kernel.gain) for kernel in self.KERNELS]
+
+    def keras_config(self):
+        """What `get_config` of the layer of Keras says of one that does the same."""
+        return super().get_config()
+
+    def get_config(self):
+        gain_initializer = keras.initializers.serialize(self.gain_initializer)
+        return {
+            **self.keras_config(),
+            "gain_initializer": gain_initializer,
+            "eps": self.eps,
+            "scale": self.scale,
+            "variance_eps": self.variance_eps,
+        }
+
+
+def _outputs(kernel, shape):
+    return math.prod(shape[axis] for axis in kernel.output_axes)
+
+
+def _is_transposed(kernel):
+    return kernel.output_axes == (-2,)
+
+
+def _rows(kernel, weights):
+    """A kernel as `(weights of a unit, units)`."""
+    outputs = _outputs(kernel, weights.shape)
+    if _is_transposed(kernel):
+        weights = ops.swapaxes(weights, -1, -2)
+    return ops.reshape(weights, (-1, outputs))
+
+
+def _from_rows(kernel, rows, shape):
+    """What `_rows` was made of."""
+    if not _is_transposed(kernel):
+        return ops.reshape(rows, shape)
+    *before, outputs, inputs = shape
+    return ops.swapaxes(ops.reshape(rows, (*before, inputs, outputs)), -1, -2)
