@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_nfnets import NFBlock, ScaledActivation, WSConv2D, lean
+from keras_nfnets import (
+    NFBlock,
+    ScaledActivation,
+    WSConv2D,
+    WSConv2DTranspose,
+    WSDense,
+    WSSeparableConv2D,
+    lean,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +59,9 @@ LAYERS = {
         24, 3, eps=3.0, kernel_initializer=keras.initializers.RandomNormal(stddev=0.16)
     ),
     "groups": lambda: WSConv2D(24, 3, groups=3, strides=2, padding="same"),
+    "transposed": lambda: WSConv2DTranspose(24, 4, strides=2),
+    "separable": lambda: WSSeparableConv2D(24, 3),
+    "dense": lambda: WSDense(24),
     "block": lambda: NFBlock(12, group_size=3, beta=0.7),
     "transition": lambda: NFBlock(24, strides=2, group_size=6, attention="eca"),
     "bottleneck": lambda: NFBlock(

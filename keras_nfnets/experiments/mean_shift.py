@@ -38,7 +38,7 @@ def _network(name, **common):
     return model
 
 
-def _kernel_as_it_is(layer, training=False):
+def _kernel_as_it_is(layer, *_):
     """In place of `WSConv2D.precise_kernel`: its variance is one over the fan-in."""
     return keras.ops.convert_to_tensor(layer.kernel)
 
