@@ -96,15 +96,24 @@ fail at large batches; with AGC they follow batch-normalized ones, or beat them 
     how="""\
 Three networks of one shape, the same order of pictures and the same number of epochs at
 each batch size; the two NF-ResNets start from the same weights. The learning rate of each
-is tuned in the same way at one batch size, and scaled linearly from there.""",
+is tuned in the same way at one batch size, and scaled linearly from there."""
+    + fitting.SKIP_GAINS,
     beyond="""\
 The number of epochs is fixed, as in the paper, so at the full batch a run of this scale
 has as many steps as epochs: fewer than a warm-up on ImageNet, where a batch of 4,096 still
 has 28,000. What happens there is decided by how few these steps are. `--scale full` runs the
 paper's (NF-ResNet-50, ImageNet, batches of 256 to 4,096).""",
     scales={
-        "small": {**fitting.SMALL, "batch_sizes": [16, 64, 256, 1000, 4000]},
-        "full": {**fitting.FULL, "batch_sizes": [256, 512, 1024, 2048, 4096]},
+        "small": {
+            **fitting.SMALL,
+            **fitting.SMALL_CLIPPING,
+            "batch_sizes": [16, 64, 256, 1000, 4000],
+        },
+        "full": {
+            **fitting.FULL,
+            **fitting.FULL_CLIPPING,
+            "batch_sizes": [256, 512, 1024, 2048, 4096],
+        },
     },
     plan=fitting.plan_with_sweep(_cells),
     measure=fitting.measure_with_sweep(fitting.train_cell),

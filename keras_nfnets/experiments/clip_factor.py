@@ -84,7 +84,8 @@ Larger batches need smaller clip factors: small batches train well with any from
 0.16, the largest with 0.01 alone (arXiv 2102.06171, figure 2b).""",
     how="""\
 The NF-ResNet with AGC, its learning rate tuned at one batch size with one clip factor and
-scaled linearly with the batch.""",
+scaled linearly with the batch."""
+    + fitting.SKIP_GAINS,
     beyond="""\
 With few pictures and epochs there are few steps at large batches, and a small clip factor
 then costs what it cannot make up for: how far the weights come is bounded by clip factor
@@ -93,12 +94,13 @@ times learning rate times steps. On ImageNet a run has a thousand times as many
     scales={
         "small": {
             **fitting.SMALL,
-            "clip_factor": 0.02,
+            **fitting.SMALL_CLIPPING,
             "batch_sizes": [64, 256, 1000],
             "clip_factors": [0.01, 0.02, 0.04, 0.08, 0.16],
         },
         "full": {
             **fitting.FULL,
+            **fitting.FULL_CLIPPING,
             "batch_sizes": [256, 512, 1024, 2048, 4096],
             "clip_factors": [0.01, 0.02, 0.04, 0.08, 0.16],
         },

@@ -141,13 +141,15 @@ its norm, or all by their global norm, and depends less on its threshold (arXiv 
 section 4).""",
     how="""\
 The NF-ResNet at one batch size, with each kind of clipping, thresholds and learning rates a
-factor apart. What is asked is how many learning rates come near the best result of all.""",
+factor apart. What is asked is how many learning rates come near the best result of all."""
+    + fitting.SKIP_GAINS,
     beyond="""\
 Short runs at one batch size: what trains in ten epochs may fall apart in ninety. The same at
 the paper's size is `--scale full`.""",
     scales={
         "small": {
             **fitting.SMALL_RUN,
+            **fitting.SMALL_CLIPPING,
             "batch_size": 256,
             "epochs": 10,
             "learning_rates": [0.0125, 0.05, 0.2, 0.8, 3.2],
@@ -157,6 +159,7 @@ the paper's size is `--scale full`.""",
         },
         "full": {
             **fitting.FULL_RUN,
+            **fitting.FULL_CLIPPING,
             "batch_size": 2048,
             "learning_rates": [0.0125, 0.05, 0.1, 0.2, 0.8],
             "clip_factors": [0.01, 0.04, 0.16],

@@ -153,17 +153,16 @@ starts from one again in each stage; beta divides by the standard deviation so p
     how="""\
 An NF-ResNet, its signal measured with held-out pictures at the input of each block: at
 initialization with the learned gains of the blocks at one and at zero, and after it was
-trained with AGC.""",
+trained with AGC."""
+    + fitting.SKIP_GAINS,
     beyond="""\
 The prediction is one for signals of many channels and large maps. These networks have three
 stages: in a fourth, whose maps would be one pixel, a padded 3 x 3 convolution sees eight zeros
-and one number, and the deviation falls to 0.6. The training is short too: AGC lets a gain that
-starts at zero move by a thousandth of clip factor times learning rate a step (and momentum ten
-times that), so that after a few hundred steps the blocks but the first of a stage still add
-next to nothing. `--scale full` measures NF-ResNet-50 on ImageNet.""",
+and one number, and the deviation falls to 0.6. `--scale full` measures NF-ResNet-50 on ImageNet.""",
     scales={
         "small": {
             **fitting.SMALL_RUN,
+            **fitting.SMALL_CLIPPING,
             "depths": [4, 4, 4],
             "epochs": 10,
             "batch_size": 64,
@@ -172,6 +171,7 @@ next to nothing. `--scale full` measures NF-ResNet-50 on ImageNet.""",
         },
         "full": {
             **fitting.FULL_RUN,
+            **fitting.FULL_CLIPPING,
             "batch_size": 1024,
             "learning_rate": 0.1,
             "pictures": 256,

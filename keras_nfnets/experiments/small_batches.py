@@ -52,7 +52,10 @@ def _conclude(rows, settings):
     return [
         Finding(f"{described(BATCH_NORM)}.", loss_of(BATCH_NORM) > 5 * plots.NEAR),
         *[
-            Finding(f"{described(network)}.", loss_of(network) < plots.NEAR)
+            Finding(
+                f"{described(network)}.",
+                loss_of(network) < plots.NEAR and accuracy(network, sizes[0]) > 0.5,
+            )
             for network in (NORMALIZER_FREE, CLIPPED)
         ],
     ]
@@ -75,7 +78,8 @@ normalizer-free ones does not (arXiv 2101.08692, section 1; 2102.06171, section 
     how="""\
 Three networks of one shape, the same pictures in the same order. The learning rate of each
 is tuned in the same way at the largest of these batch sizes, and scaled linearly from there.
-The running statistics of batch normalization are means over the last hundred batches.""",
+The running statistics of batch normalization are means over the last hundred batches."""
+    + fitting.SKIP_GAINS,
     beyond="""\
 The last stage of this small network has feature maps of one pixel: at a batch of one, batch
 normalization then has a single number to normalize, and gives zero whatever it is. With the
@@ -84,12 +88,14 @@ normalization then has a single number to normalize, and gives zero whatever it 
     scales={
         "small": {
             **fitting.SMALL,
+            **fitting.SMALL_CLIPPING,
             "epochs": 2,
             "sweep_batch_size": 8,
             "batch_sizes": [1, 2, 4, 8],
         },
         "full": {
             **fitting.FULL,
+            **fitting.FULL_CLIPPING,
             "epochs": 15,
             "sweep_batch_size": 8,
             "batch_sizes": [1, 2, 4, 8],

@@ -129,7 +129,8 @@ train with some of the stages clipped, large ones need all four (arXiv 2102.0617
     how="""\
 The NF-ResNet with AGC applied to all its layers, to all but the classifier, to neither
 classifier nor stem, to each stage alone and to each pair of stages, and to none, at a small
-and a large batch.""",
+and a large batch."""
+    + fitting.SKIP_GAINS,
     beyond="""\
 A network with one block a stage has few layers to go wrong, and ten classes are few for a
 classifier. The paper's differences are those of NF-ResNet-50 on ImageNet
@@ -137,11 +138,12 @@ classifier. The paper's differences are those of NF-ResNet-50 on ImageNet
     scales={
         "small": {
             **fitting.SMALL,
+            **fitting.SMALL_CLIPPING,
             "epochs": 16,
             "seeds": 2,
             "batch_sizes": [256, 1000],
         },
-        "full": {**fitting.FULL, "batch_sizes": [1024, 4096]},
+        "full": {**fitting.FULL, **fitting.FULL_CLIPPING, "batch_sizes": [1024, 4096]},
     },
     plan=fitting.plan_with_sweep(_cells, (CLIPPED,)),
     measure=fitting.measure_with_sweep(_measure),
