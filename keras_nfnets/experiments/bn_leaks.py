@@ -19,7 +19,7 @@ def _plan(settings, rows):
 
 
 def _measure(settings, cell):
-    model, _ = fitting.train(
+    model, row = fitting.train(
         settings,
         cell["network"],
         batch_size=settings["batch_size"],
@@ -33,8 +33,9 @@ def _measure(settings, cell):
             "of": i,
             "with_respect_to": j,
             "gradient": float(f"{value:.4g}"),
+            "diverged": row["diverged"],
         }
-        for mode in ("training", "inference")
+        for mode in ("inference", "training")  # which changes running statistics
         for (i, j), value in np.ndenumerate(
             _sensitivities(model, x, training=mode == "training")
         )
@@ -112,7 +113,7 @@ def _leak(rows, network, mode, seed):
     runs = select(rows, network=network, mode=mode, seed=seed)
     own = [row["gradient"] for row in runs if row["of"] == row["with_respect_to"]]
     others = [row["gradient"] for row in runs if row["of"] != row["with_respect_to"]]
-    return {"mean": np.mean(others) / np.mean(own), "most": max(others)}
+    return {"mean": np.mean(others) / np.mean(own), "most": float(np.max(others))}
 
 
 def _leaks(rows):
@@ -129,7 +130,9 @@ def _leaks(rows):
 def _conclude(rows, settings):
     leaks = _leaks(rows)
     shown = with_spread(leaks[BATCH_NORM, "training"], "mean", "{:.1%}".format)
-    most = {key: max(leak["most"] for leak in values) for key, values in leaks.items()}
+    most = {
+        key: np.max([leak["most"] for leak in values]) for key, values in leaks.items()
+    }
     return [
         Finding(
             "With batch norm, in training, the gradient of a picture's logits with respect "
@@ -150,6 +153,7 @@ def _conclude(rows, settings):
             f"{most[BATCH_NORM, 'inference']:g}.",
             None,
         ),
+        *fitting.diverged_findings(rows),
     ]
 
 

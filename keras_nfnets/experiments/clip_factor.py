@@ -38,7 +38,7 @@ def _draw(figure, rows, settings):
 def _conclude(rows, settings):
     main = select(rows, part=MAIN)
     largest = {}
-    for batch_size in distinct(main, "batch_size"):
+    for batch_size in sorted(distinct(main, "batch_size")):
         runs = select(main, batch_size=batch_size)
         accuracy = {
             factor: median(select(runs, clip_factor=factor), "accuracy")
@@ -54,17 +54,18 @@ def _conclude(rows, settings):
     )
     factors = [factor for factor, _ in largest.values()]
     failing = [b for b in distinct(main, "batch_size") if b not in largest]
-    findings = [
-        Finding(
+    findings = []
+    if factors:
+        text = (
             f"The largest clip factor within {percent(plots.NEAR)} of the best of its "
-            f"batch size: {shown}.",
-            factors == sorted(factors, reverse=True) and factors[0] > factors[-1],
+            f"batch size: {shown}."
         )
-    ]
+        falling = factors == sorted(factors, reverse=True) and factors[0] > factors[-1]
+        findings.append(Finding(text, falling))
     if failing:
         shown = ", ".join(map(str, failing))
         text = f"With no clip factor does a batch of {shown} reach half."
-        findings.append(Finding(text, None))
+        findings.append(Finding(text, None if factors else False))
     return findings
 
 

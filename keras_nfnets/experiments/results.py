@@ -24,7 +24,7 @@ class Results:
         self.rows = []
         if path.exists():
             try:
-                with path.open(newline="", encoding="utf-8") as file:
+                with path.open(newline="", encoding="utf-8-sig") as file:
                     self.rows = [_parsed(row) for row in csv.DictReader(file)]
             except (UnicodeDecodeError, csv.Error, TypeError) as error:
                 raise ValueError(f"{path} holds no results: {error}") from error

@@ -11,7 +11,6 @@ from keras_nfnets.experiments.fitting import (
 )
 from keras_nfnets.experiments.results import distinct, grid, median, percent, select
 
-
 # Of accuracy.
 _COLLAPSE = 0.1
 
@@ -80,7 +79,7 @@ normalizer-free ones does not (arXiv 2101.08692, section 1; 2102.06171, section 
     how="""\
 Three networks of one shape, the same pictures in the same order. The learning rate of each
 is tuned in the same way at the largest of these batch sizes, and scaled linearly from there.
-The running statistics of batch normalization are means over the last hundred batches."""
+The running statistics of batch normalization are means over the last hundred batches, or a tenth of all."""
     + fitting.SKIP_GAINS,
     beyond="""\
 A clip factor that suits large batches slows small ones, whose gradients are noisier: the rate

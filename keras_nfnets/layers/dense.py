@@ -35,7 +35,15 @@ class WSDense(WeightStandardized, keras.layers.Dense):
     def apply_kernels(self, inputs, kernel):
         return ops.matmul(inputs, kernel)
 
+    def build(self, input_shape):
+        if self.quantization_mode:
+            self._refuse(self.quantization_mode)
+        super().build(input_shape)
+
     def quantize(self, mode=None, **kwargs):
+        self._refuse(mode)
+
+    def _refuse(self, mode):
         # Keras's would do without the standardization.
         raise NotImplementedError(
             "WSDense cannot be quantized: fold the model first, see keras_nfnets.fold. "

@@ -161,6 +161,14 @@ class WeightStandardized:
         if lora_rank:
             self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
 
+    def _weights(self, kernel):
+        """A kernel before it is standardized, in its own precision."""
+        if not getattr(self, "lora_enabled", False):
+            return ops.convert_to_tensor(getattr(self, kernel.name))
+        # As in Keras, which casts the sum to the compute dtype.
+        factors = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+        return self._kernel + self.lora_alpha / self.lora_rank * factors
+
     def _fan_in(self, kernel, shape):
         """How many weights make a number of the output."""
         return math.prod(shape) / _outputs(kernel, shape)
@@ -175,8 +183,10 @@ class WeightStandardized:
 
     def precise_kernel(self, training=False, name=None):
         """`standardized_kernel` before it is cast: float32 or better."""
-        kernel = next(k for k in self.KERNELS if name in (None, k.name))
-        weights = ops.convert_to_tensor(getattr(self, kernel.name))
+        names = [kernel.name for kernel in self.KERNELS]
+        checks.one_of("name", name, (None, *names))
+        kernel = self.KERNELS[0 if name is None else names.index(name)]
+        weights = self._weights(kernel)
         gain = ops.convert_to_tensor(getattr(self, kernel.gain))
         shape = tuple(weights.shape)
         rows = _rows(kernel, weights)
@@ -224,12 +234,14 @@ class WeightStandardized:
 
     def save_own_variables(self, store):
         if self.built:
-            kernels = [getattr(self, kernel.name) for kernel in self.KERNELS]
+            kernels = [self._weights(kernel) for kernel in self.KERNELS]
             for i, variable in enumerate([*kernels, self.bias, *self._gains()]):
                 store[str(i)] = variable
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
+        if not self.built:
+            return
         for i, gain in enumerate(self._gains(), start=len(self.KERNELS) + 1):
             gain.assign(store[str(i)])
 

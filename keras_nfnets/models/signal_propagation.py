@@ -104,14 +104,15 @@ class _Recorder:
             self._within_block = isinstance(operation, NFBlock)
             try:
                 outputs = call(*args, **kwargs)
-                self._take_down(operation, args, outputs)
+                given = keras.tree.flatten((args, kwargs))
+                self._take_down(operation, list(filter(_is_signal, given)), outputs)
             finally:
                 self._within_block = False
             return outputs
 
         return listen
 
-    def _take_down(self, operation, args, outputs):
+    def _take_down(self, operation, inputs, outputs):
         if not _is_signal(outputs):
             return
         axis = _channel_axis(operation, outputs)
@@ -119,19 +120,17 @@ class _Recorder:
             self.stems.append(_moments(outputs, axis))
         if isinstance(operation, NFBlock):
             self.blocks.append(_moments(outputs, axis))
-            residual = operation.residual(args[0])
+            residual = operation.residual(inputs[0])
             self.residual_variances.append(_moments(residual, axis)[1])
         elif type(operation).__name__ == "Add":
-            added = keras.tree.flatten(args)
-            if len(added) == 2 and all(
-                _is_signal(x) and tuple(x.shape) == tuple(outputs.shape) for x in added
+            if len(inputs) == 2 and all(
+                tuple(x.shape) == tuple(outputs.shape) for x in inputs
             ):
-                residual = max(added, key=self._depth)  # the longer way
+                residual = max(inputs, key=self._depth)  # the longer way
                 self.blocks.append(_moments(outputs, axis))
                 self.residual_variances.append(_moments(residual, axis)[1])
         elif getattr(getattr(operation, "kernel", None), "ndim", 0) >= 2:
             self.weighted.append(_moments(outputs, axis))
-        inputs = [x for x in keras.tree.flatten(args) if _is_signal(x)]
         depth = 1 + max(map(self._depth, inputs), default=0)
         self._made[id(outputs)] = weakref.ref(outputs), depth
         self._deepest = max(self._deepest, depth)

@@ -177,6 +177,82 @@ def test_the_sweep_finds_the_smallest_rate_of_the_best():
     assert fitting.tuned(settings, rows, ["A", "B"]) == {"A": 0.2, "B": 0.4}
 
 
+def test_no_batch_is_larger_than_the_set():
+    experiment = experiments.find("batch_size")
+    sizes = experiments.settings_of(experiment, "small", "digits")["batch_sizes"]
+    assert sizes == [16, 64, 256, 1000, 1438]
+    pictures = images.load({"dataset": "digits"})
+    assert sum(len(x) for x, _ in pictures.batches(1438, 0)[0]) == 1438
+
+
+def test_another_set_is_read_by_its_own_parts():
+    settings = experiments.settings_of(
+        experiments.find("regularization"), "full", "cifar10"
+    )
+    assert settings["test_split"] == "test" and settings["train_split"] == "train"
+    settings = experiments.settings_of(
+        experiments.find("regularization"), "small", "cifar10"
+    )
+    assert settings["train_split"] == "train[:800]" and "examples" not in settings
+    assert settings["tuning_test_split"] == "train[600:800]"
+
+
+@pytest.mark.parametrize("name", sorted(set(experiments.EXPERIMENTS) - {"efficiency"}))
+@pytest.mark.parametrize("value", [0.1, 0.9])
+def test_nothing_is_borne_out_where_all_are_alike(name, value, tmp_path):
+    """And the page of runs that all failed can be written."""
+    experiment = experiments.find(name)
+    settings = experiments.settings_of(experiment, "small", "digits")
+    measured = {
+        "accuracy": value,
+        "loss": 1.0,
+        "train_loss": 1.0,
+        "diverged": value < 0.5,
+        "step_seconds": 1.0,
+        "peak_mib": 100,
+        "own_mib": 10,
+        "cell_seconds": 1.0,
+    }
+    within_a_cell = {
+        "bn_leaks": [
+            {"mode": mode, "of": i, "with_respect_to": j, "gradient": 1.0}
+            for mode in ("inference", "training")
+            for i in range(2)
+            for j in range(2)
+        ],
+        "bn_train_test_gap": [
+            {"mode": mode, "batch_size": size, "difference": 0.1}
+            for mode in ("inference", "training")
+            for size in settings.get("batch_sizes", ())
+        ],
+        "mean_shift": [
+            {"block": b, "avg_sq_mean": 1.0, "avg_var": 10.0}
+            | ({"res_avg_var": 10.0} if b else {})
+            for b in range(1 + sum(settings.get("depths", ())))
+        ],
+        "residual_scale": [
+            {
+                "when": when,
+                "block": f"stage{s}_block{b}",
+                "predicted": 1 + b / 50,
+                "measured": 1.0,
+            }
+            for when in ("start, gains one", "start", "trained")
+            for s in (1, 2, 3)
+            for b in (1, 2, 3, 4)
+        ],
+    }.get(name, [{}])
+    rows = []
+    for _ in range(2):
+        rows = [
+            {**cell, **measured, **part}
+            for cell in experiment.plan(settings, rows)
+            for part in within_a_cell
+        ]
+    findings = experiments.write(experiment, settings, rows, tmp_path, "a command")
+    assert experiments.verdict(findings) != "borne out", findings
+
+
 def test_a_run_repeats_itself_and_one_that_diverges_is_a_result():
     _, settings = tiny("batch_size")
     arguments = {"batch_size": 256, "seed": 1}
@@ -189,6 +265,18 @@ def test_a_run_repeats_itself_and_one_that_diverges_is_a_result():
     assert not rows[0]["diverged"]
     _, row = fitting.train(settings, network, learning_rate=1e9, **arguments)
     assert row["diverged"] and row["accuracy"] == 0.1
+
+
+def test_only_the_network_with_agc_is_clipped():
+    _, settings = tiny("batch_size", clip_skip_gains=True, epochs=2)
+
+    def train(network, **options):
+        arguments = {"batch_size": 128, "learning_rate": 0.4, "seed": 1, **options}
+        return fitting.train(settings, network, **arguments)[1]["train_loss"]
+
+    unclipped = train(fitting.NORMALIZER_FREE)
+    assert train(fitting.CLIPPED, clip_factor=1e9) == pytest.approx(unclipped, rel=1e-3)
+    assert train(fitting.CLIPPED, clip_factor=1e-3) > 1.05 * unclipped
 
 
 def test_unclipped_and_clipped_networks_start_alike():
@@ -208,6 +296,11 @@ def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
     )
     findings = experiment.conclude(rows, settings)
     assert [finding.holds for finding in findings] == [True, True, None]
+    # A gradient that is no number is none of zero.
+    for row in rows:
+        if row["network"] == fitting.NORMALIZER_FREE and row["mode"] == "training":
+            row["gradient"] = float("nan")
+    assert not experiment.conclude(rows, settings)[1].holds
 
 
 @pytest.mark.skipif(
@@ -281,11 +374,10 @@ def test_published_pages_are_what_their_results_say(name, tmp_path):
     """Of a page and its results, or of the code that made it, one was changed alone."""
     experiment, folder = experiments.find(name), PAGES / name
     settings = json.loads((folder / "settings.json").read_text())
-    machine = (
-        {"machine": settings.get("machine")} if experiment.measures_machine else {}
-    )
     usual = experiments.settings_of(experiment, "small", settings.get("dataset"))
-    assert settings == {**usual, **machine}
+    # They were made elsewhere.
+    usual |= {key: settings[key] for key in ("backend", "machine") if key in usual}
+    assert settings == usual
     results = Results(folder / experiments.RESULTS)
     rows = results.rows
     cells = experiment.plan(settings, rows)

@@ -311,8 +311,71 @@ def test_lora_of_a_dense_layer(tmp_path):
     assert_close(keras_nfnets.fold(model)(x), model(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
+def test_the_statistics_of_lora_are_taken_in_float32_too(policy):
+    layer = WSDense(4, dtype=policy)
+    layer.build((None, 64))
+    kernel = 100 + np.random.default_rng(0).normal(size=(64, 4))
+    layer.kernel.assign(kernel)
+    layer.enable_lora(2)
+    expected = plain_kernel("dense", layer._kernel, np.ones(4))
+    assert_close(layer.precise_kernel(), expected, atol=1e-4)
+
+
 def test_a_dense_layer_is_not_quantized_without_its_standardization():
     layer = WSDense(4)
     layer.build((None, 6))
     with pytest.raises(NotImplementedError, match="fold the model first"):
         layer.quantize("int8")
+    with pytest.raises(NotImplementedError, match="fold the model first"):
+        WSDense(4, dtype="int8_from_float32").build((None, 6))
+
+
+@each_layer
+def test_is_saved_before_it_is_built(name, tmp_path):
+    ours, _, arguments, shape = LAYERS[name]
+    keras.Sequential([ours(*arguments)]).save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    loaded(some_inputs(shape))
+    assert loaded.built
+
+
+@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"dense"}))
+def test_channels_first_is_the_transpose(name):
+    ours, _, arguments, shape = LAYERS[name]
+    last = ours(*arguments)
+    first = ours(*arguments, data_format="channels_first")
+    x = some_inputs(shape)
+    turned = np.moveaxis(x, -1, 1)
+    last.build(x.shape)
+    first.build(turned.shape)
+    randomize(last)
+    first.set_weights(last.get_weights())
+    call = first
+    if keras.backend.backend() == "tensorflow":  # which has none of its own for CPUs
+        import tensorflow as tf
+
+        call = tf.function(first, jit_compile=True)
+    outputs = ops.convert_to_numpy(call(turned))
+    assert_close(np.moveaxis(outputs, 1, -1), last(x), 1e-4, 1e-4)
+
+
+def test_a_folded_layer_has_nothing_of_training():
+    @keras.saving.register_keras_serializable("tests")
+    class OfMyOwn(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            return ops.sum(x)
+
+        def get_config(self):
+            return {}
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, WSDense(4, kernel_regularizer=OfMyOwn())(inputs))
+    assert "OfMyOwn" not in keras_nfnets.fold(model).to_json()
+
+
+def test_a_kernel_there_is_not():
+    layer = WSSeparableConv2D(4, 3)
+    layer.build((None, 8, 8, 3))
+    with pytest.raises(ValueError, match="'depthwise_kernel', 'pointwise_kernel'"):
+        layer.standardized_kernel("kernel")
