@@ -94,6 +94,29 @@ def test_models_of_ones_own_are_measured(pictures):
     assert_close(signal["res_avg_var"], residuals, rtol=1e-4)
 
 
+def test_blocks_may_be_called_by_keyword(pictures):
+    class ByKeyword(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = keras_nfnets.WSConv2D(16, 3)
+            self.blocks = [keras_nfnets.NFBlock(16, group_size=8) for _ in range(2)]
+
+        def call(self, x):
+            x = self.first(x)
+            for block in self.blocks:
+                x = block(inputs=x)
+            return x
+
+    model = ByKeyword()
+    signal = keras_nfnets.signal_propagation(model, pictures)
+    x, residuals = model.first(pictures), []
+    for block in model.blocks:
+        residuals.append(moments(block.residual(x))[1])
+        x = block(x)
+    assert_close(signal["res_avg_var"], residuals, rtol=1e-4)
+    assert_close(signal["avg_var"][-1], moments(x)[1], rtol=1e-4)
+
+
 def test_a_plus_ends_a_block_and_nested_models_are_looked_into(pictures):
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 1, name="first")(inputs)
