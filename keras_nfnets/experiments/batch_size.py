@@ -102,7 +102,7 @@ fail at large batches; with AGC they follow batch-normalized ones, or beat them 
 Three networks of one shape, the same order of pictures and the same number of epochs at
 each batch size; the two NF-ResNets start from the same weights. The learning rate of each
 is tuned in the same way at one batch size, and scaled linearly from there."""
-    + fitting.SKIP_GAINS,
+    + fitting.CLIPPING_OF_ZERO,
     beyond="""\
 The number of epochs is fixed, as in the paper, so at the full batch a run of this scale
 has as many steps as epochs: fewer than a warm-up on ImageNet, where a batch of 4,096 still

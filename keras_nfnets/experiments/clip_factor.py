@@ -86,7 +86,7 @@ Larger batches need smaller clip factors: small batches train well with any from
     how="""\
 The NF-ResNet with AGC, its learning rate tuned at one batch size with one clip factor and
 scaled linearly with the batch."""
-    + fitting.SKIP_GAINS,
+    + fitting.CLIPPING_OF_ZERO,
     beyond="""\
 With few pictures and epochs there are few steps at large batches, and a small clip factor
 then costs what it cannot make up for: how far the weights come is bounded by clip factor

@@ -140,7 +140,7 @@ section 4).""",
     how="""\
 The NF-ResNet at one batch size, with each kind of clipping, thresholds and learning rates a
 factor apart. What is asked is how many learning rates come near the best result of all."""
-    + fitting.SKIP_GAINS,
+    + fitting.CLIPPING_OF_ZERO,
     beyond="""\
 Short runs at one batch size: what trains in ten epochs may fall apart in ninety. The same at
 the paper's size is `--scale full`.""",
@@ -149,7 +149,7 @@ the paper's size is `--scale full`.""",
             **fitting.SMALL_RUN,
             **fitting.SMALL_CLIPPING,
             "batch_size": 256,
-            "epochs": 10,
+            "epochs": 8,
             "learning_rates": [0.0125, 0.05, 0.2, 0.8, 3.2],
             "clip_factors": [0.02, 0.08, 0.32],
             "norms": [0.1, 1.0, 10.0],

@@ -187,7 +187,7 @@ starts from one again in each stage; beta divides by the standard deviation so p
 An NF-ResNet, its signal measured with held-out pictures at the input of each block: at
 initialization with the learned gains of the blocks at one and at zero, and after it was
 trained with AGC."""
-    + fitting.SKIP_GAINS,
+    + fitting.CLIPPING_OF_ZERO,
     beyond="""\
 The prediction is one for signals of many channels and large maps. These networks have three
 stages: in a fourth, whose maps would be one pixel, a padded 3 x 3 convolution sees eight zeros

@@ -132,7 +132,7 @@ train with some of the stages clipped, large ones need all four (arXiv 2102.0617
 The NF-ResNet with AGC applied to all its layers, to all but the classifier, to neither
 classifier nor stem, to each stage alone and to each pair of stages, and to none, at a small
 and a large batch. The learning rate is that found for all but the classifier."""
-    + fitting.SKIP_GAINS,
+    + fitting.CLIPPING_OF_ZERO,
     beyond="""\
 A network with one block a stage has few layers to go wrong, and ten classes are few for a
 classifier. The paper's differences are those of NF-ResNet-50 on ImageNet

@@ -268,7 +268,7 @@ def test_a_run_repeats_itself_and_one_that_diverges_is_a_result():
 
 
 def test_only_the_network_with_agc_is_clipped():
-    _, settings = tiny("batch_size", clip_skip_gains=True, epochs=2)
+    _, settings = tiny("batch_size", epochs=2)
 
     def train(network, **options):
         arguments = {"batch_size": 128, "learning_rate": 0.4, "seed": 1, **options}
