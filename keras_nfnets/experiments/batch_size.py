@@ -112,11 +112,13 @@ paper's (NF-ResNet-50, ImageNet, batches of 256 to 4,096).""",
         "small": {
             **fitting.SMALL,
             **fitting.SMALL_CLIPPING,
+            **fitting.WITH_ROOM,
             "batch_sizes": [16, 64, 256, 1000, 4000],
         },
         "full": {
             **fitting.FULL,
             **fitting.FULL_CLIPPING,
+            **fitting.WITH_ROOM,
             "batch_sizes": [256, 512, 1024, 2048, 4096],
         },
     },

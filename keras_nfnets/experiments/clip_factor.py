@@ -96,12 +96,15 @@ times learning rate times steps. On ImageNet a run has a thousand times as many
         "small": {
             **fitting.SMALL,
             **fitting.SMALL_CLIPPING,
+            **fitting.WITH_ROOM,
+            "seeds": 2,
             "batch_sizes": [64, 256, 1000],
             "clip_factors": [0.01, 0.02, 0.04, 0.08, 0.16],
         },
         "full": {
             **fitting.FULL,
             **fitting.FULL_CLIPPING,
+            **fitting.WITH_ROOM,
             "batch_sizes": [256, 512, 1024, 2048, 4096],
             "clip_factors": [0.01, 0.02, 0.04, 0.08, 0.16],
         },

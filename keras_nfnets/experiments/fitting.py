@@ -22,6 +22,7 @@ SMALL = {
     **SMALL_RUN,
     "sweep_batch_size": 256,
     "sweep_seeds": 1,
+    "sweep_within": 0.01,
     "learning_rates": [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
 }
 # The papers': NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
@@ -41,6 +42,7 @@ FULL = {
     **FULL_RUN,
     "sweep_batch_size": 256,
     "sweep_seeds": 1,
+    "sweep_within": 0.01,
     "learning_rates": [0.05, 0.1, 0.2],
     "tuning_train_split": "train[:99%]",
     "tuning_test_split": "train[99%:]",
@@ -189,7 +191,9 @@ def diverged_findings(rows):
 # Learning rates are tuned in the same way for all networks of all experiments.
 
 SWEEP, MAIN = "sweep", "main"
-_WITHIN = 0.01
+
+# Rates that are scaled up with the batch want more room.
+WITH_ROOM = {"sweep_within": 0.02}
 
 
 def sweep(settings, networks=NETWORKS):
@@ -218,8 +222,8 @@ def measure_sweep(settings, cell):
 def tuned(settings, rows, networks=NETWORKS):
     """`{network: learning rate}`, as soon as all of the sweep is done; else None.
 
-    It is the smallest rate that comes within a percent of the network's best accuracy:
-    one that leaves room to be scaled up with the batch.
+    It is the smallest rate that comes near the network's best accuracy, to
+    `settings["sweep_within"]`: one that leaves room to be scaled up with the batch.
     """
     done = select(rows, part=SWEEP)
     if len(done) < len(sweep(settings, networks)):
@@ -230,7 +234,7 @@ def tuned(settings, rows, networks=NETWORKS):
             rate: median(select(done, network=network, learning_rate=rate), "accuracy")
             for rate in settings["learning_rates"]
         }
-        enough = max(accuracy.values()) - _WITHIN
+        enough = max(accuracy.values()) - settings["sweep_within"]
         chosen[network] = min(rate for rate, a in accuracy.items() if a >= enough)
     return chosen
 
@@ -276,7 +280,8 @@ def sweep_table(settings, rows):
     return {
         "The sweep of learning rates (for a batch of 256; tried at "
         f"{settings['sweep_batch_size']}, on training pictures put aside for it). The "
-        f"smallest within a percent of the best is chosen: {chosen}.": grid(
+        f"smallest within {100 * settings['sweep_within']:g} points of the best is chosen: "
+        f"{chosen}.": grid(
             done, "network", "learning_rate", names=lambda rate: f"{rate:g}"
         )
     }

@@ -141,10 +141,17 @@ classifier. The paper's differences are those of NF-ResNet-50 on ImageNet
         "small": {
             **fitting.SMALL,
             **fitting.SMALL_CLIPPING,
+            **fitting.WITH_ROOM,
+            "epochs": 12,
             "seeds": 2,
             "batch_sizes": [256, 1000],
         },
-        "full": {**fitting.FULL, **fitting.FULL_CLIPPING, "batch_sizes": [1024, 4096]},
+        "full": {
+            **fitting.FULL,
+            **fitting.FULL_CLIPPING,
+            **fitting.WITH_ROOM,
+            "batch_sizes": [1024, 4096],
+        },
     },
     plan=fitting.plan_with_sweep(_cells, (CLIPPED,)),
     measure=fitting.measure_with_sweep(_measure),

@@ -165,6 +165,7 @@ def test_what_is_tuned_on_is_neither_trained_with_nor_held_out():
 
 def test_the_sweep_finds_the_smallest_rate_of_the_best():
     settings = {"sweep_seeds": 1, "learning_rates": [0.1, 0.2, 0.4, 0.8]}
+    settings["sweep_within"] = 0.01
     rows = [
         {**cell, "accuracy": accuracy}
         for cell, accuracy in zip(
