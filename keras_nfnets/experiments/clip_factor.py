@@ -88,10 +88,10 @@ The NF-ResNet with AGC, its learning rate tuned at one batch size with one clip 
 scaled linearly with the batch."""
     + fitting.CLIPPING_OF_ZERO,
     beyond="""\
-With few pictures and epochs there are few steps at large batches, and a small clip factor
-then costs what it cannot make up for: how far the weights come is bounded by clip factor
-times learning rate times steps. On ImageNet a run has a thousand times as many
-(`--scale full`), and there a factor of 0.01 costs nothing.""",
+How far weights come is bounded by clip factor times learning rate times steps, and runs of a
+few hundred steps are short: with fewer still a small factor would cost accuracy at any batch
+size. At which factor a batch fails depends on all of these; the paper's are of ImageNet
+(`--scale full`).""",
     scales={
         "small": {
             **fitting.SMALL,
