@@ -51,7 +51,7 @@ def _conclude(rows, settings):
         shown = ", ".join(map(percent, values))
         return Finding(
             f"{network}: {shown} at {', '.join(map(str, sizes))}; from the largest of these "
-            f"batches to the smallest it loses {100 * loses:.1f} points.",
+            f"batches to the smallest that is {-100 * loses:+.1f} points.",
             values[-1] > 0.5 and (loses > _COLLAPSE) == collapses,
         )
 
