@@ -232,9 +232,8 @@ networks, which `--scale full` has; EfficientNetV2 came after it.""",
     scales={
         "small": {
             "networks": [
-                *("nf_resnet50", "eca_nfnet_l0", "dm_nfnet_f0", "dm_nfnet_f1"),
+                *("nf_resnet50", "eca_nfnet_l0", "dm_nfnet_f0"),
                 *("ResNet50V2", "EfficientNetB0", "EfficientNetB4"),
-                "EfficientNetV2S",
             ],
             "batch_size": 4,
             "steps": 2,
