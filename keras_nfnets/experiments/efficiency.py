@@ -137,6 +137,7 @@ def _draw(figure, rows, settings):
                 )
         axes.set(xlabel=label, xscale="log")
         axes.margins(x=0.15)
+        axes.xaxis.set_minor_formatter("")  # they would overlap
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("published top-1 accuracy (%)")
     figure.axes[0].legend(fontsize=8)
