@@ -260,7 +260,7 @@ class _Folding:
         kernel = ops.convert_to_numpy(layer.precise_kernel())
         bias = ops.convert_to_numpy(layer.bias)
 
-        # (Those of blocks, which alone have a scale, have no activation.)
+        # (Convolutions of blocks, which alone have a scale here, have no activation.)
         kernel, bias = kernel * (factor * scale), bias * scale
         split = layer.groups > 1 and one_convolution_a_group()
         parts = layer.groups if split else 1

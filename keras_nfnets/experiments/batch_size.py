@@ -11,7 +11,6 @@ from keras_nfnets.experiments.fitting import (
 )
 from keras_nfnets.experiments.results import (
     distinct,
-    grid,
     median,
     percent,
     select,
@@ -21,27 +20,8 @@ from keras_nfnets.experiments.results import (
 _FAILS = 0.1
 
 
-def _cells(settings, rates):
-    return [
-        {
-            "network": network,
-            "batch_size": batch_size,
-            "learning_rate": rates[network],
-            "seed": seed,
-        }
-        for seed in range(settings["seeds"])
-        for batch_size in settings["batch_sizes"]
-        for network in NETWORKS
-    ]
-
-
 def _draw(figure, rows, settings):
-    main = select(rows, part=MAIN)
-    axes = figure.subplots()
-    for network in NETWORKS:
-        plots.line(axes, select(main, network=network), "batch_size", label=network)
-    axes.set(xlabel="batch size (the learning rate grows with it)")
-    plots.accuracy_axis(axes, distinct(main, "batch_size"))
+    plots.by_batch_size(figure, select(rows, part=MAIN))
 
 
 def _conclude(rows, settings):
@@ -83,15 +63,6 @@ def _conclude(rows, settings):
     return findings
 
 
-def _tables(rows, settings):
-    return {
-        "Accuracy on held-out pictures: median (least to most).": grid(
-            select(rows, part=MAIN), "network", "batch_size"
-        ),
-        **fitting.sweep_table(settings, rows),
-    }
-
-
 EXPERIMENT = Experiment(
     name="batch_size",
     claim="""\
@@ -122,9 +93,9 @@ paper's (NF-ResNet-50, ImageNet, batches of 256 to 4,096).""",
             "batch_sizes": [256, 512, 1024, 2048, 4096],
         },
     },
-    plan=fitting.plan_with_sweep(_cells),
+    plan=fitting.plan_with_sweep(fitting.cells_by_batch_size(NETWORKS)),
     measure=fitting.measure_with_sweep(fitting.train_cell),
     draw=_draw,
     conclude=_conclude,
-    tables=_tables,
+    tables=fitting.accuracy_tables("network", "batch_size"),
 )

@@ -10,22 +10,8 @@ from keras_nfnets.experiments.fitting import BATCH_NORM, NORMALIZER_FREE
 from keras_nfnets.experiments.results import distinct, markdown, select, with_spread
 
 
-def _plan(settings, rows):
-    return [
-        {"network": network, "seed": seed}
-        for seed in range(settings["seeds"])
-        for network in (BATCH_NORM, NORMALIZER_FREE)
-    ]
-
-
 def _measure(settings, cell):
-    model, row = fitting.train(
-        settings,
-        cell["network"],
-        batch_size=settings["batch_size"],
-        learning_rate=settings["learning_rate"],
-        seed=cell["seed"],
-    )
+    model, row = fitting.train_as_set(settings, cell["network"], cell["seed"])
     x, _ = images.load(settings).some(settings["pictures"])
     return [
         {
@@ -201,7 +187,7 @@ contrastive learning, is another question.""",
             "pictures": 8,
         },
     },
-    plan=_plan,
+    plan=fitting.plan_with_and_without,
     measure=_measure,
     draw=_draw,
     conclude=_conclude,

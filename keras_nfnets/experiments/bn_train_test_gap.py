@@ -16,22 +16,8 @@ from keras_nfnets.experiments.results import (
 )
 
 
-def _plan(settings, rows):
-    return [
-        {"network": network, "seed": seed}
-        for seed in range(settings["seeds"])
-        for network in (BATCH_NORM, NORMALIZER_FREE)
-    ]
-
-
 def _measure(settings, cell):
-    model, row = fitting.train(
-        settings,
-        cell["network"],
-        batch_size=settings["batch_size"],
-        learning_rate=settings["learning_rate"],
-        seed=cell["seed"],
-    )
+    model, row = fitting.train_as_set(settings, cell["network"], cell["seed"])
     x, labels = images.load(settings).some(settings["pictures"])
     inference = np.concatenate([_logits(model, part) for part in np.array_split(x, 4)])
     rows = []
@@ -162,7 +148,7 @@ task, and is little here, where the classes are easy to tell.""",
             "batch_sizes": [2, 4, 8, 16, 64, 256],
         },
     },
-    plan=_plan,
+    plan=fitting.plan_with_and_without,
     measure=_measure,
     draw=_draw,
     conclude=_conclude,

@@ -3,7 +3,7 @@
 from keras_nfnets.experiments import fitting, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.fitting import CLIPPED, MAIN
-from keras_nfnets.experiments.results import distinct, grid, median, percent, select
+from keras_nfnets.experiments.results import distinct, median, percent, select
 
 
 def _cells(settings, rates):
@@ -69,15 +69,6 @@ def _conclude(rows, settings):
     return findings
 
 
-def _tables(rows, settings):
-    return {
-        "Accuracy on held-out pictures: median (least to most).": grid(
-            select(rows, part=MAIN), "batch_size", "clip_factor"
-        ),
-        **fitting.sweep_table(settings, rows),
-    }
-
-
 EXPERIMENT = Experiment(
     name="clip_factor",
     claim="""\
@@ -113,5 +104,5 @@ size. At which factor a batch fails depends on all of these; the paper's are of 
     measure=fitting.measure_with_sweep(_measure),
     draw=_draw,
     conclude=_conclude,
-    tables=_tables,
+    tables=fitting.accuracy_tables("batch_size", "clip_factor"),
 )

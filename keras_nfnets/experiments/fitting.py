@@ -167,6 +167,26 @@ def train(
     }
 
 
+def train_as_set(settings, network, seed):
+    """`train` at the one batch size and learning rate that settings have."""
+    return train(
+        settings,
+        network,
+        batch_size=settings["batch_size"],
+        learning_rate=settings["learning_rate"],
+        seed=seed,
+    )
+
+
+def plan_with_and_without(settings, rows):
+    """The `plan` of an experiment on one network with batch norm and one without."""
+    return [
+        {"network": network, "seed": seed}
+        for seed in range(settings["seeds"])
+        for network in (BATCH_NORM, NORMALIZER_FREE)
+    ]
+
+
 class _StopWhenDiverged(keras.callbacks.Callback):
     """Ends training when the loss is not finite. (Keras's own prints, each time.)"""
 
@@ -239,6 +259,25 @@ def tuned(settings, rows, networks=NETWORKS):
     return chosen
 
 
+def cells_by_batch_size(networks):
+    """The cells of `plan_with_sweep`: each network at each batch size that settings have."""
+
+    def cells(settings, rates):
+        return [
+            {
+                "network": network,
+                "batch_size": batch_size,
+                "learning_rate": rates[network],
+                "seed": seed,
+            }
+            for seed in range(settings["seeds"])
+            for batch_size in settings["batch_sizes"]
+            for network in networks
+        ]
+
+    return cells
+
+
 def plan_with_sweep(cells, networks=NETWORKS):
     """The `plan` of an experiment: the sweep, then `cells(settings, rates)`."""
 
@@ -285,3 +324,17 @@ def sweep_table(settings, rows):
             done, "network", "learning_rate", names=lambda rate: f"{rate:g}"
         )
     }
+
+
+def accuracy_tables(down, across):
+    """The `tables` of an experiment: the accuracies over two columns, and the sweep."""
+
+    def tables(rows, settings):
+        return {
+            "Accuracy on held-out pictures: median (least to most).": grid(
+                select(rows, part=MAIN), down, across
+            ),
+            **sweep_table(settings, rows),
+        }
+
+    return tables

@@ -29,6 +29,15 @@ def line(axes, rows, across, value="accuracy", label=None, scale=100):
     return drawn
 
 
+def by_batch_size(figure, rows):
+    """Draws the accuracy of each network over the batch size."""
+    axes = figure.subplots()
+    for network in distinct(rows, "network"):
+        line(axes, select(rows, network=network), "batch_size", label=network)
+    axes.set(xlabel="batch size (the learning rate grows with it)")
+    accuracy_axis(axes, distinct(rows, "batch_size"))
+
+
 def accuracy_axis(axes, places):
     """Labels axes of accuracies over something that grows by factors."""
     factor_axis(axes, places)

@@ -36,13 +36,7 @@ def _measure(settings, cell):
     for block in _blocks(model):
         block.skip_gain.assign(1.0)
     gains_one = _compared(model, x, _GAINS_ONE)
-    model, row = fitting.train(
-        settings,
-        CLIPPED,
-        batch_size=settings["batch_size"],
-        learning_rate=settings["learning_rate"],
-        seed=cell["seed"],
-    )
+    model, row = fitting.train_as_set(settings, CLIPPED, cell["seed"])
     trained = [
         {**compared, "diverged": row["diverged"]}
         for compared in _compared(model, x, _TRAINED)

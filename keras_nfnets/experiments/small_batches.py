@@ -7,7 +7,7 @@ from keras_nfnets.experiments.fitting import (
     MAIN,
     NORMALIZER_FREE,
 )
-from keras_nfnets.experiments.results import distinct, grid, median, percent, select
+from keras_nfnets.experiments.results import distinct, median, percent, select
 
 _NETWORKS = (BATCH_NORM, NORMALIZER_FREE)
 
@@ -15,27 +15,8 @@ _NETWORKS = (BATCH_NORM, NORMALIZER_FREE)
 _COLLAPSE = 0.1
 
 
-def _cells(settings, rates):
-    return [
-        {
-            "network": network,
-            "batch_size": batch_size,
-            "learning_rate": rates[network],
-            "seed": seed,
-        }
-        for seed in range(settings["seeds"])
-        for batch_size in settings["batch_sizes"]
-        for network in _NETWORKS
-    ]
-
-
 def _draw(figure, rows, settings):
-    main = select(rows, part=MAIN)
-    axes = figure.subplots()
-    for network in _NETWORKS:
-        plots.line(axes, select(main, network=network), "batch_size", label=network)
-    axes.set(xlabel="batch size (the learning rate grows with it)")
-    plots.accuracy_axis(axes, distinct(main, "batch_size"))
+    plots.by_batch_size(figure, select(rows, part=MAIN))
 
 
 def _conclude(rows, settings):
@@ -59,15 +40,6 @@ def _conclude(rows, settings):
         finding(BATCH_NORM, True),
         finding(NORMALIZER_FREE, False),
     ]
-
-
-def _tables(rows, settings):
-    return {
-        "Accuracy on held-out pictures: median (least to most).": grid(
-            select(rows, part=MAIN), "network", "batch_size"
-        ),
-        **fitting.sweep_table(settings, rows),
-    }
 
 
 EXPERIMENT = Experiment(
@@ -99,9 +71,9 @@ normalization then has a single number to normalize, and gives zero whatever it 
             "batch_sizes": [1, 2, 4, 8],
         },
     },
-    plan=fitting.plan_with_sweep(_cells, _NETWORKS),
+    plan=fitting.plan_with_sweep(fitting.cells_by_batch_size(_NETWORKS), _NETWORKS),
     measure=fitting.measure_with_sweep(fitting.train_cell),
     draw=_draw,
     conclude=_conclude,
-    tables=_tables,
+    tables=fitting.accuracy_tables("network", "batch_size"),
 )
