@@ -162,9 +162,9 @@ class WeightStandardized:
             self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
 
     def _weights(self, kernel):
-        """A kernel before it is standardized, in its own precision."""
+        """A kernel before it is standardized: the variable, or with LoRA a tensor."""
         if not getattr(self, "lora_enabled", False):
-            return ops.convert_to_tensor(getattr(self, kernel.name))
+            return getattr(self, kernel.name)
         # As in Keras, which casts the sum to the compute dtype.
         factors = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
         return self._kernel + self.lora_alpha / self.lora_rank * factors
@@ -186,7 +186,7 @@ class WeightStandardized:
         names = [kernel.name for kernel in self.KERNELS]
         checks.one_of("name", name, (None, *names))
         kernel = self.KERNELS[0 if name is None else names.index(name)]
-        weights = self._weights(kernel)
+        weights = ops.convert_to_tensor(self._weights(kernel))
         gain = ops.convert_to_tensor(getattr(self, kernel.gain))
         shape = tuple(weights.shape)
         rows = _rows(kernel, weights)
