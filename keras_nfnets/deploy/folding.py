@@ -2,17 +2,18 @@
 
 import inspect
 import re
-import tempfile
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.graph import copy_state, ends, has_graph
 from keras_nfnets.layers import (
     Dropout,
     EfficientChannelAttention,
     NFBlock,
     ScaledActivation,
+    SkipGain,
     SqueezeExcite,
     StochasticDepth,
     SymmetricMaxPooling2D,
@@ -80,16 +81,12 @@ def fold(model):
     >>> np.allclose(model(x), folded(x), atol=1e-5)
     True
     """
-    if not _has_graph(model):
+    if not has_graph(model):
         raise ValueError(
             "fold takes functional and sequential Keras models, built: the graph of "
             f"others is not known. Received: {model!r}"
         )
-    if isinstance(model, keras.Sequential):  # whose `input` is that of its first call
-        ends = model.inputs[0], model.outputs[0]
-    else:
-        ends = model.input, model.output
-    graph = keras.Model(*ends)
+    graph = keras.Model(*ends(model))
     folding = _Folding(graph)
     plain = keras.models.clone_model(
         graph,
@@ -98,27 +95,6 @@ def fold(model):
     )
     outputs = keras.tree.map_structure(folding.exact, plain.output)
     return keras.Model(plain.input, outputs, name=model.name)
-
-
-def _has_graph(layer):
-    return (
-        isinstance(layer, keras.Model)
-        and bool(getattr(layer, "inputs", None))
-        # Keras's own, of the graph, not one that does something more.
-        and type(layer).call.__module__.startswith("keras.")
-    )
-
-
-def copy_state(source, target):
-    """Gives a layer all that another of the same config has learned or adapted."""
-    target.set_weights(source.get_weights())
-    for old, new in zip(source._flatten_layers(), target._flatten_layers()):
-        if isinstance(new, keras.layers.Normalization):
-            new.finalize_state()  # computes with what it derives from its weights
-        if hasattr(old, "save_assets"):
-            with tempfile.TemporaryDirectory() as folder:
-                old.save_assets(folder)
-                new.load_assets(folder)
 
 
 class _Folding:
@@ -146,7 +122,7 @@ class _Folding:
     def counterpart(self, layer):
         if isinstance(layer, _NOTHING) or type(layer) in _FOLDED:
             return layer
-        if _has_graph(layer):
+        if has_graph(layer):
             return fold(layer)
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation such as `+`
@@ -421,13 +397,11 @@ class _Folding:
         outputs = self._inside_of_block(block, inside, name)
         return keras.Model(inside, outputs, name=self.name(name))(outside)
 
+    def skip_gain(self, layer, x, name):
+        return self.rescaled(layer, self.exact(x), _skip(layer), name)
+
     def _inside_of_block(self, block, x, name):
-        skip = block.alpha
-        if block.skip_gain is not None:
-            # In the dtype in which the block multiplies them.
-            skip = ops.cast(skip, block.compute_dtype)
-            skip = skip * ops.cast(block.skip_gain, block.compute_dtype)
-            skip = float(ops.convert_to_numpy(ops.cast(skip, "float64")))
+        skip = block.alpha if block.skip_gain is None else _skip(block)
         shortcut = x
         x = self.activation(block.input_activation, x, f"{name}_input_activation")
         if block.shortcut_conv is not None:
@@ -460,6 +434,7 @@ _FOLDED = {
     EfficientChannelAttention: _Folding.attention,
     NFBlock: _Folding.block,
     ScaledActivation: _Folding.activation,
+    SkipGain: _Folding.skip_gain,
     SqueezeExcite: _Folding.attention,
     SymmetricMaxPooling2D: _Folding.max_pooling,
     WSConv1D: _Folding.other_standardized,
@@ -470,6 +445,13 @@ _FOLDED = {
     WSDepthwiseConv2D: _Folding.other_standardized,
     WSSeparableConv2D: _Folding.other_standardized,
 }
+
+
+def _skip(layer):
+    """Alpha times the learned gain, in the dtype in which a layer multiplies them."""
+    alpha = ops.cast(layer.alpha, layer.compute_dtype)
+    factor = alpha * ops.cast(layer.skip_gain, layer.compute_dtype)
+    return float(ops.convert_to_numpy(ops.cast(factor, "float64")))
 
 
 def _operation(x):

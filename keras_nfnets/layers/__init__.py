@@ -1,6 +1,10 @@
 """What a normalizer-free network is made of."""
 
-from keras_nfnets.layers.activations import ScaledActivation, activation_gain
+from keras_nfnets.layers.activations import (
+    ScaledActivation,
+    activation_gain,
+    published_name,
+)
 from keras_nfnets.layers.attention import EfficientChannelAttention, SqueezeExcite
 from keras_nfnets.layers.block import NFBlock
 from keras_nfnets.layers.conventions import CONVENTIONS, Convention, convention
@@ -15,6 +19,7 @@ from keras_nfnets.layers.convolution import (
 from keras_nfnets.layers.dense import WSDense
 from keras_nfnets.layers.dropout import Dropout
 from keras_nfnets.layers.pooling import SymmetricMaxPooling2D
+from keras_nfnets.layers.skip_gain import SkipGain
 from keras_nfnets.layers.standardization import WeightStandardized
 from keras_nfnets.layers.stochastic_depth import StochasticDepth
 
@@ -25,6 +30,7 @@ __all__ = [
     "EfficientChannelAttention",
     "NFBlock",
     "ScaledActivation",
+    "SkipGain",
     "SqueezeExcite",
     "StochasticDepth",
     "SymmetricMaxPooling2D",
@@ -38,4 +44,5 @@ __all__ = [
     "WeightStandardized",
     "activation_gain",
     "convention",
+    "published_name",
 ]

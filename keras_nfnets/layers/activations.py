@@ -54,6 +54,14 @@ def _published(activation):
     return _PUBLISHED.get(_ALIASES.get(activation, activation))
 
 
+def published_name(function):
+    """The table's name for a function, or the function itself."""
+    for name, (published, _) in _PUBLISHED.items():
+        if published is function:
+            return name
+    return function
+
+
 def _resolve(activation):
     """The function that `activation` (a name or a callable) stands for."""
     if published := _published(activation):

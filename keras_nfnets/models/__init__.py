@@ -57,6 +57,7 @@ from keras_nfnets.models.nfnet import (
     NFNetTest,
     NFNetTiny,
 )
+from keras_nfnets.models.normalizer_free import Conversion, Step, normalizer_free
 from keras_nfnets.models.preact_resnet import PreActResNet
 from keras_nfnets.models.signal_propagation import (
     draw_signal_propagation,
@@ -65,6 +66,7 @@ from keras_nfnets.models.signal_propagation import (
 )
 
 __all__ = [
+    "Conversion",
     "ECANFNetL0",
     "ECANFNetL1",
     "ECANFNetL2",
@@ -114,9 +116,11 @@ __all__ = [
     "NFSEResNet50",
     "NFSEResNet101",
     "PreActResNet",
+    "Step",
     "decode_predictions",
     "draw_signal_propagation",
     "feature_pyramid",
+    "normalizer_free",
     "plot_signal_propagation",
     "preprocess_input",
     "signal_propagation",

@@ -10,7 +10,7 @@ from keras import ops
 from keras_nfnets.layers import NFBlock
 
 
-def signal_propagation(model, images, training=False):
+def signal_propagation(model, images, training=False, layers=None):
     """Measures the signal after the stem and after every residual block of a model.
 
     Blocks are `NFBlock`s, and wherever two tensors of one shape are added by a
@@ -24,6 +24,8 @@ def signal_propagation(model, images, training=False):
             channels)`. They are one batch.
         training: whether the model computes as in training, for networks whose
             normalization wants the statistics of a batch. Nothing in it changes.
+        layers: names of layers to measure instead, in this order (those of layers
+            inside of nested models too).
 
     Returns:
         A dict of float arrays, under the authors' names. With `n` blocks:
@@ -31,10 +33,12 @@ def signal_propagation(model, images, training=False):
         channels, after the stem and each block; `"avg_var"`, `(n + 1,)`: the variance
         of a channel, likewise; `"res_avg_var"`, `(n,)`: the variance of each block's
         residual branch as it is added, of an `NFBlock`'s before its gains; of none,
-        `(0,)`, where there are no blocks.
+        `(0,)`, where there are no blocks. Of `layers`, the first two are `(len(layers),)`
+        and the last is `(0,)`.
 
     Raises:
-        ValueError: there is nothing to measure in the model.
+        ValueError: there is nothing to measure in the model, or no layer of such a
+            name.
 
     Example:
 
@@ -48,9 +52,17 @@ def signal_propagation(model, images, training=False):
     """
     if not model.built:
         model(images)
-    recorder = _Recorder()
+    recorder = _Recorder(layers or ())
     with _unchanged(model), recorder.listening_to(model):
         model(images, training=training)
+    if layers is not None:
+        if missing := [name for name in layers if not recorder.named[name]]:
+            raise ValueError(
+                "`layers` must be names of layers that give one tensor of floats. "
+                f"Received: {missing[:10]}, of which there are none in {model.name!r}"
+            )
+        means, variances = np.array([recorder.named[name] for name in layers]).T
+        return {"avg_sq_mean": means, "avg_var": variances, "res_avg_var": np.array([])}
     points = recorder.blocks or recorder.weighted[1:]
     stems = recorder.stems or recorder.weighted[:1]
     if not points or not stems:
@@ -74,10 +86,12 @@ class _Recorder:
         stems, blocks, weighted: (squared mean, variance), averaged over channels, in
             the order of calls: of layers named "stem", of the ends of residual blocks
             and of convolutions and dense layers.
+        named: the same of the layers of `names`, by name: of their last calls.
         residual_variances: of the residual branch of each of `blocks`.
     """
 
-    def __init__(self):
+    def __init__(self, names):
+        self.named = dict.fromkeys(names)
         self.stems, self.blocks, self.weighted = [], [], []
         self.residual_variances = []
         self._within_block = False
@@ -116,6 +130,8 @@ class _Recorder:
         if not _is_signal(outputs):
             return
         axis = _channel_axis(operation, outputs)
+        if operation.name in self.named:
+            self.named[operation.name] = _moments(outputs, axis)
         if operation.name == "stem":
             self.stems.append(_moments(outputs, axis))
         if isinstance(operation, NFBlock):

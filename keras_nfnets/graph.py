@@ -1,0 +1,181 @@
+"""The graph of a Keras model as a list of calls, nested models opened."""
+
+import collections
+import tempfile
+
+import keras
+
+
+def has_graph(layer):
+    """Whether a layer is a functional or sequential model, built."""
+    return (
+        isinstance(layer, keras.Model)
+        and bool(getattr(layer, "inputs", None))
+        # Keras's own, of the graph, not one that does something more.
+        and type(layer).call.__module__.startswith("keras.")
+    )
+
+
+def ends(model):
+    """Inputs and outputs of a model that has a graph, in its own structure."""
+    if isinstance(model, keras.Sequential):  # whose `input` is that of its first call
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
+
+
+def copy_state(source, target):
+    """Gives a layer all that another of the same config has learned or adapted."""
+    target.set_weights(source.get_weights())
+    for old, new in zip(source._flatten_layers(), target._flatten_layers()):
+        if isinstance(new, keras.layers.Normalization):
+            new.finalize_state()  # computes with what it derives from its weights
+        if hasattr(old, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
+
+
+class Value:
+    """A tensor of a graph.
+
+    Attributes:
+        spec: the `keras.KerasTensor` it was found as: shape and dtype.
+        call: the `Call` that gives it; None of an input.
+    """
+
+    def __init__(self, spec, call=None):
+        self.spec, self.call = spec, call
+
+    @property
+    def shape(self):
+        return tuple(self.spec.shape)
+
+
+class Call:
+    """An operation of a graph, applied once.
+
+    Attributes:
+        operation: the layer or `keras.Operation`.
+        args, kwargs: what it is called with, `Value`s in place of tensors.
+        inputs: these values.
+        outputs: list of values.
+        index: its place in the graph's list of calls.
+    """
+
+    def __init__(self, operation, args, kwargs, outputs, index):
+        self.operation, self.args, self.kwargs = operation, args, kwargs
+        self.inputs = values_of((args, kwargs))
+        self.outputs = [Value(x, self) for x in outputs]
+        self.index = index
+
+
+def values_of(structure):
+    return [x for x in keras.tree.flatten(structure) if isinstance(x, Value)]
+
+
+class Graph:
+    """What a model computes.
+
+    Nested models are opened: in their place stand the calls inside of them. So are
+    layers for which `opens(layer)` is true, if their `call` can be traced.
+
+    Attributes:
+        inputs, outputs: `Value`s in the model's own structure.
+        calls: in an order in which they can be made.
+        consumers: `{value: [call, ...]}`.
+    """
+
+    def __init__(self, model, opens):
+        self.calls = []
+        self._opens = opens
+        inputs, outputs = self._ends(model)
+        self.inputs = keras.tree.map_structure(Value, inputs)
+        self.outputs = self._expand(inputs, outputs, keras.tree.flatten(self.inputs))
+        self.consumers = collections.defaultdict(list)
+        for call in self.calls:
+            for value in call.inputs:
+                self.consumers[value].append(call)
+
+    def _ends(self, model):
+        if has_graph(model):
+            return ends(model)
+        shape = getattr(model, "input_shape", None) or model._build_shapes_dict
+        if isinstance(shape, dict):
+            [shape] = shape.values()
+        inputs = keras.Input(batch_shape=shape)
+        return inputs, _traced(model, inputs)
+
+    def _expand(self, inputs, outputs, given):
+        """Adds the calls between `inputs` and `outputs`; returns the latter's values."""
+        found = {id(x): value for x, value in zip(keras.tree.flatten(inputs), given)}
+
+        def own(structure):
+            return keras.tree.map_structure(
+                lambda x: found[id(x)] if isinstance(x, keras.KerasTensor) else x,
+                structure,
+            )
+
+        for node in _nodes(outputs, found):
+            args, kwargs = own((node.arguments.args, node.arguments.kwargs))
+            results = self._call(node, args, kwargs)
+            found |= {id(x): value for x, value in zip(node.outputs, results)}
+        return own(outputs)
+
+    def _call(self, node, args, kwargs):
+        operation = node.operation
+        if has_graph(operation):
+            inside = ends(operation)
+        elif self._opens(operation):
+            given = keras.tree.map_structure(
+                lambda x: (
+                    keras.Input(batch_shape=x.shape, dtype=x.dtype)
+                    if isinstance(x, keras.KerasTensor)
+                    else x
+                ),
+                (node.arguments.args, node.arguments.kwargs),
+            )
+            inside = given, _traced(operation, *given[0], **given[1])
+        else:
+            call = Call(operation, args, kwargs, node.outputs, len(self.calls))
+            self.calls.append(call)
+            return call.outputs
+        specs = [
+            x for x in keras.tree.flatten(inside[0]) if isinstance(x, keras.KerasTensor)
+        ]
+        return values_of(self._expand(specs, inside[1], values_of((args, kwargs))))
+
+
+def _traced(layer, *args, **kwargs):
+    """What the `call` of a layer gives for symbolic tensors, with its layers' calls."""
+    try:
+        outputs = layer.call(*args, **kwargs)
+        tensors = keras.tree.flatten(outputs)
+        if not tensors or not all(isinstance(x, keras.KerasTensor) for x in tensors):
+            raise TypeError(f"it returns {outputs!r}")
+    except Exception as error:  # of whatever code there is in it
+        raise ValueError(
+            f"The graph of {layer.name!r} ({type(layer).__name__}) cannot be had: its "
+            "`call` must be of Keras layers and `keras.ops` alone, such that it can be "
+            "called with symbolic tensors. "
+            f"Received: {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+    return outputs
+
+
+def _nodes(outputs, known):
+    """Those that give `outputs` from what is known by its id, in order."""
+    ordered, seen = [], set()
+    stack = [(x, False) for x in reversed(keras.tree.flatten(outputs))]
+    while stack:
+        x, after = stack.pop()
+        if id(x) in known:
+            continue
+        operation, index, _ = x._keras_history
+        node = operation._inbound_nodes[index]
+        if after:
+            ordered.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((x, True))
+            stack += [(tensor, False) for tensor in reversed(node.input_tensors)]
+    return ordered

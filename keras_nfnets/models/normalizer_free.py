@@ -1,0 +1,612 @@
+"""Any network without its normalization, its signal kept by constants instead."""
+
+import typing
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nfnets import checks
+from keras_nfnets.graph import Graph, Value, copy_state
+from keras_nfnets.layers import (
+    ScaledActivation,
+    SkipGain,
+    WeightStandardized,
+    WSConv1D,
+    WSConv2D,
+    WSConv2DTranspose,
+    WSConv3D,
+    WSDense,
+    WSDepthwiseConv2D,
+    WSSeparableConv2D,
+    published_name,
+)
+from keras_nfnets.models.roles import (
+    NORMALIZATIONS,
+    WEIGHTED,
+    Roles,
+    activation_of,
+    is_normalization,
+    is_weighted,
+)
+from keras_nfnets.training import AGCModel
+
+_STANDARDIZED = {
+    keras.layers.Conv1D: WSConv1D,
+    keras.layers.Conv2D: WSConv2D,
+    keras.layers.Conv2DTranspose: WSConv2DTranspose,
+    keras.layers.Conv3D: WSConv3D,
+    keras.layers.Dense: WSDense,
+    keras.layers.DepthwiseConv2D: WSDepthwiseConv2D,
+    keras.layers.SeparableConv2D: WSSeparableConv2D,
+}
+# Sizes taken where a model's input leaves them open, by the number of its axes.
+_OPEN_SIZES = {3: 256, 4: 224, 5: 32}
+# Nearer to one than this a variance is left as it is.
+_NEAR = 0.02
+
+
+def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"):
+    """A model like another one, but for its normalization.
+
+    Convolutions and dense layers become those with standardized weights
+    (`WSConv2D`, ...), activations get their gain (`ScaledActivation`), residual
+    branches a scale `alpha` and a learned gain (`SkipGain`), and batch, group, layer
+    and RMS normalization is gone, or a constant where the signal it sees has another
+    variance than one. Which constants are right is found by sending `images` through
+    the new network while it is made: after each standardized layer the variance of a
+    channel is one, and after each addition that of the shortcut plus `alpha**2`.
+
+    Whatever surrounds them, additions are residual if one of what they add is the
+    longer way from a tensor that all are made of. Left alone are the layers that give
+    the outputs, those after global pooling and those in gates, as of
+    squeeze-and-excitation, unless they are normalized too. Nested models, and layers
+    of your own with normalization or convolutions inside, are opened: their layers
+    become the model's.
+
+    Args:
+        model: a built Keras model, functional, sequential, or of a class of your own
+            whose `call` is of Keras layers and `keras.ops` alone. It is left as it is.
+        images: what the model takes, one batch, to find the constants by: some of
+            those to train on, as they are then. By default noise, eight to 64 of them: standard
+            normal, or, for a model that begins by rescaling, of pictures from 0 to 255.
+            Pictures are smoother than noise, and the first convolution makes less of
+            them; with noise the signal in training is smaller than the report says.
+        alpha: the deviation that a residual branch adds, as in the networks of this
+            package.
+        skip_gain_initializer: of the gains of residual branches; with the default,
+            zeros, each block starts as its shortcut.
+
+    Returns:
+        An `AGCModel` of the same inputs and outputs, its weights new but for those of
+        layers left alone, not compiled. `model.conversion` is a `Conversion`: what was
+        done with each layer, and what variance is to be expected after it. Pass
+        `agc_exclude` to `compile` where the classifier is not named `"predictions"`.
+
+    Raises:
+        ValueError: a model whose graph cannot be had, a layer that hides
+            normalization or convolutions, one that has no standardized counterpart, or
+            images through which the signal ends somewhere. All name the layer.
+
+    Example:
+
+    >>> inputs = keras.Input((32, 32, 3))
+    >>> x = keras.layers.Conv2D(16, 3, padding="same", use_bias=False)(inputs)
+    >>> x = keras.layers.BatchNormalization()(x)
+    >>> x = keras.layers.Activation("relu")(x)
+    >>> x = keras.layers.GlobalAveragePooling2D()(x)
+    >>> model = keras.Model(inputs, keras.layers.Dense(10, name="predictions")(x))
+    >>> [type(layer).__name__ for layer in normalizer_free(model).layers]
+    ['InputLayer', 'WSConv2D', 'ScaledActivation', 'GlobalAveragePooling2D', 'Dense']
+
+    Reference: Brock, De, Smith (2021), arXiv 2101.08692, section 4; Brock et al.
+    (2021), arXiv 2102.06171, section 2.
+    """
+    alpha = checks.number("alpha", alpha, exclusive=True)
+    if not (isinstance(model, keras.Model) and model.built):
+        raise ValueError(
+            "normalizer_free takes Keras models that are built: call yours on some "
+            f"inputs first. Received: {model!r}"
+        )
+    graph = Graph(model, opens=_is_own_and_hides)
+    converter = _Converter(graph, alpha, skip_gain_initializer)
+    inputs, outputs = converter.run(_samples(graph, images))
+    result = AGCModel(inputs, outputs, name=model.name)
+    result.conversion = Conversion(converter.steps)
+    return result
+
+
+class Step(typing.NamedTuple):
+    """What was done with one layer.
+
+    Attributes:
+        layer: its name, in the new model too if it is still there.
+        kind: name of its class.
+        action: in words.
+        variance: of a channel after it with the residual branches open (their gains
+            one), averaged over channels; None where there is no such layer any more or
+            nothing was found out.
+        variance_at_start: the same with the gains that the model starts with.
+    """
+
+    layer: str
+    kind: str
+    action: str
+    variance: float | None = None
+    variance_at_start: float | None = None
+
+
+class Conversion:
+    """What `normalizer_free` has done, layer by layer: print it.
+
+    Attributes:
+        steps: list of `Step`.
+    """
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @property
+    def variances(self):
+        """`{layer: Step}` of those after which a variance is to be expected."""
+        return {step.layer: step for step in self.steps if step.variance is not None}
+
+    def __str__(self):
+        rows = [("layer", "kind", "variance", "at start", "what was done")]
+        for step in self.steps:
+            numbers = [
+                "" if x is None else f"{x:.2f}"
+                for x in (step.variance, step.variance_at_start)
+            ]
+            rows.append((step.layer, step.kind, *numbers, step.action))
+        widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
+        return "\n".join(
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    row[1].ljust(widths[1]),
+                    row[2].rjust(widths[2]),
+                    row[3].rjust(widths[3]),
+                    row[4],
+                ]
+            )
+            for row in rows
+        )
+
+
+def _hides(layer):
+    """The normalization, convolution or dense layer inside of a layer, if any."""
+    if isinstance(layer, keras.layers.Layer):
+        for inner in layer._flatten_layers(include_self=False):
+            if isinstance(inner, (*NORMALIZATIONS, *WEIGHTED)):
+                return inner
+    return None
+
+
+def _is_own_and_hides(operation):
+    module = type(operation).__module__.split(".")[0]
+    return module not in ("keras", "keras_nfnets") and _hides(operation) is not None
+
+
+def _is_layer_scale(operation):
+    """Whether it is that of Keras's ConvNeXts, which has no public name."""
+    cls = type(operation)
+    return cls.__name__ == "LayerScale" and cls.__module__.startswith("keras.")
+
+
+# Samples: what the constants are found by.
+
+
+def _samples(graph, images):
+    """`{value: array}` of the graph's inputs."""
+    values = keras.tree.flatten(graph.inputs)
+    if images is None:
+        return {value: _noise(value, graph) for value in values}
+    arrays = keras.tree.flatten(images)
+    if len(arrays) != len(values):
+        raise ValueError(
+            f"`images` must be what the model takes: {len(values)} tensors. "
+            f"Received: {len(arrays)}"
+        )
+    for value, array in zip(values, arrays):
+        shape, expected = tuple(ops.shape(array)), value.shape
+        fits = len(shape) == len(expected) and all(
+            b in (None, a) for a, b in zip(shape[1:], expected[1:])
+        )
+        if not fits or not shape[0]:
+            raise ValueError(
+                f"`images` must be a batch of what the model takes, {expected} with "
+                f"at least one in it. Received: shape {shape}"
+            )
+    return {
+        value: ops.convert_to_tensor(array, dtype=value.spec.dtype)
+        for value, array in zip(values, arrays)
+    }
+
+
+def _noise(value, graph):
+    if not keras.backend.is_float_dtype(value.spec.dtype):
+        raise ValueError(
+            f"The input {value.spec.name!r} is of dtype {value.spec.dtype}, for which "
+            "there is no noise: pass `images`, some of what the model takes."
+        )
+    size = _OPEN_SIZES.get(len(value.shape), 1)
+    shape = [size if n is None else n for n in value.shape[1:]]
+    # Small ones are cheap, and have fewer positions to take a variance over.
+    count = 8 * 224 * 224 // np.prod(shape[:-1], dtype=int)
+    shape = (int(np.clip(count, 8, 64)), *shape)
+    generator = np.random.default_rng(0)
+    rescaling = (keras.layers.Rescaling, keras.layers.Normalization)
+    if any(isinstance(c.operation, rescaling) for c in graph.consumers[value]):
+        noise = generator.uniform(0, 255, shape)
+    else:
+        noise = generator.standard_normal(shape)
+    return ops.convert_to_tensor(noise.astype("float32"), dtype=value.spec.dtype)
+
+
+class _Signal(typing.NamedTuple):
+    """A value of the graph in the new network.
+
+    Attributes:
+        tensor: symbolic.
+        samples: what it is for the images: with residual branches open, and at start.
+        is_unit: whether its variance was made one.
+        shortcut: of a sum, the samples of an identity shortcut in it.
+    """
+
+    tensor: keras.KerasTensor
+    samples: tuple
+    is_unit: bool = False
+    shortcut: tuple | None = None
+
+
+class _Converter:
+    """Makes the new network call by call.
+
+    Attributes:
+        steps: what was done.
+    """
+
+    def __init__(self, graph, alpha, skip_gain_initializer):
+        self._graph, self._roles = graph, Roles(graph)
+        self._alpha = alpha
+        self._initializer = skip_gain_initializer
+        self._signals = {}  # of values that are still to be used
+        self._made = {}  # id of a layer: what was made of it, if called again
+        self._gains = {}  # of activations
+        self._names = set()
+        self._waiting = {value: len(calls) for value, calls in graph.consumers.items()}
+        self.steps = []
+        layers = (call.operation for call in graph.calls)
+        formats = {getattr(layer, "data_format", None) for layer in layers}
+        self._channels_first = "channels_first" in formats
+
+    def run(self, samples):
+        inputs = {}
+        for value, sample in samples.items():
+            spec = value.spec
+            inputs[value] = keras.Input(
+                batch_shape=spec.shape, dtype=spec.dtype, name=spec.name
+            )
+            self._names.add(spec.name)
+            self._signals[value] = _Signal(inputs[value], (sample, sample))
+        outputs = set(keras.tree.flatten(self._graph.outputs))
+        for call in self._graph.calls:
+            self._convert(call)
+            for value in call.inputs:
+                self._waiting[value] -= 1
+                if not self._waiting[value] and value not in outputs:
+                    del self._signals[value]
+        return (
+            keras.tree.map_structure(inputs.get, self._graph.inputs),
+            keras.tree.map_structure(
+                lambda value: self._signals[value].tensor, self._graph.outputs
+            ),
+        )
+
+    def _convert(self, call):
+        operation = call.operation
+        reason = self._roles.alone.get(call)
+        if is_normalization(call):
+            self._normalization(call)
+        elif is_weighted(call) and reason is None:
+            self._weighted(call)
+        elif call in self._roles.residuals and reason is None:
+            self._residual(call, self._roles.residuals[call])
+        elif call in self._roles.merges and reason is None:
+            self._merge(call)
+        elif isinstance(operation, keras.layers.Concatenate) and reason is None:
+            self._concatenation(call)
+        elif _is_layer_scale(operation):
+            self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
+            self._note(call, "removed: the gain of the branch is there for it")
+        elif self._is_activation(call) and reason is None:
+            self._activation(call)
+        else:
+            self._keep(call, reason or "no kernel, no normalization")
+
+    def _is_activation(self, call):
+        operation = call.operation
+        function = activation_of(operation)
+        return (
+            function not in (None, keras.activations.linear, keras.activations.softmax)
+            and len(call.inputs) == 1
+            and not getattr(operation, "weights", ())
+        )
+
+    # What becomes of each kind of call.
+
+    def _normalization(self, call):
+        layer, signal = call.operation, self._signals[call.inputs[0]]
+        output = call.outputs[0]
+        if signal.is_unit:
+            self._signals[output] = signal
+            self._note(call, "removed: the variance before it is one")
+            return
+        variance = self._seen_by(layer, signal.samples[0])
+        self._check(call, variance)
+        if abs(variance - 1) < _NEAR:
+            self._signals[output] = signal
+            self._note(call, f"removed: the variance before it is {variance:.2f}")
+            return
+        self._signals[output] = self._rescaled(signal, variance**-0.5, layer.name)
+        self._note(call, f"a constant, {variance**-0.5:.3g}", self._signals[output])
+
+    def _seen_by(self, layer, sample):
+        """The variance by which a normalization would divide."""
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return self._variance(sample)
+        sample = ops.cast(sample, "float32")
+        if isinstance(layer, keras.layers.GroupNormalization):
+            axes = list(range(1, len(sample.shape)))
+        else:
+            axes = layer.axis
+        if isinstance(layer, keras.layers.RMSNormalization):
+            return float(ops.mean(ops.square(sample)))
+        return float(ops.mean(ops.var(sample, axis=axes)))
+
+    def _weighted(self, call):
+        old, signal = call.operation, self._signals[call.inputs[0]]
+        new = self._made.get(id(old))
+        first = new is None
+        if first:
+            new = self._made[id(old)] = self._standardized(old, signal.tensor)
+            if new is None:
+                del self._made[id(old)]
+                self._keep(call, "one weight a unit: nothing to standardize")
+                return
+            variance = self._variance(self._at(new, signal.samples[0]))
+            self._check(call, variance)
+            new.scale = variance**-0.5
+        signal = self._applied(new, signal)._replace(is_unit=first)
+        kind = type(new).__name__
+        self._note(call, f"{kind}, scale {new.scale:.3g}", signal, new.name)
+        if old.activation is not keras.activations.linear:
+            function = old.activation
+            name = f"{new.name}_{getattr(function, '__name__', 'activation')}"
+            signal = self._activated(function, signal, name)
+            gain = self._gains[published_name(function)]
+            self._note(call, f"its activation, gain {gain:.3g}", signal, name)
+        self._signals[call.outputs[0]] = signal
+
+    def _standardized(self, old, x):
+        """The counterpart of a layer, built; None if it has one weight a unit."""
+        if type(old) not in _STANDARDIZED:
+            raise ValueError(
+                f"There is no layer with standardized weights in place of {old.name!r}, "
+                f"a {type(old).__name__}: normalizer_free knows "
+                f"{', '.join(cls.__name__ for cls in _STANDARDIZED)}, themselves, not "
+                "classes derived from them."
+            )
+        given = old.get_config()
+        config = {
+            key: value
+            for key, value in given.items()
+            if not key.startswith(("lora", "quantization"))
+            and not (key.endswith("_initializer") and key != "bias_initializer")
+        }
+        config |= {"use_bias": True, "activation": None, "name": self._name(old.name)}
+        new = _STANDARDIZED[type(old)].from_config(config)
+        kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
+        if any(
+            np.prod(kernel.shape)
+            == np.prod([kernel.shape[axis] for axis in info.output_axes])
+            for kernel, info in zip(kernels, new.KERNELS)
+        ):
+            self._names.discard(new.name)
+            return None
+        new.build(x.shape)
+        return new
+
+    def _activation(self, call):
+        value = call.inputs[0]
+        signal = self._signals[value]
+        function = activation_of(call.operation)
+        name = self._name(call.operation.name)
+        on_stream = (
+            signal.shortcut is not None and len(self._graph.consumers[value]) == 1
+        )
+        if on_stream:
+            # What it gives is the next block's shortcut: at the start it is to leave
+            # the variance of that as it is.
+            shortcut = signal.shortcut[0]
+            before = self._variance(shortcut)
+            after = self._variance(self._at(function, shortcut))
+            self._check(call, after)
+            gain = (before / after) ** 0.5
+            layer = ScaledActivation(published_name(function), gain=gain, name=name)
+            signal = self._applied(layer, signal)
+            how = "gain that keeps the variance of the shortcut"
+        else:
+            signal = self._activated(function, signal, name)
+            gain, how = self._gains[published_name(function)], "gain"
+        self._signals[call.outputs[0]] = signal
+        self._note(call, f"{how}, {gain:.3g}", signal, name)
+
+    def _activated(self, function, signal, name):
+        variance = self._variance(signal.samples[0])
+        if not np.isfinite(variance) or variance <= 0:
+            raise ValueError(self._ended(name, variance))
+        if not signal.is_unit and abs(variance - 1) >= _NEAR:
+            signal = self._rescaled(signal, variance**-0.5, self._name(f"{name}_beta"))
+        function = published_name(function)
+        # (That of a function without a published one takes half a second to compute.)
+        gain = self._gains.get(function)
+        layer = ScaledActivation(function, gain=gain, name=name)
+        self._gains[function] = layer.gain
+        self._names.add(name)
+        return self._applied(layer, signal)
+
+    def _residual(self, call, residual):
+        signals = [self._signals[value] for value in call.inputs]
+        shortcut = signals.pop(residual.shortcut)
+        name = self._name(call.operation.name)
+        branch = signals[0]
+        if len(signals) > 1:
+            add = keras.layers.Add(name=self._name(f"{name}_branches"))
+            branch = self._applied(add, *signals)
+        variance = self._variance(branch.samples[0])
+        self._check(call, variance)
+        gain = SkipGain(
+            self._alpha * variance**-0.5,
+            self._initializer,
+            name=self._name(f"{name}_skip_gain"),
+        )
+        tensor = gain(branch.tensor)
+        start = float(ops.convert_to_numpy(gain.skip_gain))
+        scaled = _Signal(
+            tensor,
+            tuple(x * (gain.alpha * g) for x, g in zip(branch.samples, (1.0, start))),
+        )
+        signal = self._applied(keras.layers.Add(name=name), scaled, shortcut)
+        if residual.is_identity:
+            signal = signal._replace(shortcut=shortcut.samples)
+        self._signals[call.outputs[0]] = signal
+        expected = [
+            self._variance(x) + (self._alpha * g) ** 2
+            for x, g in zip(shortcut.samples, (1.0, start))
+        ]
+        self._note(
+            call,
+            f"residual: alpha {self._alpha:.3g} over a deviation of "
+            f"{variance**0.5:.3g}, skip gain {start:.3g}",
+            signal,
+            name,
+            expected,
+        )
+
+    def _merge(self, call):
+        signals = [self._signals[value] for value in call.inputs]
+        name = self._name(call.operation.name)
+        signal = self._applied(keras.layers.Add(name=name), *signals)
+        variance = self._variance(signal.samples[0])
+        self._check(call, variance)
+        name = self._name(f"{name}_scaled")
+        signal = self._rescaled(signal, variance**-0.5, name)
+        how = f"a sum of {len(signals)}, none a shortcut, times {variance**-0.5:.3g}"
+        self._note(call, how, signal, name)
+        self._signals[call.outputs[0]] = signal
+
+    def _concatenation(self, call):
+        parts, scaled = dict(self._signals), []
+        for i, value in enumerate(call.inputs):
+            variance = self._variance(parts[value].samples[0])
+            self._check(call, variance)
+            if not 0.8 < variance < 1.25:
+                name = self._name(f"{call.operation.name}_part{i}")
+                parts[value] = self._rescaled(parts[value], variance**-0.5, name)
+                scaled.append(f"{variance**-0.5:.3g}")
+        how = ", its parts scaled by " + ", ".join(scaled) if scaled else ""
+        self._keep(call, f"a concatenation{how}", parts)
+
+    def _keep(self, call, reason, signals=None):
+        """Calls what the call calls, on `signals` (of each value) if these differ."""
+        signals = self._signals if signals is None else signals
+        operation = call.operation
+        hidden = _hides(operation)
+        if hidden is not None and not isinstance(operation, WeightStandardized):
+            raise ValueError(
+                f"normalizer_free cannot see into {operation.name!r}, a "
+                f"{type(operation).__name__}, which hides {hidden.name!r}, a "
+                f"{type(hidden).__name__}: call that by itself instead."
+            )
+        new = self._made.get(id(operation))
+        if new is None:
+            new = operation
+            if isinstance(operation, keras.layers.Layer):
+                config = {**operation.get_config(), "name": self._name(operation.name)}
+                new = type(operation).from_config(config)
+            self._made[id(operation)] = new
+        fresh = isinstance(new, keras.layers.Layer) and not new.built
+
+        def outputs(of):
+            args, kwargs = keras.tree.map_structure(
+                lambda x: of(signals[x]) if isinstance(x, Value) else x,
+                (call.args, call.kwargs),
+            )
+            return keras.tree.flatten(new(*args, **kwargs))
+
+        tensors = outputs(lambda signal: signal.tensor)
+        if isinstance(new, keras.layers.Layer) and operation.weights and fresh:
+            copy_state(operation, new)
+        samples = [outputs(lambda signal, i=i: signal.samples[i]) for i in range(2)]
+        for value, tensor, *both in zip(call.outputs, tensors, *samples):
+            self._signals[value] = _Signal(tensor, tuple(both))
+        self._note(call, f"left alone: {reason}")
+
+    # Tools.
+
+    def _at(self, layer, *samples):
+        return ops.stop_gradient(layer(samples if len(samples) > 1 else samples[0]))
+
+    def _applied(self, layer, *signals):
+        tensors = [signal.tensor for signal in signals]
+        return _Signal(
+            layer(tensors if len(tensors) > 1 else tensors[0]),
+            tuple(
+                self._at(layer, *samples)
+                for samples in zip(*(signal.samples for signal in signals))
+            ),
+        )
+
+    def _rescaled(self, signal, factor, name):
+        dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
+        layer = keras.layers.Rescaling(factor, dtype=dtype, name=name)
+        self._names.add(name)
+        return self._applied(layer, signal)
+
+    def _variance(self, x):
+        """Of a channel, averaged over channels."""
+        x = ops.cast(x, "float32")
+        first = self._channels_first and len(x.shape) > 2
+        axis = 1 if first else len(x.shape) - 1
+        axes = [i for i in range(len(x.shape)) if i != axis]
+        return float(ops.mean(ops.var(x, axis=axes)))
+
+    def _check(self, call, variance):
+        if not (np.isfinite(variance) and variance > 1e-12):
+            raise ValueError(self._ended(call.operation.name, variance))
+
+    def _ended(self, name, variance):
+        return (
+            f"The signal ends at {name!r}: of the images it sees, the variance there is "
+            f"{variance:g}. Pass `images` that are not constant, of a size at which "
+            "something is left there, and finite."
+        )
+
+    def _name(self, name):
+        """It, or one like it if there is a layer of that name."""
+        count, unique = 0, name
+        while unique in self._names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._names.add(unique)
+        return unique
+
+    def _note(self, call, action, signal=None, name=None, variances=()):
+        """Takes down what was done, and what variance is after it, if `signal` is given."""
+        if signal is not None and not variances:
+            variances = [self._variance(x) for x in signal.samples]
+        kind = type(call.operation).__name__
+        name = name or call.operation.name
+        self.steps.append(Step(name, kind, action, *variances))

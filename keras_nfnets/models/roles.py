@@ -1,0 +1,222 @@
+"""What the calls of a network are there for, seen from its graph alone."""
+
+import keras
+
+NORMALIZATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+# Layers whose kernels are to be standardized.
+WEIGHTED = (*_CONVOLUTIONS, keras.layers.Dense)
+# What a classifier, or a mask, may end with.
+_OF_OUTPUTS = ("linear", "softmax", "sigmoid", "tanh", "log_softmax")
+
+
+def is_normalization(call):
+    return isinstance(call.operation, NORMALIZATIONS)
+
+
+def is_weighted(call):
+    return isinstance(call.operation, WEIGHTED)
+
+
+def activation_of(operation):
+    """The function of an activation, or of a layer's `activation`; else None."""
+    if isinstance(operation, keras.layers.ReLU):
+        numbers = operation.max_value, operation.negative_slope, operation.threshold
+        plain = {(None, 0.0, 0.0): "relu", (6.0, 0.0, 0.0): "relu6"}
+        name = plain.get(numbers)
+        return keras.activations.get(name) if name else operation
+    if isinstance(operation, (keras.layers.LeakyReLU, keras.layers.ELU)):
+        return operation
+    if isinstance(operation, keras.layers.Layer):
+        return getattr(operation, "activation", None)
+    name = type(operation).__name__.lower()
+    if name in ("relu", "relu6", "silu", "tanh", "sigmoid", "softplus"):
+        return keras.activations.get(name)
+    return None
+
+
+def _learns(call):
+    """Whether there are kernels in it, or whatever else with a matrix of weights."""
+    weights = getattr(call.operation, "weights", ())
+    return not is_normalization(call) and any(len(w.shape) >= 2 for w in weights)
+
+
+class Residual:
+    """A residual addition.
+
+    Attributes:
+        shortcut: which of the inputs of the addition the others are added to.
+        is_identity: whether nothing on the shortcut's own way learns.
+    """
+
+    def __init__(self, shortcut, is_identity):
+        self.shortcut, self.is_identity = shortcut, is_identity
+
+
+class Roles:
+    """What the calls of a `Graph` are there for.
+
+    Attributes:
+        residuals: `{call: Residual}`, of additions.
+        merges: additions of several ways of which none is a shortcut.
+        alone: `{call: reason}`, of calls in which nothing is to be standardized or
+            scaled.
+    """
+
+    def __init__(self, graph):
+        self._graph = graph
+        self._before = {}  # of each value: the bits of all calls it is made by
+        self.residuals, self.merges, self.alone = {}, set(), {}
+        for call in graph.calls:
+            bits = 1 << call.index
+            for value in call.inputs:
+                bits |= self._before.get(value, 0)
+            self._before |= dict.fromkeys(call.outputs, bits)
+        for call in graph.calls:
+            if _is_sum(call):
+                self._find_shortcut(call)
+            elif _is_product(call):
+                self._find_gate(call)
+        self._find_global()
+        self._find_outputs()
+
+    def _own_ways(self, call):
+        """For each input of a call the calls that are on no other's way to it."""
+        bits = [self._before.get(value, 0) for value in call.inputs]
+        common = bits[0]
+        for other in bits[1:]:
+            common &= other
+        return [self._calls(own & ~common) for own in bits]
+
+    def _calls(self, bits):
+        return [call for call in self._graph.calls if bits >> call.index & 1]
+
+    def _find_shortcut(self, call):
+        learning = [sum(map(_learns, way)) for way in self._own_ways(call)]
+        least = min(learning)
+        if max(learning) == 0:
+            return
+        if learning.count(least) == 1 or least == 0:
+            self.residuals[call] = Residual(learning.index(least), least == 0)
+        else:
+            self.merges.add(call)
+
+    def _find_gate(self, call):
+        first, second = call.inputs
+        gate = None
+        for i, (one, other) in enumerate([(first, second), (second, first)]):
+            if _is_broadcast(one.shape, other.shape):
+                gate = i
+        if gate is None:
+            for i, value in enumerate(call.inputs):
+                function = value.call and activation_of(value.call.operation)
+                if getattr(function, "__name__", "") in ("sigmoid", "hard_sigmoid"):
+                    gate = i
+        if gate is not None:
+            self._leave_alone(self._own_ways(call)[gate], "in a gate")
+
+    def _find_global(self):
+        pooled, calls = set(), []
+        for call in self._graph.calls:
+            if _is_global_pooling(call):
+                pooled.update(call.outputs)
+            elif call.inputs and pooled.issuperset(call.inputs):
+                pooled.update(call.outputs)
+                calls.append(call)
+        self._leave_alone(calls, "after global pooling")
+
+    def _leave_alone(self, calls, where):
+        """All but what a normalization there follows."""
+        region = set(calls)
+        for call in calls:
+            if is_normalization(call):
+                continue
+            if not self._reaches_normalization(call, region):
+                self.alone.setdefault(call, f"{where}, where no normalization follows")
+
+    def _reaches_normalization(self, call, region):
+        found, stack = set(), [call]
+        while stack:
+            for value in stack.pop().outputs:
+                for later in self._graph.consumers[value]:
+                    if is_normalization(later) and later in region:
+                        return True
+                    if later in region and later not in found and not _learns(later):
+                        found.add(later)
+                        stack.append(later)
+        return False
+
+    def _find_outputs(self):
+        ends = {}  # whether all that follows a call only gives outputs
+        for call in reversed(self._graph.calls):
+            later = [c for v in call.outputs for c in self._graph.consumers[v]]
+            ends[call] = all(ends[c] and _may_end(c) for c in later)
+            function = activation_of(call.operation)
+            if is_weighted(call) and ends[call] and _name(function) in _OF_OUTPUTS:
+                self.alone[call] = "gives the output"
+
+
+def _name(function):
+    return "linear" if function is None else getattr(function, "__name__", "")
+
+
+def _may_end(call):
+    if is_weighted(call) or is_normalization(call):
+        return False
+    return _name(activation_of(call.operation)) in _OF_OUTPUTS
+
+
+def _is_sum(call):
+    shapes = {value.shape for value in call.inputs}
+    return (
+        type(call.operation).__name__ == "Add"
+        and len(call.inputs) >= 2
+        and len(shapes) == 1
+    )
+
+
+def _is_product(call):
+    return type(call.operation).__name__ == "Multiply" and len(call.inputs) == 2
+
+
+def _is_broadcast(shape, other):
+    if len(shape) != len(other):
+        return len(shape) < len(other)
+    return any(a == 1 and b != 1 for a, b in zip(shape[1:], other[1:]))
+
+
+def _is_global_pooling(call):
+    name = type(call.operation).__name__
+    if not call.inputs or "Pooling" not in name and name not in ("Mean", "Max"):
+        return False
+    before, after = call.inputs[0].shape, call.outputs[0].shape
+    if len(before) < 3:
+        return False
+    had = any(size != 1 for size in _positions(before))
+    return had and all(size == 1 for size in _positions(after))
+
+
+def _positions(shape):
+    """The sizes of a shape but for batch and channels (wherever these are)."""
+    if len(shape) <= 2:
+        return ()
+    sizes = list(shape[1:])
+    # Of pooled maps, (1, 1, 64) or (64, 1, 1), the channels are the ones not 1.
+    sizes.remove(max(sizes, key=lambda size: -1 if size is None else size))
+    return sizes
