@@ -7,6 +7,7 @@ import keras
 
 from keras_nfnets import checks
 from keras_nfnets.experiments import (
+    any_network,
     batch_size,
     bn_cost,
     bn_leaks,
@@ -45,6 +46,7 @@ _MODULES = (
     regularization,
     efficiency,
     optimizers,
+    any_network,
 )
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}

@@ -19,6 +19,7 @@ from keras_nfnets.layers import (
     WSDense,
     WSDepthwiseConv2D,
     WSSeparableConv2D,
+    activation_gain,
     published_name,
 )
 from keras_nfnets.models.roles import (
@@ -44,6 +45,9 @@ _STANDARDIZED = {
 _OPEN_SIZES = {3: 256, 4: 224, 5: 32}
 # Nearer to one than this a variance is left as it is.
 _NEAR = 0.02
+# A squared mean, as a share of the variance, that is considerable: an activation sees
+# something else than the standard normal signal its published gain is for.
+_SHIFTED = 0.1
 
 
 def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"):
@@ -52,7 +56,7 @@ def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"
     Convolutions and dense layers become those with standardized weights
     (`WSConv2D`, ...), activations get their gain (`ScaledActivation`), residual
     branches a scale `alpha` and a learned gain (`SkipGain`), and batch, group, layer
-    and RMS normalization is gone, or a constant where the signal it sees has another
+    and RMS normalization is gone, or constants where the signal it sees has another
     variance than one. Which constants are right is found by sending `images` through
     the new network while it is made: after each standardized layer the variance of a
     channel is one, and after each addition that of the shortcut plus `alpha**2`.
@@ -343,14 +347,23 @@ class _Converter:
             self._signals[output] = signal
             self._note(call, "removed: the variance before it is one")
             return
+        signal = signal._replace(shortcut=None)
         variance = self._seen_by(layer, signal.samples[0])
-        self._check(call, variance)
+        self._check(call.operation.name, variance)
         if abs(variance - 1) < _NEAR:
             self._signals[output] = signal
             self._note(call, f"removed: the variance before it is {variance:.2f}")
             return
-        self._signals[output] = self._rescaled(signal, variance**-0.5, layer.name)
-        self._note(call, f"a constant, {variance**-0.5:.3g}", self._signals[output])
+        offset, centred = 0.0, ""
+        if self._mean_square(signal.samples[0]) > _SHIFTED * variance:
+            offset = self._mean(signal.samples[0]) * -(variance**-0.5)
+            centred = ", and one against the mean of each channel"
+        signal = self._rescaled(signal, variance**-0.5, layer.name, offset)
+        self._signals[output] = signal
+        # (The variance of a mean over positions depends on what is in the images.)
+        pooled = output in self._roles.pooled
+        how = f"a constant, {variance**-0.5:.3g}{centred}"
+        self._note(call, how, None if pooled else signal)
 
     def _seen_by(self, layer, sample):
         """The variance by which a normalization would divide."""
@@ -375,19 +388,32 @@ class _Converter:
                 del self._made[id(old)]
                 self._keep(call, "one weight a unit: nothing to standardize")
                 return
-            variance = self._variance(self._at(new, signal.samples[0]))
-            self._check(call, variance)
-            new.scale = variance**-0.5
+            how = self._calibrate(new, signal.samples[0])
+        else:
+            how = "as before"
         signal = self._applied(new, signal)._replace(is_unit=first)
-        kind = type(new).__name__
-        self._note(call, f"{kind}, scale {new.scale:.3g}", signal, new.name)
+        self._note(call, f"{type(new).__name__}, {how}", signal, new.name)
         if old.activation is not keras.activations.linear:
             function = old.activation
             name = f"{new.name}_{getattr(function, '__name__', 'activation')}"
-            signal = self._activated(function, signal, name)
-            gain = self._gains[published_name(function)]
-            self._note(call, f"its activation, gain {gain:.3g}", signal, name)
+            signal, how = self._activated(function, signal, self._name(name))
+            self._note(call, f"its activation, {how}", signal, name)
         self._signals[call.outputs[0]] = signal
+
+    def _calibrate(self, layer, sample):
+        """Gives a standardized layer the scale with which its variance is one.
+
+        And the bias that takes away a considerable mean, as normalization would have.
+        """
+        outputs = self._at(layer, sample)
+        variance = self._variance(outputs)
+        self._check(layer.name, variance)
+        layer.scale = variance**-0.5
+        how = f"scale {layer.scale:.3g}"
+        if self._mean_square(outputs) > _SHIFTED * variance:
+            layer.bias.assign(-layer.scale * self._mean(outputs))
+            how += ", bias against the mean"
+        return how
 
     def _standardized(self, old, x):
         """The counterpart of a layer, built; None if it has one weight a unit."""
@@ -423,38 +449,43 @@ class _Converter:
         signal = self._signals[value]
         function = activation_of(call.operation)
         name = self._name(call.operation.name)
-        on_stream = (
-            signal.shortcut is not None and len(self._graph.consumers[value]) == 1
-        )
-        if on_stream:
+        if signal.shortcut is not None and len(self._graph.consumers[value]) == 1:
             # What it gives is the next block's shortcut: at the start it is to leave
             # the variance of that as it is.
-            shortcut = signal.shortcut[0]
-            before = self._variance(shortcut)
-            after = self._variance(self._at(function, shortcut))
-            self._check(call, after)
-            gain = (before / after) ** 0.5
-            layer = ScaledActivation(published_name(function), gain=gain, name=name)
-            signal = self._applied(layer, signal)
-            how = "gain that keeps the variance of the shortcut"
+            gain = self._keeping(function, signal.shortcut[0])
+            signal = self._scaled_activation(function, gain, signal, name)
+            how = f"gain {gain:.3g}, which keeps the variance of the shortcut"
         else:
-            signal = self._activated(function, signal, name)
-            gain, how = self._gains[published_name(function)], "gain"
+            signal, how = self._activated(function, signal, name)
         self._signals[call.outputs[0]] = signal
-        self._note(call, f"{how}, {gain:.3g}", signal, name)
+        self._note(call, how, signal, name)
 
     def _activated(self, function, signal, name):
+        """An activation of what is first brought to a variance of one, and its gain."""
         variance = self._variance(signal.samples[0])
-        if not np.isfinite(variance) or variance <= 0:
-            raise ValueError(self._ended(name, variance))
+        self._check(name, variance)
         if not signal.is_unit and abs(variance - 1) >= _NEAR:
             signal = self._rescaled(signal, variance**-0.5, self._name(f"{name}_beta"))
-        function = published_name(function)
-        # (That of a function without a published one takes half a second to compute.)
-        gain = self._gains.get(function)
-        layer = ScaledActivation(function, gain=gain, name=name)
-        self._gains[function] = layer.gain
-        self._names.add(name)
+        if self._mean_square(signal.samples[0]) > _SHIFTED:  # of the variance, one
+            # Rectified before, as in a pre-activation network's first block.
+            gain = self._keeping(function, signal.samples[0])
+            how = f"gain {gain:.3g}, of what has a mean already"
+        else:
+            # (That of a function without a published one takes half a second.)
+            if function not in self._gains:
+                self._gains[function] = activation_gain(published_name(function))
+            gain = self._gains[function]
+            how = f"gain {gain:.3g}"
+        return self._scaled_activation(function, gain, signal, name), how
+
+    def _keeping(self, function, sample):
+        """The gain with which a function leaves the variance of a sample as it is."""
+        after = self._variance(self._at(function, sample))
+        self._check(getattr(function, "__name__", "activation"), after)
+        return (self._variance(sample) / after) ** 0.5
+
+    def _scaled_activation(self, function, gain, signal, name):
+        layer = ScaledActivation(published_name(function), gain=gain, name=name)
         return self._applied(layer, signal)
 
     def _residual(self, call, residual):
@@ -466,7 +497,7 @@ class _Converter:
             add = keras.layers.Add(name=self._name(f"{name}_branches"))
             branch = self._applied(add, *signals)
         variance = self._variance(branch.samples[0])
-        self._check(call, variance)
+        self._check(call.operation.name, variance)
         gain = SkipGain(
             self._alpha * variance**-0.5,
             self._initializer,
@@ -500,7 +531,7 @@ class _Converter:
         name = self._name(call.operation.name)
         signal = self._applied(keras.layers.Add(name=name), *signals)
         variance = self._variance(signal.samples[0])
-        self._check(call, variance)
+        self._check(call.operation.name, variance)
         name = self._name(f"{name}_scaled")
         signal = self._rescaled(signal, variance**-0.5, name)
         how = f"a sum of {len(signals)}, none a shortcut, times {variance**-0.5:.3g}"
@@ -511,7 +542,7 @@ class _Converter:
         parts, scaled = dict(self._signals), []
         for i, value in enumerate(call.inputs):
             variance = self._variance(parts[value].samples[0])
-            self._check(call, variance)
+            self._check(call.operation.name, variance)
             if not 0.8 < variance < 1.25:
                 name = self._name(f"{call.operation.name}_part{i}")
                 parts[value] = self._rescaled(parts[value], variance**-0.5, name)
@@ -569,30 +600,42 @@ class _Converter:
             ),
         )
 
-    def _rescaled(self, signal, factor, name):
+    def _rescaled(self, signal, factor, name, offset=0.0):
         dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
-        layer = keras.layers.Rescaling(factor, dtype=dtype, name=name)
+        if not isinstance(offset, float):  # of channels
+            rank = len(signal.tensor.shape)
+            behind = rank - 2 if self._channels_first else 0
+            offset = ops.convert_to_numpy(offset).reshape(-1, *[1] * behind).tolist()
+        layer = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
         self._names.add(name)
         return self._applied(layer, signal)
 
     def _variance(self, x):
         """Of a channel, averaged over channels."""
         x = ops.cast(x, "float32")
-        first = self._channels_first and len(x.shape) > 2
-        axis = 1 if first else len(x.shape) - 1
-        axes = [i for i in range(len(x.shape)) if i != axis]
-        return float(ops.mean(ops.var(x, axis=axes)))
+        return float(ops.mean(ops.var(x, axis=self._positions(x))))
 
-    def _check(self, call, variance):
+    def _mean_square(self, x):
+        """The squared mean of a channel, averaged over channels."""
+        return float(ops.mean(ops.square(self._mean(x))))
+
+    def _mean(self, x):
+        """Of each channel."""
+        return ops.mean(ops.cast(x, "float32"), axis=self._positions(x))
+
+    def _positions(self, x):
+        """All axes but that of the channels."""
+        rank = len(x.shape)
+        channels = 1 if self._channels_first and rank > 2 else rank - 1
+        return [axis for axis in range(rank) if axis != channels]
+
+    def _check(self, name, variance):
         if not (np.isfinite(variance) and variance > 1e-12):
-            raise ValueError(self._ended(call.operation.name, variance))
-
-    def _ended(self, name, variance):
-        return (
-            f"The signal ends at {name!r}: of the images it sees, the variance there is "
-            f"{variance:g}. Pass `images` that are not constant, of a size at which "
-            "something is left there, and finite."
-        )
+            raise ValueError(
+                f"The signal ends at {name!r}: of the images it sees, the variance there "
+                f"is {variance:g}. Pass `images` that are not constant, of a size at "
+                "which something is left there, and finite."
+            )
 
     def _name(self, name):
         """It, or one like it if there is a layer of that name."""

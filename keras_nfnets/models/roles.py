@@ -75,6 +75,7 @@ class Roles:
     Attributes:
         residuals: `{call: Residual}`, of additions.
         merges: additions of several ways of which none is a shortcut.
+        pooled: values made by global pooling, or only of such.
         alone: `{call: reason}`, of calls in which nothing is to be standardized or
             scaled.
     """
@@ -83,6 +84,7 @@ class Roles:
         self._graph = graph
         self._before = {}  # of each value: the bits of all calls it is made by
         self.residuals, self.merges, self.alone = {}, set(), {}
+        self.pooled = set()
         for call in graph.calls:
             bits = 1 << call.index
             for value in call.inputs:
@@ -132,12 +134,12 @@ class Roles:
             self._leave_alone(self._own_ways(call)[gate], "in a gate")
 
     def _find_global(self):
-        pooled, calls = set(), []
+        calls = []
         for call in self._graph.calls:
             if _is_global_pooling(call):
-                pooled.update(call.outputs)
-            elif call.inputs and pooled.issuperset(call.inputs):
-                pooled.update(call.outputs)
+                self.pooled.update(call.outputs)
+            elif call.inputs and self.pooled.issuperset(call.inputs):
+                self.pooled.update(call.outputs)
                 calls.append(call)
         self._leave_alone(calls, "after global pooling")
 

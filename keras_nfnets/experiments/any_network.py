@@ -1,0 +1,259 @@
+"""The signal in networks of every family, before and after their normalization is gone."""
+
+import keras
+import numpy as np
+
+from keras_nfnets import models
+from keras_nfnets.experiments import families, images
+from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.results import distinct, markdown, median, select
+
+# Networks of `keras.applications`, and how they are made to take standardized pictures.
+_AS_THEY_ARE = {"include_preprocessing": False}
+_APPLICATIONS = {
+    "ResNet50": {},
+    "ResNet50V2": {},
+    "VGG16": {},
+    "MobileNetV2": {},
+    "MobileNetV3Small": _AS_THEY_ARE,
+    "DenseNet121": {},
+    "InceptionV3": {},
+    "Xception": {},
+    "EfficientNetB0": {},
+    "EfficientNetV2B0": _AS_THEY_ARE,
+    "ConvNeXtTiny": _AS_THEY_ARE,
+}
+_SMALL = ("RegNet", "U-Net")
+# It rescales pictures from 0 to 255 itself, whatever it is told.
+_OF_PIXELS = ("EfficientNetB0",)
+
+_NOISE, _PICTURES = "noise", "pictures"
+_ORIGINAL, _DELETED = "original", "normalization deleted"
+_NORMALIZER_FREE = "normalizer_free"
+_VERSIONS = (_ORIGINAL, _DELETED, _NORMALIZER_FREE)
+
+
+def _plan(settings, rows):
+    return [
+        {"network": network, "images": kind, "seed": seed}
+        for seed in range(settings["seeds"])
+        for kind in (_NOISE, _PICTURES)
+        for network in (*_APPLICATIONS, *_SMALL)
+    ]
+
+
+def _build(network, size):
+    if network in _SMALL:
+        return families.build(network, (size, size, 3), 10)
+    build = getattr(keras.applications, network)
+    options = _APPLICATIONS[network]
+    return build(weights=None, input_shape=(size, size, 3), **options)
+
+
+def _images(settings, cell):
+    """To find the constants by, and others to measure with."""
+    size, count = settings["image_size"], settings["pictures"]
+    if cell["images"] == _NOISE:
+        generator = np.random.default_rng(cell["seed"])
+        x = generator.standard_normal((2 * count, size, size, 3)).astype("float32")
+    else:
+        x, _ = images.load(settings).some(2 * count)
+        x = keras.ops.image.resize(x, (size, size))
+        x = keras.ops.convert_to_numpy(x)
+        x = np.broadcast_to(x, (*x.shape[:-1], 3))
+    if cell["network"] in _OF_PIXELS:
+        x = 64 * x + 128
+    return x[::2], x[1::2]
+
+
+def _measure(settings, cell):
+    keras.utils.set_random_seed(cell["seed"])
+    original = _build(cell["network"], settings["image_size"])
+    known, others = _images(settings, cell)
+    # Where residual branches are shut, nothing of a block would be seen.
+    result = models.normalizer_free(original, known, skip_gain_initializer="ones")
+    steps = result.conversion.variances
+    expected = {name: step.variance for name, step in steps.items()}
+    measured = models.signal_propagation(result, others, layers=list(expected))
+    ratios = measured["avg_var"] / list(expected.values())
+    means = measured["avg_sq_mean"] / measured["avg_var"]
+    rows = [
+        {
+            "layers": len(ratios),
+            "least": _short(ratios.min()),
+            "most": _short(ratios.max()),
+            "mean_square": _short(means.max()),
+        }
+    ]
+    places = _places(steps)
+    networks = {
+        _ORIGINAL: original,
+        _DELETED: families.without_normalization(original),
+        _NORMALIZER_FREE: result,
+    }
+    for version, network in networks.items():
+        signal = models.signal_propagation(
+            network, others, training=version == _ORIGINAL, layers=places
+        )
+        rows += [
+            {"version": version, "place": place, "variance": _short(variance)}
+            for place, variance in enumerate(signal["avg_var"])
+        ]
+        if version == _NORMALIZER_FREE:
+            for row, name in zip(rows[-len(places) :], places):
+                row["expected"] = _short(expected[name])
+    return rows
+
+
+def _short(number):
+    return float(f"{number:.4g}")
+
+
+def _places(steps):
+    """Names of layers after which all versions are compared: the ends of blocks.
+
+    Of a network of few blocks, or none, its convolutions and dense layers.
+    """
+    ends = [n for n, step in steps.items() if step.kind in ("Add", "Concatenate")]
+    weighted = [n for n, step in steps.items() if "Conv" in step.kind]
+    return ends if len(ends) >= 6 else weighted
+
+
+def _draw(figure, rows, settings):
+    networks = distinct(rows, "network")
+    grid = figure.subplots(2, -(-len(networks) // 2), sharey=True, squeeze=False)
+    styles = {_ORIGINAL: "C0", _DELETED: "C3", _NORMALIZER_FREE: "C2"}
+    for axes in grid.flat[len(networks) :]:
+        axes.axis("off")
+    for axes, network in zip(grid.flat, networks):
+        for version, color in styles.items():
+            for kind, style in ((_NOISE, "-"), (_PICTURES, "--")):
+                of_line = select(rows, network=network, images=kind, version=version)
+                places = distinct(of_line, "place")
+                medians = [median(select(of_line, place=p), "variance") for p in places]
+                axes.plot(places, medians, style, color=color, linewidth=1.3)
+        expected = select(
+            rows, network=network, images=_NOISE, version=_NORMALIZER_FREE, seed=0
+        )
+        axes.plot(
+            [row["place"] for row in expected],
+            [row["expected"] for row in expected],
+            "k.",
+            markersize=3,
+        )
+        axes.set_yscale("log")
+        axes.set_ylim(1e-6, 1e6)
+        axes.set_title(network, fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=7)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("variance of a channel")
+    for version, color in styles.items():
+        grid[0, 0].plot([], [], color=color, label=version)
+    grid[0, 0].plot([], [], "k.", label="expected")
+    grid[0, 0].plot([], [], "k--", label="of pictures")
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        fontsize=9,
+    )
+
+
+def _range(rows, version):
+    """How many times the largest variance of a place is the smallest."""
+    values = [row["variance"] for row in select(rows, version=version)]
+    least, most = min(values), max(values)
+    return most / least if least > 0 else float("inf")
+
+
+def _conclude(rows, settings):
+    of_all = [row for row in rows if "least" in row]
+    least = min(row["least"] for row in of_all)
+    most = max(row["most"] for row in of_all)
+    outside = {
+        row["network"]
+        for row in of_all
+        if not (0.75 < row["least"] and row["most"] < 1.25)
+    }
+    shifted = max(row["mean_square"] for row in of_all)
+    by_network = {n: select(rows, network=n) for n in distinct(rows, "network")}
+    lost = [n for n, some in by_network.items() if _range(some, _DELETED) > 100]
+    kept = [n for n, some in by_network.items() if _range(some, _NORMALIZER_FREE) < 2]
+    where = f" Beyond a quarter: {', '.join(sorted(outside))}." if outside else ""
+    return [
+        Finding(
+            f"Of {sum(row['layers'] for row in of_all):,} measurements after layers, on "
+            f"images that the constants were not found by, the variance is {least:.2f} to "
+            f"{most:.2f} times the expected one.{where}",
+            not outside,
+        ),
+        Finding(
+            f"The squared mean of a channel is {shifted:.2f} of its variance at most.",
+            shifted < 1.5,
+        ),
+        Finding(
+            f"From block to block the variance stays within a factor of two in {len(kept)} "
+            f"of {len(by_network)} networks.",
+            len(kept) == len(by_network),
+        ),
+        Finding(
+            "Where normalization is deleted and nothing else done, it changes more than a "
+            f"hundredfold in {len(lost)} of {len(by_network)}: {', '.join(lost)}.",
+            len(lost) > len(by_network) / 2,
+        ),
+    ]
+
+
+def _tables(rows, settings):
+    lines = []
+    for network in distinct(rows, "network"):
+        some = select(rows, network=network)
+        of_all = [row for row in some if "least" in row]
+        cells = []
+        for kind in (_NOISE, _PICTURES):
+            of_kind = select(of_all, images=kind)
+            least = min((row["least"] for row in of_kind), default=float("nan"))
+            most = max((row["most"] for row in of_kind), default=float("nan"))
+            cells.append(f"{least:.2f} to {most:.2f}")
+        ranges = [f"{_range(some, version):.3g}" for version in _VERSIONS]
+        layers = max((row["layers"] for row in of_all), default=0)
+        lines.append([network, layers, *cells, *ranges])
+    return {
+        "Measured variance over the expected one, of all layers it is expected after, and "
+        "the largest variance after a block over the smallest.": markdown(
+            ["network", "layers", "on noise", "on pictures", *_VERSIONS], lines
+        )
+    }
+
+
+EXPERIMENT = Experiment(
+    name="any_network",
+    claim="""\
+The papers' analysis is of ResNets. With `keras_nfnets.normalizer_free` it holds for networks of
+any shape: at initialization the variance after every layer is what is expected, to a quarter.""",
+    how="""\
+Eleven networks of keras.applications, and a RegNet and a U-Net, each as it is (with the
+statistics of the batch), with its normalization deleted and nothing else done, and after
+`normalizer_free` with half of the images (residual branches open). Measured with the other half:
+noise, or held-out pictures.""",
+    beyond="""\
+The networks are at initialization, and images are smaller than those they are made for. Pictures
+are enlarged, and smoother than photographs of that size.""",
+    scales={
+        "small": {"image_size": 128, "pictures": 16, "seeds": 2},
+        "full": {
+            "dataset": "imagenet2012",
+            "image_size": 224,
+            "pictures": 32,
+            "test_split": "validation",
+            "seeds": 3,
+        },
+    },
+    plan=_plan,
+    measure=_measure,
+    draw=_draw,
+    conclude=_conclude,
+    tables=_tables,
+    figure_size=(16, 6),
+)
