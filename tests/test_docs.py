@@ -1,18 +1,24 @@
-"""The examples of docstrings and the code of the README, executed."""
+"""The examples of docstrings and the code of the documentation, executed."""
 
 import doctest
 import importlib
+import inspect
 import pathlib
 import pkgutil
 import re
+import shlex
+import types
 
 import keras
 import numpy as np
 import pytest
 
 import keras_nfnets
+from keras_nfnets import data, deploy, layers, models, pretrained, training
+from keras_nfnets.cli.main import COMMANDS
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 
 
 def modules():
@@ -32,26 +38,137 @@ def test_examples_of_docstrings(module, tmp_path, monkeypatch):
     assert failures == 0
 
 
-def test_every_public_function_and_class_has_an_example():
-    for name in keras_nfnets.__all__:
-        thing = getattr(keras_nfnets, name)
-        if callable(thing) and not re.fullmatch(
-            r"(ECA)?NF\w+\d\w*|NFNetTiny|NFNetTest", name
-        ):
-            assert ">>> " in thing.__doc__, name
-            assert "Example:" in thing.__doc__, name
+NAMESPACES = (keras_nfnets, training, data, pretrained, layers, deploy, models)
+# A name in several of them is one thing.
+PUBLIC = {
+    name: getattr(namespace, name)
+    for namespace in reversed(NAMESPACES)
+    for name in namespace.__all__
+}
+# Constructors of networks, whose docstrings are made from their builders'.
+NETWORKS = {
+    name for name in PUBLIC if re.fullmatch(r"(ECA)?NF\w+(\d|Plus|Tiny|Test)", name)
+}
+# What nothing can be wrong about.
+WITHOUT_ERRORS = {
+    *("Architecture", "Conversion", "Convention", "Step", "TrainingLog"),
+    *("draw_signal_propagation", "find_checkpoint", "folder_of", "has_workers"),
+    *("is_chief", "is_weight_file", "list_checkpoints", "load_digits", "published"),
+    *("published_name", "random_pictures", "register", "steps_per_epoch"),
+    "without_memory",
+}
+# What no paper and no published code defines.
+OF_OUR_OWN = {
+    *("Architecture", "Checkpoint", "Checkpoints", "Conversion", "Source", "Step"),
+    *("SymmetricMaxPooling2D", "TrainingLog", "create", "decode_predictions", "export"),
+    *("feature_pyramid", "find", "find_checkpoint", "find_network", "find_pictures"),
+    *("fold", "folder_of", "has_workers", "is_chief", "is_weight_file"),
+    *("list_checkpoints", "load_digits", "published", "random_pictures"),
+    *("read_picture", "recognize", "register", "steps_per_epoch", "strategy"),
+    "without_memory",
+}
+# These return nothing.
+ACTIONS = {
+    *("check_crop_mode", "draw_signal_propagation", "export", "load_deepmind"),
+    *("load_timm", "plot_signal_propagation", "register"),
+}
 
 
-def test_code_of_the_readme(capsys, tmp_path, monkeypatch):
+def described():
+    for namespace in NAMESPACES:
+        for name in namespace.__all__:
+            thing = getattr(namespace, name)
+            if callable(thing) and name not in NETWORKS:
+                yield pytest.param(name, thing, id=f"{namespace.__name__}.{name}")
+
+
+@pytest.mark.parametrize(("name", "thing"), list(described()))
+def test_docstring_of_a_public_name_has_all_its_parts(name, thing):
+    text = thing.__doc__
+    assert "Example:" in text and ">>> " in text
+    if isinstance(thing, type):
+        assert re.search(
+            r"^ *(Args|Attributes):|Takes every\s+argument", text, re.MULTILINE
+        )
+    else:
+        parameters = inspect.signature(thing).parameters
+        assert not parameters or "Args:" in text
+        is_load = thing is pretrained.load
+        assert name in ACTIONS or is_load or "Returns:" in text
+    if isinstance(thing, type) and issubclass(thing, keras.layers.Layer):
+        assert re.search("^ *(Input|Input and output|Output)[: ]", text, re.MULTILINE)
+    assert name in WITHOUT_ERRORS or "Raises:" in text
+    of_our_own = name in OF_OUR_OWN or thing is pretrained.load
+    assert of_our_own or "Reference:" in text
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_docstring_of_a_network_names_its_builder_and_its_source(name):
+    [builder] = re.findall(r"^\w+: `(\w+)` with depths=", PUBLIC[name].__doc__)
+    assert f"those of `{builder}`" in PUBLIC[name].__doc__.replace("\n    ", " ")
+    assert "Reference: " in PUBLIC[name].__doc__
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    families = set(re.findall(r"\{generated-table\} (\w+)", pages))
+    for namespace in NAMESPACES:
+        for name in namespace.__all__:
+            if isinstance(getattr(namespace, name), types.ModuleType):
+                continue
+            if name in NETWORKS:
+                assert re.search(r"`(\w+)`", PUBLIC[name].__doc__)[1] in families, name
+            else:
+                known = rf"auto\w+:: \S+\.{name}$|`[\w.]*{name}`"
+                assert re.search(known, pages, re.MULTILINE), name
+
+
+# Those that are written by hand.
+PAGES = [
+    README,
+    *(p for p in sorted(DOCS.rglob("*.md")) if "repository" not in p.parts),
+]
+# The guides stand on TensorFlow: they export, or have loops of their own.
+ON_THIS_BACKEND = PAGES if keras.backend.backend() == "tensorflow" else [README]
+
+
+@pytest.mark.parametrize(
+    "page", ON_THIS_BACKEND, ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 4
     names = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)  # noqa: S102
-    # What the code prints stands in a comment under it.
-    [printed] = [line for line in blocks[0].splitlines() if line.startswith("# [")]
-    assert printed.removeprefix("# ") in capsys.readouterr().out
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block, str(page), "exec"), names)  # noqa: S102
+        printed = capsys.readouterr().out
+        # What the code prints stands in a comment under it.
+        for line in re.findall(r"^print\(.*\n# (.*)$", block, re.MULTILINE):
+            assert line in printed.splitlines()
+
+
+def test_there_is_code_in_the_readme():
+    assert README.read_text().count("```python\n") >= 4
+
+
+def command_lines():
+    for page in PAGES:
+        text = page.read_text()
+        fence = None
+        for line in text.splitlines():
+            if line.startswith("```"):
+                fence = line if fence is None else None
+            elif fence == "```" and "keras-nfnets " in line:
+                yield page.name, line[line.index("keras-nfnets ") :]
+        # In a sentence.
+        for line in re.findall(r"(?<!`)`(keras-nfnets [^`\n]+)`", text):
+            yield page.name, line
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())))
+def test_command_lines_of_the_pages_parse(page, line):
+    _, name, *arguments = shlex.split(line, comments=True)
+    if name != "COMMAND" and "--help" not in arguments:
+        COMMANDS[name].parse(arguments)
 
 
 def test_figures_of_the_readme_are_those_of_the_networks():

@@ -20,6 +20,18 @@ class Augmentation:
         mixup: alpha of MixUp, 0 for none.
         cutmix: whether there is CutMix. With MixUp too, each has half of a batch.
         rand_augment: `(layers, magnitude)` of RandAugment, or None.
+
+    Raises:
+        ValueError: in `parse`, a word that means nothing.
+
+    Example:
+
+    >>> augmentation = Augmentation.parse("crop_0.35 cutmix")
+    >>> augmentation.crop, augmentation.flip, augmentation.mixes
+    (0.35, False, True)
+
+    Reference: section 5 of Brock et al. (2021), arXiv 2102.06171, and the authors'
+    dataset.py. MixUp: arXiv 1710.09412; CutMix: 1905.04899; RandAugment: 1909.13719.
     """
 
     crop: float | None = None
@@ -31,6 +43,12 @@ class Augmentation:
     @classmethod
     def parse(cls, text):
         """Reads words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`.
+
+        Args:
+            text: the words, with spaces between.
+
+        Returns:
+            An `Augmentation`.
 
         Raises:
             ValueError: another word, or a number out of range.

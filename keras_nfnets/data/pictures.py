@@ -33,6 +33,15 @@ def find_pictures(paths):
 
     Raises:
         ValueError: there is no such file, or no picture in a folder.
+
+    Example:
+
+    >>> import pathlib
+    >>> pathlib.Path("pictures").mkdir()
+    >>> for name in ("b.png", "a.jpg", "notes.txt"):
+    ...     pathlib.Path("pictures", name).touch()
+    >>> [path.name for path in find_pictures(["pictures"])]
+    ['a.jpg', 'b.png']
     """
     found = []
     for given in paths:
@@ -66,7 +75,11 @@ def read_picture(path):
 
     Example:
 
-    >>> read_picture("cat.jpg").shape  # doctest: +SKIP
+    >>> import io
+    >>> from PIL import Image
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (640, 480)).save(file, "png")
+    >>> read_picture(file.getvalue()).shape
     (480, 640, 3)
     """
     from PIL import Image, ImageOps
@@ -124,6 +137,9 @@ def prepare(
     >>> prepare(picture, size=16, crop=0.8, crop_mode="center",
     ...         interpolation="bicubic", mean=(0.5,) * 3, deviation=(0.5,) * 3).max()
     np.float32(1.0)
+
+    Reference: `_preprocess_image` in the authors' dataset.py; the transforms of
+    evaluation in timm 1.0, data/transforms_factory.py.
     """
     if channels == 1:
         picture = as_grey(picture)

@@ -164,7 +164,22 @@ def load(
 
 
 def steps_per_epoch(examples, batch_size, shards=1):
-    """How many batches there are in an epoch of `load`, for training."""
+    """How many batches there are in an epoch of `load`, for training.
+
+    Args:
+        examples: how many pictures the part has.
+        batch_size: pictures a batch, of all shards together.
+        shards: among how many a batch is divided; a last batch with fewer pictures is
+            left out.
+
+    Returns:
+        An integer.
+
+    Example:
+
+    >>> steps_per_epoch(1437, 64), steps_per_epoch(65, 64, shards=2)
+    (23, 1)
+    """
     steps, rest = divmod(examples, batch_size)
     return steps + (rest >= shards)
 

@@ -77,7 +77,21 @@ CROP_MODES = ("crop_resize", "resize_crop_32", "whole", "center", "squash")
 
 
 def check_crop_mode(crop_mode):
-    """Raises a ValueError unless it is one of the authors'."""
+    """Checks that a way to crop in evaluation is one of the authors'.
+
+    Args:
+        crop_mode: a name, see `prepare`: `"crop_resize"`, `"whole"` or
+            `"resize_crop_32"` (or with another number).
+
+    Raises:
+        ValueError: it is another one.
+
+    Example:
+
+    >>> check_crop_mode("resize_crop_32")
+
+    Reference: `_preprocess_image` in the authors' dataset.py.
+    """
     plain = ("crop_resize", "whole")
     if crop_mode not in plain and not re.fullmatch(
         r"resize_crop_\d{1,4}", str(crop_mode)

@@ -45,6 +45,16 @@ class Source:
         left_out: `{name of a picture: why}`, of those that were left out so far.
         complaint: why reading was given up, or None.
         reads_files: whether the images of `records` are paths.
+
+    Raises:
+        ValueError: a part is asked for that there is not, or more than half of one had
+            to be left out.
+
+    Example:
+
+    >>> source = find((np.zeros((4, 8, 8, 3), "uint8"), [0, 1, 1, 1]))
+    >>> source.splits, source.counts("train")
+    ({'train': 4}, [1, 3])
     """
 
     preparation: typing.ClassVar = {
@@ -88,7 +98,7 @@ class Source:
         return self.splits[split]
 
     def counts(self, split):
-        """How many pictures of a part there are of each class."""
+        """How many pictures of a part there are of each class, a list of int."""
         counts = np.zeros(len(self.class_names), int)
         for label in self.records(split).map(lambda *r: r[2]).as_numpy_iterator():
             if 0 <= label < len(counts):
@@ -176,7 +186,19 @@ def find(name, download=True):
 
 
 def folder_of(name):
-    """The path of the folder that a name of `find` means, or None if it means none."""
+    """The folder that a name of `find` means.
+
+    Args:
+        name: a string or a path.
+
+    Returns:
+        A `pathlib.Path`, or None if it means no folder.
+
+    Example:
+
+    >>> folder_of("digits") is None, folder_of(".")
+    (True, PosixPath('.'))
+    """
     path = pathlib.Path(name).expanduser()
     # (An empty name would be the folder in which one is.)
     return path if str(name) not in ("", "digits") and path.is_dir() else None
@@ -208,7 +230,23 @@ def load_digits():
 
 
 def random_pictures(name, size, class_names, channels, count):
-    """Noise, to try a run on: a `Source` whose one part, `"train"`, has `count`."""
+    """Noise, to try a run on.
+
+    Args:
+        name: what it is called.
+        size: pixels a side.
+        class_names: list of str; labels are drawn at random.
+        channels: 3, or 1 for grey.
+        count: how many pictures, an integer.
+
+    Returns:
+        A `Source` with one part, `"train"`, of uint8 pictures.
+
+    Example:
+
+    >>> random_pictures("noise", 32, ["a", "b"], 3, count=8).splits
+    {'train': 8}
+    """
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (count, size, size, channels)).astype("uint8")
     y = generator.integers(0, len(class_names), count)

@@ -55,7 +55,21 @@ def _published(activation):
 
 
 def published_name(function):
-    """The table's name for a function, or the function itself."""
+    """The authors' name for an activation.
+
+    Args:
+        function: a callable.
+
+    Returns:
+        A name that `ScaledActivation` takes, or the function itself if it has none.
+
+    Example:
+
+    >>> published_name(keras.activations.silu)
+    'silu'
+
+    Reference: `nonlinearities` in the authors' base.py.
+    """
     for name, (published, _) in _PUBLISHED.items():
         if published is function:
             return name
@@ -193,6 +207,9 @@ class ScaledActivation(keras.layers.Layer):
     >>> y = ScaledActivation("relu")(x)
     >>> y.shape == x.shape
     True
+
+    Reference: Brock, De, Smith (2021), arXiv 2101.08692, section 4.1; `nonlinearities`
+    in the authors' base.py.
     """
 
     def __init__(self, activation, gain=None, **kwargs):

@@ -10,19 +10,29 @@ class Convention(typing.NamedTuple):
 
     Networks of the two have the same shape and are not interchangeable: weights
     trained with one mean nothing under the other.
+
+    Attributes:
+        padding: of strided convolutions and the max pooling, see `WSConv2D`.
+        eps, variance_eps: of `WSConv2D`.
+        gain_in_convolution: whether convolutions carry the gain of the activations,
+            which then have none.
+        skip_gain: whether a block has a learned scalar gain. Without one it is the gain
+            of the last convolution that starts at zero.
+        width_multiple: channels are multiples of this.
+
+    Example:
+
+    >>> CONVENTIONS["timm"].padding, CONVENTIONS["timm"].width(100)
+    ('symmetric', 104)
+
+    Reference: base.py of the authors' code; `NormFreeNet` of timm 1.0.
     """
 
-    # Of strided convolutions and the max pooling, see `WSConv2D`.
     padding: str
-    # Of `WSConv2D`.
     eps: float
     variance_eps: float
-    # Whether convolutions carry the gain of the activations, which then have none.
     gain_in_convolution: bool
-    # Whether a block has a learned scalar gain. Without one it is the gain of the
-    # last convolution that starts at zero.
     skip_gain: bool
-    # Channels are multiples of this.
     width_multiple: int
 
     def gains(self, gain):
@@ -58,5 +68,22 @@ CONVENTIONS = {
 
 
 def convention(name):
-    """The `Convention` of that name, or a ValueError."""
+    """Finds a convention.
+
+    Args:
+        name: `"authors"` or `"timm"`.
+
+    Returns:
+        A `Convention`.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+
+    >>> convention("authors").eps
+    0.0001
+
+    Reference: base.py of the authors' code; `NormFreeNet` of timm 1.0.
+    """
     return CONVENTIONS[checks.one_of("convention", name, tuple(CONVENTIONS))]

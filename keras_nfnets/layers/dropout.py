@@ -17,11 +17,17 @@ class Dropout(keras.layers.Dropout):
 
     Input and output: float tensors of one shape, the batch first.
 
+    Raises:
+        ValueError: as `keras.layers.Dropout`, a rate outside [0, 1].
+
     Example:
 
     >>> y = Dropout(0.5, seed=0)(keras.ops.ones((4, 16)), training=True)
     >>> sorted(set(keras.ops.convert_to_numpy(y).ravel().tolist()))
     [0.0, 2.0]
+
+    Reference: Srivastava et al. (2014), Dropout: A Simple Way to Prevent Neural
+    Networks from Overfitting.
     """
 
     def call(self, inputs, training=False):

@@ -26,7 +26,8 @@ class SkipGain(keras.layers.Layer):
     Example:
 
     >>> x = keras.random.normal((2, 8, 8, 16))
-    >>> y = keras.layers.Add()([x, SkipGain()(WSConv2D(16, 3, padding="same")(x))])
+    >>> branch = keras_nfnets.WSConv2D(16, 3, padding="same")(x)
+    >>> y = keras.layers.Add()([x, SkipGain()(branch)])
 
     Reference: Brock et al. (2021), arXiv 2102.06171, section 2; De, Smith (2020),
     arXiv 2002.10444 (SkipInit).

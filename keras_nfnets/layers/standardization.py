@@ -96,6 +96,28 @@ class WeightStandardized:
     where `fan_in` is how many of them make a number of the output, and a bias is always
     added. Mean and variance are taken in float32 even under `mixed_bfloat16` and
     `mixed_float16`; only the result is cast.
+
+    Args:
+        *args, **kwargs: of the layer of Keras.
+        gain_initializer: of the gain, one number a unit.
+        eps: lower bound of `var(w) * fan_in`.
+        scale: constant factor.
+        variance_eps: added to the variance.
+
+    Input and output: those of the layer of Keras.
+
+    Raises:
+        ValueError: `use_bias=False`, numbers out of range, or, when it is built, units
+            of one weight each.
+
+    Example:
+
+    >>> layer = keras_nfnets.WSDense(4)
+    >>> y = layer(keras.ops.ones((1, 9)))
+    >>> isinstance(layer, WeightStandardized), tuple(layer.standardized_kernel().shape)
+    (True, (9, 4))
+
+    Reference: Brock et al. (2021), arXiv 2102.06171, section 2, equation 1.
     """
 
     # In the order in which the layer makes and applies them.

@@ -23,6 +23,8 @@ def preprocess_input(x, data_format=None):
 
     >>> preprocess_input(np.full((1, 2, 2, 3), 255.0))[0, 0, 0].round(2).tolist()
     [2.25, 2.43, 2.64]
+
+    Reference: `MEAN_RGB` and `STDDEV_RGB` in the authors' dataset.py.
     """
     return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
 

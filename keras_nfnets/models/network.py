@@ -256,6 +256,14 @@ def _architecture(builder_name, arguments):
     return pretrained.Architecture(builder_name, settings)
 
 
+# Where the tables of variants are from.
+_REFERENCES = {
+    "NFNet": "Brock et al. (2021), arXiv 2102.06171, table 1; timm 1.0 for L0 to L3.",
+    "NFResNet": "Brock, De, Smith (2021), arXiv 2101.08692; timm 1.0 for SE and ECA.",
+    "NFRegNet": "`nf_regnet_params` in the authors' base.py.",
+}
+
+
 def variant_constructor(builder, name, *, fixed, defaults, sizes):
     """The constructor of one variant: `builder` with some arguments fixed.
 
@@ -300,6 +308,8 @@ def variant_constructor(builder, name, *, fixed, defaults, sizes):
     constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.
 
     Trained at {sizes[0]} and tested at {sizes[1]} pixels a side. The other arguments,
-    the result and the errors are those of `{builder.__name__}`.
+    the result and the errors are those of `{builder.__name__}`, but for defaults.
+
+    Reference: {_REFERENCES[builder.__name__]}
     """
     return constructor

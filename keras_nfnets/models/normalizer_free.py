@@ -131,6 +131,11 @@ class Step(typing.NamedTuple):
             one), averaged over channels; None where there is no such layer any more or
             nothing was found out.
         variance_at_start: the same with the gains that the model starts with.
+
+    Example:
+
+    >>> Step("conv1", "Conv2D", "scale 1.02", 1.0, 1.0).action
+    'scale 1.02'
     """
 
     layer: str
@@ -145,6 +150,19 @@ class Conversion:
 
     Attributes:
         steps: list of `Step`.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(4, 3, name="conv"),
+    ...     keras.layers.BatchNormalization(name="norm"),
+    ...     keras.layers.GlobalAveragePooling2D(),
+    ...     keras.layers.Dense(2, name="predictions"),
+    ... ])
+    >>> conversion = keras_nfnets.normalizer_free(model).conversion
+    >>> {step.layer: step.action for step in conversion.steps}["norm"]
+    'removed: the variance before it is one'
     """
 
     def __init__(self, steps):

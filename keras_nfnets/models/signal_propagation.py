@@ -209,6 +209,9 @@ def plot_signal_propagation(signals, path, title=None):
         path: of the picture to write, such as `"signal.png"`.
         title: above it.
 
+    Raises:
+        ValueError: the path has an ending that matplotlib does not write.
+
     Example:
 
     >>> model = keras_nfnets.NFNetTiny(classes=10)
@@ -229,7 +232,25 @@ def plot_signal_propagation(signals, path, title=None):
 
 
 def draw_signal_propagation(figure, signals):
-    """Draws `{label: signal}` into a matplotlib figure, see `plot_signal_propagation`."""
+    """Draws what `signal_propagation` measured into a figure of one's own.
+
+    Args:
+        figure: a `matplotlib.figure.Figure`, or a part of one.
+        signals: `{label: signal}`, see `plot_signal_propagation`; the label None has no
+            legend.
+
+    Example:
+
+    >>> from matplotlib.figure import Figure
+    >>> figure = Figure(figsize=(13, 4), layout="constrained")
+    >>> model = keras_nfnets.NFNetTiny(classes=10)
+    >>> signal = signal_propagation(model, np.random.normal(size=(8, 32, 32, 3)))
+    >>> draw_signal_propagation(figure, {"NFNetTiny": signal})
+    >>> len(figure.axes)
+    3
+
+    Reference: Brock, De, Smith (2021), arXiv 2101.08692, figures 1 to 3.
+    """
     from matplotlib.ticker import MaxNLocator
 
     panels = {

@@ -8,7 +8,18 @@ import keras
 
 
 class Architecture(typing.NamedTuple):
-    """What makes a network the one it is: its builder and the arguments that matter."""
+    """What makes a network the one it is: its builder and the arguments that matter.
+
+    Attributes:
+        builder: name of a builder, such as `"NFNet"`.
+        settings: dict of its arguments, but for those that leave the weights what they
+            are (`classes`, `input_shape`, rates of dropout, ...).
+
+    Example:
+
+    >>> keras_nfnets.NFNetF0.architecture().settings["depths"]
+    (1, 2, 6, 3)
+    """
 
     builder: str
     settings: dict
@@ -34,15 +45,38 @@ NETWORKS = {}
 
 
 def register(name, constructor, options):
-    """Makes `constructor(**options)` known by a name."""
+    """Makes `constructor(**options)` known by a name, to `create` and the command.
+
+    Args:
+        name: one of ours, or timm's.
+        constructor: one of a network of the zoo, with `architecture(**options)`.
+        options: dict of what is passed to it.
+
+    Example:
+
+    >>> find_network("NFNetF0").constructor.__name__
+    'NFNetF0'
+    """
     NETWORKS[name] = Network(constructor, options)
 
 
 def find_network(name):
-    """The `Network` of that name, in any mixture of cases.
+    """Finds a network of the register.
+
+    Args:
+        name: ours or timm's, in any mixture of cases.
+
+    Returns:
+        A `Network`: its constructor, the options for it, `build(**options)` and
+        `architecture`.
 
     Raises:
         ValueError: there is none; the message has names like it.
+
+    Example:
+
+    >>> find_network("dm_nfnet_f0").constructor.__name__
+    'NFNetF0'
     """
     by_lower_case = {known.lower(): known for known in NETWORKS}
     known = by_lower_case.get(str(name).lower())
@@ -63,6 +97,16 @@ def without_memory():
     They can be looked at (`count_params`, `summary`) but not run. Clears Keras's
     session in the end (its counters of automatic names): Keras would otherwise
     allocate the weights at the next opportunity.
+
+    Returns:
+        A context manager.
+
+    Example:
+
+    >>> with without_memory():
+    ...     model = keras_nfnets.NFNetF7()
+    >>> round(model.count_params() / 1e6)  # millions
+    500
     """
     with keras.StatelessScope(initialize_variables=False):
         yield

@@ -31,6 +31,15 @@ class Checkpoint(typing.NamedTuple):
         authors_url, authors_md5: the same weights as the authors published them.
         release, release_sha256: the same weights in timm's release, and the first eight
             digits of that file's checksum.
+
+    Raises:
+        OSError, ValueError: in `fetch`, a file that cannot be had, or is another one.
+
+    Example:
+
+    >>> checkpoint = find_checkpoint("nfnet_l0.ra2_in1k")
+    >>> checkpoint.size, checkpoint.crop, checkpoint.top1
+    (288, 1.0, 82.752)
     """
 
     name: str
@@ -83,6 +92,9 @@ class Checkpoint(typing.NamedTuple):
         Args:
             name: one of `names`, which says from where.
 
+        Returns:
+            A `pathlib.Path`.
+
         Raises:
             OSError, ValueError: as `hub_file` and `url_file`.
         """
@@ -105,7 +117,13 @@ def _checkpoints():
 
 
 def find_checkpoint(name):
-    """The `Checkpoint` that has this among its `names`, or None.
+    """Finds a published checkpoint.
+
+    Args:
+        name: one of its `names`: timm's name and tag, or the authors' file.
+
+    Returns:
+        A `Checkpoint`, or None if there is none of that name.
 
     Example:
 

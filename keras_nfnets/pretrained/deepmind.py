@@ -43,6 +43,8 @@ def load_deepmind(model, source):
     ... except ValueError as error:
     ...     print(str(error).splitlines()[0])
     The weights in the mapping are of another network; nothing was changed. Of 97 parameters these do not fit, or are not there:
+
+    Reference: nfnet.py, nf_resnet.py and nf_regnet.py of the authors' code.
     """
     name = "the mapping" if isinstance(source, Mapping) else str(source)
     parameters = source if isinstance(source, Mapping) else read(existing_file(source))

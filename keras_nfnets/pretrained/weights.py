@@ -28,7 +28,20 @@ _FORMATS = {
 
 
 class Source(typing.NamedTuple):
-    """Weights that fit a network, as far as can be told before they are read."""
+    """Weights that fit a network, as far as can be told before they are read.
+
+    Attributes:
+        name: what the user gave: a checkpoint's name or a path.
+        checkpoint: the `Checkpoint`, or None for a file.
+
+    Raises:
+        OSError, ValueError: in `path()`, a file that cannot be had.
+
+    Example:
+
+    >>> find("digits", keras_nfnets.NFNetTiny.architecture()).path().name
+    'digits.weights.h5'
+    """
 
     name: str
     checkpoint: Checkpoint | None
@@ -40,11 +53,23 @@ class Source(typing.NamedTuple):
 
 
 def find(weights, architecture):
-    """What `weights` stands for, for a network of that `Architecture`.
+    """What `weights` stands for, for a network of that architecture.
+
+    Args:
+        weights: `"imagenet"`, the name of a checkpoint or the path of a file.
+        architecture: an `Architecture`.
+
+    Returns:
+        A `Source`.
 
     Raises:
         ValueError: it is neither `"imagenet"` nor the name of a checkpoint nor the path
             of a file, or is published for another network, or not at all.
+
+    Example:
+
+    >>> find("imagenet", keras_nfnets.NFNetF0.architecture()).name
+    'dm_nfnet_f0.dm_in1k'
     """
     checkpoints = list_checkpoints()
     ours = published(architecture)
@@ -83,7 +108,19 @@ def find(weights, architecture):
 
 
 def published(architecture):
-    """The checkpoints of an `Architecture`, the most accurate first."""
+    """The checkpoints of an architecture.
+
+    Args:
+        architecture: an `Architecture`.
+
+    Returns:
+        A list of `Checkpoint`, the most accurate first.
+
+    Example:
+
+    >>> [c.name for c in published(keras_nfnets.NFNetL0.architecture())]
+    ['nfnet_l0.ra2_in1k']
+    """
     found = [
         checkpoint
         for checkpoint in list_checkpoints()
@@ -95,10 +132,20 @@ def published(architecture):
 def load(model, source, progress=iter):
     """Loads a `Source` into a network, all of it or nothing.
 
+    Args:
+        model: a network of this package.
+        source: of `find`.
+        progress: a function that wraps the variables while they are set, such as a bar.
+
     Raises:
         ValueError: the file is not whole, or of another network; the message lists
             what differs. Nothing in the model has changed.
         OSError: it could not be fetched.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny()
+    >>> load(model, find("digits", keras_nfnets.NFNetTiny.architecture()))
     """
     path = source.path()
     reader = _reader(path)
@@ -153,6 +200,13 @@ def recognize(path):
 
     Raises:
         ValueError: the file is not whole, or of no network of the zoo.
+
+    Example:
+
+    >>> keras_nfnets.NFNetTest(classes=3).save_weights("three.weights.h5")
+    >>> recognized = recognize("three.weights.h5")
+    >>> recognized.name, recognized.options
+    ('NFNetTest', {'classes': 3})
     """
     path = existing_file(path)
     reader = _reader(path)
@@ -200,6 +254,17 @@ def is_weight_file(name):
     """Whether there is a file of that name, of a kind that `weights` takes.
 
     The authors' files have names that are also names of checkpoints.
+
+    Args:
+        name: a string or a path.
+
+    Returns:
+        A bool.
+
+    Example:
+
+    >>> is_weight_file("F0_haiku.npz")  # unless it is in this folder
+    False
     """
     try:
         return existing_file(name).suffix.lower() in _FORMATS

@@ -52,6 +52,17 @@ class AGCModel(keras.Model):
     `tf.distribute` strategies and `keras.distribution.DataParallel`, where it trains as
     on one: what is clipped is the gradient of the whole batch.
 
+    Args:
+        *args, **kwargs: of `keras.Model`: `inputs`, `outputs` and `name`, or what a
+            class of your own takes.
+
+    Input and output: whatever the layers take and give; clipping asks nothing of them.
+    Gradients are of the variables' dtype.
+
+    Raises:
+        ValueError: in `compile`, settings that are out of range; in the first step, an
+            `agc_exclude` that names no variable of the model.
+
     Example:
 
     >>> inputs = keras.Input((8,))
@@ -126,6 +137,19 @@ class AGCModel(keras.Model):
         Raises:
             ValueError: settings that `adaptive_clip` refuses, a negative `sam_rho` or
                 an `ema_decay` that is not between 0 and 1.
+
+        Example:
+
+        >>> model = keras_nfnets.NFNetTiny(input_shape=(32, 32, 1), classes=10)
+        >>> model.compile(
+        ...     keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        ...     "sparse_categorical_crossentropy",
+        ...     clip_factor=0.02,
+        ...     agc_exclude=["predictions", "stem_*/bias"],
+        ... )
+
+        Reference: Brock et al. (2021), arXiv 2102.06171, section 4 and appendix; the
+        authors' experiment_nfnets.py. `sam_rho`: Foret et al. (2020), arXiv 2010.01412.
         """
         if clip_factor is not None:
             check_settings(clip_factor, agc_eps, agc_exclude)
@@ -371,6 +395,9 @@ class AGCModel(keras.Model):
 
     def averaged_weights(self):
         """A context in which the weights are their averages, see `ema_decay`.
+
+        Returns:
+            A context manager; when it ends, the weights are what they were.
 
         Raises:
             ValueError: there are none: the model was not compiled with `ema_decay`, or

@@ -54,7 +54,7 @@ class TrainingLog(keras.callbacks.Callback):
     that write logs, such as `keras.callbacks.TensorBoard`.
 
     Args:
-        images_per_epoch: how many examples an epoch has.
+        images_per_epoch: how many examples an epoch has, an integer.
 
     Example:
 

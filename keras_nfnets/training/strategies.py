@@ -66,14 +66,38 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
 
 
 def has_workers(strategy):
-    """Whether this process is one of several workers."""
+    """Whether this process is one of several workers.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+
+    Returns:
+        A bool.
+
+    Example:
+
+    >>> has_workers(strategy("none"))
+    False
+    """
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def is_chief(strategy):
-    """Whether this process is the one that writes files: the first worker, or the only."""
+    """Whether this process is the one that writes files: the first worker, or the only.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+
+    Returns:
+        A bool.
+
+    Example:
+
+    >>> is_chief(strategy("none"))
+    True
+    """
     if not has_workers(strategy):
         return True
     resolver = strategy.cluster_resolver

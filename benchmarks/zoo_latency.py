@@ -1,0 +1,76 @@
+"""How long networks of the zoo take for one picture: what the documentation's table says.
+
+    python benchmarks/zoo_latency.py [NETWORK ...]
+
+Each is folded, compiled by XLA, and given one picture of its test size, in a process of
+its own. Writes docs/latency.csv, a row a network (with names, only theirs anew).
+"""
+
+import csv
+import importlib.metadata
+import pathlib
+import statistics
+import sys
+
+from turns import Process, machine
+
+import keras_nfnets
+from keras_nfnets.models.figures import find_variant
+
+OUT = pathlib.Path(__file__).parent.parent / "docs" / "latency.csv"
+# Some of each family, as far as they fit a few minutes and a few gigabytes.
+NETWORKS = (
+    *("NFResNet26", "NFResNet50", "NFResNet101"),
+    *("NFRegNetB0", "NFRegNetB2", "NFRegNetB4"),
+    *("NFNetTiny", "NFNetTest", "NFNetL0"),
+    *("ECANFNetL0", "ECANFNetL1", "ECANFNetL2"),
+    *("NFNetF0", "NFNetF1", "NFNetF2", "NFNetF3"),
+)
+ROUNDS, CALLS = 7, 3
+
+
+def measure(name):
+    """The row of a network: a dict of str and numbers."""
+    name, variant = find_variant(name)
+    task = {"network": name, "kind": "inference", "batch": 1, "fold": True}
+    task |= {"size": variant.test_size, "compiled": True}
+    process = Process("measure_ours.py", task)
+    for _ in range(ROUNDS):
+        process.measure(CALLS)
+    process.close()
+    laps = [1e3 * seconds for seconds in process.laps]
+    versions = ("tensorflow", "keras")
+    return {
+        "network": name,
+        "size": variant.test_size,
+        "milliseconds": f"{statistics.median(laps):.1f}",
+        "least": f"{min(laps):.1f}",
+        "most": f"{max(laps):.1f}",
+        "peak_mib": round(process.memory["peak"]),
+        "machine": machine(),
+        "versions": ", ".join(
+            [
+                *(f"{name} {importlib.metadata.version(name)}" for name in versions),
+                f"keras_nfnets {keras_nfnets.__version__}",
+            ]
+        ),
+    }
+
+
+def main():
+    rows = {}
+    if sys.argv[1:] and OUT.exists():
+        with open(OUT, newline="") as file:
+            rows = {row["network"]: row for row in csv.DictReader(file)}
+    for name in sys.argv[1:] or NETWORKS:
+        row = measure(name)
+        rows[row["network"]] = row
+        print(*row.values(), sep="  ", flush=True)
+    with open(OUT, "w", newline="") as file:
+        writer = csv.DictWriter(file, next(iter(rows.values())), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Builds the documentation: sphinx-build -W --keep-going -b html docs docs/_build/html"""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import docstrings
+import repository
+import tables
+
+import keras_nfnets
+
+project = "keras_nfnets"
+author = "The keras_nfnets authors"
+copyright = f"2026, {author}. Apache 2.0"
+version = release = keras_nfnets.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"keras_nfnets {version}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+
+
+def setup(app):
+    repository.copy_pages(HERE / repository.FOLDER)
+    # Before napoleon's, which has the usual 500.
+    app.connect("autodoc-process-docstring", docstrings.process, priority=400)
+    app.add_directive("generated-table", tables.GeneratedTable)

@@ -1,0 +1,55 @@
+"""The docstrings of the package, which are written in Markdown, as reStructuredText."""
+
+import re
+
+import keras_nfnets
+
+_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_CODE_BLOCK_INDENT = "    "
+# Of arguments that share an explanation, which go on in the next line.
+_NAMES_GO_ON = re.compile(r"(?m)^( +(?:\w+, )*\w+,)\n +(?=(?:\w+, )*\w+[,:])")
+
+
+def process(app, what, name, thing, options, lines):
+    """Changes `lines` in place, as autodoc wants it."""
+    text = "\n".join(lines).replace(", **kwargs:", r", \*\*kwargs:")
+    while _NAMES_GO_ON.search(text):
+        text = _NAMES_GO_ON.sub(r"\1 ", text)
+    blocks = re.split(r"\n{2,}", text)
+    changed, after_text = [], False
+    for block in blocks:
+        if block.startswith(">>> "):
+            after_text = False
+        elif block.startswith("| "):
+            block, after_text = _table(block), False
+        elif after_text and block.startswith(_CODE_BLOCK_INDENT):
+            changed.append("::")
+        else:
+            # What is indented after a list or a section belongs to it.
+            after_text = not block.startswith((" ", "- ")) and "\n " not in block
+            block = _CODE.sub(_literal, block)
+        changed.append(block)
+    lines[:] = "\n\n".join(changed).split("\n")
+
+
+def _literal(match):
+    """Code as a literal, or as a link where it is a public name."""
+    code = re.sub(r"\s+", " ", match[1])
+    behind = match.string[match.end() : match.end() + 1]
+    escape = "\\" if behind.isalnum() else ""
+    if code in keras_nfnets.__all__:
+        return f":py:obj:`~keras_nfnets.{code}`{escape}" + (" " if escape else "")
+    return f"``{code}``{escape}" + (" " if escape else "")
+
+
+def _table(block):
+    """A table of Markdown as a list-table."""
+    rows = [
+        [cell.strip() for cell in row.strip().strip("|").split("|")]
+        for row in block.split("\n")
+    ]
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in [rows[0], *rows[2:]]:
+        for i, cell in enumerate(row):
+            lines.append(f"   {'  ' if i else '* '}- {_CODE.sub(_literal, cell)}")
+    return "\n".join(lines)

@@ -1,0 +1,216 @@
+"""The tables of the documentation that are made from the package: a directive."""
+
+import csv
+import dataclasses
+import pathlib
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+import keras_nfnets
+from keras_nfnets import pretrained, recipes
+from keras_nfnets.models.figures import count_flops, variants
+
+_LATENCY = pathlib.Path(__file__).parent / "latency.csv"
+
+
+class GeneratedTable(SphinxDirective):
+    """`{generated-table} NAME`, where NAME is a function of this module."""
+
+    required_arguments = 1
+
+    def run(self):
+        lines = TABLES[self.arguments[0]]()
+        container = nodes.container()
+        self.state.nested_parse(StringList(lines, "tables.py"), 0, container)
+        for table in container.findall(nodes.table):
+            table["classes"].append("generated")
+        return container.children
+
+
+def zoo():
+    """Every network: what it costs, and what is published of it."""
+    latency = {row["network"]: row for row in latencies()}
+    rows = []
+    for name, variant in variants().items():
+        constructor = getattr(keras_nfnets, name)
+        published = pretrained.published(constructor.architecture())
+        rows.append(
+            _zoo_row(
+                f"`{name}`",
+                constructor,
+                (variant.train_size, variant.test_size),
+                published,
+                latency.get(name),
+            )
+        )
+    # Checkpoints of networks that are a constructor with another convention.
+    listed = {cell for row in rows for cell in row[-1].split("`")}
+    for checkpoint in pretrained.list_checkpoints():
+        if checkpoint.name not in listed:
+            network = pretrained.find_network(checkpoint.network)
+            name = f"`{network.constructor.__name__}`, timm's"
+            sizes = (checkpoint.train_size, checkpoint.size)
+            rows.append(_zoo_row(name, network.build, sizes, [checkpoint], None))
+    return _markdown(
+        [
+            *("network", "parameters, M", "FLOPs, G", "float32 file, MB"),
+            *("train / test size", "top-1, %", "one picture, ms", "checkpoint"),
+        ],
+        rows,
+        "lrrrrrrl",
+    )
+
+
+def _zoo_row(name, build, sizes, published, latency):
+    train, test = sizes
+    with pretrained.without_memory():
+        model = build(input_shape=(test, test, 3))
+        parameters, flops = model.count_params(), count_flops(model)
+    on_imagenet = [c for c in published if c.class_names is None]
+    return [
+        name,
+        f"{parameters / 1e6:.2f}" if parameters < 1e7 else f"{parameters / 1e6:.1f}",
+        f"{flops / 1e9:.2f}" if flops < 1e9 else f"{flops / 1e9:.1f}",
+        f"{4 * parameters / 1e6:,.1f}"
+        if parameters < 1e6
+        else f"{parameters / 250e3:,.0f}",
+        f"{train} / {test}",
+        f"{on_imagenet[0].top1:.2f}" if on_imagenet else "",
+        latency["milliseconds"] if latency else "",
+        ", ".join(f"`{c.name}`" for c in published),
+    ]
+
+
+def latencies():
+    """The rows of latency.csv."""
+    with open(_LATENCY, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured_on():
+    """Where latency.csv was measured: a sentence."""
+    places = {(row["machine"], row["versions"]) for row in latencies()}
+    return [
+        f"Measured on {machine}, {versions}." for machine, versions in sorted(places)
+    ]
+
+
+def recipe_table():
+    """Every recipe with what tells it from others."""
+    rows = []
+    for name, recipe in recipes.RECIPES.items():
+        train, test = recipes.image_sizes(recipe)
+        rows.append(
+            [
+                f"`{name}`",
+                f"`{recipe.model}`",
+                f"{train} / {test}",
+                f"{recipe.batch_size:,}",
+                str(recipe.epochs),
+                _number(recipe.learning_rate),
+                _number(recipe.weight_decay),
+                _number(recipe.clip_factor),
+                recipe.augmentation or "the data's",
+                recipe.precision,
+            ]
+        )
+    return _markdown(
+        [
+            *("recipe", "network", "train / test size", "batch", "epochs"),
+            *("learning rate", "weight decay", "clip factor", "augmentation"),
+            "precision",
+        ],
+        rows,
+        "llrrrrrrll",
+    )
+
+
+def recipe_settings():
+    """The settings a recipe has, with their defaults."""
+    rows = [
+        [
+            f"`{field.name}`",
+            "" if field.default is dataclasses.MISSING else f"`{field.default!r}`",
+        ]
+        for field in dataclasses.fields(recipes.Recipe)
+    ]
+    return _markdown(["setting", "default"], rows, "ll")
+
+
+def checkpoints():
+    """Every published checkpoint."""
+    rows = [
+        [
+            f"`{c.name}`",
+            f"`{c.network}`",
+            f"{c.train_size} / {c.size}",
+            f"{c.crop:g} {c.crop_mode}",
+            f"{c.top1:.2f}",
+            c.licence,
+            f"`{c.authors_file}`" if c.authors_file else "",
+        ]
+        for c in pretrained.list_checkpoints()
+    ]
+    return _markdown(
+        [
+            *("name", "network", "train / test size", "crop", "top-1, %", "licence"),
+            "the authors' file",
+        ],
+        rows,
+        "llrlrll",
+    )
+
+
+def constructors(family):
+    """The constructors of a family's networks, with what they fix."""
+    builder = getattr(keras_nfnets, family)
+    rows = []
+    for name, variant in variants().items():
+        constructor = getattr(keras_nfnets, name)
+        if constructor.__module__ == builder.__module__:
+            fixed = [
+                *(("depths", variant.depths),),
+                *(
+                    (key, getattr(variant, key))
+                    for key in ("widths",)
+                    if hasattr(variant, key)
+                ),
+            ]
+            rows.append(
+                [
+                    f"`{name}`",
+                    *(
+                        "" if value is None else ", ".join(map(str, value))
+                        for _, value in fixed
+                    ),
+                    f"{variant.train_size} / {variant.test_size}",
+                ]
+            )
+    head = ["constructor", "depths", "widths", "train / test size"]
+    if len(rows[0]) == 3:
+        head.remove("widths")
+    return _markdown(head, rows, "l" * (len(head) - 1) + "r")
+
+
+def _number(value):
+    return "none" if value is None else f"{value:g}"
+
+
+def _markdown(head, rows, alignment):
+    rules = {"l": "---", "r": "---:"}
+    lines = [head, [rules[letter] for letter in alignment], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+TABLES = {
+    "zoo": zoo,
+    "measured-on": measured_on,
+    "recipes": recipe_table,
+    "recipe-settings": recipe_settings,
+    "checkpoints": checkpoints,
+    "NFNet": lambda: constructors("NFNet"),
+    "NFResNet": lambda: constructors("NFResNet"),
+    "NFRegNet": lambda: constructors("NFRegNet"),
+}
