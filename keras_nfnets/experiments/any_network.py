@@ -85,7 +85,7 @@ def _measure(settings, cell):
             "mean_square": _short(means.max()),
         }
     ]
-    places = _places(steps)
+    places = _places(steps, original)
     networks = {
         _ORIGINAL: original,
         _DELETED: families.without_normalization(original),
@@ -109,13 +109,16 @@ def _short(number):
     return float(f"{number:.4g}")
 
 
-def _places(steps):
+def _places(steps, original):
     """Names of layers after which all versions are compared: the ends of blocks.
 
-    Of a network of few blocks, or none, its convolutions and dense layers.
+    Of a network of few blocks, or none, its convolutions.
     """
-    ends = [n for n, step in steps.items() if step.kind in ("Add", "Concatenate")]
-    weighted = [n for n, step in steps.items() if "Conv" in step.kind]
+    # (An activation within a convolution is a layer of its own in the result alone.)
+    there = {operation.name for operation in original.operations}
+    kinds = {name: step.kind for name, step in steps.items() if name in there}
+    ends = [name for name, kind in kinds.items() if kind in ("Add", "Concatenate")]
+    weighted = [name for name, kind in kinds.items() if "Conv" in kind]
     return ends if len(ends) >= 6 else weighted
 
 
