@@ -40,4 +40,5 @@ def setup(app):
     repository.copy_pages(HERE / repository.FOLDER)
     # Before napoleon's, which has the usual 500.
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
+    app.connect("autodoc-process-signature", docstrings.signature)
     app.add_directive("generated-table", tables.GeneratedTable)

@@ -21,7 +21,6 @@ _PAGES = (
     "experiments/*/README.md",
     "weights/README.md",
 )
-_COPIED_ALONG = (".png", ".csv")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -39,10 +38,13 @@ def copy_pages(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         link = functools.partial(_link, page=page, target=target, known=known)
         target.write_text(_LINK.sub(link, page.read_text("utf-8")), "utf-8")
-        if page.is_relative_to(ROOT / "experiments"):
-            for file in page.parent.iterdir():
-                if file.suffix in _COPIED_ALONG:
-                    shutil.copy(file, target.parent)
+        for file in filter(_is_copied_along, page.parent.iterdir()):
+            shutil.copy(file, target.parent)
+
+
+def _is_copied_along(file):
+    experiments = ROOT / "experiments"
+    return file.is_relative_to(experiments) and file.suffix in (".png", ".csv")
 
 
 def _link(match, page, target, known):
@@ -51,8 +53,7 @@ def _link(match, page, target, known):
     if "://" in address or not path:
         return match[0]
     linked = (page.parent / path).resolve()
-    beside = linked.parent == page.parent and linked.suffix in _COPIED_ALONG
-    if linked in known or beside:
+    if linked in known or _is_copied_along(linked):
         return match[0]
     docs = ROOT / "docs"
     if linked.is_relative_to(docs) and linked.suffix in (".md", ".png"):
