@@ -147,6 +147,12 @@ def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
             assert line in printed.splitlines()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files(page):
+    for address in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert "://" in address or (page.parent / address).exists(), address
+
+
 def test_there_is_code_in_the_readme():
     assert README.read_text().count("```python\n") >= 4
 
