@@ -37,7 +37,9 @@ html_css_files = ["tables.css"]
 
 
 def setup(app):
-    repository.copy_pages(HERE / repository.FOLDER)
+    repository.copy_pages()
+    app.connect("source-read", repository.lead_to_copies)
     # Before napoleon's, which has the usual 500.
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
+    app.connect("autodoc-process-signature", docstrings.signature)
     app.add_directive("generated-table", tables.GeneratedTable)

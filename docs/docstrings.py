@@ -1,5 +1,6 @@
 """The docstrings of the package, which are written in Markdown, as reStructuredText."""
 
+import inspect
 import re
 
 import keras_nfnets
@@ -30,6 +31,14 @@ def process(app, what, name, thing, options, lines):
             block = _CODE.sub(_literal, block)
         changed.append(block)
     lines[:] = "\n\n".join(changed).split("\n")
+
+
+def signature(app, what, name, thing, options, given, returned):
+    """The arguments of a class's `__init__`, where Keras's `__new__` hides them."""
+    if what == "class" and given == "(*args, **kwargs)":
+        parameters = list(inspect.signature(thing.__init__).parameters.values())
+        return str(inspect.Signature(parameters[1:])), returned
+    return None
 
 
 def _literal(match):

@@ -1,7 +1,7 @@
 """Pages of the repository outside of this folder, copied into the site.
 
-What they link to is linked where it is a page of the site, or a file copied with it, and
-else named.
+Links to them, and from them, lead to the copies; what they link to that is no page of the
+site is named in place of a link.
 """
 
 import functools
@@ -10,9 +10,10 @@ import pathlib
 import re
 import shutil
 
-ROOT = pathlib.Path(__file__).parent.parent
+DOCS = pathlib.Path(__file__).parent
+ROOT = DOCS.parent
 # Of the copies, which Git ignores.
-FOLDER = "repository"
+COPIES = DOCS / "repository"
 _PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -21,42 +22,56 @@ _PAGES = (
     "experiments/*/README.md",
     "weights/README.md",
 )
-_COPIED_ALONG = (".png", ".csv")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
-def pages():
-    """The paths of what is copied."""
-    return sorted(path for pattern in _PAGES for path in ROOT.glob(pattern))
+def copy_pages():
+    """Writes the copies anew."""
+    shutil.rmtree(COPIES, ignore_errors=True)
+    for page in _pages():
+        copy = _copy_of(page)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(_with_links(page.read_text("utf-8"), page, copy), "utf-8")
+        for file in filter(_is_copied_along, page.parent.iterdir()):
+            shutil.copy(file, copy.parent)
 
 
-def copy_pages(folder):
-    """Writes the copies into `folder` anew."""
-    shutil.rmtree(folder, ignore_errors=True)
-    known = set(pages())
-    for page in known:
-        target = folder / page.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link = functools.partial(_link, page=page, target=target, known=known)
-        target.write_text(_LINK.sub(link, page.read_text("utf-8")), "utf-8")
-        if page.is_relative_to(ROOT / "experiments"):
-            for file in page.parent.iterdir():
-                if file.suffix in _COPIED_ALONG:
-                    shutil.copy(file, target.parent)
+def lead_to_copies(app, docname, source):
+    """Changes the links of a page of this folder, as Sphinx reads it."""
+    page = pathlib.Path(app.env.doc2path(docname))
+    if not page.is_relative_to(COPIES):
+        source[0] = _with_links(source[0], page, page)
 
 
-def _link(match, page, target, known):
+@functools.cache
+def _pages():
+    return frozenset(path for pattern in _PAGES for path in ROOT.glob(pattern))
+
+
+def _copy_of(path):
+    return COPIES / path.relative_to(ROOT)
+
+
+def _is_copied_along(file):
+    experiments = ROOT / "experiments"
+    return file.is_relative_to(experiments) and file.suffix in (".png", ".csv")
+
+
+def _with_links(text, page, place):
+    """The text of a page with links as they are to be at its place in the site."""
+    return _LINK.sub(functools.partial(_link, page=page, place=place), text)
+
+
+def _link(match, page, place):
     text, address = match.groups()
-    path, _, anchor = address.partition("#")
+    path, hash_sign, anchor = address.partition("#")
     if "://" in address or not path:
         return match[0]
     linked = (page.parent / path).resolve()
-    beside = linked.parent == page.parent and linked.suffix in _COPIED_ALONG
-    if linked in known or beside:
-        return match[0]
-    docs = ROOT / "docs"
-    if linked.is_relative_to(docs) and linked.suffix in (".md", ".png"):
-        there = os.path.relpath(linked, target.parent)
-        return f"[{text}]({there}{'#' + anchor if anchor else ''})"
+    if linked in _pages() or _is_copied_along(linked):
+        linked = _copy_of(linked)
+    if linked.is_relative_to(DOCS):
+        there = os.path.relpath(linked, place.parent)
+        return f"[{text}]({there}{hash_sign}{anchor})"
     name = linked.relative_to(ROOT)
     return text if text.strip("`") == str(name) else f"{text} (`{name}`)"

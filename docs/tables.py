@@ -32,10 +32,11 @@ class GeneratedTable(SphinxDirective):
 def zoo():
     """Every network: what it costs, and what is published of it."""
     latency = {row["network"]: row for row in latencies()}
-    rows = []
+    rows, listed = [], []
     for name, variant in variants().items():
         constructor = getattr(keras_nfnets, name)
         published = pretrained.published(constructor.architecture())
+        listed += published
         rows.append(
             _zoo_row(
                 f"`{name}`",
@@ -46,9 +47,8 @@ def zoo():
             )
         )
     # Checkpoints of networks that are a constructor with another convention.
-    listed = {cell for row in rows for cell in row[-1].split("`")}
     for checkpoint in pretrained.list_checkpoints():
-        if checkpoint.name not in listed:
+        if checkpoint not in listed:
             network = pretrained.find_network(checkpoint.network)
             name = f"`{network.constructor.__name__}`, timm's"
             sizes = (checkpoint.train_size, checkpoint.size)
@@ -56,10 +56,10 @@ def zoo():
     return _markdown(
         [
             *("network", "parameters, M", "FLOPs, G", "float32 file, MB"),
-            *("train / test size", "top-1, %", "one picture, ms", "checkpoint"),
+            *("train / test size", "top-1, %", "one picture, ms"),
         ],
         rows,
-        "lrrrrrrl",
+        "lrrrrrr",
     )
 
 
@@ -79,7 +79,6 @@ def _zoo_row(name, build, sizes, published, latency):
         f"{train} / {test}",
         f"{on_imagenet[0].top1:.2f}" if on_imagenet else "",
         latency["milliseconds"] if latency else "",
-        ", ".join(f"`{c.name}`" for c in published),
     ]
 
 
@@ -112,19 +111,31 @@ def recipe_table():
                 _number(recipe.learning_rate),
                 _number(recipe.weight_decay),
                 _number(recipe.clip_factor),
-                recipe.augmentation or "the data's",
-                recipe.precision,
             ]
         )
     return _markdown(
         [
             *("recipe", "network", "train / test size", "batch", "epochs"),
-            *("learning rate", "weight decay", "clip factor", "augmentation"),
-            "precision",
+            *("learning rate", "weight decay", "clip factor"),
         ],
         rows,
-        "llrrrrrrll",
+        "llrrrrrr",
     )
+
+
+def recipe_pictures():
+    """What every recipe does to pictures, and how it computes."""
+    rows = [
+        [
+            f"`{name}`",
+            recipe.augmentation or "the data's own",
+            recipe.crop_mode or "the data's own",
+            recipe.precision,
+        ]
+        for name, recipe in recipes.RECIPES.items()
+    ]
+    head = ["recipe", "augmentation", "evaluation", "precision"]
+    return _markdown(head, rows, "llll")
 
 
 def recipe_settings():
@@ -148,18 +159,17 @@ def checkpoints():
             f"{c.train_size} / {c.size}",
             f"{c.crop:g} {c.crop_mode}",
             f"{c.top1:.2f}",
-            c.licence,
             f"`{c.authors_file}`" if c.authors_file else "",
         ]
         for c in pretrained.list_checkpoints()
     ]
     return _markdown(
         [
-            *("name", "network", "train / test size", "crop", "top-1, %", "licence"),
+            *("name", "network", "train / test size", "crop", "top-1, %"),
             "the authors' file",
         ],
         rows,
-        "llrlrll",
+        "llrlrl",
     )
 
 
@@ -208,6 +218,7 @@ TABLES = {
     "zoo": zoo,
     "measured-on": measured_on,
     "recipes": recipe_table,
+    "recipe-pictures": recipe_pictures,
     "recipe-settings": recipe_settings,
     "checkpoints": checkpoints,
     "NFNet": lambda: constructors("NFNet"),

@@ -1,5 +1,6 @@
 """The examples of docstrings and the code of the documentation, executed."""
 
+import csv
 import doctest
 import importlib
 import inspect
@@ -146,6 +147,12 @@ def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
             assert line in printed.splitlines()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files(page):
+    for address in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert "://" in address or (page.parent / address).exists(), address
+
+
 def test_there_is_code_in_the_readme():
     assert README.read_text().count("```python\n") >= 4
 
@@ -192,3 +199,14 @@ def test_figures_of_the_readme_are_those_of_the_networks():
             )
             assert f"{model.count_params() / 1e6:.1f}" == millions
             assert f"{count_flops(model) / 1e9:.1f}" == billions
+
+
+def test_latencies_were_measured_at_the_networks_own_sizes():
+    from keras_nfnets.models.figures import variants
+
+    with open(DOCS / "latency.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 12
+    for row in rows:
+        assert int(row["size"]) == variants()[row["network"]].test_size
+        assert float(row["least"]) <= float(row["milliseconds"]) <= float(row["most"])
