@@ -273,6 +273,6 @@ def test_they_can_be_learned():
         "epochs": 20,
     }
     _, row = fitting.train(
-        settings, fitting.CLIPPED, batch_size=32, learning_rate=0.4, seed=0
+        settings, fitting.NORMALIZER_FREE, batch_size=32, learning_rate=0.8, seed=0
     )
-    assert not row["diverged"] and row["accuracy"] > 0.2  # of guesses 1 in 26 are right
+    assert not row["diverged"] and row["accuracy"] > 0.3  # of guesses 1 in 26 are right
