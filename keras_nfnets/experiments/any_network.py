@@ -52,18 +52,19 @@ def _build(network, size):
 
 def _images(settings, cell):
     """To find the constants by, and others to measure with."""
-    size, count = settings["image_size"], settings["pictures"]
+    size, known = settings["image_size"], settings["known"][cell["images"]]
+    count = known + settings["pictures"]
     if cell["images"] == _NOISE:
         generator = np.random.default_rng(cell["seed"])
-        x = generator.standard_normal((2 * count, size, size, 3)).astype("float32")
+        x = generator.standard_normal((count, size, size, 3)).astype("float32")
     else:
-        x, _ = images.load(settings).some(2 * count)
+        x, _ = images.load(settings).some(count)
         x = keras.ops.image.resize(x, (size, size))
         x = keras.ops.convert_to_numpy(x)
         x = np.broadcast_to(x, (*x.shape[:-1], 3))
     if cell["network"] in _OF_PIXELS:
         x = 64 * x + 128
-    return x[::2], x[1::2]
+    return x[:known], x[known:]
 
 
 def _measure(settings, cell):
@@ -238,16 +239,23 @@ any shape: at initialization the variance after every layer is what is expected,
     how="""\
 Eleven networks of keras.applications, and a RegNet and a U-Net, each as it is (with the
 statistics of the batch), with its normalization deleted and nothing else done, and after
-`normalizer_free` with half of the images (residual branches open). Measured with the other half:
-noise, or held-out pictures.""",
+`normalizer_free` with the images known to it (residual branches open). Measured with other ones:
+noise, or held-out pictures. Of pictures, which differ more from each other than noise does, more
+are known.""",
     beyond="""\
 The networks are at initialization, and images are smaller than those they are made for. Pictures
 are enlarged, and smoother than photographs of that size.""",
     scales={
-        "small": {"image_size": 128, "pictures": 16, "seeds": 2},
+        "small": {
+            "image_size": 128,
+            "known": {_NOISE: 16, _PICTURES: 48},
+            "pictures": 16,
+            "seeds": 2,
+        },
         "full": {
             "dataset": "imagenet2012",
             "image_size": 224,
+            "known": {_NOISE: 32, _PICTURES: 128},
             "pictures": 32,
             "test_split": "validation",
             "seeds": 3,

@@ -134,6 +134,8 @@ def _duration(rows):
 def _text(value):
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{_text(number)} {name}" for name, number in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

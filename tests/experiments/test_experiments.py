@@ -215,6 +215,14 @@ def test_nothing_is_borne_out_where_all_are_alike(name, value, tmp_path):
         "cell_seconds": 1.0,
     }
     within_a_cell = {
+        "any_network": [
+            {"layers": 3, "least": 0.5, "most": 2.0, "mean_square": 2.0},
+            *(
+                {"version": version, "place": place, "variance": 1.0, "expected": 1.0}
+                for version in ("original", "normalization deleted", "normalizer_free")
+                for place in range(2)
+            ),
+        ],
         "bn_leaks": [
             {"mode": mode, "of": i, "with_respect_to": j, "gradient": 1.0}
             for mode in ("inference", "training")
