@@ -30,6 +30,7 @@ from keras_nfnets.models.roles import (
     is_normalization,
     is_weighted,
 )
+from keras_nfnets.models.trained_start import TrainedStart
 from keras_nfnets.training import AGCModel
 
 _STANDARDIZED = {
@@ -50,7 +51,14 @@ _NEAR = 0.02
 _SHIFTED = 0.1
 
 
-def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"):
+def normalizer_free(
+    model,
+    images=None,
+    alpha=0.2,
+    skip_gain_initializer="zeros",
+    trained=False,
+    tolerance=0.1,
+):
     """A model like another one, but for its normalization.
 
     Convolutions and dense layers become those with standardized weights
@@ -107,16 +115,26 @@ def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"
     (2021), arXiv 2102.06171, section 2.
     """
     alpha = checks.number("alpha", alpha, exclusive=True)
+    tolerance = checks.number("tolerance", tolerance)
+    if trained and images is None:
+        raise ValueError(
+            "With `trained=True` pass `images`, some of those that the model is for: "
+            "how far layers are off is found by them. Received: images=None"
+        )
     if not (isinstance(model, keras.Model) and model.built):
         raise ValueError(
             "normalizer_free takes Keras models that are built: call yours on some "
             f"inputs first. Received: {model!r}"
         )
     graph = Graph(model, opens=_is_own_and_hides)
-    converter = _Converter(graph, alpha, skip_gain_initializer)
+    if trained:
+        converter = _TrainedConverter(graph, alpha, tolerance)
+    else:
+        converter = _Converter(graph, alpha, skip_gain_initializer)
     inputs, outputs = converter.run(_samples(graph, images))
     result = AGCModel(inputs, outputs, name=model.name)
-    result.conversion = Conversion(converter.steps)
+    error = converter.error() if trained else None
+    result.conversion = Conversion(converter.steps, error)
     return result
 
 
@@ -131,6 +149,9 @@ class Step(typing.NamedTuple):
             one), averaged over channels; None where there is no such layer any more or
             nothing was found out.
         variance_at_start: the same with the gains that the model starts with.
+        error: with `trained=True`, by how much what it gives differs from what the
+            original would, given the same, over the deviation of that in a channel;
+            zero if by rounding alone.
     """
 
     layer: str
@@ -138,6 +159,7 @@ class Step(typing.NamedTuple):
     action: str
     variance: float | None = None
     variance_at_start: float | None = None
+    error: float | None = None
 
 
 class Conversion:
@@ -145,10 +167,12 @@ class Conversion:
 
     Attributes:
         steps: list of `Step`.
+        error: with `trained=True`, how far the outputs for the images are from the
+            original's, over the deviation of these; else None.
     """
 
-    def __init__(self, steps):
-        self.steps = steps
+    def __init__(self, steps, error=None):
+        self.steps, self.error = steps, error
 
     @property
     def variances(self):
@@ -156,26 +180,32 @@ class Conversion:
         return {step.layer: step for step in self.steps if step.variance is not None}
 
     def __str__(self):
-        rows = [("layer", "kind", "variance", "at start", "what was done")]
-        for step in self.steps:
-            numbers = [
-                "" if x is None else f"{x:.2f}"
-                for x in (step.variance, step.variance_at_start)
+        heads = ["layer", "kind", "variance", "at start", "what was done"]
+        rows = [
+            [
+                *(step.layer, step.kind),
+                *map(_written, (step.variance, step.variance_at_start)),
+                step.action,
             ]
-            rows.append((step.layer, step.kind, *numbers, step.action))
+            for step in self.steps
+        ]
+        if self.error is not None:  # (and the two variances are the same)
+            heads[3] = "error"
+            for step, row in zip(self.steps, rows):
+                row[3] = f"{step.error:.2g}" if step.error else "exact"
+            end = ["outputs", "", "", f"{self.error:.2g}", "from the original's"]
+            rows.append(end)
+        rows = [heads, *rows]
         widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
+        aligned = [str.ljust, str.ljust, str.rjust, str.rjust]
         return "\n".join(
-            "  ".join(
-                [
-                    row[0].ljust(widths[0]),
-                    row[1].ljust(widths[1]),
-                    row[2].rjust(widths[2]),
-                    row[3].rjust(widths[3]),
-                    row[4],
-                ]
-            )
+            "  ".join([*(f(x, n) for f, x, n in zip(aligned, row, widths)), row[-1]])
             for row in rows
         )
+
+
+def _written(number):
+    return "" if number is None else f"{number:.2f}"
 
 
 def _hides(layer):
@@ -322,8 +352,7 @@ class _Converter:
         elif isinstance(operation, keras.layers.Concatenate) and reason is None:
             self._concatenation(call)
         elif _is_layer_scale(operation):
-            self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
-            self._note(call, "removed: the gain of the branch is there for it")
+            self._layer_scale(call)
         elif self._is_activation(call) and reason is None:
             self._activation(call)
         else:
@@ -339,6 +368,10 @@ class _Converter:
         )
 
     # What becomes of each kind of call.
+
+    def _layer_scale(self, call):
+        self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
+        self._note(call, "removed: the gain of the branch is there for it")
 
     def _normalization(self, call):
         layer, signal = call.operation, self._signals[call.inputs[0]]
@@ -415,8 +448,8 @@ class _Converter:
             how += ", bias against the mean"
         return how
 
-    def _standardized(self, old, x):
-        """The counterpart of a layer, built; None if it has one weight a unit."""
+    def _counterpart(self, old):
+        """The class of what stands for a layer."""
         if type(old) not in _STANDARDIZED:
             raise ValueError(
                 f"There is no layer with standardized weights in place of {old.name!r}, "
@@ -424,6 +457,11 @@ class _Converter:
                 f"{', '.join(cls.__name__ for cls in _STANDARDIZED)}, themselves, not "
                 "classes derived from them."
             )
+        return _STANDARDIZED[type(old)]
+
+    def _standardized(self, old, x):
+        """The counterpart of a layer, built; None if it has one weight a unit."""
+        cls = self._counterpart(old)
         given = old.get_config()
         config = {
             key: value
@@ -432,7 +470,7 @@ class _Converter:
             and not (key.endswith("_initializer") and key != "bias_initializer")
         }
         config |= {"use_bias": True, "activation": None, "name": self._name(old.name)}
-        new = _STANDARDIZED[type(old)].from_config(config)
+        new = cls.from_config(config)
         kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
         if any(
             np.prod(kernel.shape)
@@ -488,7 +526,8 @@ class _Converter:
         layer = ScaledActivation(published_name(function), gain=gain, name=name)
         return self._applied(layer, signal)
 
-    def _residual(self, call, residual):
+    def _ways(self, call, residual):
+        """The signal of the branch, if several summed, and of the shortcut; a name."""
         signals = [self._signals[value] for value in call.inputs]
         shortcut = signals.pop(residual.shortcut)
         name = self._name(call.operation.name)
@@ -496,6 +535,10 @@ class _Converter:
         if len(signals) > 1:
             add = keras.layers.Add(name=self._name(f"{name}_branches"))
             branch = self._applied(add, *signals)
+        return branch, shortcut, name
+
+    def _residual(self, call, residual):
+        branch, shortcut, name = self._ways(call, residual)
         variance = self._variance(branch.samples[0])
         self._check(call.operation.name, variance)
         gain = SkipGain(
@@ -653,3 +696,7 @@ class _Converter:
         kind = type(call.operation).__name__
         name = name or call.operation.name
         self.steps.append(Step(name, kind, action, *variances))
+
+
+class _TrainedConverter(TrainedStart, _Converter):
+    """Of batch-normalized networks that keeps what they have learned."""
