@@ -76,6 +76,23 @@ def normalizer_free(
     of your own with normalization or convolutions inside, are opened: their layers
     become the model's.
 
+    With `trained=True` the new network starts as what a batch-normalized one has
+    learned: it is to compute in inference what that does. Activations and sums are as
+    they were, branches have the skip gain that leaves them as they are, and the
+    statistics, scales and offsets of normalization are in the weights and bias of the
+    layer before it, or, where there is none that only it sees, constants of channels.
+    Two things differ from new weights: a separable convolution becomes two layers, and
+    no constant is put in. That is exact, up to rounding, but for the layers with
+    standardized weights. Their filters have a mean of zero; what the mean of a trained
+    filter does is lost, which is to add a multiple of the sum of all that it sees.
+    Nothing is lost where the filters have a mean of zero already, or where some of what
+    they see does not change or follows linearly from the rest (a channel that is
+    constant, one that is always rectified to zero, inputs that sum to one): then other
+    weights do the same. Otherwise the layer has, on `images`, the nearest weights and
+    bias in the mean square, and layers further off than `tolerance` stay plain ones,
+    normalization folded into them. Those are often the first, for pictures are smooth,
+    and depthwise ones, which see a single channel.
+
     Args:
         model: a built Keras model, functional, sequential, or of a class of your own
             whose `call` is of Keras layers and `keras.ops` alone. It is left as it is.
@@ -87,18 +104,28 @@ def normalizer_free(
         alpha: the deviation that a residual branch adds, as in the networks of this
             package.
         skip_gain_initializer: of the gains of residual branches; with the default,
-            zeros, each block starts as its shortcut.
+            zeros, each block starts as its shortcut. Not used with `trained=True`.
+        trained: whether to start from what `model` has learned, for which it must have
+            no other than batch normalization, and `images` are needed: some dozens of
+            those that it is for, as it takes them.
+        tolerance: with `trained=True`, by how much a layer's outputs may be off, over
+            their deviation, for it to be standardized. With 0 the outputs stay the
+            same and with a large number all layers are standardized.
 
     Returns:
-        An `AGCModel` of the same inputs and outputs, its weights new but for those of
-        layers left alone, not compiled. `model.conversion` is a `Conversion`: what was
-        done with each layer, and what variance is to be expected after it. Pass
+        An `AGCModel` of the same inputs and outputs, its weights new (but with
+        `trained=True`, and those of layers left alone), not compiled.
+        `model.conversion` is a `Conversion`: what was done with each layer, and what
+        variance is to be expected after it; with `trained=True` also how far each layer
+        is off, and the outputs are. Pass
         `agc_exclude` to `compile` where the classifier is not named `"predictions"`.
 
     Raises:
         ValueError: a model whose graph cannot be had, a layer that hides
             normalization or convolutions, one that has no standardized counterpart, or
-            images through which the signal ends somewhere. All name the layer.
+            images through which the signal ends somewhere; with `trained=True` layer,
+            group or RMS normalization, whose statistics are of each example. All name
+            the layer. `trained=True` without `images`, a negative `tolerance`.
 
     Example:
 

@@ -22,7 +22,7 @@ _HELD = 2**24
 # only keeps the kernels from growing until single precision is felt.
 _RIDGES = (1e-8, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)
 # What is less than this apart differs by rounding.
-ROUNDING = 1e-5
+_ROUNDING = 1e-5
 
 
 def relative_error(values, references):
@@ -51,7 +51,7 @@ class TrainedStart:
     def __init__(self, graph, alpha, tolerance):
         super().__init__(graph, alpha, None)
         # (What is off by rounding is not off.)
-        self._tolerance = max(tolerance, ROUNDING)
+        self._tolerance = max(tolerance, _ROUNDING)
         self._parts = {}  # id of a layer: what it became
         self._calls = {}  # id of an operation: where it is called
         for call in graph.calls:
@@ -253,7 +253,7 @@ class TrainedStart:
         original = self._mean(self._at(plain, signal.samples[1]))
         new.bias.assign_add(original - self._mean(self._at(new, x)))
         how = f"{type(new).__name__}, scale {new.scale:.3g}"
-        return new, how, error if error > ROUNDING else 0.0
+        return new, how, error
 
     # Tools.
 
@@ -269,6 +269,7 @@ class TrainedStart:
         if signal is not None:  # the variances are those of the new network, twice
             signal = signal._replace(samples=signal.samples[:1] * 2)
         super()._note(call, action, signal, name)
+        error = error if error > _ROUNDING else 0.0
         self.steps[-1] = self.steps[-1]._replace(error=error)
 
 

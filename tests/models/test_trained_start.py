@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_nfnets import fold, normalizer_free
+from keras_nfnets.models import trained_start
 
 SIZE = 12
 
@@ -211,13 +212,14 @@ def test_filters_of_mean_zero_give_the_same_outputs(make, standardized, constant
     assert model.conversion.error < 1e-5
 
 
-def test_result_is_saved_folded_and_trained_and_the_original_is_left(tmp_path):
+def test_result_is_saved_and_folded_and_the_original_is_left(tmp_path):
     keras.utils.set_random_seed(0)
     original = as_trained(residual(), zero_mean=False)
     weights = original.get_weights()
     x = noise(16, SIZE, SIZE, 3)
-    model = normalizer_free(original, x, trained=True, tolerance=0.3)
+    model = normalizer_free(original, x, trained=True, tolerance=0.5)
     assert 0 < model.conversion.error
+    assert count(model, "WS") > 3
     model.save(path := tmp_path / "model.keras")
     assert_same(keras.models.load_model(path), model, x, 1e-5)
     assert_same(fold(model), model, x)
@@ -229,12 +231,6 @@ def test_result_is_saved_folded_and_trained_and_the_original_is_left(tmp_path):
             np.testing.assert_allclose(norms, 1, rtol=1e-4)
             gain = ops.convert_to_numpy(layer.gain)
             np.testing.assert_allclose(np.mean(gain**2), 1, rtol=1e-4)
-    model.compile(
-        keras.optimizers.SGD(0.05, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    losses = model.fit(x, np.arange(16) % 4, epochs=8, verbose=0).history["loss"]
-    assert losses[-1] < 0.7 * losses[0]
     for before, after in zip(weights, original.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
 
@@ -250,21 +246,26 @@ def of_dense(inputs, units=8):
 
 def with_constant_channel(count, seed):
     x = noise(count, SIZE, SIZE, 4, seed=seed)
-    x[..., 2] = 1.5
+    x[..., 1:3] = 1.5  # one of each group
     return x
 
 
-def test_any_filter_is_exact_beside_a_channel_that_never_changes():
+@pytest.mark.parametrize("most_numbers", [1024, 1])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_any_filter_is_exact_beside_a_channel_that_never_changes(
+    groups, most_numbers, monkeypatch
+):
+    monkeypatch.setattr(trained_start, "_MOST_NUMBERS", most_numbers)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 4))
-    x = norm_act(layers.Conv2D(8, 3, groups=1)(inputs))
+    x = norm_act(layers.Conv2D(8, 3, groups=groups)(inputs))
     original = as_trained(keras.Model(inputs, x), zero_mean=False)
     model = normalizer_free(original, with_constant_channel(32, 1), trained=True)
     assert count(model, "WS") == 1
     assert model.conversion.error < 1e-4
     x = with_constant_channel(8, 2)
     assert_same(model, original, x, 1e-3)
-    x[..., 2] = 3.0  # what has to be as it was
+    x[..., 1:3] = 3.0  # what has to be as it was
     with pytest.raises(AssertionError):
         assert_same(model, original, x, 1e-2)
 
@@ -281,14 +282,16 @@ def test_any_weights_are_exact_if_what_they_see_sums_to_one():
 
 
 def test_nearest_is_that_of_least_squares():
-    mixing = noise(6, 6, seed=5)
+    mixing = 0.2 * noise(6, 6, seed=5) + np.diag([0.5, 0.7, 0.9, 1, 1.5, 2])
     x = (np.abs(noise(4000, 6)) @ mixing + 1).astype("float32")
     inputs = keras.Input((6,))
     keras.utils.set_random_seed(0)
     original = as_trained(
         keras.Model(inputs, layers.ReLU()(norm(layers.Dense(5)(inputs)))), False
     )
-    linear = keras.Model(original.inputs, original.layers[-2].output)
+    dense = original.layers[1]
+    dense.kernel.assign(dense.kernel + 0.3)
+    linear = keras.Model(original.input, original.layers[-2].output)
     y = ops.convert_to_numpy(linear(x, training=False))
     model = normalizer_free(original, x, trained=True, tolerance=10)
     # All weights of mean zero, by a basis of them, and a bias.
@@ -296,11 +299,66 @@ def test_nearest_is_that_of_least_squares():
     seen = np.concatenate([x @ basis, np.ones((len(x), 1))], axis=1)
     fitted = seen @ np.linalg.lstsq(seen, y, rcond=None)[0]
     error = np.sqrt(np.mean((fitted - y) ** 2) / np.mean(y.var(axis=0)))
-    assert error > 0.01  # (else this compares nothing)
+    assert error > 0.1  # (else this compares nothing)
     [step] = [step for step in model.conversion.steps if step.error]
     np.testing.assert_allclose(step.error, error, rtol=0.1)
     given = ops.convert_to_numpy(model(x))
     np.testing.assert_allclose(given, np.maximum(fitted, 0), atol=1e-3 * y.std())
+
+
+LINEAR = {
+    "Conv2D": (lambda: layers.Conv2D(8, 3, padding="same", groups=2), (SIZE, SIZE, 4)),
+    "strided": (lambda: layers.Conv2D(8, (3, 2), strides=2), (SIZE, SIZE, 4)),
+    "transposed": (lambda: layers.Conv2DTranspose(6, 3, strides=2), (SIZE, SIZE, 4)),
+    "depthwise": (
+        lambda: layers.DepthwiseConv2D(3, depth_multiplier=2),
+        (SIZE, SIZE, 4),
+    ),
+    "causal": (lambda: layers.Conv1D(8, 3, padding="causal"), (SIZE, 4)),
+    "Conv3D": (lambda: layers.Conv3D(8, 2), (5, 5, 5, 4)),
+    "Dense": (lambda: layers.Dense(8), (7, 4)),
+}
+
+
+def of_unequal_variances(*shape, seed):
+    """Each third position, and each channel, of another deviation than others."""
+    x = noise(*shape, seed=seed) * np.array([0.2, 1, 2, 0.3])
+    if len(shape) > 3:
+        x[:, ::3] *= 0.3
+    return x + 1
+
+
+@pytest.mark.parametrize("fewer", [False, True], ids=["windows", "channels"])
+@pytest.mark.parametrize("make, shape", LINEAR.values(), ids=LINEAR)
+def test_error_is_what_is_measured_and_less_than_without_means(
+    make, shape, fewer, monkeypatch
+):
+    if fewer:
+        monkeypatch.setattr(trained_start, "_MOST_NUMBERS", 1)
+    monkeypatch.setattr(trained_start, "_HELD", 50_000)  # several parts
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape)
+    original = as_trained(keras.Model(inputs, norm(make()(inputs))), zero_mean=False)
+    x = of_unequal_variances(64, *shape, seed=1)
+    model = normalizer_free(original, x, trained=True, tolerance=10)
+
+    def error_of(model):
+        x = of_unequal_variances(64, *shape, seed=2)
+        y, expected = (
+            ops.convert_to_numpy(m(x, training=False)) for m in (model, original)
+        )
+        axes = tuple(range(y.ndim - 1))
+        difference = (y - expected).var(axis=axes)
+        return np.sqrt(np.mean(difference) / np.mean(expected.var(axis=axes)))
+
+    [step] = [step for step in model.conversion.steps if step.error]
+    np.testing.assert_allclose(step.error, error_of(model), rtol=0.15)
+    without_means = keras.models.clone_model(original)
+    without_means.set_weights(original.get_weights())
+    as_trained(without_means)
+    # (Of a depthwise filter all numbers are of one channel.)
+    share = 1.01 if "Depthwise" in step.kind else 0.9
+    assert error_of(model) < share * error_of(without_means)
 
 
 def smooth(count, seed):
@@ -337,7 +395,11 @@ def test_report_names_layers_that_are_off_and_tolerance_leaves_them_plain():
     left = {s.layer for s in some.conversion.steps if "would be off by" in s.action}
     assert left and all(off[name] > 0.5 * limit for name in left)
     none = normalizer_free(original, x, trained=True, tolerance=0)
-    assert count(none, "WS") == 0
+    standardized = [x for x in none.layers if type(x).__name__.startswith("WS")]
+    for layer in standardized:  # beside a channel that is rectified to zeros
+        before = keras.Model(none.input, layer.input)(x)
+        assert np.std(ops.convert_to_numpy(before), axis=(0, 1, 2)).min() == 0
+    assert len(standardized) <= 1
     assert all(step.error == 0 for step in none.conversion.steps)
     assert_same(none, original, smooth(8, 2))
 
@@ -393,17 +455,23 @@ def test_trained_network_keeps_its_accuracy():
 
     before = original.predict(x[1200:], verbose=0)
     assert accuracy(before) > 0.9
-    model = normalizer_free(original, x[:128], trained=True)
-    after = model.predict(x[1200:], verbose=0)
-    assert abs(accuracy(after) - accuracy(before)) <= 0.02
-    # Most of it is standardized; what is not is said, and so is how far it is off.
-    assert count(model, "WS") >= 3
-    report = model.conversion
-    assert any(step.error for step in report.steps)
-    assert all(step.error <= 0.1 for step in report.steps)
-    error = np.sqrt(np.mean((after - before) ** 2) / np.mean(before.var(axis=0)))
-    assert error < 0.2
-    assert 0.5 < error / report.error < 2
+    for tolerance, layers_at_least, most_lost in ((0.1, 2, 0.02), (0.2, 4, 0.04)):
+        model = normalizer_free(original, x[:128], trained=True, tolerance=tolerance)
+        after = model.predict(x[1200:], verbose=0)
+        assert accuracy(after) >= accuracy(before) - most_lost
+        assert count(model, "WS") >= layers_at_least
+        report = model.conversion
+        assert any(step.error for step in report.steps)
+        assert all(step.error <= tolerance for step in report.steps)
+        error = np.sqrt(np.mean((after - before) ** 2) / np.mean(before.var(axis=0)))
+        assert error < 2 * tolerance
+        assert 0.5 < error / report.error < 2
+    model.compile(
+        keras.optimizers.SGD(0.02, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(x[:1200], y[:1200], batch_size=64, epochs=2, verbose=0)
+    assert accuracy(model.predict(x[1200:], verbose=0)) >= accuracy(before) - 0.005
 
 
 def of_normalization(layer):
