@@ -30,6 +30,7 @@ from keras_nfnets.models.roles import (
     is_normalization,
     is_weighted,
 )
+from keras_nfnets.models.trained_start import TrainedStart
 from keras_nfnets.training import AGCModel
 
 _STANDARDIZED = {
@@ -50,7 +51,14 @@ _NEAR = 0.02
 _SHIFTED = 0.1
 
 
-def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"):
+def normalizer_free(
+    model,
+    images=None,
+    alpha=0.2,
+    skip_gain_initializer="zeros",
+    trained=False,
+    tolerance=0.1,
+):
     """A model like another one, but for its normalization.
 
     Convolutions and dense layers become those with standardized weights
@@ -68,6 +76,23 @@ def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"
     of your own with normalization or convolutions inside, are opened: their layers
     become the model's.
 
+    With `trained=True` the new network starts as what a batch-normalized one has
+    learned: it is to compute in inference what that does. Activations and sums are as
+    they were, branches have the skip gain that leaves them as they are, and the
+    statistics, scales and offsets of normalization are in the weights and bias of the
+    layer before it, or, where there is none that only it sees, constants of channels.
+    Two things differ from new weights: a separable convolution becomes two layers, and
+    no constant is put in. That is exact, up to rounding, but for the layers with
+    standardized weights. Their filters have a mean of zero; what the mean of a trained
+    filter does is lost, which is to add a multiple of the sum of all that it sees.
+    Nothing is lost where the filters have a mean of zero already, or where some of what
+    they see does not change or follows linearly from the rest (a channel that is
+    constant, one that is always rectified to zero, inputs that sum to one): then other
+    weights do the same. Otherwise the layer has, on `images`, the nearest weights and
+    bias in the mean square, and layers further off than `tolerance` stay plain ones,
+    normalization folded into them. Those are often the first, for pictures are smooth,
+    and depthwise ones, which see a single channel.
+
     Args:
         model: a built Keras model, functional, sequential, or of a class of your own
             whose `call` is of Keras layers and `keras.ops` alone. It is left as it is.
@@ -79,18 +104,28 @@ def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"
         alpha: the deviation that a residual branch adds, as in the networks of this
             package.
         skip_gain_initializer: of the gains of residual branches; with the default,
-            zeros, each block starts as its shortcut.
+            zeros, each block starts as its shortcut. Not used with `trained=True`.
+        trained: whether to start from what `model` has learned, for which it must have
+            no other than batch normalization, and `images` are needed: some dozens of
+            those that it is for, as it takes them.
+        tolerance: with `trained=True`, by how much a layer's outputs may be off, over
+            their deviation, for it to be standardized. With 0 the outputs stay the
+            same and with a large number all layers are standardized.
 
     Returns:
-        An `AGCModel` of the same inputs and outputs, its weights new but for those of
-        layers left alone, not compiled. `model.conversion` is a `Conversion`: what was
-        done with each layer, and what variance is to be expected after it. Pass
+        An `AGCModel` of the same inputs and outputs, its weights new (but with
+        `trained=True`, and those of layers left alone), not compiled.
+        `model.conversion` is a `Conversion`: what was done with each layer, and what
+        variance is to be expected after it; with `trained=True` also how far each layer
+        is off, and the outputs are. Pass
         `agc_exclude` to `compile` where the classifier is not named `"predictions"`.
 
     Raises:
         ValueError: a model whose graph cannot be had, a layer that hides
             normalization or convolutions, one that has no standardized counterpart, or
-            images through which the signal ends somewhere. All name the layer.
+            images through which the signal ends somewhere; with `trained=True` layer,
+            group or RMS normalization, whose statistics are of each example. All name
+            the layer. `trained=True` without `images`, a negative `tolerance`.
 
     Example:
 
@@ -107,16 +142,26 @@ def normalizer_free(model, images=None, alpha=0.2, skip_gain_initializer="zeros"
     (2021), arXiv 2102.06171, section 2.
     """
     alpha = checks.number("alpha", alpha, exclusive=True)
+    tolerance = checks.number("tolerance", tolerance)
+    if trained and images is None:
+        raise ValueError(
+            "With `trained=True` pass `images`, some of those that the model is for: "
+            "how far layers are off is found by them. Received: images=None"
+        )
     if not (isinstance(model, keras.Model) and model.built):
         raise ValueError(
             "normalizer_free takes Keras models that are built: call yours on some "
             f"inputs first. Received: {model!r}"
         )
     graph = Graph(model, opens=_is_own_and_hides)
-    converter = _Converter(graph, alpha, skip_gain_initializer)
+    if trained:
+        converter = _TrainedConverter(graph, alpha, tolerance)
+    else:
+        converter = _Converter(graph, alpha, skip_gain_initializer)
     inputs, outputs = converter.run(_samples(graph, images))
     result = AGCModel(inputs, outputs, name=model.name)
-    result.conversion = Conversion(converter.steps)
+    error = converter.error() if trained else None
+    result.conversion = Conversion(converter.steps, error)
     return result
 
 
@@ -131,6 +176,9 @@ class Step(typing.NamedTuple):
             one), averaged over channels; None where there is no such layer any more or
             nothing was found out.
         variance_at_start: the same with the gains that the model starts with.
+        error: with `trained=True`, by how much what it gives differs from what the
+            original would, given the same, over the deviation of that in a channel;
+            zero if by rounding alone.
 
     Example:
 
@@ -143,6 +191,7 @@ class Step(typing.NamedTuple):
     action: str
     variance: float | None = None
     variance_at_start: float | None = None
+    error: float | None = None
 
 
 class Conversion:
@@ -150,6 +199,8 @@ class Conversion:
 
     Attributes:
         steps: list of `Step`.
+        error: with `trained=True`, how far the outputs for the images are from the
+            original's, over the deviation of these; else None.
 
     Example:
 
@@ -165,8 +216,8 @@ class Conversion:
     'removed: the variance before it is one'
     """
 
-    def __init__(self, steps):
-        self.steps = steps
+    def __init__(self, steps, error=None):
+        self.steps, self.error = steps, error
 
     @property
     def variances(self):
@@ -174,26 +225,32 @@ class Conversion:
         return {step.layer: step for step in self.steps if step.variance is not None}
 
     def __str__(self):
-        rows = [("layer", "kind", "variance", "at start", "what was done")]
-        for step in self.steps:
-            numbers = [
-                "" if x is None else f"{x:.2f}"
-                for x in (step.variance, step.variance_at_start)
+        heads = ["layer", "kind", "variance", "at start", "what was done"]
+        rows = [
+            [
+                *(step.layer, step.kind),
+                *map(_written, (step.variance, step.variance_at_start)),
+                step.action,
             ]
-            rows.append((step.layer, step.kind, *numbers, step.action))
+            for step in self.steps
+        ]
+        if self.error is not None:  # (and the two variances are the same)
+            heads[3] = "error"
+            for step, row in zip(self.steps, rows):
+                row[3] = f"{step.error:.2g}" if step.error else "exact"
+            end = ["outputs", "", "", f"{self.error:.2g}", "from the original's"]
+            rows.append(end)
+        rows = [heads, *rows]
         widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
+        aligned = [str.ljust, str.ljust, str.rjust, str.rjust]
         return "\n".join(
-            "  ".join(
-                [
-                    row[0].ljust(widths[0]),
-                    row[1].ljust(widths[1]),
-                    row[2].rjust(widths[2]),
-                    row[3].rjust(widths[3]),
-                    row[4],
-                ]
-            )
+            "  ".join([*(f(x, n) for f, x, n in zip(aligned, row, widths)), row[-1]])
             for row in rows
         )
+
+
+def _written(number):
+    return "" if number is None else f"{number:.2f}"
 
 
 def _hides(layer):
@@ -340,8 +397,7 @@ class _Converter:
         elif isinstance(operation, keras.layers.Concatenate) and reason is None:
             self._concatenation(call)
         elif _is_layer_scale(operation):
-            self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
-            self._note(call, "removed: the gain of the branch is there for it")
+            self._layer_scale(call)
         elif self._is_activation(call) and reason is None:
             self._activation(call)
         else:
@@ -357,6 +413,10 @@ class _Converter:
         )
 
     # What becomes of each kind of call.
+
+    def _layer_scale(self, call):
+        self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
+        self._note(call, "removed: the gain of the branch is there for it")
 
     def _normalization(self, call):
         layer, signal = call.operation, self._signals[call.inputs[0]]
@@ -433,8 +493,8 @@ class _Converter:
             how += ", bias against the mean"
         return how
 
-    def _standardized(self, old, x):
-        """The counterpart of a layer, built; None if it has one weight a unit."""
+    def _counterpart(self, old):
+        """The class of what stands for a layer."""
         if type(old) not in _STANDARDIZED:
             raise ValueError(
                 f"There is no layer with standardized weights in place of {old.name!r}, "
@@ -442,6 +502,11 @@ class _Converter:
                 f"{', '.join(cls.__name__ for cls in _STANDARDIZED)}, themselves, not "
                 "classes derived from them."
             )
+        return _STANDARDIZED[type(old)]
+
+    def _standardized(self, old, x):
+        """The counterpart of a layer, built; None if it has one weight a unit."""
+        cls = self._counterpart(old)
         given = old.get_config()
         config = {
             key: value
@@ -450,7 +515,7 @@ class _Converter:
             and not (key.endswith("_initializer") and key != "bias_initializer")
         }
         config |= {"use_bias": True, "activation": None, "name": self._name(old.name)}
-        new = _STANDARDIZED[type(old)].from_config(config)
+        new = cls.from_config(config)
         kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
         if any(
             np.prod(kernel.shape)
@@ -506,7 +571,8 @@ class _Converter:
         layer = ScaledActivation(published_name(function), gain=gain, name=name)
         return self._applied(layer, signal)
 
-    def _residual(self, call, residual):
+    def _ways(self, call, residual):
+        """The signal of the branch, if several summed, and of the shortcut; a name."""
         signals = [self._signals[value] for value in call.inputs]
         shortcut = signals.pop(residual.shortcut)
         name = self._name(call.operation.name)
@@ -514,6 +580,10 @@ class _Converter:
         if len(signals) > 1:
             add = keras.layers.Add(name=self._name(f"{name}_branches"))
             branch = self._applied(add, *signals)
+        return branch, shortcut, name
+
+    def _residual(self, call, residual):
+        branch, shortcut, name = self._ways(call, residual)
         variance = self._variance(branch.samples[0])
         self._check(call.operation.name, variance)
         gain = SkipGain(
@@ -671,3 +741,7 @@ class _Converter:
         kind = type(call.operation).__name__
         name = name or call.operation.name
         self.steps.append(Step(name, kind, action, *variances))
+
+
+class _TrainedConverter(TrainedStart, _Converter):
+    """Of batch-normalized networks that keeps what they have learned."""
