@@ -1,0 +1,66 @@
+"""Runs notebooks from top to bottom and keeps what they show.
+
+    python colab/execute.py                        # all of them
+    python colab/execute.py colab/3_agc.ipynb
+
+Needs the packages of the extra "test". Each notebook runs in a folder of its own, which
+is deleted, and is written back only if no cell fails.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import nbclient
+import nbformat
+
+HERE = pathlib.Path(__file__).resolve().parent
+NOTEBOOKS = tuple(sorted(HERE.glob("*.ipynb")))
+
+
+def execute(notebook, folder, timeout=600):
+    """A notebook with the outputs that its cells give, run in `folder`.
+
+    Args:
+        notebook: an `nbformat` notebook, which is changed.
+        folder: the working directory.
+        timeout: seconds that a cell may take.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    # The package of this repository, whatever else is installed.
+    paths = [str(HERE.parent), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    nbclient.NotebookClient(
+        notebook,
+        timeout=timeout,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    ).execute(env=environment)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            # What libraries log differs from machine to machine.
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    # The version of the Python that ran it would change with every machine.
+    notebook.metadata["language_info"] = {"name": "python"}
+    return notebook
+
+
+def main(paths):
+    for path in [pathlib.Path(path) for path in paths] or NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="a folder ") as folder:
+            execute(notebook, folder)
+        partial = path.with_suffix(".partial")
+        nbformat.write(notebook, partial)
+        os.replace(partial, path)
+        print(f"{path}: {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
