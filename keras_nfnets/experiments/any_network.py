@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import models
-from keras_nfnets.experiments import families, images
+from keras_nfnets.experiments import images, small_networks
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import distinct, markdown, median, select
 
@@ -23,7 +23,6 @@ _APPLICATIONS = {
     "EfficientNetV2B0": _AS_THEY_ARE,
     "ConvNeXtTiny": _AS_THEY_ARE,
 }
-_SMALL = ("RegNet", "U-Net")
 # It rescales pictures from 0 to 255 itself, whatever it is told.
 _OF_PIXELS = ("EfficientNetB0",)
 
@@ -38,13 +37,13 @@ def _plan(settings, rows):
         {"network": network, "images": kind, "seed": seed}
         for seed in range(settings["seeds"])
         for kind in (_NOISE, _PICTURES)
-        for network in (*_APPLICATIONS, *_SMALL)
+        for network in (*_APPLICATIONS, *small_networks.NETWORKS)
     ]
 
 
 def _build(network, size):
-    if network in _SMALL:
-        return families.build(network, (size, size, 3), 10)
+    if network in small_networks.NETWORKS:
+        return small_networks.build(network, (size, size, 3), 10)
     build = getattr(keras.applications, network)
     options = _APPLICATIONS[network]
     return build(weights=None, input_shape=(size, size, 3), **options)
@@ -89,7 +88,7 @@ def _measure(settings, cell):
     places = _places(steps, original)
     networks = {
         _ORIGINAL: original,
-        _DELETED: families.without_normalization(original),
+        _DELETED: small_networks.without_normalization(original),
         _NORMALIZER_FREE: result,
     }
     for version, network in networks.items():
