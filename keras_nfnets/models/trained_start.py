@@ -379,8 +379,8 @@ def _directions(windows, seen, sums):
     """What to take from the filters, times their sums, for these to be zero.
 
     Of all vectors of sum one that of which the product with what is seen has the least
-    variance, for each group; found on all samples, after it is found on a half of them
-    and tried on the other what to add to the covariance.
+    variance, for each group; found on all samples, once one half of them has told what
+    to add to the covariance for the other.
 
     Returns:
         array `(weights of a unit, groups)`, and the squared error of the other half,
@@ -405,7 +405,7 @@ def _directions(windows, seen, sums):
     one, other = _covariance(seen[::2]), _covariance(seen[1::2])
     errors = [error(least(one, ridge), other) for ridge in _RIDGES]
     best = _RIDGES[int(np.argmin(errors))]
-    solution = least(_covariance(seen), best)
+    solution = least((one + other) / 2, best)
     return windows.basis @ solution.T, max(min(errors), 0.0)
 
 
