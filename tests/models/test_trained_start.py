@@ -446,10 +446,11 @@ def test_trained_network_keeps_its_accuracy():
     x = (x.reshape(-1, 8, 8, 1) / 16).astype("float32")
     original = digits_network()
     original.compile(
-        keras.optimizers.Adam(5e-3),
+        # With a rate that ends at zero the running statistics are those of the weights.
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 8 * 19)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    original.fit(x[:1200], y[:1200], batch_size=64, epochs=5, verbose=0)
+    original.fit(x[:1200], y[:1200], batch_size=64, epochs=8, verbose=0)
 
     def accuracy(logits):
         return np.mean(np.argmax(logits, axis=1) == y[1200:])
@@ -467,12 +468,14 @@ def test_trained_network_keeps_its_accuracy():
         error = np.sqrt(np.mean((after - before) ** 2) / np.mean(before.var(axis=0)))
         assert error < 2 * tolerance
         assert 0.5 < error / report.error < 2
+    # It goes on from there, on what it learns and on what is held out.
     model.compile(
-        keras.optimizers.SGD(0.02, momentum=0.9),
+        keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    model.fit(x[:1200], y[:1200], batch_size=64, epochs=2, verbose=0)
-    assert accuracy(model.predict(x[1200:], verbose=0)) >= accuracy(before) - 0.005
+    losses = model.fit(x[:1200], y[:1200], batch_size=64, epochs=3, verbose=0)
+    assert losses.history["loss"][-1] < 0.5 * losses.history["loss"][0] < 0.2
+    assert accuracy(model.predict(x[1200:], verbose=0)) > accuracy(before) - 0.03
 
 
 def of_normalization(layer):
