@@ -38,16 +38,27 @@ def execute(notebook, folder, timeout=600):
         notebook,
         timeout=timeout,
         record_timing=False,
-        coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     ).execute(env=environment)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            # What libraries log differs from machine to machine.
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = _tidied(cell.outputs)
     # The version of the Python that ran it would change with every machine.
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
+
+
+def _tidied(outputs):
+    """Without what libraries log; text that came in pieces, in one."""
+    kept = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if kept and output.get("name") == kept[-1].get("name") == "stdout":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def main(paths):

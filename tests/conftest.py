@@ -36,6 +36,7 @@ collect_ignore = []
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [
         "cli",
+        "colab",  # the notebooks choose TensorFlow
         "data",
         "recipes",
         "experiments/test_images_on_the_disk.py",

@@ -1,77 +1,174 @@
-"""The notebooks of colab/: what a reader finds in them, and, slowly, that they run.
+"""The notebooks in `colab`: what is in the files and, slowly, whether they run.
 
-pytest -m slow -n 0 tests/colab
+pytest -m slow -n 0 tests/colab runs all six, each in a folder outside the repository
+with a space in its name.
 """
 
-import importlib.util
+import ast
+import configparser
 import pathlib
 import re
+import sys
 
 import nbformat
 import pytest
 
-COLAB = pathlib.Path(__file__).parents[2] / "colab"
-NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
-# A screen.
-MOST_LINES = 25
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "colab"))
+
+import execute
+
+each = pytest.mark.parametrize("path", execute.NOTEBOOKS, ids=lambda path: path.stem)
+
+# What is imported, where that is not the name of the package.
+MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+LARGEST = 400_000  # bytes
+LONGEST = 25  # lines of a cell
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def path(request):
-    return request.param
+def read(path):
+    notebook = nbformat.read(path, as_version=4)
+    return notebook, [c for c in notebook.cells if c.cell_type == "code"]
 
 
-@pytest.fixture
-def notebook(path):
-    return nbformat.read(path, as_version=4)
+def text_of(output):
+    """All that an output shows as text."""
+    texts = [output.get("text", ""), *output.get("data", {}).values()]
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+def imported(code):
+    """The top-level modules that a cell imports, in files that it writes too."""
+    # A cell's magic, as `%%writefile`, stands in its first line.
+    tree = ast.parse(re.sub(r"\A%%.*\n", "", code))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
 
 
-def test_notebook_is_valid_and_says_first_what_one_will_have(notebook):
-    nbformat.validate(notebook)
-    assert re.match("# You will have ", notebook.cells[0].source)
+def declared():
+    """The modules of the packages in setup.cfg: installed always, or by an extra."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["install_requires"].splitlines()
+    for extra in config["options.extras_require"].values():
+        lines += extra.splitlines()
+    names = {re.match(r"[\w-]*", line)[0] for line in lines if not line.startswith("#")}
+    return {MODULES.get(name, name.replace("-", "_")) for name in names}
 
 
-def test_no_cell_is_longer_than_a_screen(notebook):
-    for cell in notebook.cells:
-        assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
-
-
-def test_what_cells_gave_is_kept_and_reads_well(path, notebook):
-    cells = code_cells(notebook)
-    assert [cell.execution_count for cell in cells] == list(range(1, 1 + len(cells)))
-    outputs = [output for cell in cells for output in cell.outputs]
-    assert {output.output_type for output in outputs} <= {
-        "display_data",
-        "execute_result",
-        "stream",
-    }
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
-    texts = [
-        output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
-        for output in outputs
+def test_there_are_six():
+    assert [path.stem[:2] for path in execute.NOTEBOOKS] == [
+        f"{number}_" for number in range(1, 7)
     ]
-    # Of whoever ran it, and what libraries have to say.
-    for text in texts:
-        assert not re.search(r"(?m)^\S*/(home|root|tmp|work|Users)/|Warning:", text)
-    assert path.stat().st_size < 400_000
 
 
-def test_the_table_of_notebooks_has_each_of_them(path):
-    assert f"]({path.name})" in (COLAB / "README.md").read_text()
+@each
+def test_file_is_valid_and_moderate(path):
+    notebook, _ = read(path)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < LARGEST
+    identifiers = [cell.id for cell in notebook.cells]
+    assert len(set(identifiers)) == len(identifiers)
+    # Names, which stay when a notebook is changed, and not nbformat's random digits.
+    assert not any(re.fullmatch("[0-9a-f]{8}", name) for name in identifiers)
+
+
+@each
+def test_first_line_says_what_one_will_have(path):
+    notebook, _ = read(path)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# You will have ")
+
+
+@each
+def test_no_cell_is_over_a_screen(path):
+    _, code = read(path)
+    lengths = {cell.id: len(cell.source.splitlines()) for cell in code}
+    assert max(lengths.values()) <= LONGEST, lengths
+
+
+@each
+def test_outputs_are_those_of_one_run_without_noise(path):
+    _, code = read(path)
+    assert [cell.execution_count for cell in code] == list(range(1, 1 + len(code)))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    for cell in code:
+        assert "execution" not in cell.metadata  # when it ran
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+            text = text_of(output)
+            assert not re.search(r"(?<![\w.])/(tmp|home|root|usr|work|content)/", text)
+            assert not re.search(r"\b(WARNING|Warning|INFO:)", text)
+
+
+@each
+def test_pictures_say_what_they_show(path):
+    _, code = read(path)
+    for cell in code:
+        if "plt.subplots" in cell.source:
+            assert re.search(r"title\(|title=", cell.source), cell.id
+
+
+@each
+def test_imports_are_declared_and_looked_for(path):
+    _, code = read(path)
+    setup, *rest = (set(imported(cell.source)) for cell in code)
+    assert setup <= sys.stdlib_module_names
+    needed = ast.literal_eval(
+        re.search("^needed = (.*)$", code[0].source, re.MULTILINE)[1]
+    )
+    used = set().union(*rest) - sys.stdlib_module_names - {"keras_nfnets"}
+    assert used <= declared()
+    # What is installed with the package need not be asked for, all else must.
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    always = config["options"]["install_requires"].split()
+    always = {MODULES.get(name, name.replace("-", "_")) for name in always}
+    assert used - always <= set(needed)
+
+
+def test_setup_cells_differ_in_what_is_needed_alone():
+    cells = {
+        re.sub("^needed = .*$", "", read(path)[1][0].source, flags=re.MULTILINE)
+        for path in execute.NOTEBOOKS
+    }
+    assert len(cells) == 1
+
+
+@each
+def test_links_lead_somewhere(path):
+    notebook, _ = read(path)
+    for cell in notebook.cells:
+        for link in re.findall(r"\]\(([^)]+)\)", cell.source):
+            if cell.cell_type == "markdown" and not link.startswith("https://"):
+                assert (path.parent / link).exists(), link
+
+
+def test_readme_names_every_notebook():
+    readme = (ROOT / "colab" / "README.md").read_text("utf-8")
+    assert all(f"({path.name})" in readme for path in execute.NOTEBOOKS)
 
 
 @pytest.mark.slow
-def test_notebook_runs_from_top_to_bottom(notebook, tmp_path):
-    spec = importlib.util.spec_from_file_location("execute", COLAB / "execute.py")
-    execute = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(execute)
+@each
+def test_runs_from_top_to_bottom(path, tmp_path):
+    notebook, _ = read(path)
     folder = tmp_path / "a folder"
     folder.mkdir()
-    kept = [len(cell.outputs) for cell in code_cells(notebook)]
-    execute.execute(notebook, folder)
-    # As much as is kept: a picture that is not drawn any more would be missed.
-    assert [len(cell.outputs) for cell in code_cells(notebook)] == kept
+    shown = execute.execute(notebook, folder)
+    kinds = [
+        sorted(key for output in cell.outputs for key in output.get("data", {}))
+        for cell in shown.cells
+        if cell.cell_type == "code"
+    ]
+    # The same cells draw as in the file.
+    expected = [
+        sorted(key for output in cell.outputs for key in output.get("data", {}))
+        for cell in read(path)[1]
+    ]
+    assert kinds == expected
