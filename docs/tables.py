@@ -175,33 +175,32 @@ def checkpoints():
 
 def constructors(family):
     """The constructors of a family's networks, with what they fix."""
-    builder = getattr(keras_nfnets, family)
-    rows = []
-    for name, variant in variants().items():
-        constructor = getattr(keras_nfnets, name)
-        if constructor.__module__ == builder.__module__:
-            fixed = [
-                *(("depths", variant.depths),),
-                *(
-                    (key, getattr(variant, key))
-                    for key in ("widths",)
-                    if hasattr(variant, key)
-                ),
-            ]
-            rows.append(
-                [
-                    f"`{name}`",
-                    *(
-                        "" if value is None else ", ".join(map(str, value))
-                        for _, value in fixed
-                    ),
-                    f"{variant.train_size} / {variant.test_size}",
-                ]
-            )
-    head = ["constructor", "depths", "widths", "train / test size"]
-    if len(rows[0]) == 3:
-        head.remove("widths")
+    module = getattr(keras_nfnets, family).__module__
+    members = {
+        name: variant
+        for name, variant in variants().items()
+        if getattr(keras_nfnets, name).__module__ == module
+    }
+    # (The widths of some families follow from the depths or a factor.)
+    fixed = [
+        key
+        for key in ("depths", "widths")
+        if all(hasattr(variant, key) for variant in members.values())
+    ]
+    rows = [
+        [
+            f"`{name}`",
+            *(_numbers(getattr(variant, key)) for key in fixed),
+            f"{variant.train_size} / {variant.test_size}",
+        ]
+        for name, variant in members.items()
+    ]
+    head = ["constructor", *fixed, "train / test size"]
     return _markdown(head, rows, "l" * (len(head) - 1) + "r")
+
+
+def _numbers(values):
+    return "" if values is None else ", ".join(map(str, values))
 
 
 def _number(value):

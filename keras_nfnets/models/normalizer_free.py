@@ -117,8 +117,8 @@ def normalizer_free(
         `trained=True`, and those of layers left alone), not compiled.
         `model.conversion` is a `Conversion`: what was done with each layer, and what
         variance is to be expected after it; with `trained=True` also how far each layer
-        is off, and the outputs are. Pass
-        `agc_exclude` to `compile` where the classifier is not named `"predictions"`.
+        is off, and the outputs are. Pass `agc_exclude` to `compile` where the
+        classifier is not named `"predictions"`.
 
     Raises:
         ValueError: a model whose graph cannot be had, a layer that hides
@@ -504,15 +504,21 @@ class _Converter:
             )
         return _STANDARDIZED[type(old)]
 
+    def _config(self, old):
+        """That of a layer, without what was done to its weights later."""
+        return {
+            key: value
+            for key, value in old.get_config().items()
+            if not key.startswith(("lora", "quantization"))
+        }
+
     def _standardized(self, old, x):
         """The counterpart of a layer, built; None if it has one weight a unit."""
         cls = self._counterpart(old)
-        given = old.get_config()
         config = {
             key: value
-            for key, value in given.items()
-            if not key.startswith(("lora", "quantization"))
-            and not (key.endswith("_initializer") and key != "bias_initializer")
+            for key, value in self._config(old).items()
+            if not (key.endswith("_initializer") and key != "bias_initializer")
         }
         config |= {"use_bias": True, "activation": None, "name": self._name(old.name)}
         new = cls.from_config(config)
@@ -714,8 +720,10 @@ class _Converter:
     def _positions(self, x):
         """All axes but that of the channels."""
         rank = len(x.shape)
-        channels = 1 if self._channels_first and rank > 2 else rank - 1
-        return [axis for axis in range(rank) if axis != channels]
+        return [axis for axis in range(rank) if axis != self._channel_axis(rank)]
+
+    def _channel_axis(self, rank):
+        return 1 if self._channels_first and rank > 2 else rank - 1
 
     def _check(self, name, variance):
         if not (np.isfinite(variance) and variance > 1e-12):

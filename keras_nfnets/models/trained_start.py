@@ -167,12 +167,7 @@ class TrainedStart:
         standardized, and most of the weights are in the other.
         """
         kernels = self._counterpart(old).KERNELS
-        config = {
-            key: value
-            for key, value in old.get_config().items()
-            if not key.startswith(("lora", "quantization"))
-        }
-        config |= {"use_bias": True, "activation": None}
+        config = {**self._config(old), "use_bias": True, "activation": None}
         if len(kernels) == 1:
             config["name"] = self._name(old.name)
             layers = [type(old).from_config(config)]
@@ -256,9 +251,6 @@ class TrainedStart:
         return new, how, error
 
     # Tools.
-
-    def _channel_axis(self, rank):
-        return 1 if self._channels_first and rank > 2 else rank - 1
 
     def _channels_last(self, x):
         """As an array."""
