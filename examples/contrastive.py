@@ -1,0 +1,159 @@
+"""Contrastive learning, in which batch norm tells a network what it should find out.
+
+    python examples/contrastive.py --output_dir runs/contrastive
+
+Of 32 digits the network sees a strip of the left and one of the right, with noise, and is
+to tell which right strip belongs to each left one (InfoNCE). Batch norm takes its statistics
+from a few strips that lie together, as on devices that hold so many, and these give away
+which belong together: the task seems to be learned in training, and is not. Measured on
+held-out digits: the task as in training and in inference, and how well a linear classifier
+tells the digits by the features.
+"""
+
+import comparing
+import keras
+import numpy as np
+from comparing import BATCH_NORM, NORMALIZER_FREE
+from keras import layers, ops
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import keras_nfnets
+
+PAIRS, TEMPERATURE = 32, 0.2
+
+
+class BatchNormInGroups(layers.BatchNormalization):
+    """Batch norm whose statistics in training are of `group` examples that lie together."""
+
+    def __init__(self, group, **kwargs):
+        super().__init__(**kwargs)
+        self.group = group
+
+    def call(self, x, training=None, mask=None):
+        if not training:
+            return super().call(x, training=False)
+        groups = ops.reshape(x, (-1, self.group, *x.shape[1:]))
+        axes = list(range(1, len(groups.shape) - 1))
+        mean, variance = ops.moments(groups, axes, keepdims=True)
+        for kept, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            new = ops.mean(ops.reshape(new, (-1, x.shape[-1])), axis=0)
+            kept.assign(self.momentum * kept + (1 - self.momentum) * new)
+        groups = (groups - mean) / ops.sqrt(variance + self.epsilon)
+        return self.gamma * ops.reshape(groups, ops.shape(x)) + self.beta
+
+
+class Strips(keras.utils.PyDataset):
+    """Batches of strips `(64, 28, 10, 1)`: left, right, left, right, ... of 32 digits."""
+
+    def __init__(self, digits, seed):
+        super().__init__()
+        self._digits = digits
+        self._generator = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return len(self._digits) // PAIRS
+
+    def __getitem__(self, i):
+        some = self._digits[self._order[i * PAIRS : (i + 1) * PAIRS]]
+        x = strips(some)
+        x = x + self._generator.normal(0, 0.3, x.shape)
+        return x.astype("float32"), np.zeros(len(x), "float32")
+
+    def on_epoch_end(self):
+        self._order = self._generator.permutation(len(self._digits))
+
+
+def strips(digits):
+    pairs = np.stack([digits[:, :, :10], digits[:, :, -10:]], axis=1)
+    return pairs.reshape(-1, 28, 10, 1)
+
+
+def encoder(group, momentum):
+    x = inputs = keras.Input((28, 10, 1))
+    for width in (16, 32, 64):
+        x = layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(x)
+        x = BatchNormInGroups(group, momentum=momentum)(x)
+        x = layers.Activation("relu")(x)
+    x = layers.Flatten(name="features")(x)
+    x = layers.Dense(128, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(32, name="predictions")(x))
+
+
+def similarities(z):
+    """Of each left strip `(32, 32)` with each right one, over the temperature."""
+    z = z / ops.sqrt(ops.sum(ops.square(z), axis=-1, keepdims=True) + 1e-6)
+    return ops.matmul(z[::2], ops.transpose(z[1::2])) / TEMPERATURE
+
+
+def info_nce(_, z):
+    return keras.losses.sparse_categorical_crossentropy(
+        ops.arange(PAIRS), similarities(z), from_logits=True
+    )
+
+
+def task_accuracy(model, digits, training):
+    """Share of left strips to which the most similar right strip is their own."""
+    batches = Strips(digits, 0)
+    right = []
+    for i in range(len(batches)):
+        z = model(batches[i][0], training=training)
+        found = ops.convert_to_numpy(ops.argmax(similarities(z), axis=-1))
+        right.append(found == np.arange(PAIRS))
+    return round(float(np.mean(right)), 4)
+
+
+def probe_accuracy(model, learn, test):
+    """Of a linear classifier that sees the features of both strips, in inference."""
+    body = keras.Model(model.inputs, model.get_layer("features").output)
+    (x, y), (test_x, test_y) = (
+        (body.predict(strips(digits), verbose=0).reshape(len(digits), -1), labels)
+        for digits, labels in (learn, test)
+    )
+    classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=100))
+    return round(float(classifier.fit(x, y).score(test_x, test_y)), 4)
+
+
+def main(arguments=None):
+    chosen = comparing.options(
+        __doc__,
+        arguments,
+        epochs=8,
+        examples=3500,
+        groups=[4, 8, 16, 64],
+        rates=[0.1, 0.4, 1.6],
+    )
+    x, y = comparing.digits()
+    learn = x[: chosen.examples], y[: chosen.examples]
+    validation, test = x[3500:4000], (x[4000:], y[4000:])
+
+    def run(case, rate, seed):
+        batches = Strips(learn[0], seed)
+        momentum = comparing.momentum(len(batches) * chosen.epochs)
+        model = encoder(case["group"], momentum)
+        if case["network"] == NORMALIZER_FREE:
+            model = keras_nfnets.normalizer_free(model, batches[0][0])
+        comparing.fit(model, batches, info_nce, rate, 2 * PAIRS, chosen.epochs)
+        measured = {
+            "validation": task_accuracy(model, validation, training=False),
+            "inference": task_accuracy(model, test[0], training=False),
+            "probe": probe_accuracy(model, learn, test),
+        }
+        # (It changes running statistics: it comes last.)
+        return {**measured, "training": task_accuracy(model, test[0], training=True)}
+
+    cases = [{"network": BATCH_NORM, "group": group} for group in chosen.groups]
+    cases.append({"network": NORMALIZER_FREE, "group": 2 * PAIRS})
+    rows = comparing.run_all(run, cases, chosen)
+    measures = {
+        "training": "task, as in training",
+        "inference": "task, in inference",
+        "probe": "linear classifier of the features",
+    }
+    comparing.show(rows, "group", measures, chosen)
+
+
+if __name__ == "__main__":
+    main()

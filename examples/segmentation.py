@@ -1,0 +1,103 @@
+"""A U-Net that learns from batches of one to four pictures.
+
+    python examples/segmentation.py --output_dir runs/segmentation
+
+Digits lie among fragments of digits, and each picture has a brightness and a contrast of its
+own, as scans of different machines have. The network is to say which pixels are of a whole
+digit. In training batch norm takes brightness and contrast out with the statistics of a
+small batch; in inference it has only those of all pictures.
+"""
+
+import comparing
+import keras
+import numpy as np
+from comparing import BATCH_NORM, NORMALIZER_FREE
+from keras import layers
+
+import keras_nfnets
+
+SIDE, DIGIT, FRAGMENT = 48, 28, 9
+
+
+def scenes(digits, count, seed):
+    """Pictures `(count, 48, 48, 1)`, and which pixels are of digits, both float32."""
+    generator = np.random.default_rng(seed)
+    x = np.zeros((count, SIDE, SIDE))
+    y = np.zeros_like(x)
+    for picture, mask in zip(x, y, strict=True):
+        for size in (FRAGMENT,) * 8 + (DIGIT,):
+            digit = digits[generator.integers(len(digits))]
+            start = generator.integers(DIGIT - size + 1)
+            top, left = generator.integers(SIDE - size + 1, size=2)
+            place = slice(top, top + size), slice(left, left + size)
+            part = digit[start : start + size, start : start + size]
+            picture[place] = np.maximum(picture[place], part)
+        mask[place] = part > 0.5
+        picture += generator.normal(0, 0.2, picture.shape)
+        picture *= generator.uniform(0.3, 3)
+        picture += generator.uniform(-2, 2)
+    return x.astype("float32")[..., None], y.astype("float32")[..., None]
+
+
+def u_net(momentum):
+    def convolved(x, width):
+        for _ in range(2):
+            x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+            x = layers.BatchNormalization(momentum=momentum)(x)
+            x = layers.Activation("relu")(x)
+        return x
+
+    x = inputs = keras.Input((SIDE, SIDE, 1))
+    skips = []
+    for width in (8, 16, 32):
+        skips.append(convolved(x, width))
+        x = layers.MaxPooling2D()(skips[-1])
+    x = convolved(x, 64)
+    for skip in reversed(skips):
+        width = skip.shape[-1]
+        x = layers.Conv2DTranspose(width, 2, strides=2)(x)
+        x = convolved(layers.Concatenate()([skip, x]), width)
+    return keras.Model(inputs, layers.Conv2D(1, 1, name="predictions")(x))
+
+
+def iou(model, x, y):
+    """Intersection over union of what is found and the digits' pixels."""
+    found = model.predict(x, verbose=0) > 0
+    return round(float(np.sum(found & (y > 0)) / np.sum(found | (y > 0))), 4)
+
+
+def main(arguments=None):
+    chosen = comparing.options(
+        __doc__,
+        arguments,
+        epochs=5,
+        examples=400,
+        batch_sizes=[1, 2, 4],
+        rates=[4.0, 16.0, 64.0],
+    )
+    digits, _ = comparing.digits()
+    learn = scenes(digits[:3500], chosen.examples, 0)
+    validation = scenes(digits[3500:4000], 100, 1)
+    test = scenes(digits[4000:], 200, 2)
+
+    def run(case, rate, seed):
+        batch_size = case["batch size"]
+        batches = comparing.Batches(learn, batch_size, seed)
+        model = u_net(comparing.momentum(len(batches) * chosen.epochs))
+        if case["network"] == NORMALIZER_FREE:
+            model = keras_nfnets.normalizer_free(model, learn[0][:16])
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        comparing.fit(model, batches, loss, rate, batch_size, chosen.epochs)
+        return {"validation": iou(model, *validation), "test": iou(model, *test)}
+
+    cases = [
+        {"network": network, "batch size": size}
+        for size in chosen.batch_sizes
+        for network in (BATCH_NORM, NORMALIZER_FREE)
+    ]
+    rows = comparing.run_all(run, cases, chosen)
+    comparing.show(rows, "batch size", {"test": "IoU on held-out pictures"}, chosen)
+
+
+if __name__ == "__main__":
+    main()
