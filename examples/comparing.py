@@ -82,8 +82,10 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(self, arrays, batch_size, seed):
         super().__init__()
+        if not 0 < batch_size <= len(arrays[0]):
+            sys.exit(f"{len(arrays[0])} examples do not make a batch of {batch_size}")
         self._arrays, self._size = arrays, batch_size
-        self._generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         self.on_epoch_end()
 
     def __len__(self):
@@ -94,12 +96,16 @@ class Batches(keras.utils.PyDataset):
         return tuple(array[some] for array in self._arrays)
 
     def on_epoch_end(self):
-        self._order = self._generator.permutation(len(self._arrays[0]))
+        self._order = self.generator.permutation(len(self._arrays[0]))
 
 
-def momentum(steps):
-    """Of batch norm, whose running statistics are then means of a tenth of all steps."""
-    return min(0.99, max(0.5, 1 - 10 / steps))
+def with_and_without(batch_sizes):
+    """The cases of `run_all`: both networks at each batch size."""
+    return [
+        {"network": network, "batch size": size}
+        for size in batch_sizes
+        for network in (BATCH_NORM, NORMALIZER_FREE)
+    ]
 
 
 def run_all(run, cases, chosen):
@@ -112,8 +118,9 @@ def run_all(run, cases, chosen):
         chosen: `options` with `rates`.
     """
     kept = results.Results(chosen.output_dir / "results.csv")
+    budget = {"epochs": chosen.epochs, "examples": chosen.examples}
     runs = [
-        (case, {"rate": rate, "seed": seed, "epochs": chosen.epochs})
+        (case, {"rate": rate, "seed": seed, **budget})
         for seed in range(chosen.seeds)
         for case in cases
         for rate in chosen.rates

@@ -10,6 +10,8 @@ held-out digits: the task as in training and in inference, and how well a linear
 tells the digits by the features.
 """
 
+import sys
+
 import comparing
 import keras
 import numpy as np
@@ -20,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import keras_nfnets
+from keras_nfnets.experiments import fitting
 
 PAIRS, TEMPERATURE = 32, 0.2
 
@@ -44,26 +47,17 @@ class BatchNormInGroups(layers.BatchNormalization):
         return self.gamma * ops.reshape(groups, ops.shape(x)) + self.beta
 
 
-class Strips(keras.utils.PyDataset):
+class Strips(comparing.Batches):
     """Batches of strips `(64, 28, 10, 1)`: left, right, left, right, ... of 32 digits."""
 
     def __init__(self, digits, seed):
-        super().__init__()
-        self._digits = digits
-        self._generator = np.random.default_rng(seed)
-        self.on_epoch_end()
-
-    def __len__(self):
-        return len(self._digits) // PAIRS
+        super().__init__([digits], PAIRS, seed)
 
     def __getitem__(self, i):
-        some = self._digits[self._order[i * PAIRS : (i + 1) * PAIRS]]
-        x = strips(some)
-        x = x + self._generator.normal(0, 0.3, x.shape)
+        [digits] = super().__getitem__(i)
+        x = strips(digits)
+        x = x + self.generator.normal(0, 0.3, x.shape)
         return x.astype("float32"), np.zeros(len(x), "float32")
-
-    def on_epoch_end(self):
-        self._order = self._generator.permutation(len(self._digits))
 
 
 def strips(digits):
@@ -125,13 +119,15 @@ def main(arguments=None):
         groups=[4, 8, 16, 64],
         rates=[0.1, 0.4, 1.6],
     )
+    if any(2 * PAIRS % group for group in chosen.groups):
+        sys.exit(f"--groups are to divide {2 * PAIRS}. Received: {chosen.groups}")
     x, y = comparing.digits()
     learn = x[: chosen.examples], y[: chosen.examples]
     validation, test = x[3500:4000], (x[4000:], y[4000:])
 
     def run(case, rate, seed):
         batches = Strips(learn[0], seed)
-        momentum = comparing.momentum(len(batches) * chosen.epochs)
+        momentum = fitting.momentum(len(batches) * chosen.epochs)
         model = encoder(case["group"], momentum)
         if case["network"] == NORMALIZER_FREE:
             model = keras_nfnets.normalizer_free(model, batches[0][0])

@@ -11,10 +11,11 @@ small batch; in inference it has only those of all pictures.
 import comparing
 import keras
 import numpy as np
-from comparing import BATCH_NORM, NORMALIZER_FREE
+from comparing import NORMALIZER_FREE
 from keras import layers
 
 import keras_nfnets
+from keras_nfnets.experiments import fitting
 
 SIDE, DIGIT, FRAGMENT = 48, 28, 9
 
@@ -83,18 +84,14 @@ def main(arguments=None):
     def run(case, rate, seed):
         batch_size = case["batch size"]
         batches = comparing.Batches(learn, batch_size, seed)
-        model = u_net(comparing.momentum(len(batches) * chosen.epochs))
+        model = u_net(fitting.momentum(len(batches) * chosen.epochs))
         if case["network"] == NORMALIZER_FREE:
             model = keras_nfnets.normalizer_free(model, learn[0][:16])
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
         comparing.fit(model, batches, loss, rate, batch_size, chosen.epochs)
         return {"validation": iou(model, *validation), "test": iou(model, *test)}
 
-    cases = [
-        {"network": network, "batch size": size}
-        for size in chosen.batch_sizes
-        for network in (BATCH_NORM, NORMALIZER_FREE)
-    ]
+    cases = comparing.with_and_without(chosen.batch_sizes)
     rows = comparing.run_all(run, cases, chosen)
     comparing.show(rows, "batch size", {"test": "IoU on held-out pictures"}, chosen)
 

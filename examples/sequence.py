@@ -9,10 +9,11 @@ compared with its twin with batch norm.
 
 import comparing
 import keras
-from comparing import BATCH_NORM, NORMALIZER_FREE
+from comparing import NORMALIZER_FREE
 from keras import layers
 
 from keras_nfnets import AGCModel, ScaledActivation, SkipGain, WSConv1D
+from keras_nfnets.experiments import fitting
 
 WIDTH, ALPHA = 32, 0.2
 DILATIONS = (1, 2, 4, 8, 16, 32)
@@ -67,7 +68,7 @@ def main(arguments=None):
         if case["network"] == NORMALIZER_FREE:
             model = normalizer_free()
         else:
-            model = batch_norm(comparing.momentum(len(batches) * chosen.epochs))
+            model = batch_norm(fitting.momentum(len(batches) * chosen.epochs))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         comparing.fit(model, batches, loss, rate, case["batch size"], chosen.epochs)
         logits = model.predict(x[3500:], verbose=0)
@@ -77,11 +78,7 @@ def main(arguments=None):
             "test": round(float(right[500:].mean()), 4),
         }
 
-    cases = [
-        {"network": network, "batch size": size}
-        for size in chosen.batch_sizes
-        for network in (BATCH_NORM, NORMALIZER_FREE)
-    ]
+    cases = comparing.with_and_without(chosen.batch_sizes)
     rows = comparing.run_all(run, cases, chosen)
     comparing.show(rows, "batch size", {"test": "accuracy on held-out digits"}, chosen)
 

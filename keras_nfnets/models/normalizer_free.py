@@ -428,12 +428,13 @@ class _Converter:
         signal = signal._replace(shortcut=None)
         variance = self._seen_by(layer, signal.samples[0])
         self._check(call.operation.name, variance)
-        if abs(variance - 1) < _NEAR:
+        shifted = self._mean_square(signal.samples[0]) > _SHIFTED * variance
+        if abs(variance - 1) < _NEAR and not shifted:
             self._signals[output] = signal
             self._note(call, f"removed: the variance before it is {variance:.2f}")
             return
         offset, centred = 0.0, ""
-        if self._mean_square(signal.samples[0]) > _SHIFTED * variance:
+        if shifted:
             offset = self._mean(signal.samples[0]) * -(variance**-0.5)
             centred = ", and one against the mean of each channel"
         signal = self._rescaled(signal, variance**-0.5, layer.name, offset)

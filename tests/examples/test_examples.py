@@ -61,6 +61,20 @@ def test_an_example_runs_and_goes_on_where_it_was(name, options, example, tmp_pa
     assert (folder / "results.csv").read_bytes() == written
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sequence", ["--examples=3", "--batch_sizes", "4"], "batch of 4"),
+        ("segmentation", ["--examples=3", "--batch_sizes", "0"], "batch of 0"),
+        ("contrastive", ["--examples=31"], "31 examples do not make a batch of 32"),
+        ("contrastive", ["--groups", "5"], r"divide 64. Received: \[5\]"),
+    ],
+)
+def test_what_cannot_be_run_is_said(name, options, message, example, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        example(name).main([*SHORT, *options, "--output_dir", str(tmp_path)])
+
+
 def test_batch_norm_in_groups_is_batch_norm_of_each(example):
     import keras
 

@@ -436,6 +436,27 @@ def test_images_of_which_nothing_can_be_found_are_refused(images, message):
         normalizer_free(preactivation(), images)
 
 
+@pytest.mark.parametrize("deviation", [1.0, 3.0])
+def test_a_mean_that_normalization_took_away_is_taken_away(deviation):
+    """Of whatever variance, one as well: there is a constant against the mean alone."""
+    images = deviation * (noise(64, 8, 8, 4) + [[[[2, -1, 0, 3]]]])
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            layers.BatchNormalization(name="norm"),
+            layers.Activation("relu", name="relu"),
+            layers.Conv2D(8, 3, name="conv"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2, name="predictions"),
+        ]
+    )
+    result = normalizer_free(model, images.astype("float32"))
+    seen = keras.Model(result.inputs, result.get_layer("relu").input)
+    seen = seen.predict(images, verbose=0)
+    np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(seen.var(axis=(0, 1, 2)), 1, rtol=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "pictures"])
 @pytest.mark.parametrize(
