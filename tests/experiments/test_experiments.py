@@ -149,6 +149,30 @@ def test_all_networks_get_the_same_pictures_in_an_order_of_their_own_each_epoch(
     assert (first != epochs(1)[0]).any()
 
 
+def test_pictures_to_learn_from_are_moved_and_others_are_not():
+    still, moved = (
+        images.load({"dataset": "digits", "shift": shift}).batches(64, 0)
+        for shift in (0, 2)
+    )
+    x, y = still[0][0]
+    shifted, labels = moved[0][0]
+    np.testing.assert_array_equal(labels, y)
+    wide = np.pad(x, [(0, 0), (2, 2), (2, 2), (0, 0)], mode="edge")
+    height, width = x.shape[1:3]
+    found = set()
+    for i, picture in enumerate(shifted):
+        corners = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if (wide[i, top : top + height, left : left + width] == picture).all()
+        ]
+        assert corners
+        found.add(corners[0])
+    assert len(found) > 15
+    np.testing.assert_array_equal(still[1][0][0], moved[1][0][0])
+
+
 def test_what_is_tuned_on_is_neither_trained_with_nor_held_out():
     pictures = images.load({"dataset": "digits", "examples": 100})
     train, test, _ = pictures.batches(1000, 0)
