@@ -8,12 +8,7 @@ from keras_nfnets import models
 from keras_nfnets.experiments import fitting, images, small_networks
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.fitting import MAIN, SWEEP
-from keras_nfnets.experiments.results import (
-    distinct,
-    grid,
-    median,
-    select,
-)
+from keras_nfnets.experiments.results import distinct, grid, median, select
 
 _ORIGINAL, _DELETED = "original", "normalization deleted"
 _NORMALIZER_FREE = "normalizer_free"
@@ -94,7 +89,7 @@ def _build(settings, cell, pictures, steps):
         return model, {}
     if cell["version"] == _DELETED:
         return small_networks.without_normalization(model), {}
-    known, _ = pictures.batches(_KNOWN, cell["seed"])[0][0]
+    known, _ = next(iter(pictures.batches(_KNOWN, cell["seed"])[0]))
     model = models.normalizer_free(
         model, known, alpha=settings["alpha"], skip_gain_initializer="ones"
     )
@@ -110,9 +105,9 @@ def _draw(figure, rows, settings):
     main = select(rows, part=MAIN)
     networks = distinct(main, "network")
     sizes = settings["batch_sizes"]
-    grid = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     styles = {_ORIGINAL: "C0o", _DELETED: "C3x", _NORMALIZER_FREE: "C2D"}
-    for axes, size in zip(grid, sizes):
+    for axes, size in zip(panels, sizes):
         for shift, (version, style) in zip((-0.2, 0, 0.2), styles.items()):
             of_version = select(main, version=version, batch_size=size)
             for row in of_version:
@@ -122,9 +117,9 @@ def _draw(figure, rows, settings):
         axes.set_xlabel("accuracy (%)")
         axes.set_yticks(range(len(networks)), networks)
         axes.grid(alpha=0.3)
-    grid[0].invert_yaxis()
+    panels[0].invert_yaxis()
     for version, style in styles.items():
-        grid[0].plot([], [], style, label=version)
+        panels[0].plot([], [], style, label=version)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
 
 

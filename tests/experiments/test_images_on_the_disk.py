@@ -7,7 +7,7 @@ from keras_nfnets.experiments import fitting, images
 
 
 class Shades(tfds.core.GeneratorBasedBuilder):
-    """Grey squares, dark or light."""
+    """Grey noise, dark or light."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -25,12 +25,17 @@ class Shades(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for i in range(40):
-            image = np.full((30, 30, 1), 200 * (i % 2), "uint8")
+            noise = np.random.default_rng(i).integers(50, size=(30, 30, 1))
+            image = (200 * (i % 2) + noise).astype("uint8")
             yield i, {"image": image, "label": i % 2}
 
 
-def test_a_set_of_tfds_is_learned_and_tuned_on_a_part_of_it(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _data(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+
+
+def test_a_set_of_tfds_is_learned_and_tuned_on_a_part_of_it():
     experiment = experiments.find("batch_size")
     settings = experiments.settings_of(experiment, "small", "shades")
     settings |= {"epochs": 2, "depths": [1]}
@@ -48,3 +53,16 @@ def test_a_set_of_tfds_is_learned_and_tuned_on_a_part_of_it(tmp_path, monkeypatc
     assert 0 <= row["accuracy"] <= 1 and not row["diverged"]
     with pytest.raises(ValueError, match="no part 'nosuch'"):
         images.load({**settings, "test_split": "nosuch"})
+
+
+def test_constants_are_found_by_pictures_of_the_disk():
+    experiment = experiments.find("any_network_training")
+    settings = experiments.settings_of(experiment, "small", "shades")
+    settings |= {"epochs": 1, "batch_sizes": [8]}
+    [cell] = [
+        cell
+        for cell in experiment.plan(settings, [])
+        if cell["network"] == "ResNet" and cell["version"] == "normalizer_free"
+    ][:1]
+    row = experiment.measure(settings, cell)
+    assert 0 <= row["accuracy"] <= 1
