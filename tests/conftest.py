@@ -37,6 +37,7 @@ if keras.backend.backend() != "tensorflow":
     collect_ignore = [
         "cli",
         "colab",  # the notebooks choose TensorFlow
+        "examples",
         "data",
         "recipes",
         "experiments/test_images_on_the_disk.py",
