@@ -7,9 +7,8 @@ import sys
 import time
 
 import keras
-import matplotlib as mpl
 import numpy as np
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from keras_nfnets import training
 from keras_nfnets.experiments import plots, results
@@ -18,8 +17,6 @@ BATCH_NORM, NORMALIZER_FREE = "batch norm", "normalizer-free"
 # Of AGC. In runs of some hundred steps what starts at zero would hardly move with the
 # paper's `agc_eps` of 0.001.
 CLIPPING = {"clip_factor": 0.16, "agc_eps": 0.1}
-
-mpl.use("Agg")
 
 
 def options(doc, arguments, **defaults):
@@ -154,10 +151,9 @@ def show(rows, across, measures, chosen):
 
     `measures` are names in the rows and what they are, for the picture.
     """
-    figure, axes = pyplot.subplots(
-        1, len(measures), figsize=(4.5 * len(measures), 3.3), layout="constrained"
-    )
-    for axis, (name, what) in zip(np.ravel(axes), measures.items(), strict=True):
+    figure = Figure(figsize=(4.5 * len(measures), 3.3), layout="constrained")
+    axes = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axis, (name, what) in zip(axes, measures.items(), strict=True):
         print(f"\n{what} (median of the seeds, least to most), by {across}:\n")
         show_percent = functools.partial(
             results.with_spread, name=name, show=results.percent
@@ -172,7 +168,7 @@ def show(rows, across, measures, chosen):
         plots.factor_axis(axis, results.distinct(rows, across))
         axis.set(xlabel=across, ylabel=f"{what} (%)", ylim=(0, 100))
         axis.grid(alpha=0.3)
-    np.ravel(axes)[0].legend()
+    axes[0].legend()
     path = chosen.output_dir / "picture.png"
     figure.savefig(path, dpi=100)
     print(f"\nThe picture is {path}")

@@ -26,11 +26,11 @@ def _depthwise(x, size=3, strides=1, activation="relu"):
     return _normalized(x, activation)
 
 
-def _gated(x, ratio=4, gate="sigmoid"):
+def _gated(x, gate="sigmoid"):
     """Squeeze-and-excitation."""
     channels = x.shape[-1]
     y = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    y = layers.Conv2D(channels // ratio, 1, activation="relu")(y)
+    y = layers.Conv2D(channels // 4, 1, activation="relu")(y)
     return layers.Multiply()([x, layers.Conv2D(channels, 1, activation=gate)(y)])
 
 
