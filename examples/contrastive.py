@@ -12,10 +12,10 @@ tells the digits by the features.
 
 import sys
 
-import comparing
+import comparison
 import keras
 import numpy as np
-from comparing import BATCH_NORM, NORMALIZER_FREE
+from comparison import BATCH_NORM, NORMALIZER_FREE
 from keras import layers, ops
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
@@ -47,7 +47,7 @@ class BatchNormInGroups(layers.BatchNormalization):
         return self.gamma * ops.reshape(groups, ops.shape(x)) + self.beta
 
 
-class Strips(comparing.Batches):
+class Strips(comparison.Batches):
     """Batches of strips `(64, 28, 10, 1)`: left, right, left, right, ... of 32 digits."""
 
     def __init__(self, digits, seed):
@@ -111,7 +111,7 @@ def probe_accuracy(model, learn, test):
 
 
 def main(arguments=None):
-    chosen = comparing.options(
+    chosen = comparison.options(
         __doc__,
         arguments,
         epochs=8,
@@ -121,7 +121,7 @@ def main(arguments=None):
     )
     if any(2 * PAIRS % group for group in chosen.groups):
         sys.exit(f"--groups are to divide {2 * PAIRS}. Received: {chosen.groups}")
-    x, y = comparing.digits()
+    x, y = comparison.digits()
     learn = x[: chosen.examples], y[: chosen.examples]
     validation, test = x[3500:4000], (x[4000:], y[4000:])
 
@@ -131,7 +131,7 @@ def main(arguments=None):
         model = encoder(case["group"], momentum)
         if case["network"] == NORMALIZER_FREE:
             model = keras_nfnets.normalizer_free(model, batches[0][0])
-        comparing.fit(model, batches, info_nce, rate, 2 * PAIRS, chosen.epochs)
+        comparison.fit(model, batches, info_nce, rate, 2 * PAIRS, chosen.epochs)
         measured = {
             "validation": task_accuracy(model, validation, training=False),
             "inference": task_accuracy(model, test[0], training=False),
@@ -142,13 +142,13 @@ def main(arguments=None):
 
     cases = [{"network": BATCH_NORM, "group": group} for group in chosen.groups]
     cases.append({"network": NORMALIZER_FREE, "group": 2 * PAIRS})
-    rows = comparing.run_all(run, cases, chosen)
+    rows = comparison.run_all(run, cases, chosen)
     measures = {
         "training": "task, as in training",
         "inference": "task, in inference",
         "probe": "linear classifier of the features",
     }
-    comparing.show(rows, "group", measures, chosen)
+    comparison.show(rows, "group", measures, chosen)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ digit. In training batch norm takes brightness and contrast out with the statist
 small batch; in inference it has only those of all pictures.
 """
 
-import comparing
+import comparison
 import keras
 import numpy as np
-from comparing import NORMALIZER_FREE
+from comparison import NORMALIZER_FREE
 from keras import layers
 
 import keras_nfnets
@@ -68,7 +68,7 @@ def iou(model, x, y):
 
 
 def main(arguments=None):
-    chosen = comparing.options(
+    chosen = comparison.options(
         __doc__,
         arguments,
         epochs=5,
@@ -76,24 +76,24 @@ def main(arguments=None):
         batch_sizes=[1, 2, 4],
         rates=[4.0, 16.0, 64.0],
     )
-    digits, _ = comparing.digits()
+    digits, _ = comparison.digits()
     learn = scenes(digits[:3500], chosen.examples, 0)
     validation = scenes(digits[3500:4000], 100, 1)
     test = scenes(digits[4000:], 200, 2)
 
     def run(case, rate, seed):
         batch_size = case["batch size"]
-        batches = comparing.Batches(learn, batch_size, seed)
+        batches = comparison.Batches(learn, batch_size, seed)
         model = u_net(fitting.momentum(len(batches) * chosen.epochs))
         if case["network"] == NORMALIZER_FREE:
             model = keras_nfnets.normalizer_free(model, learn[0][:16])
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        comparing.fit(model, batches, loss, rate, batch_size, chosen.epochs)
+        comparison.fit(model, batches, loss, rate, batch_size, chosen.epochs)
         return {"validation": iou(model, *validation), "test": iou(model, *test)}
 
-    cases = comparing.with_and_without(chosen.batch_sizes)
-    rows = comparing.run_all(run, cases, chosen)
-    comparing.show(rows, "batch size", {"test": "IoU on held-out pictures"}, chosen)
+    cases = comparison.with_and_without(chosen.batch_sizes)
+    rows = comparison.run_all(run, cases, chosen)
+    comparison.show(rows, "batch size", {"test": "IoU on held-out pictures"}, chosen)
 
 
 if __name__ == "__main__":

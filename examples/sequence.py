@@ -7,9 +7,9 @@ through causal convolutions and is to say after the last one which digit it was.
 compared with its twin with batch norm.
 """
 
-import comparing
+import comparison
 import keras
-from comparing import NORMALIZER_FREE
+from comparison import NORMALIZER_FREE
 from keras import layers
 
 from keras_nfnets import AGCModel, ScaledActivation, SkipGain, WSConv1D
@@ -50,7 +50,7 @@ def batch_norm(momentum):
 
 
 def main(arguments=None):
-    chosen = comparing.options(
+    chosen = comparison.options(
         __doc__,
         arguments,
         epochs=3,
@@ -58,19 +58,19 @@ def main(arguments=None):
         batch_sizes=[2, 4, 16],
         rates=[0.4, 1.6, 6.4],
     )
-    x, y = comparing.digits()
+    x, y = comparison.digits()
     x = x.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196, 1)
     x = (x - x.mean()) / x.std()
     learn = x[: chosen.examples], y[: chosen.examples]
 
     def run(case, rate, seed):
-        batches = comparing.Batches(learn, case["batch size"], seed)
+        batches = comparison.Batches(learn, case["batch size"], seed)
         if case["network"] == NORMALIZER_FREE:
             model = normalizer_free()
         else:
             model = batch_norm(fitting.momentum(len(batches) * chosen.epochs))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        comparing.fit(model, batches, loss, rate, case["batch size"], chosen.epochs)
+        comparison.fit(model, batches, loss, rate, case["batch size"], chosen.epochs)
         logits = model.predict(x[3500:], verbose=0)
         right = logits.argmax(axis=-1) == y[3500:]
         return {
@@ -78,9 +78,9 @@ def main(arguments=None):
             "test": round(float(right[500:].mean()), 4),
         }
 
-    cases = comparing.with_and_without(chosen.batch_sizes)
-    rows = comparing.run_all(run, cases, chosen)
-    comparing.show(rows, "batch size", {"test": "accuracy on held-out digits"}, chosen)
+    cases = comparison.with_and_without(chosen.batch_sizes)
+    rows = comparison.run_all(run, cases, chosen)
+    comparison.show(rows, "batch size", {"test": "accuracy on held-out digits"}, chosen)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ NAMES = ("contrastive", "segmentation", "sequence")
 def example(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module
-    for name in (*NAMES, "comparing"):
+    for name in (*NAMES, "comparison"):
         sys.modules.pop(name, None)
 
 
