@@ -113,8 +113,9 @@ def normalizer_free(
             same and with a large number all layers are standardized.
 
     Returns:
-        An `AGCModel` of the same inputs and outputs, its weights new (but with
-        `trained=True`, and those of layers left alone), not compiled.
+        An `AGCModel` of the same inputs and outputs, not compiled. Its weights are new,
+        drawn as `model` draws its own (but with `trained=True`, and those of layers left
+        alone).
         `model.conversion` is a `Conversion`: what was done with each layer, and what
         variance is to be expected after it; with `trained=True` also how far each layer
         is off, and the outputs are. Pass `agc_exclude` to `compile` where the
@@ -515,14 +516,9 @@ class _Converter:
 
     def _standardized(self, old, x):
         """The counterpart of a layer, built; None if it has one weight a unit."""
-        cls = self._counterpart(old)
-        config = {
-            key: value
-            for key, value in self._config(old).items()
-            if not (key.endswith("_initializer") and key != "bias_initializer")
-        }
-        config |= {"use_bias": True, "activation": None, "name": self._name(old.name)}
-        new = cls.from_config(config)
+        config = {**self._config(old), "use_bias": True, "activation": None}
+        config["name"] = self._name(old.name)
+        new = self._counterpart(old).from_config(config)
         kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
         if any(
             np.prod(kernel.shape)
@@ -532,6 +528,13 @@ class _Converter:
             self._names.discard(new.name)
             return None
         new.build(x.shape)
+        kernels = (getattr(new, kernel.name) for kernel in new.KERNELS)
+        if any(np.ptp(ops.convert_to_numpy(kernel)) == 0 for kernel in kernels):
+            # Of weights that are all the same, as zeros, nothing would be left.
+            for kernel in new.KERNELS:
+                del config[kernel.initializer]
+            new = type(new).from_config(config)
+            new.build(x.shape)
         return new
 
     def _activation(self, call):

@@ -354,6 +354,26 @@ def test_structure_of_inputs_and_outputs_stays():
     assert kinds(model).count("WSConv2D") == 2
 
 
+def test_new_kernels_are_drawn_as_the_original_draws_its_own():
+    """Standardized weights learn the faster the smaller they are."""
+    inputs = keras.Input((16, 16, 32))
+    x = layers.DepthwiseConv2D(5, name="depthwise")(inputs)
+    x = conv(norm_act(x), 64, kernel_initializer="glorot_uniform", name="glorot")
+    large = keras.initializers.RandomNormal(stddev=3.0)
+    x = conv(norm_act(x), 64, kernel_initializer=large, name="large")
+    x = conv(norm_act(x), 64, kernel_initializer="zeros", name="zeros")
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(norm_act(x)))
+    result = normalizer_free(model)
+    for name in ("depthwise", "glorot", "large"):
+        old, new = (
+            ops.convert_to_numpy(m.get_layer(name).kernel) for m in (model, result)
+        )
+        assert new.std() == pytest.approx(old.std(), rel=0.1)
+        assert not np.array_equal(old, new)
+    # Of zeros, standardized, nothing would be left.
+    assert result.conversion.variances["zeros"].variance == pytest.approx(1, abs=0.01)
+
+
 def test_layers_left_alone_keep_their_weights():
     model = preactivation()
     result = normalizer_free(model)
