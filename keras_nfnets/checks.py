@@ -1,7 +1,9 @@
 """Checks of arguments: a `ValueError` that says what was expected and what came."""
 
+import difflib
 import math
 import operator
+import re
 
 import keras
 
@@ -46,6 +48,27 @@ def one_of(name, value, choices):
             f"Received: {name}={value!r}"
         )
     return value
+
+
+def perhaps(value, known):
+    """`"; perhaps a or b?"`, of `known` names those like a mistyped one, or `""`.
+
+    If only case or underscores are wrong, it is one; those that begin so come next.
+    """
+
+    def plain(name):
+        return re.sub(r"[\W_]", "", str(name)).lower()
+
+    wanted = plain(value)
+    # Of names that differ in case alone the first.
+    names = {plain(name): name for name in reversed(known)}
+    if wanted in names:
+        close = [names[wanted]]
+    else:
+        begin = [name for name in known if wanted and plain(name).startswith(wanted)]
+        alike = difflib.get_close_matches(wanted, names, cutoff=0.5)
+        close = begin[:3] or [names[name] for name in alike]
+    return f"; perhaps {' or '.join(close)}?" if close else ""
 
 
 def data_format(value):

@@ -48,9 +48,10 @@ class Command:
         except flags.IllegalFlagValueError as error:
             # absl's own text may be a parser's ("invalid literal for int() ...").
             name, _, value = str(error).removeprefix("flag --").partition("=")
-            wanted = self.values[name].parser.syntactic_help or "true or false"
             value = value.partition(":")[0]
-            raise UsageError(f"--{name} must be {wanted}. Received: {value}") from None
+            raise UsageError(
+                f"--{name} must be {_wanted(self.values[name])}. Received: {value}"
+            ) from None
         except flags.Error as error:
             raise UsageError(str(error)) from None
 
@@ -85,6 +86,17 @@ class Command:
             name = name[2:].replace("-", "_")
             name = f"--{self.other_names.get(name, name)}"
         return name + equals + value
+
+
+def _wanted(flag):
+    """What a flag takes, in words."""
+    if flag.boolean:
+        return "true or false"
+    choices = getattr(flag.parser, "enum_values", None)
+    if choices:
+        return f"one of {', '.join(choices)}"
+    words = flag.parser.syntactic_help
+    return words if words.startswith("a") else f"a {words}".replace("a i", "an i")
 
 
 def load_model(path):

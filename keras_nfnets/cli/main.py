@@ -1,9 +1,9 @@
 """`keras-nfnets`: parses the command line and runs a subcommand."""
 
-import difflib
 import os
 import sys
 
+from keras_nfnets import checks
 from keras_nfnets.cli import (
     benchmark,
     convert,
@@ -49,7 +49,8 @@ Normalizer-free networks for Keras.
   list      the networks there are, or with --weights the published checkpoints
   summary   one network, layer by layer
   benchmark how fast a network is here
-  experiment  tries a claim of the papers
+  experiment
+            the papers' claims, each tried here
 
 'keras-nfnets COMMAND --help' explains a command and its flags.
 """
@@ -85,11 +86,10 @@ def main(arguments):
     name, *rest = arguments
     command = COMMANDS.get(name)
     if command is None:
-        close = difflib.get_close_matches(name, COMMANDS)
+        suggestion = checks.perhaps(name, list(COMMANDS)) or "."
         print(
-            f"keras-nfnets: there is no command {name!r}. "
-            + (f"Did you mean {close[0]!r}? " if close else "")
-            + f"The commands are {', '.join(COMMANDS)}.",
+            f"keras-nfnets: there is no command {name!r}{suggestion} The commands are "
+            f"{', '.join(COMMANDS)}.",
             file=sys.stderr,
         )
         return 2

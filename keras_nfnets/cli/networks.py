@@ -8,9 +8,10 @@ import typing
 import keras
 import numpy as np
 
-from keras_nfnets import data, decode_predictions, pretrained
+from keras_nfnets import checks, data, decode_predictions, pretrained
 from keras_nfnets.cli import run_folder
 from keras_nfnets.cli.command import load_model
+from keras_nfnets.pretrained import architectures
 
 # For a network of whose training nothing is known.
 _IMAGENET = {
@@ -57,21 +58,25 @@ class Network(typing.NamedTuple):
 
 
 def find(name):
-    """The `Network` of a name of the zoo, a checkpoint's or a file's.
+    """The `Network` of a name of the zoo, a checkpoint's, a file's or a run's folder.
 
     Raises:
         ValueError, OSError: there is none, or it cannot be used or fetched.
     """
-    if pretrained.is_weight_file(name):
-        return _from_file(pathlib.Path(name).expanduser()).checked(name)
+    for path in (pathlib.Path(name), pathlib.Path(name, run_folder.MODEL)):
+        if pretrained.is_weight_file(path):
+            return _from_file(path.expanduser()).checked(str(path))
     checkpoint = pretrained.find_checkpoint(name)
     if checkpoint is None:
         try:
             network = pretrained.find_network(name)
         except ValueError as error:
+            names = [n for c in pretrained.list_checkpoints() for n in c.names]
+            suggestion = checks.perhaps(name, [*names, *architectures.NETWORKS]) or "."
             raise ValueError(
-                f"{name!r} is neither a weight file nor a checkpoint of 'keras-nfnets "
-                f"list --weights'. {error}"
+                f"{name!r} is neither a weight file, nor the folder of a run with its "
+                "model, nor a checkpoint or network of 'keras-nfnets list --weights'"
+                f"{suggestion}"
             ) from error
         published = pretrained.published(network.architecture)
         if not published:

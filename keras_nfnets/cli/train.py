@@ -87,6 +87,8 @@ def run(flags, arguments):
         + (f", on {replicas} replicas" if replicas > 1 else "")
         + (f", resumed after epoch {done}" if done else "")
     )
+    if chief and flags.resume and not done:
+        print(f"There is nothing to resume in {folder}: it starts from the beginning.")
     if chief and recipe.report:
         _say_what_there_is(recipe, source)
     alone = not training.has_workers(strategy)

@@ -2,7 +2,6 @@
 
 import collections
 import collections.abc
-import difflib
 import hashlib
 import os
 import pathlib
@@ -180,6 +179,10 @@ def find(name, download=True):
     if folder is not None:
         return _Folder(folder)
     path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(
+            f"{str(name)!r} is a file; pictures to learn are in a folder of class folders"
+        )
     if isinstance(name, os.PathLike) or path.is_absolute() or name.startswith("."):
         raise ValueError(f"There is no folder {str(name)!r}")
     return _Tfds(name, download)
@@ -472,10 +475,10 @@ class _Tfds(Source):
         known = tfds.list_builders(with_community_datasets=False)
         # Looked up here: for an unknown name TFDS would search the network.
         if re.split("[/:]", name)[0] not in known:
-            close = difflib.get_close_matches(name, ["digits", *known])
             raise ValueError(
                 "A data set is 'digits', a folder or one of TensorFlow Datasets. "
-                f"Received: {name!r}" + (f"; perhaps one of {close}?" if close else "")
+                f"Received: {name!r}, where there is no folder"
+                f"{checks.perhaps(name, ['digits', *known])}"
             )
         try:
             self._builder = builder = tfds.builder(name)

@@ -60,14 +60,17 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
     >>> export(model, "tiny.onnx")  # doctest: +SKIP
     """
     path = _checked_path(path)
+    looks_like_file = _ending(path) in (*_FORMAT_OF, *_OTHER_FILES)
     if format is None:
         format = _FORMAT_OF.get(_ending(path), "saved_model")
+        # "model.onx" is hardly meant to be a folder; "model.v2" may be.
+        looks_like_file |= path.suffix[1:].isalpha()
     checks.one_of("format", format, FORMATS)
     checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
     keras_format, ending, packages = _FORMATS[format]
     if quantize is not None and format != "litert":
         raise ValueError(
-            '`quantize` is for `format="litert"`. Received: '
+            "Only LiteRT, a .tflite file, can be quantized. Received: "
             f"quantize={quantize!r}, format={format!r}"
         )
     if (quantize == "int8") != (examples is not None):
@@ -79,7 +82,7 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
         raise ValueError(
             f"A file of format {format!r} must end in {ending}. Received: path={path}"
         )
-    if not ending and _ending(path) in (*_FORMAT_OF, *_OTHER_FILES):
+    if not ending and looks_like_file:
         raise ValueError(
             f"A SavedModel is a folder, and {path} looks like a file. Files end in "
             f"{' or '.join(_FORMAT_OF)}; Keras writes its own, `fold(model).save(...)`."

@@ -79,7 +79,12 @@ def find(name):
     Raises:
         ValueError: there is none.
     """
-    checks.one_of("experiment", name, tuple(EXPERIMENTS))
+    if name not in EXPERIMENTS:
+        suggestion = checks.perhaps(name, list(EXPERIMENTS)) or "."
+        raise ValueError(
+            f"There is no experiment {name!r}{suggestion} There are "
+            f"{', '.join(EXPERIMENTS)}."
+        )
     return EXPERIMENTS[name]
 
 

@@ -25,11 +25,11 @@ def _plan(settings, rows):
     for network in small_networks.NETWORKS:
         for size in settings["batch_sizes"]:
             place = {"network": network, "batch_size": size}
-            versions = _versions(settings, size)
-            sweep = fitting.sweep(settings, versions, "version")
+            run, versions = _at(settings, size), _versions(settings, size)
+            sweep = fitting.sweep(run, versions, "version")
             sweeps += [{**place, **cell} for cell in sweep]
             done = select(rows, **place)
-            rates = fitting.tuned(settings, done, versions, "version") or {}
+            rates = fitting.tuned(run, done, versions, "version") or {}
             main += [
                 {
                     "part": MAIN,
@@ -73,8 +73,15 @@ def _measure(settings, cell):
 
 def _at(settings, batch_size):
     """Settings as they are at a batch size."""
-    small = batch_size != _largest(settings)
-    return {**settings, **settings["small_batches"]} if small else settings
+    if batch_size == _largest(settings):
+        return settings
+    prefix = "small_batch_"
+    small = {
+        name.removeprefix(prefix): value
+        for name, value in settings.items()
+        if name.startswith(prefix)
+    }
+    return {**settings, **small}
 
 
 def _build(settings, cell, pictures, steps):
@@ -183,14 +190,14 @@ def _tables(rows, settings):
     tables = {}
     for size in settings["batch_sizes"]:
         of_size = select(main, batch_size=size)
-        epochs = _at(settings, size)["epochs"]
+        run = _at(settings, size)
         tables[
-            f"Batches of {size}, {epochs} epochs: accuracy on held-out pictures, median "
-            "(least to most) of the seeds."
+            f"Batches of {size}, {run['epochs']} epochs: accuracy on held-out pictures, "
+            "median (least to most) of the seeds."
         ] = grid(of_size, "network", "version")
         tables[
             f"The learning rates at batches of {size} (each for a batch of 256), of "
-            f"{', '.join(f'{rate:g}' for rate in settings['learning_rates'])} the best on "
+            f"{', '.join(f'{rate:g}' for rate in run['learning_rates'])} the best on "
             "training pictures put aside for it."
         ] = grid(of_size, "network", "version", _rates)
     return tables
@@ -226,7 +233,19 @@ hundred steps what trains fast is ahead, and with few pictures what regularizes,
             "sweep_seeds": 1,
             "sweep_within": 0,
             "learning_rates": [0.1, 0.4, 1.6],
-            "batch_sizes": [64],
+            "batch_sizes": [64, 4, 2],
+            # Of few pictures, an epoch is many steps.
+            "small_batch_epochs": 1,
+            "small_batch_learning_rates": [0.4, 1.6, 6.4],
+            # Five times as many pictures. With small batches they would take hours.
+            "of_dataset": {
+                "glyphs": {
+                    "epochs": 3,
+                    "batch_sizes": [64],
+                    "small_batch_epochs": None,
+                    "small_batch_learning_rates": None,
+                }
+            },
             # As much as in the originals, where what a branch adds is normalized too.
             "alpha": 1.0,
             # As small batches take.
@@ -242,7 +261,7 @@ hundred steps what trains fast is ahead, and with few pictures what regularizes,
             "tuning_train_split": "train[:99%]",
             "tuning_test_split": "train[99%:]",
             "epochs": 30,
-            "small_batches": {"epochs": 5},
+            "small_batch_epochs": 5,
             "weight_decay": 5e-5,
             "seeds": 2,
             "sweep_seeds": 1,

@@ -25,7 +25,8 @@ def with_dataset(settings, dataset=None):
     """Settings that say what to learn and how it is read.
 
     `dataset` stands before what the settings have; where neither has one, it is the
-    best of the sets that installed packages carry. No batch is larger than the set.
+    best of the sets that installed packages carry. What settings have for that set under
+    `"of_dataset"` stands before the rest. No batch is larger than the set.
 
     Raises:
         ValueError: it depends on the pictures, and they are not there.
@@ -36,6 +37,7 @@ def with_dataset(settings, dataset=None):
         # Its parts have other names.
         settings = {k: v for k, v in settings.items() if not k.endswith("_split")}
     settings = {**settings, "dataset": dataset or usual}
+    settings |= settings.pop("of_dataset", {}).get(settings["dataset"], {})
     examples = settings.get("examples")
     if settings["dataset"] not in _IN_MEMORY:
         settings.pop("examples", None)

@@ -1,10 +1,10 @@
 """What a network costs: parameters and floating point operations."""
 
-import difflib
 import math
 
 import keras
 
+from keras_nfnets import checks
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
@@ -40,11 +40,10 @@ def find_variant(name):
     zoo = variants()
     matches = [known for known in zoo if known.lower() == str(name).lower()]
     if not matches:
-        close = difflib.get_close_matches(str(name), zoo, n=4, cutoff=0.4)
-        suggestion = f"perhaps {' or '.join(close)}? " if close else ""
+        suggestion = checks.perhaps(name, list(zoo)) or "."
         raise ValueError(
-            f"There is no network {name!r}; {suggestion}"
-            "'keras-nfnets list' shows all there are."
+            f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows all "
+            "there are."
         )
     return matches[0], zoo[matches[0]]
 

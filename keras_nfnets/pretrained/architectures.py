@@ -1,10 +1,11 @@
 """The networks there are, by name; the zoo (`models`) fills this register."""
 
 import contextlib
-import difflib
 import typing
 
 import keras
+
+from keras_nfnets import checks
 
 
 class Architecture(typing.NamedTuple):
@@ -81,11 +82,9 @@ def find_network(name):
     by_lower_case = {known.lower(): known for known in NETWORKS}
     known = by_lower_case.get(str(name).lower())
     if known is None:
-        close = difflib.get_close_matches(str(name).lower(), by_lower_case, 4, 0.4)
-        perhaps = f"; perhaps {' or '.join(by_lower_case[c] for c in close)}?"
         raise ValueError(
             "A network has one of the names that `keras-nfnets list` shows, or timm's "
-            f"name of it. Received: {name!r}{perhaps if close else ''}"
+            f"name of it. Received: {name!r}{checks.perhaps(name, list(NETWORKS))}"
         )
     return NETWORKS[known]
 

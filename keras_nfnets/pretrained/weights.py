@@ -1,9 +1,9 @@
 """From what a user gives as `weights` to weights in a network."""
 
-import difflib
 import re
 import typing
 
+from keras_nfnets import checks
 from keras_nfnets.pretrained import deepmind, keras_files, timm
 from keras_nfnets.pretrained.architectures import (
     NETWORKS,
@@ -96,13 +96,12 @@ def find(weights, architecture):
         existing_file(weights)
     except ValueError as error:
         names = [name for checkpoint in checkpoints for name in checkpoint.names]
-        close = difflib.get_close_matches(str(weights), [*names, "imagenet"], 3)
-        perhaps = f" Perhaps {' or '.join(map(repr, close))}?" if close else ""
+        suggestion = checks.perhaps(weights, ["imagenet", *names]) or "."
         raise ValueError(
             "`weights` must be None, 'imagenet', the name of a published checkpoint "
             "(keras-nfnets list --weights) or the path of a .keras, .weights.h5, "
             f".safetensors or .npz file. Received: weights={str(weights)!r}, where "
-            f"there is no file.{perhaps}"
+            f"there is no file{suggestion}"
         ) from error
     return Source(str(weights), None)
 

@@ -1,7 +1,6 @@
 """Recipes: the papers' training runs, and one's own, each a short file."""
 
-import difflib
-
+from keras_nfnets import checks
 from keras_nfnets.recipes import (
     digits,
     finetune,
@@ -59,9 +58,8 @@ def find(name):
     'crop flip mixup_0.2 cutmix randaugment_4x5'
     """
     if name not in RECIPES:
-        close = difflib.get_close_matches(str(name), RECIPES, n=3)
+        suggestion = checks.perhaps(name, list(RECIPES)) or "."
         raise ValueError(
-            f"A recipe is one of {', '.join(RECIPES)}. Received: {name!r}"
-            + (f"; perhaps {' or '.join(close)}?" if close else "")
+            f"There is no recipe {name!r}{suggestion} There are {', '.join(RECIPES)}."
         )
     return RECIPES[name]

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
 import math
 
 from keras_nfnets import checks
@@ -134,12 +133,16 @@ class Recipe:
             name, equals, text = assignment.partition("=")
             name = name.strip()
             known = [f.name for f in dataclasses.fields(self) if f.name != "about"]
-            if not equals or name not in known:
-                close = difflib.get_close_matches(name, known)
+            if name not in known:
                 raise ValueError(
                     "A setting is key=value, with one of the keys "
                     f"{', '.join(known)}. Received: {assignment!r}"
-                    + (f"; perhaps {close[0]}?" if close else "")
+                    f"{checks.perhaps(name, known)}"
+                )
+            if not equals:
+                raise ValueError(
+                    f"A setting is key=value, such as {name}={getattr(self, name)}. "
+                    f"Received: {assignment!r}"
                 )
             values[name] = _value(text.strip())
         return dataclasses.replace(self, **values)

@@ -1,6 +1,5 @@
 """Adaptive gradient clipping (AGC) as one pure function."""
 
-import difflib
 import fnmatch
 import functools
 import math
@@ -152,10 +151,11 @@ def check_exclude(exclude, variables):
         if not any(is_excluded(variable, [pattern]) for variable in variables):
             paths = [variable_path(variable) for variable in variables]
             names = sorted({name for path in paths for name in path.split("/")})
-            close = difflib.get_close_matches(pattern, names + paths) or paths[:3]
+            suggestion = checks.perhaps(pattern, names + paths)
             raise ValueError(
                 "`exclude` names nothing in this model, which can hardly be meant. "
-                f"Received: {pattern!r}; perhaps one of {close}?"
+                f"Received: {pattern!r}"
+                + (suggestion or f"; there are {', '.join(paths[:3])} and others")
             )
 
 

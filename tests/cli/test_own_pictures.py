@@ -305,8 +305,9 @@ def test_a_checkpoint_is_evaluated_on_grey_pictures_too(capsys):
     assert result["pictures"] == 360 and result["accuracy"] > 0.95
 
 
-def test_a_run_that_was_stopped_before_its_first_epoch_is_resumed(tmp_path):
+def test_a_run_that_was_stopped_before_its_first_epoch_is_resumed(tmp_path, capsys):
     interrupt(f"--output_dir={tmp_path}", after="pixels, 1000 epochs")
     # (Of the flags that say what run it is, only the epochs are another.)
     assert main(["train", f"--output_dir={tmp_path}", "--resume", "--epochs=1"]) == 0
+    assert f"nothing to resume in {tmp_path}: it starts" in capsys.readouterr().out
     assert len(history_of(tmp_path)) == 1

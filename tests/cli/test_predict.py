@@ -121,9 +121,11 @@ def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_pa
     "arguments, sentence",
     [
         (["predict", "NFNetF9", "FILE"], "'NFNetF9' is neither .*; perhaps NFNetF"),
+        (["predict", "digitz", "FILE"], "'digitz' is neither .*; perhaps digits"),
+        (["predict", "nfresnet27", "FILE"], "perhaps NFResNet26"),
         (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
         (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
-        (["predict", "FILE", "FILE"], "is neither a weight file nor"),
+        (["predict", "FILE", "FILE"], "is neither a weight file, nor"),
         (["convert", "FILE", "x.keras"], "A weight file ends in"),
         (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
         (["convert", "BROKEN", "x.keras"], "is not a whole .safetensors file"),

@@ -282,10 +282,12 @@ def test_mocked_sets_of_tfds_load():
 
 
 def test_what_cannot_be_trained_on_is_refused(tfds_folder):
-    with pytest.raises(
-        ValueError, match="Received: 'digit'; perhaps one of .*'digits'"
-    ):
+    with pytest.raises(ValueError, match="'digit', .* no folder; perhaps digits"):
         data.find("digit")
+    with pytest.raises(
+        ValueError, match="is a file; pictures to learn are in a folder"
+    ):
+        data.find(__file__)
     with pytest.raises(
         ValueError, match="images with labels. Received: 'imdb_reviews'"
     ):

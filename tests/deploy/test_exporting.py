@@ -95,11 +95,13 @@ def test_quantized_keeps_the_accuracy(quantize, tmp_path, digits):
 @pytest.mark.parametrize(
     "path, options, message",
     [
-        ("m.onnx", {"quantize": "int8"}, "is for"),
+        ("m.onnx", {"quantize": "int8"}, "Only LiteRT, .* can be quantized"),
         ("m.onnx", {"format": "litert"}, "must end in .tflite"),
         ("m", {"format": "torch"}, "saved_model"),
         ("m.onnx", {"format": "saved_model"}, "looks like a file"),
         ("m.keras", {}, "looks like a file"),
+        ("m.h5", {}, "looks like a file"),
+        ("m.onx", {}, "looks like a file. Files end in .onnx or .tflite"),
         ("m.tflite", {"quantize": "int4"}, "dynamic"),
         ("m.tflite", {"quantize": "int8"}, "needs `examples`"),
         ("m.tflite", {"examples": np.zeros((1, 32, 32, 3))}, "needs `examples`"),

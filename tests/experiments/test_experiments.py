@@ -210,6 +210,14 @@ def test_no_batch_is_larger_than_the_set():
     assert sum(len(x) for x, _ in pictures.batches(1438, 0)[0]) == 1438
 
 
+def test_settings_for_one_set_stand_before_the_others():
+    settings = {"epochs": 6, "of_dataset": {"digits": {"epochs": 2}}}
+    for dataset, epochs in (("digits", 2), ("mnist5k", 6)):
+        found = images.with_dataset(settings, dataset)
+        assert found == {"dataset": dataset, "epochs": epochs}
+    assert settings["epochs"] == 6
+
+
 def test_another_set_is_read_by_its_own_parts():
     settings = experiments.settings_of(
         experiments.find("regularization"), "full", "cifar10"

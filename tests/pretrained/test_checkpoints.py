@@ -112,9 +112,9 @@ def test_what_weights_stand_for():
         ),
         (
             lambda: keras_nfnets.NFNetF0(weights="dm_nfnet_f0.dm_in21k"),
-            "Perhaps 'dm_nfnet_f0.dm_in1k'",
+            "perhaps dm_nfnet_f0.dm_in1k",
         ),
-        (lambda: keras_nfnets.NFNetF0(weights="Imagenet"), "Perhaps 'imagenet'"),
+        (lambda: keras_nfnets.NFNetF0(weights="Imagenet"), "perhaps imagenet?"),
         (lambda: keras_nfnets.NFNetTiny(weights=b"x"), "Received: weights="),
         (lambda: keras_nfnets.NFNetTiny(weights="a\0b"), "Received: weights="),
         (lambda: keras_nfnets.NFNetTiny(weights=__file__), "A weight file ends in"),

@@ -70,7 +70,7 @@ def test_settings_are_changed_by_name():
     assert recipe.augmentation == "crop flip"
     for assignment, sentence in [
         ("epoch=3", "Received: 'epoch=3'; perhaps epochs"),
-        ("epochs", "A setting is key=value"),
+        ("epochs", "A setting is key=value, such as epochs=15. Received: 'epochs'"),
         ("about=x", "A setting is key=value"),
         ("epochs=0", "`epochs` must be an integer of at least 1"),
         ("epochs=many", "`epochs` must be an integer"),
