@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import inspect
 import pathlib
+import re
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -105,18 +107,18 @@ def recipe_table():
             [
                 f"`{name}`",
                 f"`{recipe.model}`",
-                f"{train} / {test}",
                 f"{recipe.batch_size:,}",
-                str(recipe.epochs),
+                _number(recipe.clip_factor),
                 _number(recipe.learning_rate),
                 _number(recipe.weight_decay),
-                _number(recipe.clip_factor),
+                str(recipe.epochs),
+                f"{train} / {test}",
             ]
         )
     return _markdown(
         [
-            *("recipe", "network", "train / test size", "batch", "epochs"),
-            *("learning rate", "weight decay", "clip factor"),
+            *("recipe", "network", "batch", "clip factor", "learning rate"),
+            *("weight decay", "epochs", "train / test size"),
         ],
         rows,
         "llrrrrrr",
@@ -128,26 +130,37 @@ def recipe_pictures():
     rows = [
         [
             f"`{name}`",
-            recipe.augmentation or "the data's own",
             recipe.crop_mode or "the data's own",
             recipe.precision,
+            recipe.augmentation or "the data's own",
         ]
         for name, recipe in recipes.RECIPES.items()
     ]
-    head = ["recipe", "augmentation", "evaluation", "precision"]
+    head = ["recipe", "evaluation", "precision", "augmentation"]
     return _markdown(head, rows, "llll")
 
 
 def recipe_settings():
-    """The settings a recipe has, with their defaults."""
+    """The settings a recipe has, with their defaults and what its docstring says."""
+    defaults = {
+        field.name: ""
+        if field.default is dataclasses.MISSING
+        else f"`{field.default!r}`"
+        for field in dataclasses.fields(recipes.Recipe)
+    }
+    said = inspect.getdoc(recipes.Recipe).partition("Attributes:")[2]
+    entries = re.findall(r"^    (\w[\w, ]*): (.+(?:\n {8}.+)*)", said, re.MULTILINE)
     rows = [
         [
-            f"`{field.name}`",
-            "" if field.default is dataclasses.MISSING else f"`{field.default!r}`",
+            ", ".join(f"`{name}`" for name in names.split(", ")),
+            ", ".join(filter(None, (defaults.pop(name) for name in names.split(", ")))),
+            " ".join(meaning.split()),
         ]
-        for field in dataclasses.fields(recipes.Recipe)
+        for names, meaning in entries
     ]
-    return _markdown(["setting", "default"], rows, "ll")
+    if defaults:
+        raise ValueError(f"The docstring of Recipe does not explain {list(defaults)}")
+    return _markdown(["setting", "default", "meaning"], rows, "lll")
 
 
 def checkpoints():

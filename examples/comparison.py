@@ -42,8 +42,9 @@ def options(doc, arguments, **defaults):
     parser.add_argument(
         "--output_dir",
         type=pathlib.Path,
-        required=True,
-        help="for results.csv and picture.png; what is there already is not run again",
+        default=pathlib.Path("runs", parser.prog.removesuffix(".py")),
+        help="for results.csv and picture.png; what is there already is not run again; "
+        "default: %(default)s",
     )
     chosen = parser.parse_args(arguments)
     chosen.output_dir.mkdir(parents=True, exist_ok=True)

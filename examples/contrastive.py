@@ -1,6 +1,6 @@
 """Contrastive learning, in which batch norm tells a network what it should find out.
 
-    python examples/contrastive.py --output_dir runs/contrastive
+    python examples/contrastive.py
 
 Of 32 digits the network sees a strip of the left and one of the right, with noise, and is
 to tell which right strip belongs to each left one (InfoNCE). Batch norm takes its statistics

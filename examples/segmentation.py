@@ -1,6 +1,6 @@
 """A U-Net that learns from batches of one to four pictures.
 
-    python examples/segmentation.py --output_dir runs/segmentation
+    python examples/segmentation.py
 
 Digits lie among fragments of digits, and each picture has a brightness and a contrast of its
 own, as scans of different machines have. The network is to say which pixels are of a whole

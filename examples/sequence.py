@@ -1,6 +1,6 @@
 """A network of dilated convolutions over sequences, built of `WSConv1D` by hand.
 
-    python examples/sequence.py --output_dir runs/sequence
+    python examples/sequence.py
 
 The pixels of a digit, row by row, are a sequence of 196 numbers. The network sees them
 through causal convolutions and is to say after the last one which digit it was. It is

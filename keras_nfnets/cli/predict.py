@@ -116,13 +116,13 @@ COMMAND = Command(
     """\
 Says what is on pictures. NETWORK is the name of a checkpoint or of a network with
 published weights ('keras-nfnets list --weights'), a weight file, or a .keras model,
-such as 'keras-nfnets train' writes. IMAGE is a picture, or a folder of them. They are
-prepared as the checkpoint wants it. Pictures that are broken are named and left out;
-the exit status is then 1.
+such as 'keras-nfnets train' writes, or the folder that it writes into. IMAGE is a
+picture, or a folder of them. They are prepared as the checkpoint wants it. Pictures
+that are broken are named and left out; the exit status is then 1.
 
   keras-nfnets predict digits scan.png
   keras-nfnets predict NFNetL0 holiday/ --plot=holiday.png
-  keras-nfnets predict runs/digits-NFNetTiny-1/model.keras scan.png --json
+  keras-nfnets predict runs/digits-NFNetTiny-1 scan.png --json
 """,
     run,
 )

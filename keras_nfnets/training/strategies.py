@@ -184,7 +184,8 @@ def _tpu(tf):
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, OSError, tf.errors.OpError) as error:
         raise ValueError(
-            "There is no TPU here. Set TPU_NAME, or to 'local' on a TPU machine. "
+            "There is no TPU here. Set the environment variable TPU_NAME: to the TPU's "
+            "name, or to 'local' on a TPU machine. "
             f"Received: {str(error).strip().splitlines()[0]}"
         ) from error
     return tf.distribute.TPUStrategy(resolver)

@@ -274,7 +274,7 @@ def test_a_class_may_be_called_as_it_likes_and_no_drawing_costs_the_model(
     (out / "model.json").write_text(json.dumps({**about, "class_names": ["x", "y"]}))
     picture = tmp_path / "digits" / "b" / "1.jpg"
     capsys.readouterr()
-    assert main(["predict", str(out / "model.keras"), str(picture)]) == 0
+    assert main(["predict", str(out), str(picture)]) == 0
     assert "cost_$5" in capsys.readouterr().out
 
     def fail(*arguments):
