@@ -111,14 +111,14 @@ def recipe_table():
                 _number(recipe.clip_factor),
                 _number(recipe.learning_rate),
                 _number(recipe.weight_decay),
-                str(recipe.epochs),
                 f"{train} / {test}",
+                str(recipe.epochs),
             ]
         )
     return _markdown(
         [
             *("recipe", "network", "batch", "clip factor", "learning rate"),
-            *("weight decay", "epochs", "train / test size"),
+            *("weight decay", "train / test size", "epochs"),
         ],
         rows,
         "llrrrrrr",

@@ -170,9 +170,9 @@ def _conclude(rows, settings):
         findings.append(
             Finding(
                 f"At batches of {size}, {len(networks) - len(behind)} of {len(networks)} "
-                "are ahead of their original, by "
-                f"{100 * statistics.median(over_original.values()):.1f} points in the "
-                f"median.{_named('Not', behind)}",
+                "are ahead of their original; the median is "
+                f"{100 * statistics.median(over_original.values()):+.1f} points."
+                f"{_named('Not ahead', behind)}",
                 not behind,
             )
         )
@@ -212,18 +212,20 @@ EXPERIMENT = Experiment(
     claim="""\
 With `keras_nfnets.normalizer_free` and AGC a network of any shape trains without normalization as
 it did with it, within a point; where normalization is deleted and nothing else done, it fails or
-falls behind.""",
+falls behind. With batches of two or four the network without normalization is ahead.""",
     how="""\
 Small networks of thirteen families, about as deep as six blocks: as they are, with batch norm
 (ConvNeXt: layer norm), with normalization deleted and nothing else done, and after
 `normalizer_free`. This one is trained with AGC, the others without. Its skip gains start at one,
 not at zero, for in so few steps they would hardly open. All see the same pictures in the same
 order, moved by a pixel at most. The learning rate of each version of each network is tuned in the
-same way. The running statistics of batch norm are means over a tenth of the run.""",
+same way, at each batch size apart. The running statistics of batch norm are means over a tenth of
+the run.""",
     beyond="""\
 Networks of a few layers can be trained without normalization more easily than deep ones. In a few
 hundred steps what trains fast is ahead, and with few pictures what regularizes, as batch norm does
-(see [regularization](../regularization/README.md)). Small batches are for `--scale=full`.""",
+(see [regularization](../regularization/README.md)). Batch norm takes its statistics over positions
+too: where maps are large, as before a VGG's pooling, even two pictures make many numbers.""",
     scales={
         "small": {
             "epochs": 6,
@@ -278,5 +280,5 @@ hundred steps what trains fast is ahead, and with few pictures what regularizes,
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(8, 5.5),
+    figure_size=(11, 5.5),
 )
