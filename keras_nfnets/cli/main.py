@@ -49,8 +49,7 @@ Normalizer-free networks for Keras.
   list      the networks there are, or with --weights the published checkpoints
   summary   one network, layer by layer
   benchmark how fast a network is here
-  experiment
-            the papers' claims, each tried here
+  experiment  the papers' claims, each tried here
 
 'keras-nfnets COMMAND --help' explains a command and its flags.
 """
