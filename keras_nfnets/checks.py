@@ -59,9 +59,12 @@ def perhaps(value, known):
     def plain(name):
         return re.sub(r"[\W_]", "", str(name)).lower()
 
+    def likeness(name):
+        return difflib.SequenceMatcher(None, str(value), name).ratio()
+
     wanted = plain(value)
-    # Of names that differ in case alone the first.
-    names = {plain(name): name for name in reversed(known)}
+    # Of names that differ in this alone the one that is spelt most like it.
+    names = {plain(name): name for name in sorted(known, key=likeness)}
     if wanted in names:
         close = [names[wanted]]
     else:

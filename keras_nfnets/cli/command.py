@@ -96,7 +96,8 @@ def _wanted(flag):
     if choices:
         return f"one of {', '.join(choices)}"
     words = flag.parser.syntactic_help
-    return words if words.startswith("a") else f"a {words}".replace("a i", "an i")
+    # (absl leaves the article out of "number >= 1".)
+    return words if words.startswith("a") else f"{flag.parser.number_article} {words}"
 
 
 def load_model(path):

@@ -85,7 +85,7 @@ def main(arguments):
     name, *rest = arguments
     command = COMMANDS.get(name)
     if command is None:
-        suggestion = checks.perhaps(name, list(COMMANDS)) or "."
+        suggestion = checks.perhaps(name, COMMANDS) or "."
         print(
             f"keras-nfnets: there is no command {name!r}{suggestion} The commands are "
             f"{', '.join(COMMANDS)}.",

@@ -80,7 +80,7 @@ def find(name):
         ValueError: there is none.
     """
     if name not in EXPERIMENTS:
-        suggestion = checks.perhaps(name, list(EXPERIMENTS)) or "."
+        suggestion = checks.perhaps(name, EXPERIMENTS) or "."
         raise ValueError(
             f"There is no experiment {name!r}{suggestion} There are "
             f"{', '.join(EXPERIMENTS)}."

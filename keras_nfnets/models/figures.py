@@ -40,7 +40,7 @@ def find_variant(name):
     zoo = variants()
     matches = [known for known in zoo if known.lower() == str(name).lower()]
     if not matches:
-        suggestion = checks.perhaps(name, list(zoo)) or "."
+        suggestion = checks.perhaps(name, zoo) or "."
         raise ValueError(
             f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows all "
             "there are."

@@ -84,7 +84,7 @@ def find_network(name):
     if known is None:
         raise ValueError(
             "A network has one of the names that `keras-nfnets list` shows, or timm's "
-            f"name of it. Received: {name!r}{checks.perhaps(name, list(NETWORKS))}"
+            f"name of it. Received: {name!r}{checks.perhaps(name, NETWORKS)}"
         )
     return NETWORKS[known]
 

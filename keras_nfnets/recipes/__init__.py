@@ -58,7 +58,7 @@ def find(name):
     'crop flip mixup_0.2 cutmix randaugment_4x5'
     """
     if name not in RECIPES:
-        suggestion = checks.perhaps(name, list(RECIPES)) or "."
+        suggestion = checks.perhaps(name, RECIPES) or "."
         raise ValueError(
             f"There is no recipe {name!r}{suggestion} There are {', '.join(RECIPES)}."
         )

@@ -122,7 +122,7 @@ def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_pa
     [
         (["predict", "NFNetF9", "FILE"], "'NFNetF9' is neither .*; perhaps NFNetF"),
         (["predict", "digitz", "FILE"], "'digitz' is neither .*; perhaps digits"),
-        (["predict", "nfresnet27", "FILE"], "perhaps NFResNet26"),
+        (["predict", "nf_resnet27", "FILE"], "perhaps nf_resnet26"),
         (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
         (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
         (["predict", "FILE", "FILE"], "is neither a weight file, nor"),

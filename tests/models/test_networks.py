@@ -154,7 +154,7 @@ def test_every_name_of_timm_creates_a_network():
     ]
     for name in names:
         assert pretrained.find_network(name).architecture
-    with pytest.raises(ValueError, match="'eca_nfnet_l9'; perhaps ECANFNetL"):
+    with pytest.raises(ValueError, match="'eca_nfnet_l9'; perhaps eca_nfnet_l"):
         pretrained.create("eca_nfnet_l9")
     with pytest.raises(ValueError, match="Received: None"):
         pretrained.create(None)
