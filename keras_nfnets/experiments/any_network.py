@@ -250,15 +250,15 @@ are enlarged, and smoother than photographs of that size.""",
     scales={
         "small": {
             "image_size": 128,
-            "known": {_NOISE: 16, _PICTURES: 48},
-            "pictures": 16,
+            "known": {_NOISE: 16, _PICTURES: 96},
+            "pictures": 64,
             "seeds": 2,
         },
         "full": {
             "dataset": "imagenet2012",
             "image_size": 224,
             "known": {_NOISE: 32, _PICTURES: 128},
-            "pictures": 32,
+            "pictures": 64,
             "test_split": "validation",
             "seeds": 3,
         },

@@ -32,7 +32,7 @@ def write(experiment, settings, rows, folder, command):
     _draw(experiment, settings, rows, folder / PICTURE)
     findings = experiment.conclude(rows, settings)
     lines = [
-        f"# {experiment.name}",
+        f"# {_title(settings)}",
         "",
         f"**The claim.** {_one_line(experiment.claim)}",
         "",
@@ -111,6 +111,11 @@ def _draw(experiment, settings, rows, path):
     partial = path.with_name(f"partial-{path.name}")
     figure.savefig(partial, dpi=110)
     os.replace(partial, path)
+
+
+def _title(settings):
+    on = f" on {settings['dataset']}" if "dataset" in settings else ""
+    return settings["experiment"] + on
 
 
 def _described(settings):

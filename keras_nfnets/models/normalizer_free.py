@@ -402,7 +402,7 @@ class _Converter:
         elif self._is_activation(call) and reason is None:
             self._activation(call)
         else:
-            self._keep(call, reason or "no kernel, no normalization")
+            self._keep(call, reason or "not of a kind that is changed")
 
     def _is_activation(self, call):
         operation = call.operation
@@ -710,12 +710,24 @@ class _Converter:
 
     def _variance(self, x):
         """Of a channel, averaged over channels."""
-        x = ops.cast(x, "float32")
-        return float(ops.mean(ops.var(x, axis=self._positions(x))))
+        variance = ops.mean(ops.var(ops.cast(x, "float32"), axis=self._positions(x)))
+        return float(variance) + self._error_of_mean(x)
 
     def _mean_square(self, x):
         """The squared mean of a channel, averaged over channels."""
-        return float(ops.mean(ops.square(self._mean(x))))
+        return float(ops.mean(ops.square(self._mean(x)))) - self._error_of_mean(x)
+
+    def _error_of_mean(self, x):
+        """The expected squared error of a channel's mean, averaged over channels.
+
+        By so much the mean of few images is nearer to them, and further from zero, than
+        that of all would be. Images are independent of each other; positions in one
+        are not.
+        """
+        positions = tuple(self._positions(x)[1:])
+        of_images = ops.mean(ops.cast(x, "float32"), axis=positions)
+        variance = ops.mean(ops.var(of_images, axis=0))
+        return float(variance) / max(len(x) - 1, 1)
 
     def _mean(self, x):
         """Of each channel."""

@@ -477,6 +477,28 @@ def test_a_mean_that_normalization_took_away_is_taken_away(deviation):
     np.testing.assert_allclose(seen.var(axis=(0, 1, 2)), 1, rtol=0.1)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_variance_of_few_images_is_that_of_all(size):
+    """Their own mean is nearer to them than that of all, by a quarter of four's variance."""
+    keras.utils.set_random_seed(0)
+    # Of an image all positions are alike.
+    x, others = (noise(n, 1, 1, 256, seed=n).repeat(size, axis=1) for n in (4, 200))
+    model = keras.Sequential(
+        [
+            keras.Input((size, 1, 256)),
+            layers.Conv2D(256, 1, name="conv"),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2, name="predictions"),
+        ]
+    )
+    result = normalizer_free(model, x)
+    seen = keras.Model(result.inputs, result.get_layer("conv").output)
+    seen = seen.predict(others, verbose=0)
+    assert seen.var(axis=(0, 1, 2)).mean() == pytest.approx(1, abs=0.06)
+    assert result.conversion.variances["conv"].variance == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "pictures"])
 @pytest.mark.parametrize(
