@@ -49,6 +49,7 @@ if keras.backend.backend() != "tensorflow":
         "training/test_replicas.py",
         "training/test_sparse_gradients.py",
         "training/test_strategies.py",
+        "training/test_tracing.py",
     ]
 if keras.backend.backend() != "jax":
     collect_ignore = [*collect_ignore, "training/test_data_parallel_jax.py"]

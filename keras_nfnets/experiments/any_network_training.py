@@ -242,7 +242,8 @@ too: where maps are large, as before a VGG's pooling, even two pictures make man
             # Five times as many pictures. With small batches they would take hours.
             "of_dataset": {
                 "glyphs": {
-                    "epochs": 3,
+                    "epochs": 2,
+                    "seeds": 2,
                     "batch_sizes": [64],
                     "small_batch_epochs": None,
                     "small_batch_learning_rates": None,

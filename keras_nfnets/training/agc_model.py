@@ -227,7 +227,21 @@ class AGCModel(keras.Model):
         # that of several workers.
         if iterator is not None and self._distribute_strategy is not None:
             data_batch = replicas.symbolic_batch(iterator)
+        elif iterator is not None and self._is_foreseeable(iterator):
+            # Else the first step makes what metrics keep, and so is traced twice.
+            self._symbolic_build(data_batch=replicas.symbolic_batch(iterator))
         super()._maybe_symbolic_build(data_batch=data_batch)
+
+    def _is_foreseeable(self, iterator):
+        """Whether what a step does with a batch is known before there is one."""
+        own = type(self)
+        return (
+            isinstance(self, _Functional)
+            and not self.run_eagerly
+            and own.train_step is AGCModel.train_step
+            and own.test_step is AGCModel.test_step
+            and replicas.has_ranks(iterator)
+        )
 
     def make_train_function(self, *args, **kwargs):
         # Outside of the step, where the averages' first values are at hand.

@@ -58,3 +58,8 @@ def to_be_reduced(logs):
 def symbolic_batch(iterator):
     """A batch of an epoch's data as `KerasTensor`s; nothing of it is read."""
     return _tensorflow().symbolic_batch(iterator)
+
+
+def has_ranks(iterator):
+    """Whether an epoch's data are tensors with a known number of axes."""
+    return _tensorflow().has_ranks(iterator)

@@ -153,6 +153,15 @@ def symbolic_batch(iterator):
     )
 
 
+def has_ranks(iterator):
+    specs = keras.tree.flatten(iterator._distributed_dataset.element_spec)
+    return all(
+        isinstance(spec, tf.OptionalSpec)
+        or (isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None)
+        for spec in specs
+    )
+
+
 def takes_sums(optimizer):
     """Whether the optimizer is inside `update`, and so is given summed gradients."""
     return _LOCAL[0] in vars(optimizer)

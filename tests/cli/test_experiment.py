@@ -16,6 +16,8 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    small = experiments.find("mean_shift").scales["small"]
+    monkeypatch.setitem(small, "depths", [4, 4])
     arguments = [
         "experiment",
         "mean_shift",
