@@ -511,6 +511,8 @@ def _report(flags, recipe, source, history, folder, written, stopped):
         )
     for name in written:
         print(f"  {folder / name}  ({run_folder.DESCRIPTIONS[name]})")
+    if stopped and not isinstance(stopped, FloatingPointError):
+        return  # what comes next is said above
     if recipe.report:
         model = shlex.quote(str(folder / MODEL))
         print(f"Next, use it:  keras-nfnets predict {model} PICTURE...")
