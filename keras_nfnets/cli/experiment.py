@@ -117,13 +117,15 @@ def _run(experiment, settings, results, folder, jobs):
 
 def _command(experiment, settings):
     """That which does it again."""
-    usual = experiments.settings_of(experiment, settings["scale"])
+    scale, dataset = settings["scale"], settings.get("dataset")
     words = ["keras-nfnets", "experiment", experiment.name]
-    if settings["scale"] != "small":
-        words.append(f"--scale={settings['scale']}")
-    for name in ("dataset", "seeds"):
-        if settings.get(name) != usual.get(name):
-            words.append(f"--{name}={settings[name]}")
+    if scale != "small":
+        words.append(f"--scale={scale}")
+    if dataset != experiments.settings_of(experiment, scale).get("dataset"):
+        words.append(f"--dataset={dataset}")
+    usual = experiments.settings_of(experiment, scale, dataset)
+    if settings["seeds"] != usual["seeds"]:
+        words.append(f"--seeds={settings['seeds']}")
     return shlex.join(words)
 
 
