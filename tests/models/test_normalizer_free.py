@@ -482,11 +482,11 @@ def test_variance_of_few_images_is_that_of_all(size):
     """Their own mean is nearer to them than that of all, by a quarter of four's variance."""
     keras.utils.set_random_seed(0)
     # Of an image all positions are alike.
-    x, others = (noise(n, 1, 1, 256, seed=n).repeat(size, axis=1) for n in (4, 200))
+    x, others = (noise(n, 1, 1, 1024, seed=n).repeat(size, axis=1) for n in (4, 200))
     model = keras.Sequential(
         [
-            keras.Input((size, 1, 256)),
-            layers.Conv2D(256, 1, name="conv"),
+            keras.Input((size, 1, 1024)),
+            layers.Conv2D(1024, 1, name="conv"),
             layers.BatchNormalization(),
             layers.GlobalAveragePooling2D(),
             layers.Dense(2, name="predictions"),
@@ -495,7 +495,7 @@ def test_variance_of_few_images_is_that_of_all(size):
     result = normalizer_free(model, x)
     seen = keras.Model(result.inputs, result.get_layer("conv").output)
     seen = seen.predict(others, verbose=0)
-    assert seen.var(axis=(0, 1, 2)).mean() == pytest.approx(1, abs=0.06)
+    assert seen.var(axis=(0, 1, 2)).mean() == pytest.approx(1, abs=0.12)
     assert result.conversion.variances["conv"].variance == pytest.approx(1, abs=1e-3)
 
 
