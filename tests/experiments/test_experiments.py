@@ -410,20 +410,19 @@ def _in_session(session):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """Settings are made as where there are so many fonts, of which no letter is seen."""
-    images._parts.cache_clear()
 
     def as_if(fonts, **described):
         count = fonts * len(glyphs.LETTERS)
-        letters = np.arange(28 * 28, dtype="uint8").reshape(1, 28, 28)
-        letters = np.broadcast_to(letters, (count, 28, 28))
+        letter = (np.arange(28 * 28) % 256).astype("uint8").reshape(1, 28, 28)
+        letters = np.broadcast_to(letter, (count, 28, 28))
         classes, groups = np.arange(count) % 26, np.arange(count) // 52
+        monkeypatch.setattr(images, "_parts", images._parts.__wrapped__)  # no cache
         monkeypatch.setitem(
             images._IN_MEMORY, "glyphs", lambda: (letters, classes, groups)
         )
         monkeypatch.setattr(glyphs, "described", lambda: {"fonts": fonts, **described})
 
-    yield as_if
-    images._parts.cache_clear()
+    return as_if
 
 
 PAGES = pathlib.Path(__file__).parents[2] / "experiments"
