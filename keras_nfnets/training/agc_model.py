@@ -228,18 +228,18 @@ class AGCModel(keras.Model):
         if iterator is not None and self._distribute_strategy is not None:
             data_batch = replicas.symbolic_batch(iterator)
         elif iterator is not None and self._is_foreseeable(iterator):
-            # Else the first step makes what metrics keep, and so is traced twice.
+            # Else the first step makes what metrics keep, and so is traced twice. (Not
+            # to evaluate: it would make what training keeps, too.)
             self._symbolic_build(data_batch=replicas.symbolic_batch(iterator))
         super()._maybe_symbolic_build(data_batch=data_batch)
 
     def _is_foreseeable(self, iterator):
-        """Whether what a step does with a batch is known before there is one."""
-        own = type(self)
+        """Whether what a training step does with a batch is known before there is one."""
         return (
-            isinstance(self, _Functional)
+            self._fits
+            and isinstance(self, _Functional)
             and not self.run_eagerly
-            and own.train_step is AGCModel.train_step
-            and own.test_step is AGCModel.test_step
+            and type(self).train_step is AGCModel.train_step
             and replicas.has_ranks(iterator)
         )
 
@@ -248,6 +248,8 @@ class AGCModel(keras.Model):
         if self.built:
             self.build_training_state()
         return super().make_train_function(*args, **kwargs)
+
+    _fits = False  # whether `fit` is at work
 
     # The logs.
 
@@ -395,7 +397,11 @@ class AGCModel(keras.Model):
             if not isinstance(callbacks, keras.callbacks.CallbackList):
                 callbacks = [*keras.tree.flatten(callbacks), StopAfterSkippedSteps()]
             given.arguments["callbacks"] = callbacks
-        return fit(*given.args, **given.kwargs)
+        self._fits = True
+        try:
+            return fit(*given.args, **given.kwargs)
+        finally:
+            self._fits = False
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, return_dict=False, **kwargs):
