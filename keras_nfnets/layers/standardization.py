@@ -15,16 +15,21 @@ def _precise(x):
     return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
-def _moments(rows):
-    """Mean and variance of each column, `(2, columns)`, in float32 or better."""
+def _moments(rows, center):
+    """What is taken from each column, its mean times `center` (one or zero), and the
+    variance about that; `(2, columns)`, in float32 or better."""
     rows = _precise(rows)
     mean = lean.sum_of_rows(lambda x: x, rows) / rows.shape[0]
+    mean = mean * ops.cast(center, mean.dtype)
     variance = lean.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
     return ops.stack([mean, variance])
 
 
-def _standardize(rows, moments, gain, fan_in, scale, variance_eps, eps):
-    """The formula of `WeightStandardized`, in the precision of `moments`."""
+def _standardize(rows, moments, gain, center, fan_in, scale, variance_eps, eps):
+    """The formula of `WeightStandardized`, in the precision of `moments`.
+
+    (Only the gradient wants `center`: what is done with it is in `moments`.)
+    """
     fan_in, scale, variance_eps, eps = (
         ops.cast(number, moments.dtype) for number in (fan_in, scale, variance_eps, eps)
     )
@@ -39,22 +44,20 @@ def _standardize_gradient(arguments, constants, upstream):
 
     With `c` the centered rows, `r` the reciprocal square root, `u` the gradient of the
     result, `n` the number of rows and sums and means over a column: the gain's is
-    `scale * r * sum(u * c)`, the rows' is `scale * gain * r * (u - mean(u) - fan_in / n *
-    r**2 * sum(u * c) * c)`, of which the last term is missing where `eps` bounds the
-    variance. It is all of the rows': none goes through their moments.
+    `scale * r * sum(u * c)`, the rows' is `scale * gain * r * (u - center * mean(u) -
+    fan_in / n * r**2 * sum(u * c) * c)`, of which the last term is missing where `eps`
+    bounds the variance. It is all of the rows': none goes through their moments.
     """
-    rows, moments, gain, fan_in, scale, variance_eps, eps = arguments
+    rows, moments, gain, *numbers = arguments
     dtype = upstream.dtype
-    fan_in, scale, variance_eps, eps = (
-        ops.cast(x, dtype) for x in (fan_in, scale, variance_eps, eps)
-    )
+    center, fan_in, scale, variance_eps, eps = (ops.cast(x, dtype) for x in numbers)
     gain_dtype, rows_dtype = gain.dtype, rows.dtype
     rows, gain = ops.cast(rows, dtype), ops.cast(gain, dtype)
     count = rows.shape[0]
     mean, variance = moments[0], moments[1]
     variance = (variance + variance_eps) * fan_in
     r = ops.rsqrt(ops.maximum(variance, eps))
-    upstream_mean = lean.sum_of_rows(lambda k, u: u, rows, upstream) / count
+    upstream_mean = lean.sum_of_rows(lambda k, u: u, rows, upstream) / count * center
     product = lean.sum_of_rows(lambda k, u: (k - mean) * u, rows, upstream)
     through_variance = ops.where(
         variance > eps, product * r * r * (fan_in / count), 0.0
@@ -84,6 +87,11 @@ class Kernel(typing.NamedTuple):
     initializer: str = "kernel_initializer"
     output_axes: tuple = (-1,)
 
+    @property
+    def is_depthwise(self):
+        """Whether a unit sees a single channel."""
+        return self.output_axes == (-2, -1)
+
 
 class WeightStandardized:
     """A layer whose units have weights of zero mean and unit variance, times a gain.
@@ -97,12 +105,18 @@ class WeightStandardized:
     added. Mean and variance are taken in float32 even under `mixed_bfloat16` and
     `mixed_float16`; only the result is cast.
 
+    Of few weights the mean is much of what they can do: nine of a depthwise filter
+    without it cannot blur, nor pass a channel on. With `center=False` they keep it:
+    `mean(w)` is zero in the formula, and `var(w)` the mean square. Then the mean of what
+    a unit sees goes on too.
+
     Args:
         *args, **kwargs: of the layer of Keras.
         gain_initializer: of the gain, one number a unit.
         eps: lower bound of `var(w) * fan_in`.
         scale: constant factor.
         variance_eps: added to the variance.
+        center: whether the mean of a unit's weights is taken away.
 
     Input and output: those of the layer of Keras.
 
@@ -130,6 +144,7 @@ class WeightStandardized:
         eps=1e-4,
         scale=1.0,
         variance_eps=0.0,
+        center=True,
         **kwargs,
     ):
         keras_init = super().__init__
@@ -147,6 +162,7 @@ class WeightStandardized:
         self.eps = checks.number("eps", eps)
         self.scale = checks.number("scale", scale, exclusive=True)
         self.variance_eps = checks.number("variance_eps", variance_eps)
+        self.center = bool(center)
 
     def add_weight(self, *args, **kwargs):
         for kernel in self.KERNELS:
@@ -169,8 +185,8 @@ class WeightStandardized:
             outputs = _outputs(kernel, shape)
             if math.prod(shape) == outputs:
                 raise ValueError(
-                    f"{type(self).__name__} takes the mean of the weights of a unit, "
-                    "and of a single one nothing is left. Received: inputs of shape "
+                    f"{type(self).__name__} standardizes the weights of a unit, and of "
+                    "a single one nothing is left. Received: inputs of shape "
                     f"{tuple(input_shape)} for a kernel of shape {shape}"
                 )
             gain = self.add_weight(
@@ -212,14 +228,16 @@ class WeightStandardized:
         gain = ops.convert_to_tensor(getattr(self, kernel.gain))
         shape = tuple(weights.shape)
         rows = _rows(kernel, weights)
+        center = float(self.center or kernel is not self.KERNELS[0])
         constants = (
+            center,
             self._fan_in(kernel, shape),
             self.scale if kernel is self.KERNELS[-1] else 1.0,
             self.variance_eps,
             self.eps,
         )
         if training:
-            moments = lean.kept(lean.fused, _moments, rows)
+            moments = lean.kept(lean.fused, _moments, rows, center)
             rows = lean.fused(
                 _standardize,
                 rows,
@@ -229,7 +247,7 @@ class WeightStandardized:
                 gradient=_standardize_gradient,
             )
         else:
-            rows = _standardize(rows, _moments(rows), gain, *constants)
+            rows = _standardize(rows, _moments(rows, center), gain, *constants)
         return _from_rows(kernel, rows, shape)
 
     def call(self, inputs, training=False):
@@ -282,6 +300,7 @@ class WeightStandardized:
             "eps": self.eps,
             "scale": self.scale,
             "variance_eps": self.variance_eps,
+            "center": self.center,
         }
 
 

@@ -62,12 +62,13 @@ def normalizer_free(
     """A model like another one, but for its normalization.
 
     Convolutions and dense layers become those with standardized weights
-    (`WSConv2D`, ...), activations get their gain (`ScaledActivation`), residual
-    branches a scale `alpha` and a learned gain (`SkipGain`), and batch, group, layer
-    and RMS normalization is gone, or constants where the signal it sees has another
-    variance than one. Which constants are right is found by sending `images` through
-    the new network while it is made: after each standardized layer the variance of a
-    channel is one, and after each addition that of the shortcut plus `alpha**2`.
+    (`WSConv2D`, ...; depthwise ones with `center=False`), activations get their gain
+    (`ScaledActivation`), residual branches a scale `alpha` and a learned gain
+    (`SkipGain`), and batch, group, layer and RMS normalization is gone, or constants
+    where the signal it sees has another variance than one. Which constants are right is
+    found by sending `images` through the new network while it is made: after each
+    standardized layer the variance of a channel is one, and after each addition that of
+    the shortcut plus `alpha**2`.
 
     Whatever surrounds them, additions are residual if one of what they add is the
     longer way from a tensor that all are made of. Left alone are the layers that give
@@ -90,8 +91,8 @@ def normalizer_free(
     constant, one that is always rectified to zero, inputs that sum to one): then other
     weights do the same. Otherwise the layer has, on `images`, the nearest weights and
     bias in the mean square, and layers further off than `tolerance` stay plain ones,
-    normalization folded into them. Those are often the first, for pictures are smooth,
-    and depthwise ones, which see a single channel.
+    normalization folded into them. Those are often the first, for pictures are smooth.
+    Nothing is lost of depthwise filters, which keep their mean here.
 
     Args:
         model: a built Keras model, functional, sequential, or of a class of your own
@@ -518,7 +519,10 @@ class _Converter:
         """The counterpart of a layer, built; None if it has one weight a unit."""
         config = {**self._config(old), "use_bias": True, "activation": None}
         config["name"] = self._name(old.name)
-        new = self._counterpart(old).from_config(config)
+        counterpart = self._counterpart(old)
+        # Of nine weights or so the mean is much of what they can do.
+        config["center"] = not counterpart.KERNELS[0].is_depthwise
+        new = counterpart.from_config(config)
         kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
         if any(
             np.prod(kernel.shape)

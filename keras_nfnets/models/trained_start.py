@@ -229,9 +229,12 @@ class TrainedStart:
         rows = _rows(kernel, info.output_axes)
         sums = rows.sum(axis=0)
         error = 0.0
-        if np.abs(sums).max() < 1e-6 * np.linalg.norm(rows, axis=0).max():
+        if (
+            new.center
+            and np.abs(sums).max() < 1e-6 * np.linalg.norm(rows, axis=0).max()
+        ):
             rows = rows - rows.mean(axis=0)
-        else:
+        elif new.center:
             windows = _Windows(new, kernel.shape, info.output_axes)
             seen = windows.seen(x, target.shape, self._channels_last)
             directions, square = _directions(windows, seen, sums)
@@ -325,13 +328,11 @@ class _Windows:
     """
 
     def __init__(self, layer, shape, output_axes):
-        self._layer, self._shape, self._axes = layer, shape, output_axes
-        self._is_depthwise = output_axes == (-2, -1)
+        self._layer, self._shape = layer, shape
         self.groups = getattr(layer, "groups", 1)
-        if self._is_depthwise:
-            self.groups = shape[-2]
-        size = math.prod(shape) // math.prod(shape[axis] for axis in output_axes)
-        channels = {(-1,): shape[-2], (-2,): shape[-1], (-2, -1): 1}[output_axes]
+        [self._axis] = output_axes
+        size = math.prod(shape) // shape[self._axis]
+        channels = shape[{-1: -2, -2: -1}[self._axis]]
         if size <= _MOST_NUMBERS:
             self.basis = np.eye(size)
         elif channels <= _MOST_CHANNELS:
@@ -343,14 +344,10 @@ class _Windows:
         """For inputs `x` the array `(images, positions, groups, numbers)`."""
         # The layer's own way over its inputs, padding and strides included.
         layer, numbers = self._layer, self.basis.shape[1]
-        if self._is_depthwise:
-            kernel = self.basis.reshape(*self._shape[:-2], 1, numbers)
-            kernel = np.repeat(kernel, self.groups, axis=-2)
-        else:
-            inner = np.delete(self._shape, self._axes[0])
-            kernel = self.basis.reshape(*inner, numbers)
-            kernel = np.tile(kernel, self.groups)
-            kernel = np.moveaxis(kernel, -1, self._axes[0])
+        inner = np.delete(self._shape, self._axis)
+        kernel = self.basis.reshape(*inner, numbers)
+        kernel = np.tile(kernel, self.groups)
+        kernel = np.moveaxis(kernel, -1, self._axis)
         kernel = ops.convert_to_tensor(kernel, dtype=layer.compute_dtype)
         count, generator, parts = len(x), np.random.default_rng(0), []
         units = layer.bias.shape[0]

@@ -57,14 +57,25 @@ def kernels(layer):
     return [weight for weight in layer.weights if weight.name.endswith("kernel")]
 
 
-def plain_kernel(name, kernel, gain, strides=1, eps=1e-4, variance_eps=0.0, scale=1.0):
-    """The papers' formula in float64."""
+def plain_kernel(
+    name,
+    kernel,
+    gain,
+    strides=1,
+    eps=1e-4,
+    variance_eps=0.0,
+    scale=1.0,
+    center=True,
+):
+    """The papers' formula in float64; with `center=False`, about zero."""
     weights, axes = np.array(kernel, "float64"), unit_axes(name, kernel)
     fan_in = math.prod(weights.shape[axis] for axis in axes)
     if name == "transposed":
         fan_in /= strides**2
     mean = weights.mean(axes, keepdims=True)
-    variance = weights.var(axes, keepdims=True)
+    if not center:
+        mean = np.zeros_like(mean)
+    variance = np.mean((weights - mean) ** 2, axes, keepdims=True)
     units = [size for axis, size in enumerate(weights.shape) if axis not in axes]
     gain = np.array(gain, "float64").reshape(units)
     gain = np.expand_dims(gain, axes)
@@ -90,6 +101,7 @@ OPTIONS = {
     "as usual": {},
     "scaled": {"eps": 0.0, "variance_eps": 0.1, "scale": 1.7},
     "bounded": {"eps": 100.0},
+    "not centered": {"center": False},
 }
 
 
@@ -109,8 +121,9 @@ def test_equals_keras_with_the_formulas_kernel(name, options, strides):
     for i, (kernel, plain) in enumerate(zip(kernels(layer), kernels(twin))):
         last = i == len(kernels(twin)) - 1
         scale = options.get("scale", 1.0) if last else 1.0
+        center = options.get("center", True) or i > 0
         gain = ops.convert_to_numpy(gain_of(kernel, layer))
-        settings = {**options, "scale": scale}
+        settings = {**options, "scale": scale, "center": center}
         plain.assign(plain_kernel(name, kernel, gain, strides, **settings))
         assert_close(layer.standardized_kernel(kernel.name), plain, 1e-4, 1e-5)
     twin.bias.assign(layer.bias)
@@ -153,10 +166,11 @@ def test_new_kernels_have_the_variance_of_the_formula(name):
 
 
 @each_layer
-def test_gradients_are_those_of_the_formula(name):
+@pytest.mark.parametrize("center", [True, False])
+def test_gradients_are_those_of_the_formula(name, center):
     """Against differences of the loss, for a step along a random direction."""
     ours, _, arguments, shape = LAYERS[name]
-    options = {} if name == "dense" else {"strides": 2}
+    options = {"center": center, **({} if name == "dense" else {"strides": 2})}
     inputs = keras.Input(shape)
     outputs = ours(*arguments, **options)(inputs)
     model = keras.Model(inputs, outputs)
@@ -187,7 +201,8 @@ def test_survives_saving_and_folding(name, activation, tmp_path):
         activation = ScaledActivation("gelu")
     inputs = keras.Input(shape)
     x = ScaledActivation("relu")(inputs)
-    model = keras.Model(inputs, ours(*arguments, activation=activation, scale=1.5)(x))
+    options = {"activation": activation, "scale": 1.5, "center": activation is None}
+    model = keras.Model(inputs, ours(*arguments, **options)(x))
     randomize(model)
     x = some_inputs(shape)
     expected = model.predict(x, verbose=0)
