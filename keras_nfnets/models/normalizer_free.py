@@ -269,6 +269,16 @@ def _is_own_and_hides(operation):
     return module not in ("keras", "keras_nfnets") and _hides(operation) is not None
 
 
+def _is_depthwise(layer, kernel):
+    """Whether each unit sees one channel of several, by a kernel or by its groups.
+
+    Of the nine weights or so that it has the mean is much of what they can do.
+    """
+    if getattr(layer, "groups", 1) > 1:
+        return layer.kernel.shape[-2] == 1
+    return kernel.is_depthwise
+
+
 def _is_layer_scale(operation):
     """Whether it is that of Keras's ConvNeXts, which has no public name."""
     cls = type(operation)
@@ -520,8 +530,7 @@ class _Converter:
         config = {**self._config(old), "use_bias": True, "activation": None}
         config["name"] = self._name(old.name)
         counterpart = self._counterpart(old)
-        # Of nine weights or so the mean is much of what they can do.
-        config["center"] = not counterpart.KERNELS[0].is_depthwise
+        config["center"] = not _is_depthwise(old, counterpart.KERNELS[0])
         new = counterpart.from_config(config)
         kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
         if any(
