@@ -92,7 +92,7 @@ def normalizer_free(
     weights do the same. Otherwise the layer has, on `images`, the nearest weights and
     bias in the mean square, and layers further off than `tolerance` stay plain ones,
     normalization folded into them. Those are often the first, for pictures are smooth.
-    Nothing is lost of depthwise filters, which keep their mean here.
+    Nothing is lost of depthwise filters, which can have a mean here.
 
     Args:
         model: a built Keras model, functional, sequential, or of a class of your own
@@ -272,7 +272,7 @@ def _is_own_and_hides(operation):
 def _is_depthwise(layer, kernel):
     """Whether each unit sees one channel of several, by a kernel or by its groups.
 
-    Of the nine weights or so that it has the mean is much of what they can do.
+    Of the nine weights or so that it has the mean is much of what they can learn.
     """
     if getattr(layer, "groups", 1) > 1:
         return layer.kernel.shape[-2] == 1
@@ -548,6 +548,12 @@ class _Converter:
                 del config[kernel.initializer]
             new = type(new).from_config(config)
             new.build(x.shape)
+        if not new.center:
+            # They start without one: else how images differ in contrast would grow from
+            # layer to layer.
+            kernel = getattr(new, new.KERNELS[0].name)
+            positions = tuple(range(len(kernel.shape) - 2))
+            kernel.assign(kernel - ops.mean(kernel, positions, keepdims=True))
         return new
 
     def _activation(self, call):
