@@ -92,10 +92,11 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
         variance_eps: added to the variance.
         center: whether the mean of a filter is taken away.
 
-    With their defaults `scale` and `variance_eps` are the authors'; timm's networks use the gain of
-    their activation and 1e-5, with an `eps` of zero. Where no `kernel_initializer` is
-    given it is normal with a variance of one over the fan-in, as the authors'
-    (standardization makes its scale irrelevant). `use_bias=False` is refused.
+    With their defaults `scale` and `variance_eps` are the authors'; timm's networks use
+    the gain of their activation and 1e-5, with an `eps` of zero. Where no
+    `kernel_initializer` is given it is normal with a variance of one over the fan-in, as
+    the authors' (standardization makes its scale irrelevant). `use_bias=False` is
+    refused.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
     with `data_format="channels_first"`; any height and width, odd ones included.
