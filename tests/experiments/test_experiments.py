@@ -202,6 +202,19 @@ def test_the_sweep_finds_the_smallest_rate_of_the_best():
     assert fitting.tuned(settings, rows, ["A", "B"]) == {"A": 0.2, "B": 0.4}
 
 
+def test_a_sweep_can_have_epochs_of_its_own(monkeypatch):
+    experiment = experiments.find("any_network_training")
+    settings = experiments.settings_of(experiment, "small", "digits")
+    settings |= {"epochs": 5, "sweep_epochs": 3, "batch_sizes": [64]}
+    epochs = []
+    monkeypatch.setattr(fitting, "fit", lambda s, *_, **__: epochs.append(s["epochs"]))
+    for part in (fitting.SWEEP, fitting.MAIN):
+        cell = {"network": "VGG", "version": "original", "batch_size": 64}
+        cell |= {"part": part, "learning_rate": 0.1, "seed": 0}
+        experiment.measure(settings, cell)
+    assert epochs == [3, 5]
+
+
 def test_no_batch_is_larger_than_the_set():
     experiment = experiments.find("batch_size")
     sizes = experiments.settings_of(experiment, "small", "digits")["batch_sizes"]
