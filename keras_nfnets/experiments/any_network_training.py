@@ -166,6 +166,9 @@ def _conclude(rows, settings):
             min(over_deleted.values()) > 0,
         ),
     ]
+    if "sweep_epochs" in settings:
+        tuned = f"Rates were tuned in runs of {settings['sweep_epochs']} epochs"
+        findings.append(Finding(f"{tuned}; longer ones may want smaller rates.", None))
     smaller = sorted(set(settings["batch_sizes"]) - {largest})
     if not smaller:
         findings.append(Finding("Smaller batches were not tried on this set.", None))
