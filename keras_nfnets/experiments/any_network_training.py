@@ -199,7 +199,6 @@ def _tables(rows, settings):
     for size in settings["batch_sizes"]:
         of_size = select(main, batch_size=size)
         run = _at(settings, size)
-        shorter = ", in shorter runs" if "sweep_epochs" in run else ""
         tables[
             f"Batches of {size}, {run['epochs']} epochs: accuracy on held-out pictures, "
             "median (least to most) of the seeds."
@@ -207,7 +206,7 @@ def _tables(rows, settings):
         tables[
             f"The learning rates at batches of {size} (each for a batch of 256), of "
             f"{', '.join(f'{rate:g}' for rate in run['learning_rates'])} the best on "
-            f"training pictures put aside for it{shorter}."
+            "training pictures put aside for it."
         ] = grid(of_size, "network", "version", _rates)
     return tables
 
