@@ -30,10 +30,11 @@ def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
         result = math.nan
     enough = result > minimum if exclusive else result >= minimum
     if not (enough and result < below and math.isfinite(result)):
-        least = f"more than {minimum:g}" if exclusive else f"at least {minimum:g}"
+        least = f", more than {minimum:g}" if exclusive else f", at least {minimum:g}"
+        least = "" if minimum == -math.inf else least
         most = "" if below == math.inf else f" and less than {below:g}"
         raise ValueError(
-            f"`{name}` must be a finite number, {least}{most}. "
+            f"`{name}` must be a finite number{least}{most}. "
             f"Received: {name}={value!r}"
         )
     return result

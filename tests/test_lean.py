@@ -61,7 +61,7 @@ LAYERS = {
     "groups": lambda: WSConv2D(24, 3, groups=3, strides=2, padding="same"),
     "transposed": lambda: WSConv2DTranspose(24, 4, strides=2),
     "separable": lambda: WSSeparableConv2D(24, 3),
-    "not centered": lambda: WSSeparableConv2D(24, 3, center=False),
+    "not centered": lambda: WSSeparableConv2D(24, 3, center=False, input_mean=0.7),
     "dense": lambda: WSDense(24),
     "block": lambda: NFBlock(12, group_size=3, beta=0.7),
     "transition": lambda: NFBlock(24, strides=2, group_size=6, attention="eca"),

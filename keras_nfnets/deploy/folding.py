@@ -234,7 +234,7 @@ class _Folding:
             )(x)
             padding = "valid"
         kernel = ops.convert_to_numpy(layer.precise_kernel())
-        bias = ops.convert_to_numpy(layer.bias)
+        bias = ops.convert_to_numpy(layer.precise_bias())
 
         # (Convolutions of blocks, which alone have a scale here, have no activation.)
         kernel, bias = kernel * (factor * scale), bias * scale
@@ -279,7 +279,7 @@ class _Folding:
             for kernel in layer.KERNELS
         ]
         weights[0] = weights[0] * self.factor(x)
-        weights.append(ops.convert_to_numpy(layer.bias))
+        weights.append(ops.convert_to_numpy(layer.precise_bias()))
 
         def create():
             config = {

@@ -45,7 +45,8 @@ class WSConv1D(_WSConvolution, keras.layers.Conv1D):
 
     See `WSConv2D`, of which this is the counterpart for sequences. Takes every argument
     of `keras.layers.Conv1D` (`padding="causal"` too) but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps` and `center` as `WSConv2D` does.
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
+    `WSConv2D` does.
 
     Input: `(batch, steps, channels)`, or `(batch, channels, steps)` with
     `data_format="channels_first"`. Output: as Conv1D's.
@@ -91,6 +92,9 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
             activation itself has none.
         variance_eps: added to the variance.
         center: whether the mean of a filter is taken away.
+        input_mean: with `center=False`, about the mean of what the layer sees, as after
+            an activation: by how much more the bias is lowered the larger the mean of
+            a filter grows, so that the mean of what it gives stays.
 
     With their defaults `scale` and `variance_eps` are the authors'; timm's networks use
     the gain of their activation and 1e-5, with an `eps` of zero. Where no
@@ -166,7 +170,7 @@ class WSConv3D(_WSConvolution, keras.layers.Conv3D):
 
     See `WSConv2D`, of which this is the counterpart for volumes and films. Takes every
     argument of `keras.layers.Conv3D` but `use_bias=False`, and `gain_initializer`,
-    `eps`, `scale`, `variance_eps` and `center` as `WSConv2D` does.
+    `eps`, `scale`, `variance_eps`, `center` and `input_mean` as `WSConv2D` does.
 
     Input: `(batch, depth, height, width, channels)`, or with channels second with
     `data_format="channels_first"`. Output: as Conv3D's.
@@ -191,10 +195,12 @@ class WSDepthwiseConv2D(WeightStandardized, keras.layers.DepthwiseConv2D):
     A filter is what one output channel is computed from: the numbers of one channel
     and one multiplier, with `fan_in` the kernel's height times its width. Without their
     mean so few numbers can neither blur nor pass on what they see: networks learn
-    faster with `center=False`. Otherwise as `WSConv2D`.
+    faster with `center=False`, and after activations with their `input_mean` too (0.7
+    after `ScaledActivation("relu")`, 0.4 after "silu"). Otherwise as `WSConv2D`.
 
     Takes every argument of `keras.layers.DepthwiseConv2D` but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps` and `center` as `WSConv2D` does.
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
+    `WSConv2D` does.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
     with `data_format="channels_first"`. Output: as DepthwiseConv2D's.
@@ -234,7 +240,7 @@ class WSSeparableConv2D(WeightStandardized, keras.layers.SeparableConv2D):
 
     Takes every argument of `keras.layers.SeparableConv2D` but `use_bias=False`, and
     `gain_initializer`, `eps` and `variance_eps` as `WSConv2D` does, for both kernels.
-    `scale` goes to the second, `center` to the first.
+    `scale` goes to the second, `center` and `input_mean` to the first.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
     with `data_format="channels_first"`. Output: as SeparableConv2D's.
@@ -281,7 +287,8 @@ class WSConv2DTranspose(WeightStandardized, keras.layers.Conv2DTranspose):
     Otherwise as `WSConv2D`.
 
     Takes every argument of `keras.layers.Conv2DTranspose` but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps` and `center` as `WSConv2D` does.
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
+    `WSConv2D` does.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
     with `data_format="channels_first"`. Output: as Conv2DTranspose's.

@@ -14,7 +14,8 @@ class WSDense(WeightStandardized, keras.layers.Dense):
     numbers in `fan_in` as there are inputs.
 
     Takes every argument of `keras.layers.Dense` but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps` and `center` as `WSConv2D` does.
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
+    `WSConv2D` does.
     It cannot be quantized; what `keras_nfnets.fold` makes of it can.
 
     Input: `(batch, ..., inputs)`, of at least two inputs.

@@ -62,13 +62,13 @@ def normalizer_free(
     """A model like another one, but for its normalization.
 
     Convolutions and dense layers become those with standardized weights
-    (`WSConv2D`, ...; depthwise ones with `center=False`), activations get their gain
-    (`ScaledActivation`), residual branches a scale `alpha` and a learned gain
-    (`SkipGain`), and batch, group, layer and RMS normalization is gone, or constants
-    where the signal it sees has another variance than one. Which constants are right is
-    found by sending `images` through the new network while it is made: after each
-    standardized layer the variance of a channel is one, and after each addition that of
-    the shortcut plus `alpha**2`.
+    (`WSConv2D`, ...; depthwise ones with `center=False`, and as `input_mean` that of
+    what they see), activations get their gain (`ScaledActivation`), residual branches a
+    scale `alpha` and a learned gain (`SkipGain`), and batch, group, layer and RMS
+    normalization is gone, or constants where the signal it sees has another variance
+    than one. Which constants are right is found by sending `images` through the new
+    network while it is made: after each standardized layer the variance of a channel is
+    one, and after each addition that of the shortcut plus `alpha**2`.
 
     Whatever surrounds them, additions are residual if one of what they add is the
     longer way from a tensor that all are made of. Left alone are the layers that give
@@ -495,7 +495,10 @@ class _Converter:
         """Gives a standardized layer the scale with which its variance is one.
 
         And the bias that takes away a considerable mean, as normalization would have.
+        Where filters can learn a mean, the layer also knows that of what it sees.
         """
+        if not layer.center:
+            layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
         outputs = self._at(layer, sample)
         variance = self._variance(outputs)
         self._check(layer.name, variance)
@@ -504,6 +507,8 @@ class _Converter:
         if self._mean_square(outputs) > _SHIFTED * variance:
             layer.bias.assign(-layer.scale * self._mean(outputs))
             how += ", bias against the mean"
+        if not layer.center:
+            how += f", input mean {layer.input_mean:.3g}"
         return how
 
     def _counterpart(self, old):

@@ -83,6 +83,20 @@ def plain_kernel(
     return scale * gain * (weights - mean) / np.sqrt(bounded)
 
 
+def made_of_ones(name, layer, strides):
+    """What a layer of Keras makes of inputs of one, but for its bias, away from edges.
+
+    Where its strides are those of the output, on average.
+    """
+    _, keras_layer, arguments, shape = LAYERS[name]
+    plain = keras_layer(*arguments, use_bias=False)
+    plain.build((1, *shape))
+    plain.set_weights([ops.convert_to_numpy(kernel) for kernel in kernels(layer)])
+    outputs = ops.convert_to_numpy(plain(np.ones((1, *shape))))[0]
+    middle = outputs[tuple(size // 2 for size in outputs.shape[:-1])]
+    return middle / (strides**2 if name == "transposed" else 1)
+
+
 def randomize(layer, seed=0):
     random = np.random.default_rng(seed)
     for weight in layer.weights:
@@ -102,6 +116,7 @@ OPTIONS = {
     "scaled": {"eps": 0.0, "variance_eps": 0.1, "scale": 1.7},
     "bounded": {"eps": 100.0},
     "not centered": {"center": False},
+    "of inputs with a mean": {"center": False, "input_mean": 0.7},
 }
 
 
@@ -124,9 +139,11 @@ def test_equals_keras_with_the_formulas_kernel(name, options, strides):
         center = options.get("center", True) or i > 0
         gain = ops.convert_to_numpy(gain_of(kernel, layer))
         settings = {**options, "scale": scale, "center": center}
+        input_mean = settings.pop("input_mean", 0.0)
         plain.assign(plain_kernel(name, kernel, gain, strides, **settings))
         assert_close(layer.standardized_kernel(kernel.name), plain, 1e-4, 1e-5)
     twin.bias.assign(layer.bias)
+    twin.bias.assign_sub(input_mean * made_of_ones(name, twin, strides))
     assert tuple(layer(x).shape) == tuple(layer.compute_output_shape(x.shape))
     assert_close(layer(x), twin(x), atol=1e-4)
     assert_close(layer(x, training=True), twin(x), atol=1e-4)
@@ -170,7 +187,8 @@ def test_new_kernels_have_the_variance_of_the_formula(name):
 def test_gradients_are_those_of_the_formula(name, center):
     """Against differences of the loss, for a step along a random direction."""
     ours, _, arguments, shape = LAYERS[name]
-    options = {"center": center, **({} if name == "dense" else {"strides": 2})}
+    options = {"center": center, "input_mean": 0.7}
+    options |= {} if name == "dense" else {"strides": 2}
     inputs = keras.Input(shape)
     outputs = ours(*arguments, **options)(inputs)
     model = keras.Model(inputs, outputs)
@@ -202,6 +220,7 @@ def test_survives_saving_and_folding(name, activation, tmp_path):
     inputs = keras.Input(shape)
     x = ScaledActivation("relu")(inputs)
     options = {"activation": activation, "scale": 1.5, "center": activation is None}
+    options["input_mean"] = 0.7
     model = keras.Model(inputs, ours(*arguments, **options)(x))
     randomize(model)
     x = some_inputs(shape)
@@ -277,6 +296,8 @@ def test_arguments_stand_where_keras_has_them(name):
         ours(*arguments, use_bias=False)
     with pytest.raises(ValueError, match="Received: eps=-1"):
         ours(*arguments, eps=-1)
+    with pytest.raises(ValueError, match="finite number. Received: input_mean=-inf"):
+        ours(*arguments, input_mean=-math.inf)
     with pytest.raises(ValueError, match="nonsense"):
         ours(*arguments, nonsense=1)
 

@@ -524,6 +524,29 @@ def test_depthwise_filters_start_without_a_mean_and_can_have_one():
     assert ops.convert_to_numpy(wider.kernel).mean((0, 1, 2)).std() > 0.001
 
 
+def test_a_mean_that_depthwise_filters_learn_moves_no_output():
+    """They know the mean of what they see, of images like those they were made with."""
+    inputs = keras.Input((24, 24, 4))
+    x = layers.DepthwiseConv2D(3, name="of_zero_mean")(norm_act(conv(inputs, 32), None))
+    x = layers.DepthwiseConv2D(3, name="rectified")(norm_act(x))
+    x = layers.Conv2D(32, 3, groups=32, name="by_groups")(norm_act(x))
+    model = keras.Model(inputs, layers.BatchNormalization()(x))
+    result = normalizer_free(model, noise(32, 24, 24, 4))
+    assert abs(result.get_layer("of_zero_mean").input_mean) < 0.1
+    actions = {step.layer: step.action for step in result.conversion.steps}
+    for name in ("rectified", "by_groups"):
+        layer = result.get_layer(name)
+        assert layer.input_mean == pytest.approx(0.68, abs=0.07)
+        assert actions[name].endswith(f", input mean {layer.input_mean:.3g}")
+        seen = keras.Model(result.inputs, layer.input)(noise(32, 24, 24, 4, seed=2))
+        kernel = getattr(layer, layer.KERNELS[0].name)
+        kernel.assign_add(0.3 * ops.std(kernel) * ops.ones_like(kernel))
+        assert abs(ops.convert_to_numpy(layer(seen)).mean()) < 0.05
+        mean, layer.input_mean = layer.input_mean, 0.0
+        assert ops.convert_to_numpy(layer(seen)).mean() > 0.15
+        layer.input_mean = mean
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "pictures"])
 @pytest.mark.parametrize(
