@@ -34,8 +34,7 @@ def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
         least = "" if minimum == -math.inf else least
         most = "" if below == math.inf else f" and less than {below:g}"
         raise ValueError(
-            f"`{name}` must be a finite number{least}{most}. "
-            f"Received: {name}={value!r}"
+            f"`{name}` must be a finite number{least}{most}. Received: {name}={value!r}"
         )
     return result
 
