@@ -495,10 +495,7 @@ class _Converter:
         """Gives a standardized layer the scale with which its variance is one.
 
         And the bias that takes away a considerable mean, as normalization would have.
-        Where filters can learn a mean, the layer also knows that of what it sees.
         """
-        if not layer.center:
-            layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
         outputs = self._at(layer, sample)
         variance = self._variance(outputs)
         self._check(layer.name, variance)
@@ -508,6 +505,8 @@ class _Converter:
             layer.bias.assign(-layer.scale * self._mean(outputs))
             how += ", bias against the mean"
         if not layer.center:
+            # (Filters that have no mean yet give the same.)
+            layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
             how += f", input mean {layer.input_mean:.3g}"
         return how
 
