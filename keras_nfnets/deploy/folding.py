@@ -233,8 +233,9 @@ class _Folding:
                 name=self.name(f"{name}_pad"),
             )(x)
             padding = "valid"
-        kernel = ops.convert_to_numpy(layer.precise_kernel())
-        bias = ops.convert_to_numpy(layer.precise_bias())
+        kernel = layer.precise_kernel()
+        bias = ops.convert_to_numpy(layer.precise_bias(kernel))
+        kernel = ops.convert_to_numpy(kernel)
 
         # (Convolutions of blocks, which alone have a scale here, have no activation.)
         kernel, bias = kernel * (factor * scale), bias * scale
@@ -274,12 +275,10 @@ class _Folding:
 
     def other_standardized(self, layer, x, name):
         """Another layer with standardized kernels, as the one of Keras that it is."""
-        weights = [
-            ops.convert_to_numpy(layer.precise_kernel(name=kernel.name))
-            for kernel in layer.KERNELS
-        ]
+        kernels = [layer.precise_kernel(name=kernel.name) for kernel in layer.KERNELS]
+        bias = layer.precise_bias(*kernels)
+        weights = [ops.convert_to_numpy(weight) for weight in (*kernels, bias)]
         weights[0] = weights[0] * self.factor(x)
-        weights.append(ops.convert_to_numpy(layer.precise_bias()))
 
         def create():
             config = {

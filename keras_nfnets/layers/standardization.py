@@ -260,12 +260,11 @@ class WeightStandardized:
         """What the layer adds: the bias, less what its kernels make of `input_mean`.
 
         Args:
-            *kernels: those of `precise_kernel`, where they are known already.
+            *kernels: those of `precise_kernel`, in the order of `KERNELS`.
         """
         bias = ops.convert_to_tensor(self.bias)
         if self.center or not self.input_mean:
             return bias
-        kernels = kernels or [self.precise_kernel(name=k.name) for k in self.KERNELS]
         first, *others = map(_rows, self.KERNELS, kernels)
         # (Of a transposed convolution's weights a number of the output sees some.)
         fan_in = self._fan_in(self.KERNELS[0], tuple(kernels[0].shape))
