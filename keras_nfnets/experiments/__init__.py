@@ -8,6 +8,7 @@ import keras
 from keras_nfnets import checks
 from keras_nfnets.experiments import (
     any_network,
+    any_network_small_batches,
     any_network_training,
     batch_size,
     bn_cost,
@@ -49,6 +50,7 @@ _MODULES = (
     optimizers,
     any_network,
     any_network_training,
+    any_network_small_batches,
 )
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}

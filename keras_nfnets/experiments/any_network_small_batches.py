@@ -1,0 +1,80 @@
+"""Small networks of every family at batches of a few pictures, with normalization and without."""
+
+import statistics
+
+from keras_nfnets.experiments.any_network_training import (
+    FULL_RUN,
+    NORMALIZER_FREE,
+    ORIGINAL,
+    SMALL_RUN,
+    SMALL_RUN_ON_GLYPHS,
+    draw,
+    leads,
+    measure,
+    named,
+    plan_of,
+    tables,
+)
+from keras_nfnets.experiments.experiment import Experiment, Finding
+
+
+def _conclude(rows, settings):
+    findings = []
+    for size in settings["batch_sizes"]:
+        over_original = leads(rows, ORIGINAL, size)
+        behind = {network: by for network, by in over_original.items() if by <= 0}
+        middle = statistics.median(over_original.values())
+        findings += [
+            Finding(
+                f"At batches of {size}, the median of the networks is {100 * middle:+.1f} "
+                "points beside their originals.",
+                middle > 0,
+            ),
+            Finding(
+                f"{len(over_original) - len(behind)} of {len(over_original)} are ahead."
+                f"{named('Not ahead', behind)}",
+                not behind,
+            ),
+        ]
+    return findings
+
+
+EXPERIMENT = Experiment(
+    name="any_network_small_batches",
+    claim="""\
+With batches of two or four pictures a network of any shape trains better without normalization,
+after `keras_nfnets.normalizer_free` and with AGC, than with it.""",
+    how="""\
+The networks of [any_network_training](../any_network_training/README.md): as they are, with batch
+norm (ConvNeXt: layer norm), and after `normalizer_free`, trained with AGC. All see the same
+pictures in the same order. The learning rate of each version of each network is tuned in the same
+way, at each batch size apart. The running statistics of batch norm are means over a tenth of the
+run.""",
+    beyond="""\
+Batch norm takes its statistics over positions too: where maps are large, as before a VGG's
+pooling, even two pictures make many numbers. And their noise regularizes, which helps where
+pictures are few (see [regularization](../regularization/README.md)).""",
+    scales={
+        "small": {
+            **SMALL_RUN,
+            # It is many steps.
+            "epochs": 1,
+            "learning_rates": [0.4, 1.6, 6.4],
+            "batch_sizes": [4, 2],
+            "of_dataset": {
+                "glyphs": {
+                    **SMALL_RUN_ON_GLYPHS,
+                    "learning_rates": [0.4, 1.6],
+                    "batch_sizes": [4],
+                }
+            },
+        },
+        "full": {**FULL_RUN, "epochs": 5, "batch_sizes": [4, 2]},
+    },
+    plan=plan_of(ORIGINAL, NORMALIZER_FREE),
+    measure=measure,
+    draw=draw,
+    conclude=_conclude,
+    tables=tables,
+    figure_size=(9, 5.5),
+)
