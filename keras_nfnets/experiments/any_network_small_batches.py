@@ -57,14 +57,14 @@ pictures are few (see [regularization](../regularization/README.md)).""",
     scales={
         "small": {
             **SMALL_RUN,
-            # It is many steps.
+            # So small batches make many steps of it.
             "epochs": 1,
             "learning_rates": [0.4, 1.6, 6.4],
             "batch_sizes": [4, 2],
             "of_dataset": {
                 "glyphs": {
                     **SMALL_RUN_ON_GLYPHS,
-                    "learning_rates": [0.4, 1.6],
+                    "learning_rates": [0.1, 0.4, 1.6, 6.4],
                     "batch_sizes": [4],
                 }
             },

@@ -15,6 +15,8 @@ _DELETED = "normalization deleted"
 _POINT = 0.01
 # Of pictures to find the constants by.
 _KNOWN = 64
+# In percent, marked in the picture.
+_ERRORS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100)
 
 
 def plan_of(*versions):
@@ -85,7 +87,7 @@ def _build(settings, cell, pictures, steps):
 
 
 def draw(figure, rows, settings):
-    """The accuracy of every run, a panel for each batch size."""
+    """The error of every run, a panel for each batch size."""
     main = select(rows, part=MAIN)
     networks, versions = distinct(main, "network"), distinct(main, "version")
     sizes = settings["batch_sizes"]
@@ -97,14 +99,20 @@ def draw(figure, rows, settings):
                 place = networks.index(row["network"])
                 place += 0.2 * list(styles).index(version) - 0.2
                 axes.plot(
-                    100 * row["accuracy"],
+                    100 * (1 - row["accuracy"]),
                     place,
                     styles[version],
                     markersize=4,
                     alpha=0.7,
                 )
         axes.set_title(f"batches of {size}", fontsize=10)
-        axes.set_xlabel("accuracy (%)")
+        axes.set_xlabel("error (%)")
+        # What failed and a point between what did not are both seen.
+        axes.set_xscale("symlog", linthresh=1)
+        least, most = axes.get_xlim()
+        axes.set_xticks([x for x in _ERRORS if least <= x <= most])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_yticks(range(len(networks)), networks)
         axes.grid(alpha=0.3)
     panels[0].invert_yaxis()
