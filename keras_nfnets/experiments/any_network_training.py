@@ -16,7 +16,7 @@ _POINT = 0.01
 # Of pictures to find the constants by.
 _KNOWN = 64
 # In percent, marked in the picture.
-_ERRORS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100)
+_ERRORS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100)
 
 
 def plan_of(*versions):
