@@ -167,7 +167,7 @@ COMMAND = Command(
 Tries a claim of the papers: trains or measures what it is about, and writes the
 results (CSV), a picture and a page that says what was run, what came out and whether
 that bears the claim out. Without NAME it lists the experiments; 'all' runs all of
-them, in about five hours on two cores.
+them, in about four hours on two cores.
 
 Stopped, the same command goes on with what is missing.
 
