@@ -89,22 +89,20 @@ def _build(settings, cell, pictures, steps):
 def draw(figure, rows, settings):
     """The error of every run, a panel for each batch size."""
     main = select(rows, part=MAIN)
-    networks, versions = distinct(main, "network"), distinct(main, "version")
+    networks = distinct(main, "network")
     sizes = settings["batch_sizes"]
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
-    styles = {ORIGINAL: "C0o", _DELETED: "C3x", NORMALIZER_FREE: "C2D"}
+    styles = {
+        ORIGINAL: (-0.2, "C0o"),
+        _DELETED: (0, "C3x"),
+        NORMALIZER_FREE: (0.2, "C2D"),
+    }
     for axes, size in zip(panels, sizes):
-        for version in versions:
+        for version, (shift, style) in styles.items():
             for row in select(main, version=version, batch_size=size):
-                place = networks.index(row["network"])
-                place += 0.2 * list(styles).index(version) - 0.2
-                axes.plot(
-                    100 * (1 - row["accuracy"]),
-                    place,
-                    styles[version],
-                    markersize=4,
-                    alpha=0.7,
-                )
+                error = 100 * (1 - row["accuracy"])
+                place = networks.index(row["network"]) + shift
+                axes.plot(error, place, style, markersize=4, alpha=0.7)
         axes.set_title(f"batches of {size}", fontsize=10)
         axes.set_xlabel("error (%)")
         # What failed and a point between what did not are both seen.
@@ -116,8 +114,8 @@ def draw(figure, rows, settings):
         axes.set_yticks(range(len(networks)), networks)
         axes.grid(alpha=0.3)
     panels[0].invert_yaxis()
-    for version in versions:
-        panels[0].plot([], [], styles[version], label=version)
+    for version in distinct(main, "version"):
+        panels[0].plot([], [], styles[version][1], label=version)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
 
 
