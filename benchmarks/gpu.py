@@ -1,51 +1,248 @@
-"""NFNet-F0 to F3 on an accelerator, in bfloat16, beside timm under `torch.compile`.
+"""Speed, memory and correctness on one GPU, in bfloat16, next to timm on PyTorch.
 
-    KERAS_BACKEND=jax python benchmarks/gpu.py --peak_tflops=989
+    python benchmarks/gpu.py
 
-Training steps (AGC, Nesterov momentum) and inference, folded, at the papers' sizes, as
-milliseconds and as the share of the card's peak (which its data sheet says, without
-sparsity). timm and PyTorch must be installed beside JAX; channels_last, as fast as it
-gets. The two take turns in rounds.
+This package runs on Keras's JAX backend. Measurements are made in order of importance.
+Each is printed and saved as soon as it is complete, and one that fails leaves its error
+in the file; the same command continues where an earlier one stopped. The exit status is
+1 if a target is missed or a measurement has failed.
 """
 
 import argparse
-import statistics
+import contextlib
+import datetime
+import hashlib
+import pathlib
+import re
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 
-from turns import Process, take_turns, times_as_fast
+import gpu_results
+from gpu_bench import Bench
+from gpu_list import measurements
+from turns import HERE
 
-NETWORKS = ["NFNetF0", "NFNetF1", "NFNetF2", "NFNetF3"]
+ROOT = HERE.parent
+
+
+def run(entry, bench, left):
+    """The result of one measurement, which is stopped after `left` seconds."""
+    stop = threading.Timer(left, bench.kill)
+    stop.start()
+    start = time.monotonic()
+    try:
+        bench.start()
+        result = entry.run(bench)
+    except RuntimeError as error:
+        result = {"error": str(error)}
+    finally:
+        stop.cancel()
+    took = time.monotonic() - start
+    if entry.kind != "correctness" and not bench.judges_speed:
+        for target in result.get("targets", ()):
+            target["met"] = None
+    if took >= left:
+        result = {"error": f"Stopped after {took:.0f} s: the time was used up."}
+    return {"kind": entry.kind, "took": took, **result}
+
+
+def has_failed(result):
+    return "error" in result or any("error" in row for row in result.get("rows", ()))
+
+
+def misses(result):
+    """The targets that a result misses."""
+    return [target for target in result.get("targets", ()) if target["met"] is False]
+
+
+def show(name, result):
+    print(f"\n## {name} ({result['took']:.0f} s)\n")
+    for failed in (result, *result.get("rows", ())):
+        if "error" in failed:
+            print(f"Failed{': ' + failed['label'] if 'label' in failed else ''}")
+            print(failed["error"], "\n")
+    if "error" not in result:
+        print("\n".join(gpu_results.table(result["kind"], [result])), "\n")
+    for target in result.get("targets", ()):
+        verdict = {True: "met", False: "MISSED", None: "not judged on a CPU"}
+        print(
+            f"- {target['what']}: {target['value']:.3g}, {target['bound']} "
+            f"{target['limit']:g}: {verdict[target['met']]}"
+        )
+    sys.stdout.flush()
+
+
+def code():
+    """A digest of the code that is measured."""
+    files = [*(ROOT / "keras_nfnets").rglob("*.py"), *HERE.glob("*.py")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def commit():
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def new_document(said, smoke):
+    """What a file of results says before anything is measured."""
+    versions = said["ours"]["versions"] | said.get("timm", {}).get("versions", {})
+    return {
+        "device": said["ours"]["device"],
+        "date": datetime.date.today().isoformat(),
+        "smoke": smoke,
+        "versions": versions,
+        "code": code(),
+        "commit": commit(),
+        "measurements": {},
+    }
+
+
+def earlier(path, document):
+    """The results in `path`, if there are any, which must be of the same kind.
+
+    Raises:
+        ValueError: they are of another card, other versions or other code.
+    """
+    if not path.exists():
+        return document
+    found = gpu_results.load(path)
+    for key in ("device", "smoke", "versions", "code"):
+        if found[key] != document[key]:
+            raise ValueError(
+                f"{path} has results of another {key}; choose another --output. "
+                f"Expected: {document[key]}. Received: {found[key]}"
+            )
+    return found
+
+
+def has_module(python, name):
+    """Whether an interpreter can find a module (it is not imported)."""
+    code = (
+        f"import importlib.util as u; raise SystemExit(u.find_spec({name!r}) is None)"
+    )
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        help="JSON file (default: in benchmarks/results, named for card and date)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=480,
+        help="a measurement starts only if it is likely to end within these (480)",
+    )
+    parser.add_argument(
+        "--compilation_cache",
+        metavar="DIR",
+        help="folder that keeps compiled programs for later runs on this machine",
+    )
+    parser.add_argument(
+        "--timm",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="a Python that has timm and PyTorch (default: this one)",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="run everything on CPUs with tiny networks and images; judge no speed",
+    )
+    return parser, parser.parse_args()
+
+
+def default_output(document):
+    if document["smoke"]:
+        return pathlib.Path(tempfile.mkdtemp()) / "gpu-smoke.json"
+    card = re.sub(r"\W+", "-", document["device"].lower()).strip("-")
+    return gpu_results.FOLDER / f"{card}-{document['date']}.json"
+
+
+def measure_all(entries, bench, document, path, end):
+    """Run what `document` lacks; return the names of what did not fit into the time."""
+    left_out = []
+    for entry in entries:
+        known = document["measurements"].get(entry.name)
+        if known is None or has_failed(known):
+            left = end - time.monotonic()
+            if left < entry.estimate:
+                left_out.append(entry.name)
+                continue
+            result = run(entry, bench, left)
+            document["measurements"][entry.name] = result
+            gpu_results.save(document, path)
+            show(entry.name, result)
+        elif entry.kind == "ceilings":
+            bench.peak_flops = known["values"]["matmul_tflops"] * 1e12
+    return left_out
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--peak_tflops", type=float, help="of bfloat16, dense")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    batch = arguments.batch_size
-    print("| | batch | ours, ms | timm, ms | times as fast | ours, share of peak |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for training in (True, False):
-        for name in NETWORKS:
-            task = {"name": name, "batch": batch, "training": training}
-            processes = [
-                Process("measure_gpu.py", {**task, "package": package})
-                for package in ("ours", "timm")
-            ]
-            take_turns(processes, arguments.rounds, calls=10)
-            mine, theirs = processes
-            # The gradients of kernels and inputs cost as much as going forward, each.
-            flops = 2 * mine.ready["flops"] * batch * (3 if training else 1)
-            share = "?"
-            if arguments.peak_tflops:
-                share = f"{flops / mine.seconds / arguments.peak_tflops / 1e12:.0%}"
-            print(
-                f"| {name} {'training step' if training else 'inference, folded'} "
-                f"| {batch} | {1e3 * mine.seconds:.1f} | {1e3 * theirs.seconds:.1f} "
-                f"| {statistics.median(times_as_fast(mine, theirs)):.2f} | {share} |",
-                flush=True,
-            )
+    parser, arguments = parse_arguments()
+    end = time.monotonic() + arguments.seconds
+    # As Ctrl-C: the workers are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    has_timm = has_module(arguments.timm, "timm")
+    if not has_timm and not arguments.smoke:
+        parser.error(f"{arguments.timm} has no timm; name a Python that has: --timm")
+    cache = arguments.compilation_cache
+    with contextlib.ExitStack() as stack:
+        if arguments.smoke and not cache:
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+        scripts = {"ours": ("measure_jax.py", sys.executable)}
+        scripts["timm"] = ("measure_torch.py", arguments.timm)
+        if not has_timm:
+            scripts["timm"] = scripts["ours"]
+        bench = Bench(scripts, arguments.smoke, cache)
+        stack.callback(bench.kill)
+        said = bench.start()
+        if said["ours"]["platform"] == "cpu" and not arguments.smoke:
+            parser.error("JAX finds no accelerator here; --smoke runs on CPUs")
+        document = new_document(said, arguments.smoke)
+        path = arguments.output or default_output(document)
+        try:
+            document = earlier(path, document)
+        except ValueError as error:
+            parser.error(str(error))
+        entries = measurements(arguments.smoke, has_timm)
+        try:
+            left_out = measure_all(entries, bench, document, path, end)
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. What was measured is in {path}", file=sys.stderr)
+            return 130
+    return conclude(document, left_out, path)
+
+
+def conclude(document, left_out, path):
+    """Print what is missing and what falls short; return the exit status."""
+    measured = document["measurements"]
+    print(f"\nResults: {path}")
+    if left_out:
+        print(f"Not measured for lack of time: {'; '.join(left_out)}.")
+        print("The same command continues with these.")
+    failed = [name for name, result in measured.items() if has_failed(result)]
+    for name in failed:
+        print(f"Failed: {name}", file=sys.stderr)
+    missed = [(name, t) for name, result in measured.items() for t in misses(result)]
+    for name, target in missed:
+        print(
+            f"Falls short: {name}: {target['what']} {target['value']:.3g}, "
+            f"{target['bound']} {target['limit']:g} wanted",
+            file=sys.stderr,
+        )
+    return int(bool(failed or missed))
 
 
 if __name__ == "__main__":

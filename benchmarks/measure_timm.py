@@ -1,16 +1,9 @@
 """Measures one network of timm, in an environment that has timm and PyTorch."""
 
-import contextlib
 import os
-import sys
 
-with contextlib.suppress(ImportError):  # where torchvision is not to be had
-    sys.path.append(os.environ.get("TORCHVISION_STUB", "."))
-    import torchvision_stub  # noqa: F401
-
-import timm
 import torch
-from timm.utils.agc import adaptive_clip_grad
+from peers import adaptive_clip_grad, timm
 from turns import peak_memory, serve, task
 
 imported, asked = peak_memory(), task()

@@ -20,24 +20,13 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from ablation import bytes_to_move, no_standardization
 from measure_ours import build, nesterov, training_step
 from turns import machine
 
-from keras_nfnets import WSConv2D
 from keras_nfnets.models.figures import count_flops
 
 NETWORKS = {"NFNetF0": (8, 192), "NFResNet50": (16, 128)}
-
-
-@contextlib.contextmanager
-def _no_standardization():
-    """Within it networks are traced with their kernels as they are."""
-    original = WSConv2D.precise_kernel
-    WSConv2D.precise_kernel = lambda self, *_: self.kernel.value * 1e-2
-    try:
-        yield
-    finally:
-        WSConv2D.precise_kernel = original
 
 
 def seconds_of(call):
@@ -66,28 +55,6 @@ def product_peak():
     a = tf.random.normal((4096, 4096))
     laps = [seconds_of(lambda: tf.matmul(a, a).numpy()) for _ in range(6)]
     return 2 * 4096**3 / min(laps)
-
-
-def bytes_to_move(model):
-    """What clipping and standardizing must at least read and write in a step.
-
-    Clipping reads gradients and weights for their norms, then reads and writes the
-    gradients. Standardization, in the forward pass and again for the gradient, reads
-    kernels once more and writes the standardized ones; before, it reads them twice for
-    their moments (variances from centered numbers: one pass would lose digits). Its
-    gradient reads kernels and what came back for two sums, and both again to write the
-    result.
-    """
-    parameters = sum(4 * np.prod(v.shape) for v in model.trainable_variables)
-    kernels = sum(
-        4 * np.prod(layer.kernel.shape)
-        for layer in model._flatten_layers()
-        if isinstance(layer, WSConv2D)
-    )
-    return {
-        "clipping": 4 * parameters,
-        "standardization": (2 + 2 * 2 + 2 + 3) * kernels,
-    }
 
 
 def _operations(call):
@@ -145,7 +112,7 @@ def measure(name, rounds):
         ("without standardization", {}),
     ):
         without = label == "without standardization"
-        with _no_standardization() if without else contextlib.nullcontext():
+        with no_standardization() if without else contextlib.nullcontext():
             calls[label] = training_step(model, x, optimizer, **options)
             calls[label](), calls[label]()
     laps = {label: [] for label in calls}

@@ -5,6 +5,7 @@ slows down does so for all. Only the standard library is needed: peers have envi
 of their own.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,7 +14,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 
 HERE = pathlib.Path(__file__).parent
 
@@ -28,46 +31,89 @@ def machine():
     return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
-class Process:
-    """A process that measures, ready to.
+class Worker:
+    """A process that runs a script of this folder and exchanges lines of JSON with it.
 
     Args:
-        script: of this folder; it ends in `serve`.
-        task: a dict, what the script's `task()` returns.
-        python: the interpreter, of the environment that the script needs.
+        script: str. File name in this folder.
+        *arguments: str. Arguments of the script.
+        python: str. Interpreter of the environment that the script needs.
+        environment: dict. Environment variables to add.
+    """
+
+    def __init__(self, script, *arguments, python=sys.executable, environment=None):
+        self._name = " ".join([script, *arguments])
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with this)
+        self._process = subprocess.Popen(
+            [python, str(HERE / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+
+    def send(self, message):
+        # A process that has ended is reported by `receive`, with its reason.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def receive(self):
+        """Return the next message of the process.
+
+        Raises:
+            RuntimeError: the process has ended, or it reports an error.
+        """
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._stderr.seek(0)
+            last = "".join(self._stderr.readlines()[-20:])
+            raise RuntimeError(f"{self._name} ended with status {code}.\n{last}")
+        message = json.loads(line)
+        if isinstance(message, dict) and "error" in message:
+            raise RuntimeError(message["error"])
+        return message
+
+    def has_ended(self):
+        return self._process.poll() is not None
+
+    def close(self):
+        """Let the process end by itself."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+
+class Process(Worker):
+    """A process that has prepared one measurement and repeats it on request.
+
+    Args:
+        script: str. File name in this folder of a script that ends in `serve`.
+        task: dict. What the script's `task()` returns.
+        python: str. Interpreter of the environment that the script needs.
 
     Attributes:
-        ready: the figures that the script reported before it measured.
-        laps: seconds of a call, a number for each `measure`.
-        memory: MiB, `imported` and `peak`.
+        ready: dict. Figures that the script reported before it measured.
+        laps: list of float. Seconds per call, one value per `measure`.
+        memory: dict. MiB, `imported` and `peak`.
     """
 
     def __init__(self, script, task, python=sys.executable):
+        super().__init__(script, json.dumps(task), python=python)
         self.laps, self.memory = [], {}
-        self._process = subprocess.Popen(
-            [python, str(HERE / script), json.dumps(task)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.ready = self._answer()
-
-    def _answer(self):
-        line = self._process.stdout.readline()
-        if not line:  # what went wrong stands above
-            sys.exit(f"{' '.join(self._process.args)} failed.")
-        return json.loads(line)
+        self.ready = self.receive()
 
     def measure(self, calls):
-        self._process.stdin.write(f"{calls}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
+        self.send(calls)
+        answer = self.receive()
         self.laps.append(statistics.median(answer.pop("seconds")))
         self.memory = answer
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
 
     @property
     def seconds(self):
@@ -119,3 +165,42 @@ def serve(call, imported, **figures):
             laps.append(time.perf_counter() - start)
         memory = {"imported": imported, "peak": peak_memory()}
         print(json.dumps({"seconds": laps, **memory}), flush=True)
+
+
+def serve_calls(functions):
+    """Answer calls on standard input, `{"call": name, ...arguments}`, until it closes.
+
+    The answer is what the function returns, or `{"error": text}` if it raises.
+
+    Args:
+        functions: list of functions that take and return what JSON can hold.
+    """
+    by_name = {function.__name__: function for function in functions}
+    # Libraries write to standard output too.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        call = json.loads(line)
+        answer = attempt(by_name[call.pop("call")], **call)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def attempt(function, *arguments, **keywords):
+    """Return what a function returns, or `{"error": text}` if it raises."""
+    try:
+        return function(*arguments, **keywords)
+    except Exception:  # noqa: BLE001 (whatever it is, other measurements go on)
+        return {"error": "\n".join(traceback.format_exc().splitlines()[-12:])}
+
+
+def lap(program, seconds):
+    """Seconds per call, over as many calls as take about `seconds`, at most 500.
+
+    Args:
+        program: dict. `run` is a function of a number of calls that returns seconds per
+            call, `seconds` what it last returned.
+        seconds: float.
+    """
+    calls = int(seconds / max(program["seconds"], 1e-6))
+    program["seconds"] = program["run"](min(max(calls, 1), 500))
+    return program["seconds"]

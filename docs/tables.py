@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import pathlib
 import re
+import sys
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -13,6 +14,10 @@ from sphinx.util.docutils import SphinxDirective
 import keras_nfnets
 from keras_nfnets import pretrained, recipes
 from keras_nfnets.models.figures import count_flops, variants
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+
+import gpu_results
 
 _LATENCY = pathlib.Path(__file__).parent / "latency.csv"
 
@@ -96,6 +101,14 @@ def measured_on():
     return [
         f"Measured on {machine}, {versions}." for machine, versions in sorted(places)
     ]
+
+
+def gpu():
+    """What benchmarks/gpu.py measured, the newest results of each card."""
+    documents = gpu_results.newest_of_each_card()
+    if not documents:
+        return ["Not measured."]
+    return [line for document in documents for line in gpu_results.markdown(document)]
 
 
 def recipe_table():
@@ -229,6 +242,7 @@ def _markdown(head, rows, alignment):
 TABLES = {
     "zoo": zoo,
     "measured-on": measured_on,
+    "gpu": gpu,
     "recipes": recipe_table,
     "recipe-pictures": recipe_pictures,
     "recipe-settings": recipe_settings,

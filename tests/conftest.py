@@ -9,18 +9,15 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import json
 import pathlib
 import sys
 
 import keras
-import numpy as np
 import pytest
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
 
-import rule
+from golden_case import GoldenCase, nfnet_tiny, relative_error
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -35,6 +32,7 @@ if keras.backend.backend() == "tensorflow":
 collect_ignore = []
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [
+        "benchmarks",  # its processes choose JAX
         "cli",
         "colab",  # the notebooks choose TensorFlow
         "examples",
@@ -62,64 +60,14 @@ def _repeatable():
     keras.config.set_dtype_policy("float32")
 
 
-class GoldenCase:
-    """One case of tests/golden: its input, parameters and recorded outputs."""
-
-    def __init__(self, name):
-        self.spec = json.loads((GOLDEN / f"{name}.json").read_text())
-        with np.load(GOLDEN / f"{name}.npz") as outputs:
-            self.outputs = dict(outputs)
-        self.images = rule.image(
-            self.spec["input"]["seed"], self.spec["input"]["shape"]
-        )
-
-    @property
-    def parameters(self):
-        """Haiku's `{module: {leaf: array}}`, or timm's `{name: array}`."""
-        return {
-            module: {
-                leaf: rule.value(f"{module}/{leaf}", tuple(shape))
-                for leaf, shape in leaves.items()
-            }
-            if isinstance(leaves, dict)
-            else rule.value(module, tuple(leaves))
-            for module, leaves in self.spec["parameters"].items()
-        }
-
-    def series(self, name):
-        """`out/<name>_0`, `out/<name>_1`, ... as one array."""
-        count = sum(key.startswith(f"out/{name}_") for key in self.outputs)
-        return np.array([self.outputs[f"out/{name}_{i}"] for i in range(count)])
-
-
 @pytest.fixture
 def golden():
     return GoldenCase
 
 
-def relative_error(actual, expected):
-    """Largest difference as a share of the largest expected value."""
-    expected = np.asarray(expected)
-    return np.max(np.abs(np.asarray(actual) - expected)) / np.max(np.abs(expected))
-
-
 @pytest.fixture(name="relative_error")
 def _relative_error():
     return relative_error
-
-
-def nfnet_tiny(**options):
-    """`nfnet_tiny` of the golden cases."""
-    import keras_nfnets
-
-    arguments = {
-        "depths": (1, 2, 2, 1),
-        "widths": (16, 32, 48, 48),
-        "group_size": 8,
-        "classes": 10,
-        "classifier_activation": None,
-    }
-    return keras_nfnets.NFNet(**{**arguments, **options})
 
 
 @pytest.fixture(name="nfnet_tiny")

@@ -7,7 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import GoldenCase
+from golden_case import GoldenCase
 from PIL import Image
 from safetensors.numpy import save_file
 

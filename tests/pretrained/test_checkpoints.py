@@ -8,7 +8,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
-from conftest import GoldenCase
+from golden_case import GoldenCase
 from safetensors.numpy import save
 from server import File, running
 

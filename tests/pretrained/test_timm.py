@@ -16,7 +16,7 @@ from keras_nfnets.pretrained import timm
 
 @pytest.fixture(scope="module")
 def parameters():
-    from conftest import GoldenCase
+    from golden_case import GoldenCase
 
     return GoldenCase("timm_test_nfnet").parameters
 
