@@ -35,16 +35,12 @@ from golden_case import GoldenCase, nfnet_tiny, relative_error
 # Float32 products on the card's float32 units, not in TF32.
 EXACT = "highest"
 
-SMALL = {
-    "depths": (1, 1),
-    "widths": (16, 32),
-    "group_size": 8,
-    "classes": 10,
-    "classifier_activation": None,
-}
-# Names that only `gpu.py --smoke` uses.
+# Networks that only `gpu.py --smoke` names.
 SMOKE = {
-    "normalizer-free": (keras_nfnets.NFNet, SMALL),
+    "normalizer-free": (
+        keras_nfnets.NFNet,
+        {"depths": (1,), "widths": (16,), "group_size": 8, "classes": 10},
+    ),
     "batch-normalized": (
         keras_nfnets.models.PreActResNet,
         {"depths": (1,), "width": 1, "classes": 10},
@@ -173,7 +169,14 @@ def _small_network(policy):
     """A network without zeros among its weights, and four images for it."""
     shape = (32, 32, 3)
     with _policy(policy):
-        model = keras_nfnets.NFNet(**SMALL, input_shape=shape)
+        model = keras_nfnets.NFNet(
+            depths=(1, 1),
+            widths=(16, 32),
+            group_size=8,
+            classes=10,
+            classifier_activation=None,
+            input_shape=shape,
+        )
     for variable in model.trainable_variables:
         variable.assign(rule.value(variable.path, tuple(variable.shape)))
     return model, rule.image(0, (4, *shape))
