@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import keras_nfnets
 from keras_nfnets import pretrained, recipes
-from keras_nfnets.models.figures import count_flops, variants
+from keras_nfnets.models.figures import costs, count_flops, variants
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
@@ -38,7 +38,7 @@ class GeneratedTable(SphinxDirective):
 
 def zoo():
     """Every network: what it costs, and what is published of it."""
-    latency = {row["network"]: row for row in latencies()}
+    latency, known = {row["network"]: row for row in latencies()}, costs()
     rows, listed = [], []
     for name, variant in variants().items():
         constructor = getattr(keras_nfnets, name)
@@ -47,7 +47,7 @@ def zoo():
         rows.append(
             _zoo_row(
                 f"`{name}`",
-                constructor,
+                known[name],
                 (variant.train_size, variant.test_size),
                 published,
                 latency.get(name),
@@ -58,8 +58,12 @@ def zoo():
         if checkpoint not in listed:
             network = pretrained.find_network(checkpoint.network)
             name = f"`{network.constructor.__name__}`, timm's"
-            sizes = (checkpoint.train_size, checkpoint.size)
-            rows.append(_zoo_row(name, network.build, sizes, [checkpoint], None))
+            size = checkpoint.size
+            with pretrained.without_memory():
+                model = network.build(input_shape=(size, size, 3))
+                cost = model.count_params(), count_flops(model)
+            sizes = (checkpoint.train_size, size)
+            rows.append(_zoo_row(name, cost, sizes, [checkpoint], None))
     return _markdown(
         [
             *("network", "parameters, M", "FLOPs, G", "float32 file, MB"),
@@ -70,11 +74,8 @@ def zoo():
     )
 
 
-def _zoo_row(name, build, sizes, published, latency):
-    train, test = sizes
-    with pretrained.without_memory():
-        model = build(input_shape=(test, test, 3))
-        parameters, flops = model.count_params(), count_flops(model)
+def _zoo_row(name, cost, sizes, published, latency):
+    (parameters, flops), (train, test) = cost, sizes
     on_imagenet = [c for c in published if c.class_names is None]
     return [
         name,

@@ -4,12 +4,18 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Devices to train on; tests that do not ask for others use the first.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Devices to train on; tests that do not ask for others use the first. Programs run but
+# once or twice: compiling them takes longer than they do.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_force_host_platform_device_count=8",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 
 import pathlib
+import subprocess
 import sys
 
 import keras
@@ -27,8 +33,7 @@ if keras.backend.backend() == "tensorflow":
     tf.config.set_logical_device_configuration(_cpu, _devices)
 
 # Only TensorFlow has replicas and sparse gradients; the data and the command stand on
-# tf.data.
-# Downloads and pickles know no backend: once is enough.
+# tf.data. What knows no backend, such as downloads and pickles, is tested once.
 collect_ignore = []
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [
@@ -38,19 +43,94 @@ if keras.backend.backend() != "tensorflow":
         "examples",
         "data",
         "recipes",
+        "experiments/test_glyphs.py",
         "experiments/test_images_on_the_disk.py",
         "deploy/test_exporting.py",
+        "models/test_costs.py",
         "test_lean.py",
+        "pretrained/test_checkpoints.py",
         "pretrained/test_download.py",
         "pretrained/test_pickles.py",
+        "pretrained/test_timm.py",
         "training/test_compiled_step.py",
         "training/test_replicas.py",
         "training/test_sparse_gradients.py",
         "training/test_strategies.py",
         "training/test_tracing.py",
     ]
+# Of these files, the tests that depend on the backend.
+_ON_EVERY_BACKEND = {
+    "test_docs.py": {"test_examples_of_docstrings"},
+    "test_experiments.py": {
+        "test_a_run_repeats_itself_and_one_that_diverges_is_a_result",
+        "test_batch_norm_leaks_and_the_other_does_not",
+        "test_only_the_network_with_agc_is_clipped",
+    },
+    "test_weights.py": {
+        "test_deepmind_parameters_fit_wholly_or_not_at_all",
+        "test_files_of_other_policies_load",
+        "test_nothing_changes_when_one_parameter_does_not_fit",
+        "test_saved_weights_come_back",
+    },
+}
 if keras.backend.backend() != "jax":
     collect_ignore = [*collect_ignore, "training/test_data_parallel_jax.py"]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slice",
+        metavar="K/N",
+        help="run one test in N of those selected, starting with the K-th (from 0)",
+    )
+
+
+def pytest_configure(config):
+    # What one run compiles, the next finds.
+    if keras.backend.backend() == "jax" and hasattr(config, "cache"):
+        import jax
+
+        folder = str(config.cache.mkdir("compiled-by-jax"))
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# After pytest's own, which deselects by markers.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if keras.backend.backend() != "tensorflow":
+        items[:] = [item for item in items if _depends_on_the_backend(item)]
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
+    if config.getoption("slice"):
+        k, n = map(int, config.getoption("slice").split("/"))
+        chosen = sorted(item.nodeid for item in items)[k::n]
+        items[:] = [item for item in items if item.nodeid in set(chosen)]
+
+
+def _depends_on_the_backend(item):
+    names = _ON_EVERY_BACKEND.get(item.path.name)
+    return names is None or item.originalname in names
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    marked = pyfuncitem.get_closest_marker("own_process")
+    if marked is None or os.environ.get("KERAS_NFNETS_OWN_PROCESS"):
+        return None
+    options = ["-q", "-n", "0", "-m", "slow", "-p", "no:cacheprovider"]
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, pyfuncitem.nodeid],
+        cwd=pyfuncitem.config.rootpath,
+        env={**os.environ, "KERAS_NFNETS_OWN_PROCESS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout[-5000:]
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,12 @@
 """What a network costs: parameters and floating point operations."""
 
+import csv
 import math
+import pathlib
 
 import keras
 
-from keras_nfnets import checks
+from keras_nfnets import checks, pretrained
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
@@ -29,6 +31,35 @@ _TRANSPOSED = (
 def variants():
     """`{name: variant}` of every network of the zoo, smallest family first."""
     return {**nf_resnet.VARIANTS, **nf_regnet.VARIANTS, **nfnet.VARIANTS}
+
+
+# Parameters and multiply-adds of every network, so that nobody has to build 45 of them to
+# see these; `python -m keras_nfnets.models.figures` writes it anew.
+_COSTS = pathlib.Path(__file__).parent / "costs.csv"
+
+
+def costs():
+    """Parameters and FLOPs of every network of the zoo.
+
+    Returns:
+        `{name: (parameters, flops)}`, two ints, with the classes it has by default and
+        at its test size; see `count_flops`.
+    """
+    with open(_COSTS, newline="") as file:
+        return {
+            row["network"]: (int(row["parameters"]), int(row["flops"]))
+            for row in csv.DictReader(file)
+        }
+
+
+def count_costs(name):
+    """The entry of a network in `costs`, counted by building the network."""
+    families = (nf_resnet, nf_regnet, nfnet)
+    [family] = [family for family in families if name in family.VARIANTS]
+    size = family.VARIANTS[name].test_size
+    with pretrained.without_memory():
+        model = getattr(family, name)(input_shape=(size, size, 3))
+        return model.count_params(), count_flops(model)
 
 
 def find_variant(name):
@@ -93,3 +124,11 @@ def _kernel_size(layer):
 def _positions(tensor, layer):
     channels_last = layer.data_format == "channels_last"
     return math.prod(tensor.shape[1:-1] if channels_last else tensor.shape[2:])
+
+
+if __name__ == "__main__":
+    with open(_COSTS, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["network", "parameters", "flops"])
+        for network in variants():
+            writer.writerow([network, *count_costs(network)])
