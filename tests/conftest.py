@@ -60,7 +60,7 @@ if keras.backend.backend() != "tensorflow":
     ]
 # Of these files, the tests that depend on the backend.
 _ON_EVERY_BACKEND = {
-    "test_docs.py": {"test_examples_of_docstrings"},
+    "test_docs.py": {"test_code_of_a_page", "test_examples_of_docstrings"},
     "test_experiments.py": {
         "test_a_run_repeats_itself_and_one_that_diverges_is_a_result",
         "test_batch_norm_leaks_and_the_other_does_not",
