@@ -1,6 +1,8 @@
-"""`keras-nfnets train` as a process of its own, the way people run it."""
+"""`keras-nfnets train`, also as a process of its own, the way people run it."""
 
+import contextlib
 import csv
+import io
 import re
 import signal
 import subprocess
@@ -26,37 +28,6 @@ def command(*arguments):
     return [sys.executable, "-m", "keras_nfnets", "train", *arguments]
 
 
-def run(*arguments, cwd):
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def interrupt(*arguments, after, cwd=None):
-    """What a run says after a Ctrl-C, which comes when it has said `after`."""
-    process = subprocess.Popen(
-        command("--epochs=1000", *arguments),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    seen = ""
-    while after not in seen:
-        piece = process.stdout.read(1)
-        assert piece, seen
-        seen += piece
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=300)
-    assert process.returncode == 130
-    return rest
-
-
 def history_of(folder):
     with open(folder / "history.csv", newline="") as file:
         return [
@@ -65,14 +36,21 @@ def history_of(folder):
         ]
 
 
-def evaluate(folder):
+def evaluate(folder, image_size=32):
     model = keras.saving.load_model(folder / "model.keras")
-    test = data.load("digits", "test", image_size=32, batch_size=64)
+    test = data.load("digits", "test", image_size=image_size, batch_size=64)
     return model.evaluate(test, verbose=0, return_dict=True)
 
 
 def test_the_first_command_learns_the_digits(tmp_path):
-    result = run(cwd=tmp_path)
+    result = subprocess.run(
+        command(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     [folder] = (tmp_path / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES
@@ -100,8 +78,7 @@ def test_same_seed_same_run_and_a_path_with_spaces(tmp_path):
     for name in ("a b", "c"):
         folder = tmp_path / name
         arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
-        result = run(*arguments, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        assert main(["train", *arguments, "--noagc"]) == 0
         assert {path.name for path in folder.iterdir()} == FILES
         rows.append(history_of(folder))
     np.testing.assert_allclose(rows[0][0]["loss"], rows[1][0]["loss"], rtol=1e-5)
@@ -121,7 +98,21 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_there_is(tmp_path):
-    rest = interrupt("--tensorboard", cwd=tmp_path, after="Epoch 2/1000")
+    process = subprocess.Popen(
+        command("--epochs=1000", "--tensorboard"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = ""
+    while "Epoch 2/1000" not in seen:
+        piece = process.stdout.read(1)
+        assert piece, seen
+        seen += piece
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
     found = re.search(r"Interrupted: stopped after (\d+) of 1000 epochs", rest)
     assert "Traceback" not in rest and "Next, " not in rest
     [folder] = (tmp_path / "runs").iterdir()
@@ -135,25 +126,46 @@ def test_ctrl_c_leaves_what_there_is(tmp_path):
     assert evaluate(folder)["accuracy"] > 0.1
 
 
-def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path):
+class Impatient(io.StringIO):
+    """An output whose reader presses Ctrl-C when it has read `last`."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def write(self, text):
+        count = super().write(text)
+        if self.last is not None and self.last in self.getvalue():
+            self.last = None
+            signal.raise_signal(signal.SIGINT)
+        return count
+
+
+def test_what_is_stopped_before_its_first_epoch_replaces_a_run_and_is_resumed(
+    tmp_path, capsys
+):
     for name in FILES:
         (tmp_path / name).write_text("old")
-    rest = interrupt(
-        "--overwrite", f"--output_dir={tmp_path}", after="pixels, 1000 epochs"
-    )
-    assert "stopped after 0 of 1000 epochs" in rest
+    flags = ["--image_size=8", "--noagc", f"--output_dir={tmp_path}"]
+    with contextlib.redirect_stdout(Impatient("pixels, 1000 epochs")) as out:
+        assert main(["train", *flags, "--epochs=1000", "--overwrite"]) == 130
+    assert "stopped after 0 of 1000 epochs" in out.getvalue()
     # Without a whole epoch there is no history, and the old one is not this run's.
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.keras",
         "model.json",
         "predictions.png",
     }
-    assert evaluate(tmp_path)["loss"] > 0
+    assert evaluate(tmp_path, image_size=8)["loss"] > 0
+    # (Of the flags that say what run it is, only the epochs are another.)
+    assert main(["train", *flags, "--resume", "--epochs=1"]) == 0
+    assert f"nothing to resume in {tmp_path}: it starts" in capsys.readouterr().out
+    assert len(history_of(tmp_path)) == 1
 
 
 def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
     process = subprocess.Popen(
-        command("--epochs=30", "--image_size=8", f"--output_dir={tmp_path}"),
+        command("--epochs=30", "--image_size=8", "--noagc", f"--output_dir={tmp_path}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
