@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ FILES = {
     *("model.keras", "model.json", "history.csv"),
     *("training_curves.png", "predictions.png"),
 }
+
+# Without clipping there is less to trace, and a lower rate is needed.
+QUICK = ["--image_size=8", "--noagc", "--learning_rate=0.1"]
 
 
 def command(*arguments):
@@ -73,15 +77,17 @@ def test_the_first_command_learns_the_digits(tmp_path):
     assert evaluate(folder)["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
 
 
-def test_same_seed_same_run_and_a_path_with_spaces(tmp_path):
-    rows = []
-    for name in ("a b", "c"):
-        folder = tmp_path / name
-        arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
-        assert main(["train", *arguments, "--noagc"]) == 0
-        assert {path.name for path in folder.iterdir()} == FILES
-        rows.append(history_of(folder))
-    np.testing.assert_allclose(rows[0][0]["loss"], rows[1][0]["loss"], rtol=1e-5)
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "a b"
+    arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
+    assert main(["train", *QUICK, *arguments]) == 0
+    return folder
+
+
+def test_a_path_may_have_spaces(left_alone):
+    assert {path.name for path in left_alone.iterdir()} == FILES
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
@@ -141,31 +147,47 @@ class Impatient(io.StringIO):
         return count
 
 
-def test_what_is_stopped_before_its_first_epoch_replaces_a_run_and_is_resumed(
-    tmp_path, capsys
-):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run over another one, stopped before its first epoch: what it says, and where."""
+    folder = tmp_path_factory.mktemp("stopped")
     for name in FILES:
-        (tmp_path / name).write_text("old")
-    flags = ["--image_size=8", "--noagc", f"--output_dir={tmp_path}"]
+        (folder / name).write_text("old")
+    flags = ["--epochs=1000", "--seed=3", "--overwrite", f"--output_dir={folder}"]
     with contextlib.redirect_stdout(Impatient("pixels, 1000 epochs")) as out:
-        assert main(["train", *flags, "--epochs=1000", "--overwrite"]) == 130
-    assert "stopped after 0 of 1000 epochs" in out.getvalue()
+        assert main(["train", *QUICK, *flags]) == 130
+    return out.getvalue(), folder
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_run(stopped):
+    printed, folder = stopped
+    assert "stopped after 0 of 1000 epochs" in printed
     # Without a whole epoch there is no history, and the old one is not this run's.
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} == {
         "model.keras",
         "model.json",
         "predictions.png",
     }
-    assert evaluate(tmp_path, image_size=8)["loss"] > 0
+    assert evaluate(folder, image_size=8)["loss"] > 0
+
+
+def test_what_was_stopped_before_its_first_epoch_starts_again_as_the_same_run(
+    stopped, left_alone, tmp_path, capsys
+):
+    folder = tmp_path / "stopped"
+    shutil.copytree(stopped[1], folder)
     # (Of the flags that say what run it is, only the epochs are another.)
-    assert main(["train", *flags, "--resume", "--epochs=1"]) == 0
-    assert f"nothing to resume in {tmp_path}: it starts" in capsys.readouterr().out
-    assert len(history_of(tmp_path)) == 1
+    flags = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
+    assert main(["train", *QUICK, *flags, "--resume"]) == 0
+    assert f"nothing to resume in {folder}: it starts" in capsys.readouterr().out
+    # The same seed gives the same run.
+    [row], [expected] = history_of(folder), history_of(left_alone)
+    np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
 
 
 def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
     process = subprocess.Popen(
-        command("--epochs=30", "--image_size=8", "--noagc", f"--output_dir={tmp_path}"),
+        command("--epochs=30", *QUICK, f"--output_dir={tmp_path}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
