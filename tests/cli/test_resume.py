@@ -172,7 +172,7 @@ def test_a_run_killed_at_a_random_moment(seed, whole, tmp_path):
     assert_same_run(folder, whole, rtol=1e-6)
 
 
-def workers_of_two(folders, *flags):
+def workers_of_two(folders):
     """A function that starts the first or the second of two workers."""
     with socket.socket() as a, socket.socket() as b:
         for listener in (a, b):
@@ -187,7 +187,6 @@ def workers_of_two(folders, *flags):
         return start(
             folders[index],
             "--strategy=multi_worker",
-            *flags,
             *more,
             env={**os.environ, "TF_CONFIG": json.dumps(config)},
         )
@@ -195,10 +194,9 @@ def workers_of_two(folders, *flags):
     return worker
 
 
-def test_a_worker_that_was_killed_comes_back(tmp_path):
-    folder, alone = tmp_path / "two workers", tmp_path / "alone"
-    assert main(["train", *SMALL, "--noagc", f"--output_dir={alone}"]) == 0
-    worker = workers_of_two([folder, folder], "--noagc")
+def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
+    folder = tmp_path / "two workers"
+    worker = workers_of_two([folder, folder])
     chief, other = worker(0), worker(1)
     kill_after(other, folder, epoch=1)
     # The one that is left notices, and waits for the other.
@@ -210,7 +208,7 @@ def test_a_worker_that_was_killed_comes_back(tmp_path):
     out, _ = outputs(chief)
     assert "resumed after epoch" in out
     assert "Epoch" not in quiet  # only the first worker reports
-    assert_same_run(folder, alone, rtol=2e-5)
+    assert_same_run(folder, whole, rtol=2e-5)
 
 
 @pytest.mark.slow
