@@ -84,7 +84,8 @@ def train(
         epochs=epochs,
         shuffle=False,
         verbose=0,
-        validation_data=(x, y),
+        # (Evaluation knows nothing of accumulated gradients.)
+        validation_data=None if accumulate else (x, y),
     )
     return history.history, model
 
@@ -282,7 +283,7 @@ def test_steps_with_a_nan_change_nothing_on_any_replica(replicas):
     result, expected = trained_with_a_nan(replicas), trained_with_a_nan(1)
     assert_same(result, expected, rtol=2e-5)
     for a, b in zip(result[1].optimizer.variables, expected[1].optimizer.variables):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5)
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5, atol=1e-8)
 
 
 def test_sam_and_averages_on_replicas_are_those_on_one():
