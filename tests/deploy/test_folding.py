@@ -9,15 +9,37 @@ import keras_nfnets
 from keras_nfnets import fold
 from keras_nfnets.layers import Dropout, SymmetricMaxPooling2D
 
-FAMILIES = [
-    "NFNetTiny",
-    "NFNetTest",
-    "ECANFNetL0",
-    "NFRegNetB0",
-    "NFResNet26",
-    "NFSEResNet26",
-    "NFECAResNet26",
-]
+TIMM = {"convention": "timm"}
+# Of each family a network with all kinds of its blocks.
+FAMILIES = {
+    "NFNetTiny": keras_nfnets.NFNetTiny,
+    "NFNetTest": keras_nfnets.NFNetTest,
+    "ECA-NFNet": lambda **kw: keras_nfnets.NFNet(
+        (1, 2),
+        (32, 48),
+        bottleneck_widths=(8, 16),
+        group_size=8,
+        attention="eca",
+        activation="silu",
+        final_width=72,
+        stochastic_depth_rate=0.25,
+        drop_rate=0.2,
+        **TIMM,
+        **kw,
+    ),
+    "NF-RegNet": lambda **kw: keras_nfnets.NFRegNet(
+        (1, 2), (24, 40), stochastic_depth_rate=0.1, drop_rate=0.2, **kw
+    ),
+    "NF-ResNet": lambda **kw: keras_nfnets.NFResNet(
+        (1, 2), 1, stochastic_depth_rate=0.1, **kw
+    ),
+    "NF-SE-ResNet": lambda **kw: keras_nfnets.NFResNet(
+        (1, 2), 1, attention="se", se_ratio=1 / 16, **TIMM, **kw
+    ),
+    "NF-ECA-ResNet": lambda **kw: keras_nfnets.NFResNet(
+        (1, 2), 1, attention="eca", **TIMM, **kw
+    ),
+}
 OTHERS = sorted(
     name
     for name in keras_nfnets.__all__
@@ -27,7 +49,7 @@ OTHERS = sorted(
 
 # Each operation on each shape is compiled by JAX, which takes minutes.
 if keras.backend.backend() == "jax":
-    FAMILIES = FAMILIES[:2]
+    FAMILIES = {name: FAMILIES[name] for name in ("NFNetTiny", "NFNetTest")}
 
 
 def with_random_weights(model, seed=0):
@@ -75,7 +97,7 @@ def assert_folds(model, *sizes):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_networks_of_the_zoo(name):
-    model = getattr(keras_nfnets, name)(classifier_activation=None)
+    model = FAMILIES[name](classifier_activation=None)
     assert_folds(with_random_weights(model), (33, 47), (64, 32))
 
 
@@ -84,6 +106,10 @@ def test_networks_of_the_zoo(name):
 def test_other_networks_of_the_zoo(name):
     model = getattr(keras_nfnets, name)(classifier_activation=None)
     assert_folds(with_random_weights(model), (33, 47))
+
+
+# Blocks that change the resolution, the channels and neither.
+SMALL = {"depths": (1, 2), "widths": (16, 32)}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +125,7 @@ def test_other_networks_of_the_zoo(name):
 )
 def test_dtype_policies(policy, options, nfnet_tiny):
     keras.config.set_dtype_policy(policy)
-    model = with_random_weights(nfnet_tiny(**options))
+    model = with_random_weights(nfnet_tiny(**SMALL, **options))
     folded = fold(model)
     assert folded.compute_dtype == model.compute_dtype
     # In half precision this is exact only if all is computed in the same order. A sum in
@@ -123,14 +149,16 @@ def test_dtype_policies(policy, options, nfnet_tiny):
     ],
 )
 def test_heads_and_activations(options, nfnet_tiny):
-    folded = assert_folds(with_random_weights(nfnet_tiny(**options)), (32, 24))
+    model = with_random_weights(nfnet_tiny(**SMALL, **options))
+    folded = assert_folds(model, (32, 24))
     if "input_shape" in options:
         assert folded.input_shape == (None, 32, 24, 3)
 
 
 def test_graphs_of_the_deepest_networks_can_be_built_and_loaded():
     """Keras walks through them by recursion; NFNet-F7 has 96 blocks."""
-    model = keras_nfnets.NFNet((1, 1, 100, 1), [8] * 4, group_size=4, classes=10)
+    # (With attention: without it even one graph would be shallow enough.)
+    model = keras_nfnets.NFNet((100,), (8,), group_size=4, classes=10)
     folded = fold(model)
     loaded = keras.models.model_from_json(folded.to_json())
     assert loaded.count_params() == folded.count_params()
@@ -298,7 +326,7 @@ def test_a_call_of_ones_own_is_refused(base):
 
 
 def test_loads_without_this_package(tmp_path, nfnet_tiny):
-    model = with_random_weights(nfnet_tiny(classifier_activation=None))
+    model = with_random_weights(nfnet_tiny(**SMALL))
     fold(model).save(tmp_path / "plain.keras")
     with open(tmp_path / "plain.keras", "rb") as file:
         assert b"keras_nfnets" not in file.read()

@@ -41,13 +41,13 @@ def test_layer_survives_saving_and_cloning(name, tmp_path):
     model = keras.Model(inputs, LAYERS[name]()(inputs))
     set_gains(model)
     x = np.random.default_rng(0).normal(size=(2, 7, 5, 16)).astype("float32")
-    expected = model.predict(x, verbose=0)
+    expected = model(x)
     model.save(tmp_path / "layer.keras")
     loaded = keras.saving.load_model(tmp_path / "layer.keras")
-    assert_close(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(loaded(x), expected, atol=1e-6)
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
-    assert_close(clone.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(clone(x), expected, atol=1e-6)
     assert clone.layers[-1].get_config() == model.layers[-1].get_config()
 
 

@@ -224,18 +224,18 @@ def test_survives_saving_and_folding(name, activation, tmp_path):
     model = keras.Model(inputs, ours(*arguments, **options)(x))
     randomize(model)
     x = some_inputs(shape)
-    expected = model.predict(x, verbose=0)
+    expected = model(x)
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
-    assert_close(loaded.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(loaded(x), expected, atol=1e-6)
     model.save_weights(tmp_path / "m.weights.h5")
     clone = keras.models.clone_model(model)
     clone.load_weights(tmp_path / "m.weights.h5")
-    assert_close(clone.predict(x, verbose=0), expected, atol=1e-6)
+    assert_close(clone(x), expected, atol=1e-6)
     folded = keras_nfnets.fold(model)
     for layer in folded._flatten_layers():
         assert type(layer).__module__.startswith("keras.")
-    assert_close(folded.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @each_layer

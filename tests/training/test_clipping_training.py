@@ -1,5 +1,7 @@
 """AGCModel, AGC and SGDAGC: three front doors to one clip."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -192,22 +194,32 @@ def test_training_goes_on_after_saving_as_if_nothing_had_been(optimizer, tmp_pat
     assert_same_weights(loaded, model, rtol=1e-6)
 
 
+def trained_with_momentum(cls, nesterov, dtype, **options):
+    keras.config.set_dtype_policy(dtype)
+    model = small_model(cls)
+    rate = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.5)
+    optimizer = keras.optimizers.SGD(
+        rate, momentum=0.8, nesterov=nesterov, weight_decay=0.01, clipvalue=0.5
+    )
+    train(model, optimizer=optimizer, **options)
+    return model, optimizer
+
+
+# By Keras itself, once for all cases.
+trained_by_keras = functools.cache(
+    functools.partial(trained_with_momentum, keras.Model, jit_compile=False)
+)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_momentum_is_that_of_keras(nesterov, jit_compile, dtype, rtol):
     """`AGCModel` has an operation of its own for it on TensorFlow."""
-    keras.config.set_dtype_policy(dtype)
-    trained = []
-    for cls, options in ((AGCModel, {"clip_factor": None}), (keras.Model, {})):
-        model = small_model(cls)
-        rate = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.5)
-        optimizer = keras.optimizers.SGD(
-            rate, momentum=0.8, nesterov=nesterov, weight_decay=0.01, clipvalue=0.5
-        )
-        train(model, optimizer=optimizer, jit_compile=jit_compile, **options)
-        trained.append((model, optimizer))
-    (ours, our_sgd), (keras_model, keras_sgd) = trained
+    ours, our_sgd = trained_with_momentum(
+        AGCModel, nesterov, dtype, jit_compile=jit_compile, clip_factor=None
+    )
+    keras_model, keras_sgd = trained_by_keras(nesterov, dtype)
     assert_same_weights(ours, keras_model, rtol)
     for velocity, expected in zip(our_sgd.momentums, keras_sgd.momentums):
         velocity, expected = map(ops.convert_to_numpy, (velocity, expected))
@@ -329,12 +341,19 @@ class FunctionalInside(FunctionalSubclass):
         super().__init__(inputs, keras.layers.Dense(outputs, name="predictions")(x))
 
 
+@functools.cache
+def trained_functional():
+    model = small_model()
+    train(model, optimizer=sgd(), clip_factor=0.02)
+    return model
+
+
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize(
     "kind", ["subclassed", "sequential", "functional subclass", "functional inside"]
 )
 def test_every_way_to_write_a_model_trains_alike(kind, built):
-    reference = small_model()
+    initial = small_model()
     if kind == "subclassed":
         model = Subclassed()
     elif kind == "sequential":
@@ -354,17 +373,16 @@ def test_every_way_to_write_a_model_trains_alike(kind, built):
     x, y = small_data()
     if built:
         model(x)
-        model.set_weights(reference.get_weights())
+        model.set_weights(initial.get_weights())
     model.compile(sgd(), "mse", clip_factor=0.02)
     if not built:
         model.train_on_batch(x, y)
         model.optimizer.build(model.trainable_variables)
-        model.set_weights(reference.get_weights())
+        model.set_weights(initial.get_weights())
         model.compile(sgd(), "mse", clip_factor=0.02)
     history = model.fit(x, y, batch_size=32, epochs=4, shuffle=False, verbose=0).history
-    train(reference, optimizer=sgd(), clip_factor=0.02)
     assert min(history["clip_share"]) > 0.9
-    assert_same_weights(model, reference, rtol=1e-4)
+    assert_same_weights(model, trained_functional(), rtol=1e-4)
 
 
 def test_functional_use_does_not_break_subclassing():
@@ -510,8 +528,7 @@ def test_settings_are_checked_when_they_are_given():
             small_model().compile("sgd", "mse", **options)
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled, steps", [(False, 3), (True, 2)])
 @pytest.mark.parametrize("door", DOORS)
 def test_the_mean_of_accumulated_gradients_is_clipped(door, scaled, steps):
     x, y = small_data()

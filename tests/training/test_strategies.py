@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -160,28 +161,33 @@ def results(processes):
     return found
 
 
-def test_workers_compute_what_one_process_computes():
-    expected = None
-    for count in (1, 2, 3):
-        hosts = addresses(count) if count > 1 else []
-        workers = results([start(hosts, index, "-c", WORKER) for index in range(count)])
-        assert [w["chief"] for w in workers] == [True] + [False] * (count - 1)
-        expected = expected or workers[0]
-        for worker in workers:
-            assert worker["replicas"] == count
-            assert worker["batches"] == expected["batches"] == 12
-            assert worker["history"].keys() == expected["history"].keys()
-            assert "clip_share_stem" in worker["history"]
-            for part in ("history", "evaluated"):
-                for name, value in expected[part].items():
-                    np.testing.assert_allclose(
-                        worker[part][name], value, 2e-5, 1e-6, err_msg=name
-                    )
-            predicted = np.array(worker["predicted"])
-            np.testing.assert_allclose(predicted, expected["predicted"], 1e-4)
-            for a, b in zip(worker["weights"], expected["weights"]):
-                scale = max(np.abs(b).max(), 1e-3)
-                np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale)
+def test_workers_compute_what_one_process_computes(monkeypatch, tmp_path):
+    # Three, so that no batch is shared evenly, while this process is the only one.
+    count, hosts = 3, addresses(3)
+    processes = [start(hosts, index, "-c", WORKER) for index in range(count)]
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    expected = runpy.run_path(script)["result"]
+    assert expected["chief"] and expected["replicas"] == 1
+    assert expected["batches"] == 12
+    workers = results(processes)
+    assert [w["chief"] for w in workers] == [True] + [False] * (count - 1)
+    for worker in workers:
+        assert worker["replicas"] == count
+        assert worker["batches"] == expected["batches"]
+        assert worker["history"].keys() == expected["history"].keys()
+        assert "clip_share_stem" in worker["history"]
+        for part in ("history", "evaluated"):
+            for name, value in expected[part].items():
+                np.testing.assert_allclose(
+                    worker[part][name], value, 2e-5, 1e-6, err_msg=name
+                )
+        predicted = np.array(worker["predicted"])
+        np.testing.assert_allclose(predicted, expected["predicted"], 1e-4)
+        for a, b in zip(worker["weights"], expected["weights"]):
+            scale = max(np.abs(b).max(), 1e-3)
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale)
 
 
 def test_ctrl_c_reaches_a_worker_that_waits():

@@ -206,7 +206,7 @@ def test_options_survive_saving(tmp_path):
 
 
 def test_clip_shares_of_the_parts_of_a_network():
-    model = NFNetTiny(input_shape=(8, 8, 1), classes=3)
+    model = NFNetTiny(input_shape=(8, 8, 1), classes=3, attention=None)
     loss = "sparse_categorical_crossentropy"
     model.compile(
         keras.optimizers.SGD(1e-9), loss, clip_factor=1e-6, agc_exclude="stage2_*"
