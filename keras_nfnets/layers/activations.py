@@ -126,7 +126,8 @@ def activation_gain(activation):
     if published := _published(activation):
         return published[1]
     outputs = _resolve(activation)(ops.convert_to_tensor(_standard_normal()))
-    variance = float(np.var(ops.convert_to_numpy(outputs), dtype="float64"))
+    with np.errstate(invalid="ignore"):  # an infinite output gets an error below
+        variance = float(np.var(ops.convert_to_numpy(outputs), dtype="float64"))
     if not (np.isfinite(variance) and variance > 0):
         raise ValueError(
             "An activation has a gain only if its output on standard normal input has "

@@ -102,6 +102,7 @@ def test_networks_of_the_zoo(name):
 
 
 @pytest.mark.slow
+@pytest.mark.own_process
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_networks_of_the_zoo(name):
     model = getattr(keras_nfnets, name)(classifier_activation=None)

@@ -1,7 +1,5 @@
 """What takes gigabytes and minutes: run with `pytest -m slow`."""
 
-import gc
-
 import keras
 import numpy as np
 import pytest
@@ -9,14 +7,7 @@ import pytest
 import keras_nfnets
 from keras_nfnets.models.figures import variants
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _free_memory():
-    yield
-    keras.utils.clear_session()
-    gc.collect()
+pytestmark = [pytest.mark.slow, pytest.mark.own_process]
 
 
 @pytest.mark.parametrize("name", variants())

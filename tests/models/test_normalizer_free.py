@@ -538,7 +538,7 @@ def test_a_mean_that_depthwise_filters_learn_moves_no_output():
         layer = result.get_layer(name)
         assert layer.input_mean == pytest.approx(0.68, abs=0.07)
         assert actions[name].endswith(f", input mean {layer.input_mean:.3g}")
-        seen = keras.Model(result.inputs, layer.input)(noise(32, 24, 24, 4, seed=2))
+        seen = keras.Model(result.input, layer.input)(noise(32, 24, 24, 4, seed=2))
         kernel = getattr(layer, layer.KERNELS[0].name)
         initial = ops.convert_to_numpy(kernel)
         kernel.assign(initial + 0.3 * initial.std())
@@ -549,6 +549,7 @@ def test_a_mean_that_depthwise_filters_learn_moves_no_output():
 
 
 @pytest.mark.slow
+@pytest.mark.own_process
 @pytest.mark.parametrize("kind", ["noise", "pictures"])
 @pytest.mark.parametrize(
     "name",

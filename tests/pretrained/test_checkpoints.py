@@ -165,7 +165,10 @@ def test_the_authors_file_comes_from_the_authors(tmp_path, monkeypatch):
         )
         assert mirror.fetch("F2_haiku").read_bytes() == content
         wrong = mirror._replace(authors_md5=checkpoint.authors_md5)
-        with pytest.raises(ValueError, match="should have the md5 checksum 7a018d8d"):
+        with (
+            pytest.warns(UserWarning, match="The MD5 of .* is not 7a018d8d"),
+            pytest.raises(ValueError, match="should have the md5 checksum 7a018d8d"),
+        ):
             wrong.fetch("F2_haiku.npz")
 
 

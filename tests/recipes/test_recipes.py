@@ -172,11 +172,11 @@ def test_a_new_classifier_learns_alone_first():
     source = data.find({part: (x[:400], y[:400] % 2) for part in ("train", "test")})
     with pytest.warns(UserWarning, match="The classifier of digits has 10 classes"):
         model = recipes.create_model(recipe, source)
-    before = {v.path: np.array(v) for v in model.weights}
+    before = {v.path: v.numpy() for v in model.weights}
     accuracy, held_out_accuracy = recipes.train_head(recipe, model, source)
     assert accuracy > 0.75 and held_out_accuracy > 0.75
     changed = {
-        v.path for v in model.weights if not np.array_equal(before[v.path], np.array(v))
+        v.path for v in model.weights if not np.array_equal(before[v.path], v.numpy())
     }
     assert changed == {"predictions/kernel", "predictions/bias"}
     # Pictures are prepared as the checkpoint has seen them.

@@ -82,7 +82,7 @@ def test_eight_devices_train_as_one(door):
     for name in history:
         np.testing.assert_allclose(history[name], expected[name], 2e-5, err_msg=name)
     for v, w in zip(model.trainable_variables, one.trainable_variables):
-        v, w = np.array(v), np.array(w)
+        v, w = v.numpy(), w.numpy()
         scale = max(np.abs(w).max(), 1e-3)  # gains and biases begin at zero
         np.testing.assert_allclose(v, w, rtol=0, atol=2e-5 * scale)
     np.testing.assert_allclose(prediction, expected_prediction, rtol=1e-4, atol=1e-4)

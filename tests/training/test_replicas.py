@@ -166,6 +166,7 @@ EVERYTHING = {
 KERAS_AVERAGES = {"use_ema": True, "ema_overwrite_frequency": 2}
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
 @pytest.mark.parametrize(
     "make, options",
     [
