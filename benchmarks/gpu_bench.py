@@ -89,12 +89,10 @@ class Bench:
             Rows (dicts), in lists like `groups`.
         """
         contestants = [contestant for group in groups for contestant in group]
-        try:
-            prepared = self._prepare(contestants)
-            laps = self._laps(contestants, prepared)
-        finally:
-            for name in list(self._workers):
-                self.call(name, "release")
+        prepared = self._prepare(contestants)
+        laps = self._laps(contestants, prepared)
+        for name in list(self._workers):
+            self.call(name, "release")
         rows = iter(map(self._row, contestants, prepared, laps))
         groups = [[next(rows) for _ in group] for group in groups]
         for group in groups:

@@ -57,7 +57,7 @@ def test_network_computes_what_the_authors_code_does(
     )
     keras_nfnets.pretrained.load_deepmind(model, parameters)
     pool = model.get_layer("avg_pool").output
-    pool, logits = keras.Model(model.inputs, [pool, model.output])(expected.images)
+    pool, logits = keras.Model(model.input, [pool, model.output])(expected.images)
     pool, logits = map(ops.convert_to_numpy, (pool, logits))
     assert relative_error(logits, expected.outputs["out/logits"]) < 2e-5
     assert relative_error(pool, expected.outputs["out/pool"]) < 2e-5
@@ -73,7 +73,7 @@ def test_network_computes_what_timm_does(name, golden, relative_error):
     model = pretrained.create(name, classifier_activation=None)
     pretrained.load_timm(model, expected.parameters)
     pool = model.get_layer("avg_pool").output
-    pool, logits = keras.Model(model.inputs, [pool, model.output])(expected.images)
+    pool, logits = keras.Model(model.input, [pool, model.output])(expected.images)
     pool, logits = map(ops.convert_to_numpy, (pool, logits))
     assert relative_error(logits, expected.outputs["logits"]) < TIMM_NETWORKS[name]
     assert relative_error(pool, expected.outputs["pool"]) < TIMM_NETWORKS[name]
