@@ -1,11 +1,6 @@
 """What the tests share: quiet logs, repeatable randomness, the golden cases."""
 
-import gc
 import os
-
-# Building and tracing models makes many objects that live: looking for garbage among them
-# every 700 takes a tenth of the time.
-gc.set_threshold(100_000, 50, 50)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -450,7 +450,7 @@ def _skip(layer):
     """Alpha times the learned gain, in the dtype in which a layer multiplies them."""
     alpha = ops.cast(layer.alpha, layer.compute_dtype)
     factor = alpha * ops.cast(layer.skip_gain, layer.compute_dtype)
-    return float(ops.convert_to_numpy(ops.cast(factor, "float64")))
+    return float(ops.convert_to_numpy(factor))
 
 
 def _operation(x):

@@ -113,6 +113,8 @@ def test_other_networks_of_the_zoo(name):
 SMALL = {"depths": (1, 2), "widths": (16, 32)}
 
 
+# JAX has no float64 unless it is told to.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize(
     "policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"]
 )
