@@ -450,7 +450,9 @@ def _skip(layer):
     """Alpha times the learned gain, in the dtype in which a layer multiplies them."""
     alpha = ops.cast(layer.alpha, layer.compute_dtype)
     factor = alpha * ops.cast(layer.skip_gain, layer.compute_dtype)
-    return float(ops.convert_to_numpy(factor))
+    # Half precision is no number to NumPy, and float64 none to JAX.
+    dtype = keras.backend.result_type(layer.compute_dtype, "float32")
+    return float(ops.convert_to_numpy(ops.cast(factor, dtype)))
 
 
 def _operation(x):
