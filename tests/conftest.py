@@ -1,5 +1,6 @@
 """What the tests share: quiet logs, repeatable randomness, the golden cases."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -108,6 +109,11 @@ def pytest_collection_modifyitems(config, items):
         k, n = map(int, config.getoption("slice").split("/"))
         chosen = sorted(item.nodeid for item in items)[k::n]
         items[:] = [item for item in items if item.nodeid in set(chosen)]
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
 
 
 def _depends_on_the_backend(item):
