@@ -301,7 +301,7 @@ def test_nothing_but_broken_pictures_gets_a_sentence(tmp_path, capsys):
         (pictures / name).mkdir(parents=True)
         for i in range(5):
             (pictures / name / f"{i}.png").write_text("no picture")
-    flags = [*FLAGS, "--noagc", f"--output_dir={out}"]
+    flags = [*FLAGS, "--image_size=8", "--noagc", f"--output_dir={out}"]
     assert main(["train", f"--data={pictures}", *flags]) == 1
     assert "More than half of the pictures of" in capsys.readouterr().err
     assert not (out / "model.keras").exists()

@@ -162,6 +162,8 @@ def test_heads_and_activations(options, nfnet_tiny):
         assert folded.input_shape == (None, 32, 24, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.own_process
 def test_graphs_of_the_deepest_networks_can_be_built_and_loaded():
     """Keras walks through them by recursion; NFNet-F7 has 96 blocks."""
     # (With attention: without it even one graph would be shallow enough.)

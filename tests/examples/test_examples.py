@@ -47,7 +47,10 @@ SHORT = ["--seeds=1", "--epochs=1", "--rates", "1.0"]
     ("name", "options"),
     [
         ("segmentation", ["--examples=8", "--batch_sizes", "2"]),
-        ("sequence", ["--examples=16", "--batch_sizes", "4"]),
+        pytest.param(
+            *("sequence", ["--examples=16", "--batch_sizes", "4"]),
+            marks=pytest.mark.slow,
+        ),
         ("contrastive", ["--examples=64", "--groups", "4"]),
     ],
 )

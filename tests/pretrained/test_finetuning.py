@@ -25,6 +25,7 @@ def test_shipped_checkpoint_has_its_published_accuracy():
         assert 100 * np.mean(said == y) == pytest.approx(checkpoint.top1, abs=0.3)
 
 
+@pytest.mark.slow
 def test_fine_tuning_beats_training_from_scratch_at_equal_steps():
     fine_tuned, from_scratch = (
         finetune_digits.accuracy(weights, seed=0, learning_rate=0.1)

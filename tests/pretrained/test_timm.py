@@ -183,7 +183,7 @@ def test_paths_that_are_none(model, tmp_path):
 
 
 @settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -109,7 +109,7 @@ def test_classifier_of_another_size_stays_and_the_rest_is_loaded(saved):
 
 
 @settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

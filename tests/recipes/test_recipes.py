@@ -85,14 +85,15 @@ def test_settings_are_changed_by_name():
         recipes.find("nfnet_f0_imagnet")
 
 
-# One of each family is quick enough, NFNets with a smaller network.
-_QUICK = {"digits", "finetune", "nf_regnet_b0", "nf_resnet50_batch256"}
+# Those of the papers with a smaller network.
+_QUICK = {"digits", "finetune"}
 
 
 @pytest.mark.parametrize(
     "name, model",
     [
-        ("nfnet_f0_imagenet", "NFNetTiny"),
+        ("nfnet_f0_imagenet", "NFNetTest"),
+        ("nf_regnet_b0", "NFNetTest"),
         *(
             pytest.param(name, None, marks=() if name in _QUICK else pytest.mark.slow)
             for name in recipes.RECIPES

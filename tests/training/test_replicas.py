@@ -116,11 +116,17 @@ def test_a_strategy_of_one_device_changes_nothing(door):
 @pytest.mark.parametrize(
     "door, replicas, accumulate",
     [
-        *((door, 2, accumulate) for door in DOORS for accumulate in (None, 2)),
-        # The other way to reduce, each door once.
-        ("model", 4, 2),
+        *((door, 2, 2) for door in DOORS),
+        # Without accumulation, and the other way to reduce.
+        ("model", 2, None),
         ("wrapper", 4, None),
         ("optimizer", 4, 2),
+        *(
+            pytest.param(door, 2, None, marks=pytest.mark.slow)
+            for door in DOORS
+            if door != "model"
+        ),
+        pytest.param("model", 4, 2, marks=pytest.mark.slow),
     ],
 )
 def test_replicas_train_as_one(door, replicas, accumulate):
@@ -229,7 +235,17 @@ def test_gradients_cross_the_wire_once_a_step(door, accumulate):
     assert len(elements) - len(large) <= 2
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "door",
+    [
+        *("model", "wrapper"),
+        *(
+            pytest.param(door, marks=pytest.mark.slow)
+            for door in DOORS
+            if door not in ("model", "wrapper")
+        ),
+    ],
+)
 def test_loss_scaling_on_replicas_is_that_on_one(door):
     keras.config.set_dtype_policy("mixed_float16")
     options = {"scale": 0.3}  # does not overflow under the initial loss scale
@@ -240,8 +256,15 @@ def test_loss_scaling_on_replicas_is_that_on_one(door):
     assert_same((history, model), expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize("accumulate", [None, 2])
-@pytest.mark.parametrize("door", ["model", "wrapper in a model", "wrapper"])
+@pytest.mark.parametrize(
+    ("door", "accumulate"),
+    [
+        *(("model", None), ("wrapper in a model", 2), ("wrapper", None)),
+        pytest.param("model", 2, marks=pytest.mark.slow),
+        pytest.param("wrapper in a model", None, marks=pytest.mark.slow),
+        pytest.param("wrapper", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_an_overflow_on_any_replica_is_left_out(door, accumulate):
     x, y = (np.tile(array, (4, 1)) for array in small_data(0.3, 16))
     x[16 + 12] = np.inf  # in the second step, in the second replica's half
