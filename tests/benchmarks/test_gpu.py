@@ -183,7 +183,7 @@ def test_an_interrupt_ends_the_workers_and_says_where_the_results_are(tmp_path):
     process = start(output, "--compilation_cache", str(tmp_path / "cache"))
     wait_for(output.exists)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert f"What was measured is in {output}" in errors
     assert json.loads(output.read_text())["measurements"]

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -45,6 +46,13 @@ def test_any_shape_gives_the_same_size(shape, crop_mode):
     prepared = data.prepare(picture(*shape), **{**PREPARATION, "crop_mode": crop_mode})
     assert prepared.shape == (16, 16, 3)
     assert np.isfinite(prepared).all()
+
+
+def test_mean_and_deviation_of_imagenet_are_those_that_keras_has():
+    x = picture(16, 16)
+    expected = keras.applications.imagenet_utils.preprocess_input(x, mode="torch")
+    prepared = data.prepare(x, **{**PREPARATION, "crop": 1.0, **data.IMAGENET})
+    np.testing.assert_allclose(prepared, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pictures_own_mean_and_deviation_are_tensorflows():
