@@ -111,6 +111,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.nodeid in set(chosen)]
 
 
+# What is imported by then stays: the garbage collector need not look through it again.
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()

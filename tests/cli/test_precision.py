@@ -8,9 +8,9 @@ from keras_nfnets.cli.main import main
 
 
 def accuracy(folder, precision, size, epochs):
-    arguments = [f"--precision={precision}", f"--image_size={size}"]
-    arguments += [f"--epochs={epochs}"]
-    assert main(["train", *arguments, f"--output_dir={folder}"]) == 0
+    settings = [f"--precision={precision}", f"--image_size={size}"]
+    arguments = [*settings, f"--epochs={epochs}", f"--output_dir={folder}"]
+    assert main(["train", *arguments]) == 0
     with open(folder / "history.csv", newline="") as file:
         return float(list(csv.DictReader(file))[-1]["val_accuracy"])
 
