@@ -140,8 +140,10 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
+# As a process that just started: layers are named "add", not "add_7" for what ran before.
 @pytest.fixture(autouse=True)
 def _repeatable():
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

@@ -56,29 +56,20 @@ def predictions(images, labels, probabilities, class_names, path, title):
         class_names: what the classes are called.
         path, title: of the picture.
     """
-    from matplotlib.figure import Figure
-
     rows, columns = 5, 8
     said = probabilities.argmax(axis=1)
     mistakes_first = np.argsort(said == labels, kind="stable")[: rows * columns]
-    figure = Figure(figsize=(columns * 1.3, rows * 1.6), layout="constrained")
-    for axis in figure.subplots(rows, columns).flat:
-        axis.axis("off")
-    for axis, i in zip(figure.axes, mistakes_first):
+    shown, captions, colors = [], [], []
+    for i in mistakes_first:
         image = images[i] - images[i].min()
         image = image / max(image.max(), 1e-9)
-        if image.shape[-1] == 1:
-            axis.imshow(image[..., 0], cmap="gray_r")
-        else:
-            axis.imshow(image)
-        text = f"{class_names[said[i]]}  {probabilities[i, said[i]]:.0%}"
-        wrong = said[i] != labels[i]
-        if wrong:
-            text += f"\nis {class_names[labels[i]]}"
-        color = "crimson" if wrong else "seagreen"
-        axis.set_title(text, fontsize=9, color=color, parse_math=False)
-    figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=120)
+        shown.append(image if image.shape[-1] == 3 else 1 - image)
+        caption = f"{class_names[said[i]]}  {probabilities[i, said[i]]:.0%}"
+        if said[i] != labels[i]:
+            caption += f"\nis {class_names[labels[i]]}"
+        captions.append(caption)
+        colors.append("seagreen" if said[i] == labels[i] else "crimson")
+    _draw(shown, captions, columns, path, title, side=1.2, colors=colors)
 
 
 def labelled(shown, path):
@@ -89,19 +80,12 @@ def labelled(shown, path):
             each a dict with `"name"` and `"probability"`.
         path: of the picture to write.
     """
-    from matplotlib.figure import Figure
-
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3 * columns, 3.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axis in grid.flat:
-        axis.axis("off")
-    for axis, (picture, name, best) in zip(grid.flat, shown):
-        axis.imshow(picture)
-        labels = [f"{row['name']}  {row['probability']:.0%}" for row in best]
-        axis.set_title("\n".join([_short(name), *labels]), fontsize=9, parse_math=False)
-    figure.savefig(path, dpi=100)
+    images = [image for image, _, _ in shown]
+    captions = []
+    for _, name, best in shown:
+        lines = [f"{row['name']}  {row['probability']:.0%}" for row in best]
+        captions.append("\n".join([_short(name), *lines]))
+    _draw(images, captions, min(4, len(shown)), path, side=3)
 
 
 def sheet(images, captions, columns, path, title):
@@ -113,19 +97,41 @@ def sheet(images, captions, columns, path, title):
         columns: of the sheet.
         path, title: of the picture.
     """
+    _draw(images, captions, columns, path, title, side=1.6)
+
+
+def _draw(images, captions, columns, path, title="", *, side, colors=None):
+    """Draws images into squares of `side` inches, in rows, each under its caption.
+
+    All are in one pair of axes, whose unit is the inch: with axes for each, and a layout
+    for them, it takes several times as long.
+    """
     from matplotlib.figure import Figure
 
+    gap, line = 0.12, 0.16
+    above = gap + line * max(caption.count("\n") + 1 for caption in captions)
+    top = 0.35 if title else 0
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2.1 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axis in grid.flat:
-        axis.axis("off")
-    for axis, image, caption in zip(grid.flat, images, captions):
-        grey = image.shape[-1] == 1
-        axis.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(caption, fontsize=8, parse_math=False)
-    figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=110)
+    width = columns * (side + gap) + gap
+    height = top + rows * (above + side) + gap
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    axes.set_autoscale_on(False)
+    for i, (image, caption) in enumerate(zip(images, captions)):
+        row, column = divmod(i, columns)
+        x = gap + column * (side + gap) + side / 2
+        y = top + row * (above + side) + above
+        across, down = (side * n / max(image.shape[:2]) for n in image.shape[1::-1])
+        axes.imshow(
+            np.broadcast_to(image, (*image.shape[:2], 3)),
+            extent=(x - across / 2, x + across / 2, y + down, y),
+        )
+        color = colors[i] if colors else "black"
+        text = {"fontsize": 9, "parse_math": False, "linespacing": 1.1}
+        axes.text(x, y - 0.05, caption, ha="center", va="bottom", color=color, **text)
+    figure.suptitle(title, y=1 - 0.08 / height, va="top", parse_math=False)
+    figure.savefig(path, dpi=120)
 
 
 def from_standardized(images, preparation):

@@ -128,7 +128,7 @@ def run(flags, arguments):
         )
         return 1
     except _LostWorker:
-        return _start_again(flags)
+        return _start_again()
     if not chief:
         return _status(stopped)
 
@@ -392,7 +392,7 @@ def _resume(checkpoints, model, strategy):
         raise UsageError(f"Cannot resume: {error}") from error
 
 
-def _start_again(flags):
+def _start_again():
     """Replaces this process by one that resumes, after another worker was lost."""
     print(
         "Another worker was lost. This one waits for it to be started again, with "
@@ -400,15 +400,7 @@ def _start_again(flags):
         file=sys.stderr,
         flush=True,
     )
-    values = {**flags.flag_values_dict(), "resume": True}
-    given = [
-        f"--{name}={v}"
-        for name, value in values.items()
-        for v in (value if isinstance(value, list) else [value])
-        if v is not None
-    ]
-    command = [sys.executable, "-m", "keras_nfnets", "train", *given]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [*sys.orig_argv, "--resume"])
 
 
 def _status(stopped):

@@ -29,7 +29,8 @@ def command(output, *options):
 
 
 def start(output, *options):
-    environment = {**os.environ, "XLA_FLAGS": ""}  # one device
+    # One device; programs run a few times only.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         command(output, *options),
         stdout=subprocess.PIPE,
@@ -47,11 +48,15 @@ def wait_for(condition, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def killed_and_continued(tmp_path_factory):
+def cache(tmp_path_factory):
+    """The option by which a run finds what another one has compiled."""
+    return ["--compilation_cache", str(tmp_path_factory.mktemp("cache"))]
+
+
+@pytest.fixture(scope="module")
+def killed_and_continued(cache, tmp_path_factory):
     """The file after a kill, the one after the second run, and what that printed."""
-    folder = tmp_path_factory.mktemp("with a space")
-    output = folder / "results.json"
-    cache = ["--compilation_cache", str(folder / "cache")]
+    output = tmp_path_factory.mktemp("with a space") / "results.json"
     first = start(output, *cache)
     try:
         wait_for(output.exists)
@@ -178,9 +183,9 @@ def test_a_missed_target_is_the_exit_status(tmp_path, capsys):
     assert gpu.conclude(document, [], tmp_path) == 0
 
 
-def test_an_interrupt_ends_the_workers_and_says_where_the_results_are(tmp_path):
+def test_an_interrupt_ends_the_workers_and_says_where_the_results_are(cache, tmp_path):
     output = tmp_path / "results.json"
-    process = start(output, "--compilation_cache", str(tmp_path / "cache"))
+    process = start(output, *cache)
     wait_for(output.exists)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)

@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from one_block import networks_of_one_block
 from PIL import Image
 
 from keras_nfnets import data, pretrained
@@ -250,7 +251,11 @@ def in_vain(folder, tmp_path_factory):
 
     flags = [f"--data={folder}", *FLAGS, "--learning_rate=0", "--set=patience=2"]
     flags += ["--image_size=8", "--noagc", f"--output_dir={out}", "--overwrite"]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
+    with (
+        networks_of_one_block(),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(error),
+    ):
         patch.setattr("keras_nfnets.cli.pictures.predictions", fail)
         assert main(["train", *flags]) == 0
     return error.getvalue(), out

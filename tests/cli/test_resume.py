@@ -16,6 +16,7 @@ import time
 
 import keras
 import numpy as np
+import one_block
 import pytest
 
 import keras_nfnets  # noqa: F401  (its layers are needed to load models)
@@ -29,10 +30,16 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_block():
+    with one_block.networks_of_one_block():
+        yield
+
+
 def start(folder, *arguments, **options):
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "keras_nfnets", "train", *SMALL),
+            *(sys.executable, one_block.PROGRAM, "train", *SMALL),
             *(f"--output_dir={folder}", *arguments),
         ],
         stdout=subprocess.PIPE,
