@@ -133,6 +133,20 @@ PAGES = [
 ON_THIS_BACKEND = PAGES if keras.backend.backend() == "tensorflow" else [README]
 
 
+@pytest.fixture
+def _eagerly(page):
+    """Where a page trains a step or two: to compile it would take longer."""
+    if page.parent.name == "coming_from":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+    else:
+        yield
+
+
+@pytest.mark.usefixtures("_eagerly")
 @pytest.mark.parametrize(
     "page", ON_THIS_BACKEND, ids=lambda page: str(page.relative_to(ROOT))
 )

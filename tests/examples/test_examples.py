@@ -46,7 +46,10 @@ SHORT = ["--seeds=1", "--epochs=1", "--rates", "1.0"]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("segmentation", ["--examples=8", "--batch_sizes", "2"]),
+        pytest.param(
+            *("segmentation", ["--examples=8", "--batch_sizes", "2"]),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *("sequence", ["--examples=16", "--batch_sizes", "4"]),
             marks=pytest.mark.slow,

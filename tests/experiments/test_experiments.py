@@ -365,7 +365,7 @@ def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
 )
 def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
     """Two processes of its own, killed with SIGKILL together with the one that waits."""
-    experiment, settings = tiny("mean_shift", depths=[1], seeds=3)
+    experiment, settings = tiny("mean_shift", depths=[1], seeds=2)
     path, alone = tmp_path / "results.csv", tmp_path / "alone.csv"
     program = tmp_path / "program.py"
     program.write_text(f"""
