@@ -70,6 +70,7 @@ def killed_and_continued(cache, tmp_path_factory):
     return after_kill, gpu_results.load(output), printed
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_and_the_next_run_continues(killed_and_continued):
     before, after, printed = killed_and_continued
     assert before["measurements"]
@@ -79,6 +80,7 @@ def test_a_kill_loses_nothing_and_the_next_run_continues(killed_and_continued):
     assert list(after["measurements"]) == [entry.name for entry in ENTRIES]
 
 
+@pytest.mark.slow
 def test_every_measurement_has_figures_and_no_error(killed_and_continued):
     _, document, printed = killed_and_continued
     for name, result in document["measurements"].items():
@@ -98,6 +100,7 @@ def test_every_measurement_has_figures_and_no_error(killed_and_continued):
     assert "at least 1: not judged on a CPU" in printed
 
 
+@pytest.mark.slow
 def test_results_become_tables(killed_and_continued, tmp_path):
     _, document, _ = killed_and_continued
     older = {**document, "date": "2020-01-01"}
@@ -112,6 +115,7 @@ def test_results_become_tables(killed_and_continued, tmp_path):
             assert f"| {row['label']} | 32 | {row['batch']} | " in text
 
 
+@pytest.mark.slow
 def test_results_of_other_code_are_not_continued(killed_and_continued, tmp_path):
     _, document, _ = killed_and_continued
     path = tmp_path / "results.json"

@@ -1,0 +1,33 @@
+"""`keras-nfnets` with networks of which only the first block is there.
+
+What the command does and writes depends little on how deep the network is; how long it
+takes depends on nothing more. As a program: `python tests/one_block.py train --epochs=1`.
+"""
+
+import contextlib
+
+import pytest
+
+from keras_nfnets.cli.main import run
+from keras_nfnets.models import network
+
+PROGRAM = __file__
+
+
+@contextlib.contextmanager
+def networks_of_one_block():
+    """Within it, new networks have no other blocks."""
+    stages = network.stages
+
+    def first_block(x, *, widths, bottlenecks, **options):
+        first = bottlenecks[0][:1]
+        return stages(x, widths=widths[:1], bottlenecks=[first], **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "stages", first_block)
+        yield
+
+
+if __name__ == "__main__":
+    with networks_of_one_block():
+        run()
