@@ -48,7 +48,7 @@ if keras.backend.backend() != "tensorflow":
         "experiments/test_images_on_the_disk.py",
         "deploy/test_exporting.py",
         "models/test_costs.py",
-        "test_lean.py",
+        "backend/test_fusion.py",
         "pretrained/test_checkpoints.py",
         "pretrained/test_download.py",
         "pretrained/test_pickles.py",

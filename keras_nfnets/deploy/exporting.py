@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from keras_nfnets import checks
+from keras_nfnets.backend.graph import copy_state
 from keras_nfnets.deploy.folding import fold
-from keras_nfnets.graph import copy_state
 
 # format -> (its name in `keras.Model.export`, the ending of its files, the packages
 # that write it)

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_nfnets.graph import copy_state, ends, has_graph
+from keras_nfnets.backend.convolution import one_convolution_per_group
+from keras_nfnets.backend.graph import copy_state, ends, has_graph
 from keras_nfnets.layers import (
     Dropout,
     EfficientChannelAttention,
@@ -25,7 +26,6 @@ from keras_nfnets.layers import (
     WSDepthwiseConv2D,
     WSSeparableConv2D,
 )
-from keras_nfnets.layers.fast_convolution import one_convolution_a_group
 
 # In inference these return what they are given.
 _NOTHING = (
@@ -239,7 +239,7 @@ class _Folding:
 
         # (Convolutions of blocks, which alone have a scale here, have no activation.)
         kernel, bias = kernel * (factor * scale), bias * scale
-        split = layer.groups > 1 and one_convolution_a_group()
+        split = layer.groups > 1 and one_convolution_per_group()
         parts = layer.groups if split else 1
         axis = -1 if layer.data_format == "channels_last" else 1
 

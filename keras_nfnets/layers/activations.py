@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_nfnets import checks, lean
+from keras_nfnets import checks
+from keras_nfnets.backend import fusion
 
 
 def _gelu(x):
@@ -225,7 +226,7 @@ class ScaledActivation(keras.layers.Layer):
     def call(self, inputs, training=False):
         # A function of the user's may read variables or draw numbers.
         if training and isinstance(self.activation, str):
-            return lean.fused(_scaled(self.function), inputs, self.gain)
+            return fusion.fused(_scaled(self.function), inputs, self.gain)
         if self.gain == 1.0:
             return self.function(inputs)
         return _scaled(self.function)(inputs, self.gain)

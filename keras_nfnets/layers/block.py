@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_nfnets import checks, lean
+from keras_nfnets import checks
+from keras_nfnets.backend import fusion
 from keras_nfnets.layers.activations import (
     ScaledActivation,
     activation_gain,
@@ -236,7 +237,7 @@ class NFBlock(keras.layers.Layer):
                     x = layer(x, training=training)
                 return x
 
-            return lean.recomputed(apply_all, x) if training else apply_all(x)
+            return fusion.rematerialized(apply_all, x) if training else apply_all(x)
 
         x = shortcut = inputs
         pending = [self.input_activation]
@@ -280,7 +281,7 @@ class NFBlock(keras.layers.Layer):
         if self._attention_is_last:
             scale = scale * self.attention_layer.factors(x)
         if training:
-            return lean.fused(
+            return fusion.fused(
                 _scaled_sum, x, scale, shortcut, gradient=_scaled_sum_gradient
             )
         return _scaled_sum(x, scale, shortcut)
@@ -350,7 +351,7 @@ def _scaled_sum_gradient(arguments, constants, upstream):
         rows = (batch, height * width, columns)
         precise = keras.backend.result_type(residual.dtype, "float32")
         pixels = [ops.cast(ops.reshape(x, rows), precise) for x in (residual, upstream)]
-        product = lean.sum_of_rows(lambda x, y: x * y, *pixels)[:, None, None]
+        product = fusion.sum_of_rows(lambda x, y: x * y, *pixels)[:, None, None]
     else:  # factors of channels that come first
         product = residual * upstream
     product = ops.sum(product, axis=summed, keepdims=True)

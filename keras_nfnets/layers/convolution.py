@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_nfnets.layers.fast_convolution import convolve
+from keras_nfnets.backend.convolution import convolve
 from keras_nfnets.layers.standardization import Kernel, WeightStandardized
 
 

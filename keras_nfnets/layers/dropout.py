@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_nfnets import place_in_batch
+from keras_nfnets.backend import per_example
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -38,4 +38,4 @@ class Dropout(keras.layers.Dropout):
             ones = ops.ones((examples, *inputs.shape[1:]), inputs.dtype)
             return keras.random.dropout(ones, self.rate, seed=self.seed_generator)
 
-        return inputs * place_in_batch.draw(factors, ops.shape(inputs)[0])
+        return inputs * per_example.draw(factors, ops.shape(inputs)[0])

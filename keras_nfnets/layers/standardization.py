@@ -7,7 +7,8 @@ import typing
 import keras
 from keras import ops
 
-from keras_nfnets import checks, lean
+from keras_nfnets import checks
+from keras_nfnets.backend import fusion
 
 
 def _precise(x):
@@ -19,9 +20,9 @@ def _moments(rows, center):
     """What is taken from each column, its mean times `center` (one or zero), and the
     variance about that; `(2, columns)`, in float32 or better."""
     rows = _precise(rows)
-    mean = lean.sum_of_rows(lambda x: x, rows) / rows.shape[0]
+    mean = fusion.sum_of_rows(lambda x: x, rows) / rows.shape[0]
     mean = mean * ops.cast(center, mean.dtype)
-    variance = lean.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
+    variance = fusion.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
     return ops.stack([mean, variance])
 
 
@@ -57,8 +58,8 @@ def _standardize_gradient(arguments, constants, upstream):
     mean, variance = moments[0], moments[1]
     variance = (variance + variance_eps) * fan_in
     r = ops.rsqrt(ops.maximum(variance, eps))
-    upstream_mean = lean.sum_of_rows(lambda k, u: u, rows, upstream) / count * center
-    product = lean.sum_of_rows(lambda k, u: (k - mean) * u, rows, upstream)
+    upstream_mean = fusion.sum_of_rows(lambda k, u: u, rows, upstream) / count * center
+    product = fusion.sum_of_rows(lambda k, u: (k - mean) * u, rows, upstream)
     through_variance = ops.where(
         variance > eps, product * r * r * (fan_in / count), 0.0
     )
@@ -243,8 +244,8 @@ class WeightStandardized:
             self.eps,
         )
         if training:
-            moments = lean.kept(lean.fused, _moments, rows, center)
-            rows = lean.fused(
+            moments = fusion.saved(fusion.fused, _moments, rows, center)
+            rows = fusion.fused(
                 _standardize,
                 rows,
                 moments,
@@ -280,7 +281,7 @@ class WeightStandardized:
         outputs = self.apply_kernels(inputs, *kernels)
         bias = ops.cast(bias, outputs.dtype)
         data_format = getattr(self, "data_format", "channels_last")
-        outputs = lean.add_bias(outputs, bias, data_format)
+        outputs = fusion.add_bias(outputs, bias, data_format)
         return outputs if self.activation is None else self.activation(outputs)
 
     def apply_kernels(self, inputs, *kernels):

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_nfnets import checks, place_in_batch
+from keras_nfnets import checks
+from keras_nfnets.backend import per_example
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -52,7 +53,7 @@ class StochasticDepth(keras.layers.Layer):
             shape = (examples,) + (1,) * (len(inputs.shape) - 1)
             return keras.random.uniform(shape, seed=self.seed_generator)
 
-        uniform = place_in_batch.draw(draw, ops.shape(inputs)[0])
+        uniform = per_example.draw(draw, ops.shape(inputs)[0])
         return ops.cast(uniform >= self.rate, inputs.dtype)
 
     def compute_output_shape(self, input_shape):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.graph import Graph, Value, copy_state
+from keras_nfnets.backend.graph import Graph, Value, copy_state
 from keras_nfnets.layers import (
     ScaledActivation,
     SkipGain,

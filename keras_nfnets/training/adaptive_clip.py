@@ -9,7 +9,8 @@ import typing
 import keras
 from keras import ops
 
-from keras_nfnets import checks, lean
+from keras_nfnets import checks
+from keras_nfnets.backend import fusion
 
 # The kernel of this package's classifiers, which the authors never clip (their
 # experiment_nfnets.py; arXiv 2102.06171, section 4.1). Its bias is clipped.
@@ -285,7 +286,7 @@ def _clip(gradient, variable, *settings):
     axes = unit_axes(variable)
     units = math.prod(tensor.shape) // math.prod(tensor.shape[axis] for axis in axes)
     arguments = tensor, ops.convert_to_tensor(variable), *settings
-    factor, clipped = lean.fused(_factors_over(axes), *arguments)
+    factor, clipped = fusion.fused(_factors_over(axes), *arguments)
     if _is_sparse(gradient):
         gradient = _scale_sparse(gradient, tensor, factor)
     else:
@@ -359,7 +360,7 @@ def _norm(x, axes):
         return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
     rows = ops.reshape(x, (-1, x.shape[-1]))
     shape = (*(1,) * len(axes), x.shape[-1])
-    return ops.reshape(ops.sqrt(lean.sum_of_rows(ops.square, rows)), shape)
+    return ops.reshape(ops.sqrt(fusion.sum_of_rows(ops.square, rows)), shape)
 
 
 def _scale_sparse(gradient, tensor, factor):

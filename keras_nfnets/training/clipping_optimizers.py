@@ -6,7 +6,8 @@ import warnings
 import keras
 from keras import ops
 
-from keras_nfnets import checks, lean
+from keras_nfnets import checks
+from keras_nfnets.backend import fusion
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import clip_mean
 from keras_nfnets.training.adaptive_clip import (
@@ -273,7 +274,7 @@ class SGDAGC(keras.optimizers.Optimizer):
             has_momentum=bool(self.momentum),
             nesterov=self.nesterov,
         )
-        new, *new_velocity = lean.fused(
+        new, *new_velocity = fusion.fused(
             function,
             dense(gradient, keras_variable),
             ops.convert_to_tensor(variable),

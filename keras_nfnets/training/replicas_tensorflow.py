@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nfnets.place_in_batch import Place
+from keras_nfnets.backend.per_example import BatchSlice
 from keras_nfnets.training.accumulation import innermost
 from keras_nfnets.training.adaptive_clip import is_finite
 
@@ -65,14 +65,14 @@ def batch_sizes(x):
     return tf.cast(sizes, tf.int32)
 
 
-def place_of_examples(sizes):
-    """Where in the batch this replica's examples are, given all `batch_sizes`."""
+def batch_slice(sizes):
+    """The `BatchSlice` of this replica, given `batch_sizes`; None without replicas."""
     if sizes is None:
         return None
     mine = tf.distribute.get_replica_context().replica_id_in_sync_group
     before = tf.where(tf.range(sizes.shape[0]) < mine, sizes, 0)
     total = int(sizes.sum()) if isinstance(sizes, np.ndarray) else tf.reduce_sum(sizes)
-    return Place(tf.reduce_sum(before), total)
+    return BatchSlice(tf.reduce_sum(before), total)
 
 
 def share_of_batch(sizes):

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_nfnets.place_in_batch import examples_are_at
+from keras_nfnets.backend.per_example import inputs_are
 from keras_nfnets.training import replicas_tensorflow as replicas
 from keras_nfnets.training.sharpness import at_worst_point
 
@@ -11,10 +11,10 @@ from keras_nfnets.training.sharpness import at_worst_point
 def train_step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     sizes = replicas.batch_sizes(x)
-    place, share = replicas.place_of_examples(sizes), replicas.share_of_batch(sizes)
+    batch_slice, share = replicas.batch_slice(sizes), replicas.share_of_batch(sizes)
 
     def loss_and_gradients():
-        with tf.GradientTape() as tape, examples_are_at(place):
+        with tf.GradientTape() as tape, inputs_are(batch_slice):
             y_pred = model(x, training=True)
             loss = model.training_loss(x, y, y_pred, sample_weight)
             scaled_loss = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)

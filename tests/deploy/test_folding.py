@@ -7,7 +7,8 @@ from keras import ops
 
 import keras_nfnets
 from keras_nfnets import fold
-from keras_nfnets.layers import Dropout, SymmetricMaxPooling2D, fast_convolution
+from keras_nfnets.backend import convolution
+from keras_nfnets.layers import Dropout, SymmetricMaxPooling2D
 
 TIMM = {"convention": "timm"}
 # Of each family a network with all kinds of its blocks.
@@ -84,7 +85,7 @@ def _no_products(monkeypatch):
     As a product, half precision may be summed in another order, which some CPUs round
     differently.
     """
-    monkeypatch.setattr(fast_convolution, "_is_product", lambda *_: False)
+    monkeypatch.setattr(convolution, "_is_product", lambda *_: False)
 
 
 def assert_plain(model):

@@ -9,7 +9,7 @@ from comparing import assert_close
 
 import keras_nfnets
 from keras_nfnets import layers
-from keras_nfnets.place_in_batch import Place, examples_are_at
+from keras_nfnets.backend.per_example import BatchSlice, inputs_are
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_replicas_part_of_what_is_drawn_compiles_too(layer):
 
         @tf.function(jit_compile=True)
         def call(offset):
-            with examples_are_at(place and Place(offset, 12)):
+            with inputs_are(place and BatchSlice(offset, 12)):
                 return dropping(tf.ones((examples, 3)), training=True)
 
         return call(tf.constant(place or 0))

@@ -1,4 +1,4 @@
-"""What is computed with less memory is what would be computed without, and is so lean."""
+"""Fusion and rematerialization change no output and no gradient (TensorFlow)."""
 
 import keras
 import numpy as np
@@ -12,13 +12,13 @@ from keras_nfnets import (
     WSConv2DTranspose,
     WSDense,
     WSSeparableConv2D,
-    lean,
 )
+from keras_nfnets.backend import fusion
 
 
 @pytest.fixture(autouse=True)
 def _small_is_large(monkeypatch):
-    monkeypatch.setattr(lean, "LARGE", 1)
+    monkeypatch.setattr(fusion, "LARGE", 1)
 
 
 def in_graph(function, *arguments):
@@ -79,7 +79,7 @@ def test_same_outputs_and_gradients(name, monkeypatch):
     with_large_gains(layer)
     actual, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
     assert calls(graph) >= 2
-    monkeypatch.setattr(lean, "_is_for_us", lambda: False)  # as with an accelerator
+    monkeypatch.setattr(fusion, "_is_needed", lambda: False)  # as with an accelerator
     expected, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
     assert calls(graph) == 0
     for a, b in zip(actual, expected, strict=True):
@@ -113,7 +113,7 @@ def test_inference_and_eager_training_compile_nothing():
     x = tf.ones((1, 5, 5, 8))
     _, graph = in_graph(lambda x: layer(x, training=False), x)
     assert calls(graph) == 0
-    assert not lean._is_for_us()
+    assert not fusion._is_needed()
 
 
 def test_small_networks_compile_nothing(monkeypatch):

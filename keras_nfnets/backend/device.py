@@ -1,0 +1,13 @@
+"""The devices of this process."""
+
+import functools
+
+import keras
+
+
+@functools.cache
+def has_only_cpus():
+    """Whether this process has no accelerator."""
+    return all(
+        device.lower().startswith("cpu") for device in keras.distribution.list_devices()
+    )
