@@ -24,7 +24,7 @@ from ablation import bytes_to_move, no_standardization
 from turns import attempt, lap, serve_calls
 
 import keras_nfnets
-from keras_nfnets.models.figures import count_flops
+from keras_nfnets.models.costs import count_flops
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -24,7 +24,7 @@ from ablation import bytes_to_move, no_standardization
 from measure_ours import build, nesterov, training_step
 from turns import machine
 
-from keras_nfnets.models.figures import count_flops
+from keras_nfnets.models.costs import count_flops
 
 NETWORKS = {"NFNetF0": (8, 192), "NFResNet50": (16, 128)}
 

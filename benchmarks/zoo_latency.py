@@ -17,7 +17,7 @@ import sys
 from turns import Process, machine
 
 import keras_nfnets
-from keras_nfnets.models.figures import find_variant
+from keras_nfnets.models.costs import find_variant
 
 OUT = pathlib.Path(__file__).parent.parent / "docs" / "latency.csv"
 # Some of each family, as far as they fit a few minutes and a few gigabytes.

@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import keras_nfnets
 from keras_nfnets import pretrained, recipes
-from keras_nfnets.models.figures import costs, count_flops, variants
+from keras_nfnets.models.costs import costs, count_flops, variants
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 

@@ -193,7 +193,7 @@ def test_command_lines_of_the_pages_parse(page, line):
 
 
 def test_figures_of_the_readme_are_those_of_the_networks():
-    from keras_nfnets.models.figures import costs, variants
+    from keras_nfnets.models.costs import costs, variants
 
     rows = re.findall(
         r"\| (NF\w+) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) \| (\d+) \|",
@@ -208,7 +208,7 @@ def test_figures_of_the_readme_are_those_of_the_networks():
 
 
 def test_latencies_were_measured_at_the_networks_own_sizes():
-    from keras_nfnets.models.figures import variants
+    from keras_nfnets.models.costs import variants
 
     with open(DOCS / "latency.csv", newline="") as file:
         rows = list(csv.DictReader(file))

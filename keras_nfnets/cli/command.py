@@ -10,7 +10,7 @@ import typing
 from absl import flags
 
 import keras_nfnets
-from keras_nfnets.models.figures import find_variant
+from keras_nfnets.models.costs import find_variant
 
 
 class UsageError(Exception):

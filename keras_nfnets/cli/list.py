@@ -2,7 +2,7 @@
 
 from keras_nfnets import pretrained
 from keras_nfnets.cli.command import Command, UsageError
-from keras_nfnets.models.figures import costs, variants
+from keras_nfnets.models.costs import costs, variants
 
 
 def run(flags, arguments):

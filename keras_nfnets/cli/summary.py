@@ -1,7 +1,7 @@
 """`keras-nfnets summary`."""
 
 from keras_nfnets.cli.command import Command, UsageError, network
-from keras_nfnets.models.figures import count_flops
+from keras_nfnets.models.costs import count_flops
 from keras_nfnets.pretrained import without_memory
 
 

@@ -13,7 +13,7 @@ from keras_nfnets.experiments.results import (
     select,
     with_spread,
 )
-from keras_nfnets.models.figures import count_flops
+from keras_nfnets.models.costs import count_flops
 
 # `{network of keras.applications: (published accuracy, pixels a side)}`: top-1 accuracy on
 # ImageNet in percent, of the table at keras.io/api/applications and, of EfficientNetV2,

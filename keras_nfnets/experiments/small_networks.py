@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_nfnets.models.roles import NORMALIZATIONS
+from keras_nfnets.conversion.roles import NORMALIZATIONS
 
 # Channels of the three stages.
 _WIDTHS = (32, 64, 128)

@@ -1,6 +1,14 @@
 """The zoo: a file a family; each a table of variants, one builder, thin constructors."""
 
-import keras_nfnets.models.names  # noqa: F401 (fills the register of pretrained)
+import keras_nfnets.models.registered  # noqa: F401 (fills the register of pretrained)
+from keras_nfnets.conversion import (
+    Conversion,
+    Step,
+    draw_signal_propagation,
+    normalizer_free,
+    plot_signal_propagation,
+    signal_propagation,
+)
 from keras_nfnets.models.feature_pyramid import feature_pyramid
 from keras_nfnets.models.imagenet import decode_predictions, preprocess_input
 from keras_nfnets.models.nf_regnet import (
@@ -57,13 +65,7 @@ from keras_nfnets.models.nfnet import (
     NFNetTest,
     NFNetTiny,
 )
-from keras_nfnets.models.normalizer_free import Conversion, Step, normalizer_free
 from keras_nfnets.models.preact_resnet import PreActResNet
-from keras_nfnets.models.signal_propagation import (
-    draw_signal_propagation,
-    plot_signal_propagation,
-    signal_propagation,
-)
 
 __all__ = [
     "Conversion",

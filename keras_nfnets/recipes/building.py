@@ -7,7 +7,7 @@ import numpy as np
 
 import keras_nfnets
 from keras_nfnets import data, pretrained, training
-from keras_nfnets.models.figures import count_activations, find_variant
+from keras_nfnets.models.costs import count_activations, find_variant
 
 # Of batches to evaluate with; larger ones gain nothing and fill the memory.
 _LARGEST_TEST_BATCH = 256

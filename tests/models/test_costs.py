@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from keras_nfnets.models.figures import costs, count_costs, variants
+from keras_nfnets.models.costs import costs, count_costs, variants
 
 # Networks of more blocks take a second or more to build.
 _DEEP = 30

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_nfnets
-from keras_nfnets.models.figures import variants
+from keras_nfnets.models.costs import variants
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_process]
 

@@ -174,7 +174,7 @@ def test_constructors_have_the_manners_of_keras_applications():
 
 
 def test_every_network_is_exported():
-    from keras_nfnets.models.figures import variants
+    from keras_nfnets.models.costs import variants
 
     for name in variants():
         assert name in keras_nfnets.__all__

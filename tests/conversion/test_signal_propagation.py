@@ -6,7 +6,7 @@ from keras import ops
 
 import keras_nfnets
 from keras_nfnets.models import PreActResNet
-from keras_nfnets.models.figures import count_flops
+from keras_nfnets.models.costs import count_flops
 
 
 @pytest.fixture

@@ -8,6 +8,15 @@ from keras import ops
 
 from keras_nfnets import checks
 from keras_nfnets.backend.graph import Graph, Value, copy_state
+from keras_nfnets.conversion.roles import (
+    NORMALIZATIONS,
+    WEIGHTED,
+    Roles,
+    activation_of,
+    is_normalization,
+    is_weighted,
+)
+from keras_nfnets.conversion.trained_start import TrainedStart
 from keras_nfnets.layers import (
     ScaledActivation,
     SkipGain,
@@ -22,15 +31,6 @@ from keras_nfnets.layers import (
     activation_gain,
     published_name,
 )
-from keras_nfnets.models.roles import (
-    NORMALIZATIONS,
-    WEIGHTED,
-    Roles,
-    activation_of,
-    is_normalization,
-    is_weighted,
-)
-from keras_nfnets.models.trained_start import TrainedStart
 from keras_nfnets.training import AGCModel
 
 _STANDARDIZED = {

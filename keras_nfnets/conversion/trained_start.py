@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.conversion.roles import is_weighted
 from keras_nfnets.layers import SkipGain
-from keras_nfnets.models.roles import is_weighted
 
 # The covariance of all the numbers that a filter sees is taken up to this many of them,
 # beyond that of the sums of each channel over them: of thousands, an inverse takes

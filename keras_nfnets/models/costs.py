@@ -34,7 +34,7 @@ def variants():
 
 
 # Parameters and multiply-adds of every network, so that nobody has to build 45 of them to
-# see these; `python -m keras_nfnets.models.figures` writes it anew.
+# see these; `python -m keras_nfnets.models.costs` writes it anew.
 _COSTS = pathlib.Path(__file__).parent / "costs.csv"
 
 

@@ -1,0 +1,17 @@
+"""One model in, another one or a report about its signal out."""
+
+from keras_nfnets.conversion.normalizer_free import Conversion, Step, normalizer_free
+from keras_nfnets.conversion.signal_propagation import (
+    draw_signal_propagation,
+    plot_signal_propagation,
+    signal_propagation,
+)
+
+__all__ = [
+    "Conversion",
+    "Step",
+    "draw_signal_propagation",
+    "normalizer_free",
+    "plot_signal_propagation",
+    "signal_propagation",
+]
