@@ -1,10 +1,8 @@
 """`keras-nfnets convert`."""
 
-import os
 import pathlib
-import tempfile
 
-from keras_nfnets import pretrained
+from keras_nfnets import files, pretrained
 from keras_nfnets.cli.command import (
     Command,
     Failure,
@@ -38,11 +36,8 @@ def run(flags, arguments):
         raise Failure(str(error)) from error
     print(f"{source}: {name}, {model.count_params():,} parameters")
     try:
-        # Written beside, and moved when it is whole.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as partial:
-            whole = pathlib.Path(partial) / f"model{ending}"
-            (model.save if ending == ".keras" else model.save_weights)(whole)
-            os.replace(whole, out)
+        with files.written(out) as partial:
+            (model.save if ending == ".keras" else model.save_weights)(partial)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise Failure(f"Cannot write {out}: {reason}") from error

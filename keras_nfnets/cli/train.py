@@ -18,7 +18,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_nfnets import data, recipes, training
+from keras_nfnets import data, files, recipes, training
 from keras_nfnets.cli import dry_run, held_out, pictures, report, run_folder
 from keras_nfnets.cli.command import Command, UsageError, explained, network
 from keras_nfnets.cli.epoch_lines import EpochLines
@@ -301,10 +301,9 @@ class _KeepBest(keras.callbacks.Callback):
             values.append(logs[name])
         is_best = run_folder.best_epoch(self._history) == epoch
         if is_best and self._write:
-            partial = self._path.with_name(f"partial-{self._path.name}")
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self.model.save_weights(partial)
-            os.replace(partial, self._path)
+            with files.written(self._path) as partial:
+                self.model.save_weights(partial)
         self.model.stop_training = self.is_over
 
 

@@ -5,12 +5,11 @@ import importlib.util
 import os
 import pathlib
 import re
-import tempfile
 
 import keras
 import numpy as np
 
-from keras_nfnets import checks
+from keras_nfnets import checks, files
 from keras_nfnets.backend.graph import copy_state
 from keras_nfnets.deploy.folding import fold
 
@@ -117,18 +116,19 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
         # Registers them.
         from keras_nfnets.deploy import onnx_operations  # noqa: F401
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as partial:
-        whole = os.path.join(partial, f"new{ending}")
+    with files.written(path) as partial:
+        # Keras wants endings in lower case.
+        exported = os.fspath(partial.with_name(f"exported{ending}"))
         folded.export(
-            whole,
+            exported,
             format=keras_format,
             verbose=False,
             input_signature=[keras.tree.map_structure(_spec, folded.input)],
             **options,
         )
         if format == "onnx":
-            _check_onnx(whole)
-        _put(whole, path, os.path.join(partial, "old"))
+            _check_onnx(exported)
+        os.replace(exported, partial)
 
 
 def _checked_path(path):
@@ -154,20 +154,6 @@ def _check_whether_free(path, overwrite):
             f"{path} is a folder, with something other than a SavedModel in it, and is "
             "left as it is. Choose another `path`."
         )
-
-
-def _put(whole, path, old):
-    """Moves what is written to `path`; what was there is lost only if that works."""
-    if not (path.is_dir() or os.path.isdir(whole) and os.path.lexists(path)):
-        os.replace(whole, path)
-        return
-    # Neither takes the place of the other while it is there.
-    os.replace(path, old)
-    try:
-        os.replace(whole, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
 
 
 def _in_float32(model):

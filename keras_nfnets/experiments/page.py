@@ -1,7 +1,8 @@
 """The page and the picture of an experiment's results."""
 
-import os
 import textwrap
+
+from keras_nfnets import files
 
 PAGE, PICTURE = "README.md", "picture.png"
 
@@ -108,9 +109,8 @@ def _draw(experiment, settings, rows, path):
 
     figure = Figure(figsize=experiment.figure_size, layout="constrained")
     experiment.draw(figure, rows, settings)
-    partial = path.with_name(f"partial-{path.name}")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    with files.written(path) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 def _title(settings):
@@ -156,6 +156,5 @@ def _wrapped(line):
 
 
 def _replace(path, text):
-    partial = path.with_name(f"partial-{path.name}")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+    with files.written(path) as partial:
+        partial.write_text(text, "utf-8")

@@ -2,8 +2,9 @@
 
 import csv
 import math
-import os
 import statistics
+
+from keras_nfnets import files
 
 
 class Results:
@@ -41,12 +42,13 @@ class Results:
         """Adds rows and writes the file."""
         self.rows += rows
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        partial = self._path.with_name(f"partial-{self._path.name}")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            files.written(self._path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, self._path)
 
 
 def _is_of(row, cell):

@@ -12,6 +12,8 @@ from concurrent import futures
 
 import keras
 
+from keras_nfnets import files
+
 SETTINGS, RESULTS = "settings.json", "results.csv"
 
 # Each has a TensorFlow in memory.
@@ -58,9 +60,8 @@ def check_folder(folder, settings):
             "folder, or move that one away."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"partial-{SETTINGS}"
-    partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    os.replace(partial, path)
+    with files.written(path) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def run(experiment, settings, results, jobs, report):

@@ -1,7 +1,6 @@
 """The state of training, kept so that a run can go on after it was killed."""
 
 import json
-import os
 import pathlib
 import re
 import warnings
@@ -9,6 +8,8 @@ import warnings
 import keras
 import numpy as np
 from keras import ops
+
+from keras_nfnets import files
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -66,19 +67,9 @@ class Checkpoints(keras.callbacks.Callback):
             n: a.view("V2") if a.dtype.kind == "V" else a for n, a in arrays.items()
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self.folder.glob("*.part"):
-            left_over.unlink()
-        path = self.folder / f"epoch-{epoch:06}.npz"
-        partial = path.with_suffix(".part")
-        try:
-            with open(partial, "wb") as file:
-                np.savez(file, about=np.array(json.dumps(about)), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        files.remove_partial(self.folder)
+        with files.written(self.folder / f"epoch-{epoch:06}.npz") as path:
+            np.savez(path, about=np.array(json.dumps(about)), **arrays)
         for old in self._files()[2:]:
             old.unlink(missing_ok=True)
 

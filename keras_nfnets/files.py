@@ -1,0 +1,61 @@
+"""Writing files and folders completely or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+
+_PREFIX = ".partial-"
+
+
+@contextlib.contextmanager
+def written(path):
+    """Context in which a file or folder is written; it appears at `path` when complete.
+
+    An exception in the context leaves what was at `path` before. So does the end of the
+    process, after which an invisible folder may stay behind: see `remove_partial`.
+
+    Args:
+        path: str or `pathlib.Path`. Its folder must exist.
+
+    Yields:
+        `pathlib.Path`: where to write, in the same folder and under the same name.
+
+    Raises:
+        OSError: writing failed, or the folder of `path` does not exist.
+    """
+    path = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
+        partial = pathlib.Path(folder, path.name)
+        yield partial
+        if partial.is_file():
+            # Else a crash of the machine may leave the new name with no content.
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+        _replace(partial, path, pathlib.Path(folder, "replaced"))
+
+
+def _replace(new, path, old):
+    """Move `new` to `path`; what was there goes to `old`, and back if that fails."""
+    is_folder = new.is_dir() or path.is_dir()
+    if not (is_folder and os.path.lexists(path)):
+        os.replace(new, path)
+        return
+    # A folder neither replaces something nor is replaced.
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+
+
+def remove_partial(folder):
+    """Remove what processes that were killed while in `written` have left in a folder.
+
+    Args:
+        folder: str or `pathlib.Path`. No other process may be writing into it.
+    """
+    for partial in pathlib.Path(folder).glob(f"{_PREFIX}*"):
+        shutil.rmtree(partial, ignore_errors=True)

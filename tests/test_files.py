@@ -1,0 +1,94 @@
+"""Files and folders are written completely or not at all."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from keras_nfnets import files
+
+
+def make(path, content):
+    """A file, or a folder with a file in it."""
+    if isinstance(content, dict):
+        path.mkdir()
+        for name, text in content.items():
+            (path / name).write_text(text)
+    else:
+        path.write_text(content)
+
+
+def content(path):
+    if path.is_dir():
+        return {file.name: file.read_text() for file in path.iterdir()}
+    return path.read_text() if path.exists() else None
+
+
+THINGS = [None, "old", {"a": "old", "b": "old"}]
+
+
+@pytest.mark.parametrize("new", ["new", {"a": "new"}])
+@pytest.mark.parametrize("old", THINGS)
+def test_what_is_complete_replaces_what_was_there(old, new, tmp_path):
+    path = tmp_path / "with a space.txt"
+    if old is not None:
+        make(path, old)
+    with files.written(path) as partial:
+        assert (partial.name, content(path)) == (path.name, old)
+        make(partial, new)
+    assert content(path) == new
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", THINGS)
+def test_a_failure_leaves_what_was_there(old, error, tmp_path):
+    path = tmp_path / "file.txt"
+    if old is not None:
+        make(path, old)
+    with pytest.raises(error), files.written(path) as partial:
+        make(partial, "half")
+        raise error
+    assert content(path) == old
+    assert list(tmp_path.iterdir()) == ([path] if old else [])
+
+
+def test_what_cannot_be_moved_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    make(path, {"a": "old"})
+    moves = []
+
+    def replace(source, target, move=os.replace):
+        moves.append((source, target))
+        if len(moves) == 2:
+            raise OSError("the second one fails")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="second"), files.written(path) as partial:
+        make(partial, {"a": "new"})
+    assert content(path) == {"a": "old"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_process_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    make(path, "old")
+    program = f"""
+import os, signal
+from keras_nfnets import files
+with files.written({str(path)!r}) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert content(path) == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    files.remove_partial(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_missing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), files.written(tmp_path / "no" / "file.txt"):
+        pass
