@@ -5,6 +5,8 @@ import tempfile
 
 import keras
 
+from keras_nfnets.backend import keras_internals
+
 
 def has_graph(layer):
     """Whether a layer is a functional or sequential model, built."""
@@ -26,7 +28,8 @@ def ends(model):
 def copy_state(source, target):
     """Gives a layer all that another of the same config has learned or adapted."""
     target.set_weights(source.get_weights())
-    for old, new in zip(source._flatten_layers(), target._flatten_layers()):
+    layers = map(keras_internals.layers_of, (source, target))
+    for old, new in zip(*layers, strict=True):
         if isinstance(new, keras.layers.Normalization):
             new.finalize_state()  # computes with what it derives from its weights
         if hasattr(old, "save_assets"):
@@ -99,7 +102,8 @@ class Graph:
     def _ends(self, model):
         if has_graph(model):
             return ends(model)
-        shape = getattr(model, "input_shape", None) or model._build_shapes_dict
+        shape = getattr(model, "input_shape", None)
+        shape = shape or keras_internals.built_shapes(model)
         if isinstance(shape, dict):
             [shape] = shape.values()
         inputs = keras.Input(batch_shape=shape)
@@ -170,8 +174,7 @@ def _nodes(outputs, known):
         x, after = stack.pop()
         if id(x) in known:
             continue
-        operation, index, _ = x._keras_history
-        node = operation._inbound_nodes[index]
+        node = keras_internals.node_of(x)
         if after:
             ordered.append(node)
         elif id(node) not in seen:

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import checks
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import Graph, Value, copy_state
 from keras_nfnets.conversion.roles import (
     NORMALIZATIONS,
@@ -258,7 +259,7 @@ def _written(number):
 def _hides(layer):
     """The normalization, convolution or dense layer inside of a layer, if any."""
     if isinstance(layer, keras.layers.Layer):
-        for inner in layer._flatten_layers(include_self=False):
+        for inner in keras_internals.layers_of(layer, include_self=False):
             if isinstance(inner, (*NORMALIZATIONS, *WEIGHTED)):
                 return inner
     return None

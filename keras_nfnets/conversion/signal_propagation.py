@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.layers import NFBlock
 
 
@@ -172,7 +173,7 @@ def _unchanged(model):
 def _operations(model):
     """The layers of a model and of its layers, and the operations of functional ones."""
     found = {}
-    for layer in model._flatten_layers(include_self=False):
+    for layer in keras_internals.layers_of(model, include_self=False):
         found[id(layer)] = layer
     for layer in [model, *found.values()]:
         for operation in getattr(layer, "operations", ()):

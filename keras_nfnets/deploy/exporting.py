@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import checks, files
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state
 from keras_nfnets.deploy.folding import fold
 
@@ -157,7 +158,8 @@ def _check_whether_free(path, overwrite):
 
 
 def _in_float32(model):
-    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
+    layers = keras_internals.layers_of(model)
+    if all(layer.compute_dtype == "float32" for layer in layers):
         return model
     clone = _clone_in_float32(model)
     copy_state(model, clone)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.convolution import one_convolution_per_group
 from keras_nfnets.backend.graph import copy_state, ends, has_graph
 from keras_nfnets.layers import (
@@ -126,7 +127,7 @@ class _Folding:
             return fold(layer)
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation such as `+`
-        for inner in layer._flatten_layers():
+        for inner in keras_internals.layers_of(layer):
             if isinstance(inner, (*_FOLDED, StochasticDepth, Dropout)):
                 hidden = f" inside of {layer!r}" if inner is not layer else ""
                 raise ValueError(
@@ -188,7 +189,7 @@ class _Folding:
         if id(x) not in self._factors:
             return x
         if id(x) not in self._exact:
-            name = self.name(f"{_operation(x).name}_scaled")
+            name = self.name(f"{keras_internals.operation_of(x).name}_scaled")
             rescaling = keras.layers.Rescaling(self.factor(x), dtype=x.dtype, name=name)
             self._exact[id(x)] = rescaling(x)
         return self._exact[id(x)]
@@ -207,7 +208,8 @@ class _Folding:
     def operation(self, function, x, name):
         """`function(x)` of an operation of Keras, under a name of its own."""
         outputs = function(x)
-        _operation(keras.tree.flatten(outputs)[0]).name = self.name(name)
+        first = keras.tree.flatten(outputs)[0]
+        keras_internals.operation_of(first).name = self.name(name)
         return outputs
 
     def make(self, layer, x, create, weights=(), variant=None):
@@ -453,11 +455,6 @@ def _skip(layer):
     # Half precision is no number to NumPy, and float64 none to JAX.
     dtype = keras.backend.result_type(layer.compute_dtype, "float32")
     return float(ops.convert_to_numpy(ops.cast(factor, dtype)))
-
-
-def _operation(x):
-    """The layer or operation that a symbolic tensor comes from."""
-    return x._keras_history.operation
 
 
 def _merges(layer):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import models
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.experiments import images
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import (
@@ -35,7 +36,7 @@ def _network(name, **common):
             # Where it starts at zero, nothing of a block would be seen.
             block.skip_gain.assign(1.0)
     if name == _NOT_STANDARDIZED:
-        for layer in model._flatten_layers():
+        for layer in keras_internals.layers_of(model):
             if isinstance(layer, WSConv2D):
                 layer.precise_kernel = functools.partial(_kernel_as_it_is, layer)
     return model

@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 
+from keras_nfnets.backend import keras_internals
+
 # The classifier, under the keys of Keras's files and by names.
 _HEAD = {f"predictions/{variable}" for variable in (0, 1, "kernel", "bias")}
 
@@ -20,7 +22,9 @@ def named_variables(model):
         own = {}
         layer.save_own_variables(own)
         found.update({f"{prefix}/{index}": v for index, v in own.items()})
-        for child in layer._flatten_layers(include_self=False, recursive=False):
+        for child in keras_internals.layers_of(
+            layer, include_self=False, recursive=False
+        ):
             visit(child, f"{prefix}/{child.name}")
 
     for layer in model.layers:

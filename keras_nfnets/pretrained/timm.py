@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.layers import CONVENTIONS, WSConv2D
 from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
 
@@ -85,7 +86,7 @@ def match(model, arrays):
         ours[key if key not in ours else str(name)] = _our_layout(key, array)
     variables = variables_by_name(model)
     keys = {id(variable): key for key, variable in variables.items()}
-    for layer in model._flatten_layers():
+    for layer in keras_internals.layers_of(model):
         if isinstance(layer, WSConv2D):
             gain = keys[id(layer.gain)]
             kernel = gain.removesuffix("gain") + "kernel"

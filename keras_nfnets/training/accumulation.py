@@ -4,6 +4,7 @@ import typing
 
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.training.adaptive_clip import dense
 
 
@@ -62,8 +63,8 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
         ops.convert_to_tensor(variable)
         for variable in _accumulators(optimizer, variables)
     ]
-    # The public `iterations` counts updates only.
-    now = ops.equal((ops.convert_to_tensor(inner._iterations) + 1) % steps, 0)
+    calls = ops.convert_to_tensor(keras_internals.calls_of_apply(inner)) + 1
+    now = ops.equal(calls % steps, 0)
     gradients = [
         None if gradient is None else dense(gradient, variable)
         for gradient, variable in zip(gradients, variables)
@@ -89,7 +90,8 @@ def _accumulators(optimizer, variables):
         return []
     if not optimizer.built:
         optimizer.build(variables)
+    accumulated = keras_internals.accumulated_gradients(optimizer)
     return [
-        optimizer._accumulated_gradients[optimizer._get_variable_index(variable)]
+        accumulated[keras_internals.variable_index(optimizer, variable)]
         for variable in variables
     ]

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion
+from keras_nfnets.backend import fusion, keras_internals
 
 # The kernel of this package's classifiers, which the authors never clip (their
 # experiment_nfnets.py; arXiv 2102.06171, section 4.1). Its bias is clipped.
@@ -215,7 +215,7 @@ def mark_units(model):
     Names tell only of layers that were not named by hand. The note is an attribute
     `unit_norm_axes` of the variable, which every way of clipping reads.
     """
-    for layer in model._flatten_layers():
+    for layer in keras_internals.layers_of(model):
         for name, classes in _CLASSES_BY_NAME.items():
             if layer.built and isinstance(layer, classes):
                 for variable in layer.trainable_variables:

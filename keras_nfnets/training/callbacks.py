@@ -5,6 +5,8 @@ import time
 import keras
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
+
 # Loss scaling may have to halve its scale a few times at the beginning.
 _MOST_SKIPPED_IN_A_ROW = 10
 
@@ -26,8 +28,7 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         if skipped == self._seen:
             return
         self._seen = skipped
-        if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()
+        keras_internals.synchronize(self.model)
         count = self.model.skipped.in_a_row()
         if count < _MOST_SKIPPED_IN_A_ROW:
             return

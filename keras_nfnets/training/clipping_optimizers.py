@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion
+from keras_nfnets.backend import fusion, keras_internals
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import clip_mean
 from keras_nfnets.training.adaptive_clip import (
@@ -100,7 +100,7 @@ class AGC(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None):
         if trainable_variables is None:
-            trainable_variables = self._trainable_variables
+            trainable_variables = keras_internals.optimized_variables(self)
         variables = list(trainable_variables)
         if not self.built:
             self.build(variables)
@@ -264,8 +264,8 @@ class SGDAGC(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         # TensorFlow hands over the variable inside Keras's, which has no path.
-        index = self._get_variable_index(variable)
-        keras_variable = self._trainable_variables[index]
+        index = keras_internals.variable_index(self, variable)
+        keras_variable = keras_internals.optimized_variables(self)[index]
         clips = self.clip_factor is not None
         clips = clips and not is_excluded(keras_variable, self.exclude)
         decays = self.gradient_weight_decay and self._decays(keras_variable)
@@ -299,7 +299,7 @@ class SGDAGC(keras.optimizers.Optimizer):
             or "gain" in variable.name
             or "bias" in variable.name
         )
-        return not is_gain_or_bias and self._use_weight_decay(variable)
+        return not is_gain_or_bias and keras_internals.has_weight_decay(self, variable)
 
     def get_config(self):
         return {

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.per_example import BatchSlice
 from keras_nfnets.training.accumulation import innermost
 from keras_nfnets.training.adaptive_clip import is_finite
@@ -221,7 +222,8 @@ def _momentum_step(sgd, gradient, variable, learning_rate):
     if isinstance(gradient, tf.IndexedSlices):
         keras.optimizers.SGD.update_step(sgd, gradient, variable, learning_rate)
         return
-    velocity = sgd.momentums[sgd._get_variable_index(variable)].value
+    index = keras_internals.variable_index(sgd, variable)
+    velocity = sgd.momentums[index].value
     tf.raw_ops.ResourceApplyKerasMomentum(
         var=variable.handle,
         accum=velocity.handle,
