@@ -17,7 +17,7 @@ import sys
 from turns import Process, machine
 
 import keras_nfnets
-from keras_nfnets.models.costs import find_variant
+from keras_nfnets.pretrained import find_network
 
 OUT = pathlib.Path(__file__).parent.parent / "docs" / "latency.csv"
 # Some of each family, as far as they fit a few minutes and a few gigabytes.
@@ -33,9 +33,10 @@ ROUNDS, CALLS = 7, 3
 
 def measure(name):
     """The row of a network: a dict of str and numbers."""
-    name, variant = find_variant(name)
-    task = {"network": name, "kind": "inference", "batch": 1, "fold": True}
-    task |= {"size": variant.test_size, "compiled": True}
+    network = find_network(name)
+    size = network.constructor.test_size
+    task = {"network": network.name, "kind": "inference", "batch": 1, "fold": True}
+    task |= {"size": size, "compiled": True}
     process = Process("measure_ours.py", task)
     for _ in range(ROUNDS):
         process.measure(CALLS)
@@ -43,8 +44,8 @@ def measure(name):
     laps = [1e3 * seconds for seconds in process.laps]
     versions = ("tensorflow", "keras")
     return {
-        "network": name,
-        "size": str(variant.test_size),
+        "network": network.name,
+        "size": str(size),
         "milliseconds": f"{statistics.median(laps):.1f}",
         "least": f"{min(laps):.1f}",
         "most": f"{max(laps):.1f}",

@@ -8,8 +8,8 @@ import time
 import keras
 import numpy as np
 
-from keras_nfnets import fold
-from keras_nfnets.cli.command import Command, UsageError, network, progress_bar
+from keras_nfnets.cli.command import Command, UsageError, find_network, progress_bar
+from keras_nfnets.deploy import fold
 from keras_nfnets.pretrained import architectures
 
 # Whether a backend compiles by XLA, in a table's words: TensorFlow may, JAX always does.
@@ -22,13 +22,13 @@ def run(flags, arguments):
             "'benchmark' takes the name of one network. "
             f"Received: {' '.join(arguments) or 'none'}"
         )
-    constructor, variant = network(arguments[0])
-    size = flags.image_size or variant.test_size
+    network = find_network(arguments[0])
+    size = flags.image_size or network.constructor.test_size
     batches = sorted({1, flags.batch_size})
-    model = constructor(input_shape=(size, size, 3), classifier_activation=None)
+    model = network.build(input_shape=(size, size, 3), classifier_activation=None)
     makers = _ours(model)
     if flags.peers:
-        makers |= _peers(constructor, size)
+        makers |= _peers(network, size)
     print(
         f"{model.name}, {size} x {size} pixels, {os.cpu_count()} cores, milliseconds:\n"
     )
@@ -77,22 +77,22 @@ def _maker(model, compiled):
     return make
 
 
-def _peers(constructor, size):
+def _peers(network, size):
     """As `_ours`, of the same network of packages that are installed."""
     makers = {}
     for peer, of_peer in (("timm", _timm), ("kecam", _kecam)):
         try:
-            makers |= of_peer(constructor, size)
+            makers |= of_peer(network, size)
         except (ImportError, LookupError) as error:
             print(f"{peer} is left out: {error}.")
     return makers
 
 
-def _timm(constructor, size):
+def _timm(network, size):
     import timm
     import torch
 
-    ours = constructor.architecture()
+    ours = network.architecture
     names = [
         name  # timm's are in lower case
         for name, known in architectures.NETWORKS.items()
@@ -122,7 +122,7 @@ def _timm(constructor, size):
     }
 
 
-def _kecam(constructor, size):
+def _kecam(network, size):
     if importlib.util.find_spec("keras_cv_attention_models") is None:
         raise ImportError("No module named 'keras_cv_attention_models'")
     if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
@@ -130,7 +130,7 @@ def _kecam(constructor, size):
     import keras_cv_attention_models as kecam
     from keras_cv_attention_models import nfnets
 
-    name = constructor.__name__.replace("ECANFNet", "ECA_NFNet")
+    name = network.constructor.__name__.replace("ECANFNet", "ECA_NFNet")
     build = getattr(nfnets, name, None)
     if build is None:
         raise LookupError("it has no such network")

@@ -9,8 +9,7 @@ import typing
 
 from absl import flags
 
-import keras_nfnets
-from keras_nfnets.models.costs import find_variant
+from keras_nfnets import pretrained
 
 
 class UsageError(Exception):
@@ -130,10 +129,9 @@ def progress_bar(items, what, unit, total=None):
     return tqdm(items, what, total, unit=f" {unit}", leave=False, disable=None)
 
 
-def network(name):
-    """The constructor and the variant of a network of the zoo, by its name."""
+def find_network(name):
+    """`pretrained.find_network`; a name that is not known is a UsageError."""
     try:
-        name, variant = find_variant(name)
+        return pretrained.find_network(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return getattr(keras_nfnets, name), variant

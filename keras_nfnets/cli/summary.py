@@ -1,6 +1,6 @@
 """`keras-nfnets summary`."""
 
-from keras_nfnets.cli.command import Command, UsageError, network
+from keras_nfnets.cli.command import Command, UsageError, find_network
 from keras_nfnets.models.costs import count_flops
 from keras_nfnets.pretrained import without_memory
 
@@ -10,16 +10,18 @@ def run(flags, arguments):
         raise UsageError(
             f"'summary' takes the name of one network. Received: {arguments or 'none'}"
         )
-    constructor, variant = network(arguments[0])
-    size = flags.image_size or variant.test_size
+    network = find_network(arguments[0])
+    train_size, test_size = (
+        network.constructor.train_size,
+        network.constructor.test_size,
+    )
+    size = flags.image_size or test_size
     with without_memory():
-        model = constructor(input_shape=(size, size, 3))
+        model = network.build(input_shape=(size, size, 3))
         model.summary()
         flops = count_flops(model)
     print(f"FLOPs (multiply-adds) for one {size} x {size} picture: {flops:,}")
-    print(
-        f"Published picture sizes: train {variant.train_size}, test {variant.test_size}"
-    )
+    print(f"Published picture sizes: train {train_size}, test {test_size}")
     print(
         "Endpoints, by model.get_layer(name).output: "
         + ", ".join(

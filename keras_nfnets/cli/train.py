@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_nfnets import data, files, recipes, training
 from keras_nfnets.cli import dry_run, held_out, pictures, report, run_folder
-from keras_nfnets.cli.command import Command, UsageError, explained, network
+from keras_nfnets.cli.command import Command, UsageError, explained, find_network
 from keras_nfnets.cli.epoch_lines import EpochLines
 from keras_nfnets.cli.run_folder import (
     ABOUT,
@@ -168,8 +168,7 @@ def _recipe(flags):
     if flags.agc is False:
         values["clip_factor"] = None
     if flags.model:
-        constructor, _ = network(flags.model)
-        values["model"] = constructor.__name__
+        values["model"] = find_network(flags.model).name
     folder = data.folder_of(flags.data) if flags.data else None
     if folder is not None:
         # From the root on, for a run to be found and resumed from elsewhere.

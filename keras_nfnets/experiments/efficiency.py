@@ -2,8 +2,8 @@
 
 import keras
 
-import keras_nfnets
 from keras_nfnets import pretrained
+from keras_nfnets.deploy import fold
 from keras_nfnets.experiments import costs
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import (
@@ -83,7 +83,7 @@ def _measure(settings, cell):
         "test_size": test_size,
     }
     if network not in _APPLICATIONS:
-        model = keras_nfnets.fold(model)
+        model = fold(model)
     batch_size, calls = settings["batch_size"], settings["steps"]
     inference = costs.inference_seconds(model, batch_size, test_size, calls)
     model = _build(network, train_size)

@@ -6,7 +6,7 @@ import pathlib
 
 import keras
 
-from keras_nfnets import checks, pretrained
+from keras_nfnets import pretrained
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
@@ -60,23 +60,6 @@ def count_costs(name):
     with pretrained.without_memory():
         model = getattr(family, name)(input_shape=(size, size, 3))
         return model.count_params(), count_flops(model)
-
-
-def find_variant(name):
-    """`(name, variant)` of a network of the zoo, by its name in any mixture of cases.
-
-    Raises:
-        ValueError: there is none; the message has names like it.
-    """
-    zoo = variants()
-    matches = [known for known in zoo if known.lower() == str(name).lower()]
-    if not matches:
-        suggestion = checks.perhaps(name, zoo) or "."
-        raise ValueError(
-            f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows all "
-            "there are."
-        )
-    return matches[0], zoo[matches[0]]
 
 
 def count_flops(model):

@@ -267,7 +267,8 @@ _REFERENCES = {
 def variant_constructor(builder, name, *, fixed, defaults, sizes):
     """The constructor of one variant: `builder` with some arguments fixed.
 
-    `constructor.architecture(**options)` is what it would build.
+    `constructor.architecture(**options)` is what it would build,
+    `constructor.train_size` and `constructor.test_size` are `sizes`.
 
     Args:
         builder: a family's builder.
@@ -304,6 +305,7 @@ def variant_constructor(builder, name, *, fixed, defaults, sizes):
     constructor.__module__ = builder.__module__
     constructor.__signature__ = signature
     constructor.architecture = architecture
+    constructor.train_size, constructor.test_size = sizes
     shape = ", ".join(f"{argument}={value}" for argument, value in fixed.items())
     constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.
 

@@ -29,6 +29,7 @@ class Architecture(typing.NamedTuple):
 class Network(typing.NamedTuple):
     """A network that a name stands for."""
 
+    name: str
     constructor: typing.Callable
     options: dict
 
@@ -58,7 +59,7 @@ def register(name, constructor, options):
     >>> find_network("NFNetF0").constructor.__name__
     'NFNetF0'
     """
-    NETWORKS[name] = Network(constructor, options)
+    NETWORKS[name] = Network(name, constructor, options)
 
 
 def find_network(name):
@@ -68,8 +69,8 @@ def find_network(name):
         name: ours or timm's, in any mixture of cases.
 
     Returns:
-        A `Network`: its constructor, the options for it, `build(**options)` and
-        `architecture`.
+        A `Network`: its name as it is registered, its constructor, the options for it,
+        `build(**options)` and `architecture`.
 
     Raises:
         ValueError: there is none; the message has names like it.
@@ -82,9 +83,10 @@ def find_network(name):
     by_lower_case = {known.lower(): known for known in NETWORKS}
     known = by_lower_case.get(str(name).lower())
     if known is None:
+        suggestion = checks.perhaps(name, NETWORKS) or "."
         raise ValueError(
-            "A network has one of the names that `keras-nfnets list` shows, or timm's "
-            f"name of it. Received: {name!r}{checks.perhaps(name, NETWORKS)}"
+            f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows their "
+            "names; timm's are known, too."
         )
     return NETWORKS[known]
 

@@ -5,9 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
-import keras_nfnets
 from keras_nfnets import data, pretrained, training
-from keras_nfnets.models.costs import count_activations, find_variant
+from keras_nfnets.models.costs import count_activations
 
 # Of batches to evaluate with; larger ones gain nothing and fill the memory.
 _LARGEST_TEST_BATCH = 256
@@ -15,8 +14,8 @@ _LARGEST_TEST_BATCH = 256
 
 def image_sizes(recipe):
     """Pixels a side, to train on and in evaluation."""
-    _, variant = find_variant(recipe.model)
-    size = recipe.image_size or variant.train_size
+    network = pretrained.find_network(recipe.model)
+    size = recipe.image_size or network.constructor.train_size
     return size, recipe.test_image_size or size
 
 
@@ -63,8 +62,7 @@ def _checkpoint(recipe):
     """The published checkpoint with which it begins, or None."""
     if recipe.weights is None:
         return None
-    name, _ = find_variant(recipe.model)
-    architecture = pretrained.find_network(name).architecture
+    architecture = pretrained.find_network(recipe.model).architecture
     return pretrained.find(recipe.weights, architecture).checkpoint
 
 
@@ -87,7 +85,6 @@ def load(recipe, source, split, *, training=False, **options):
 
 def create_model(recipe, source):
     """The network, with its classes; not compiled."""
-    name, _ = find_variant(recipe.model)
     size, test_size = image_sizes(recipe)
     sides = (size if size == test_size else None,) * 2
     rates = {
@@ -95,7 +92,7 @@ def create_model(recipe, source):
         for name in ("drop_rate", "stochastic_depth_rate")
         if getattr(recipe, name) is not None
     }
-    return getattr(keras_nfnets, name)(
+    return pretrained.find_network(recipe.model).build(
         weights=recipe.weights,
         input_shape=(*sides, source.channels),
         classes=len(source.class_names),
@@ -123,7 +120,7 @@ def compile_model(recipe, model, steps_per_epoch):
             rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0
         )
     else:
-        optimizer = keras_nfnets.SGDAGC(
+        optimizer = training.SGDAGC(
             rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
