@@ -40,9 +40,6 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
     assert main(arguments) == 0
     assert "\n[" not in capsys.readouterr().out
     assert (folder / "results.csv").read_bytes() == before
-    # Another seed is four cells more.
-    assert main([*arguments[:3], "--seeds=2", *arguments[4:]]) == 0
-    assert capsys.readouterr().out.count("\n[") == 4
 
 
 def test_wrong_usage_gets_a_sentence_and_nothing_is_lost(tmp_path, capsys):

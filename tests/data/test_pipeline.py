@@ -503,7 +503,7 @@ def damaged_jpegs(tmp_path_factory):
     return jpeg(size=(50, 40)), batches_of
 
 
-def test_memory_does_not_grow_over_ten_thousand_batches():
+def test_memory_does_not_grow_over_thousands_of_batches():
     batches = iter(
         data.load(
             "digits",
@@ -516,8 +516,8 @@ def test_memory_does_not_grow_over_ten_thousand_batches():
         )
     )
     seen = []
-    for i in range(10_001):
+    for i in range(4_001):
         next(batches)
-        if i % 2_500 == 0:
+        if i % 1_000 == 0:
             seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    assert seen[-1] - seen[1] < 15  # megabytes, from the 2,500th to the 10,000th
+    assert seen[-1] - seen[1] < 6  # megabytes, from the 1,000th to the 4,000th

@@ -173,7 +173,7 @@ def test_a_new_classifier_learns_alone_first():
         head_epochs=4,
     )
     x, y = data.load_digits()[0]
-    source = data.find({part: (x[:400], y[:400] % 2) for part in ("train", "test")})
+    source = data.find({part: (x[:128], y[:128] % 2) for part in ("train", "test")})
     with pytest.warns(UserWarning, match="The classifier of digits has 10 classes"):
         model = recipes.create_model(recipe, source)
     before = {v.path: v.numpy() for v in model.weights}

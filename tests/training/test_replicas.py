@@ -108,7 +108,13 @@ def trained_on_one(door, accumulate=None, **options):
     return train(1, door, accumulate=accumulate, **options)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "door",
+    [
+        pytest.param(door, marks=() if door == "model" else pytest.mark.slow)
+        for door in DOORS
+    ],
+)
 def test_a_strategy_of_one_device_changes_nothing(door):
     assert_same(train("a strategy of one", door), trained_on_one(door, None), 1e-6)
 
@@ -137,7 +143,9 @@ def test_replicas_train_as_one(door, replicas, accumulate):
         assert min(result[0]["clip_share"]) > 0.5
 
 
-@pytest.mark.parametrize("batch_size, replicas", [(8, 4), (3, 2)])
+@pytest.mark.parametrize(
+    "batch_size, replicas", [pytest.param(8, 4, marks=pytest.mark.slow), (3, 2)]
+)
 def test_replicas_may_have_unequal_shares_of_a_batch(batch_size, replicas):
     # 31 examples: the last batch of 7, or of 1, which leaves replicas without any.
     options = {"size": 31, "batch_size": batch_size, "epochs": 2}
@@ -178,7 +186,7 @@ KERAS_AVERAGES = {"use_ema": True, "ema_overwrite_frequency": 2}
     [
         (WithAnUnusedVariable, EVERYTHING),
         (WithAnUnusedVariable, {"run_eagerly": True, "skip_nonfinite": True}),
-        (embeddings, KERAS_AVERAGES),
+        pytest.param(embeddings, KERAS_AVERAGES, marks=pytest.mark.slow),
         (embeddings, EVERYTHING),
     ],
 )
