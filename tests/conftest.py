@@ -106,6 +106,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
+    # Those that take longest begin, so that no process is left alone with one in the end.
+    items.sort(key=lambda item: item.path.parent.name != "cli")
     if config.getoption("slice"):
         k, n = map(int, config.getoption("slice").split("/"))
         chosen = sorted(item.nodeid for item in items)[k::n]
