@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_nfnets import fold, normalizer_free
-from keras_nfnets.models import trained_start
+from keras_nfnets.conversion import trained_start
 
 SIZE = 12
 
