@@ -49,6 +49,7 @@ if keras.backend.backend() != "tensorflow":
         "deploy/test_exporting.py",
         "models/test_costs.py",
         "backend/test_fusion.py",
+        "backend/test_keras_internals_tensorflow.py",
         "test_files.py",
         "pretrained/test_checkpoints.py",
         "pretrained/test_download.py",

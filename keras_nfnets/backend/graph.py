@@ -13,8 +13,7 @@ def has_graph(layer):
     return (
         isinstance(layer, keras.Model)
         and bool(getattr(layer, "inputs", None))
-        # Keras's own, of the graph, not one that does something more.
-        and type(layer).call.__module__.startswith("keras.")
+        and keras_internals.runs_its_graph(layer)
     )
 
 

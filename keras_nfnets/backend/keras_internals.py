@@ -4,6 +4,88 @@ A new Keras may break these functions and `tests/backend/test_keras_internals.py
 nothing else. Seen to work: Keras 3.15.
 """
 
+import contextlib
+import typing
+
+import keras
+
+# Models.
+
+# The class of functional models. It has no public name; this is how Keras chooses it.
+FunctionalModel = type(keras.Model.__new__(keras.Model, None, None))
+
+
+def is_functional_call(args, kwargs):
+    """Whether these arguments of a model's constructor are `(inputs, outputs)`."""
+    given = [*args[:2], *(kwargs[n] for n in ("inputs", "outputs") if n in kwargs)]
+    tensors = keras.tree.flatten(given)
+    return len(given) == 2 and all(isinstance(t, keras.KerasTensor) for t in tensors)
+
+
+def replace_base(cls, base, new):
+    """Replace a base of a class, so that its instances can be functional models.
+
+    Keras does so too, but with the bases of all ancestors, after which these can no longer
+    be subclassed.
+
+    Args:
+        cls: class, which is changed.
+        base: class, one of its bases.
+        new: class, a subclass of `base` and of `FunctionalModel`.
+    """
+    cls.__bases__ = (*(b for b in cls.__bases__ if b is not base), new)
+
+
+class ModelWithHooks(keras.Model):
+    """Base class that gives private hooks of Keras's trainers public names."""
+
+    def built_for_training(self):
+        """Called when layers, metrics and loss have their variables."""
+
+    def symbolic_batch(self, iterator, is_distributed):
+        """Return a batch of an epoch's data as `KerasTensor`s to build with, or None.
+
+        Under a `tf.distribute` strategy Keras otherwise reads a batch, which shuffles the
+        data once more and is impossible with several workers. Without a strategy it
+        otherwise waits for the first step, which is then traced twice.
+
+        Args:
+            iterator: Keras's iterator over an epoch.
+            is_distributed: bool. Whether there is a strategy.
+        """
+
+    def finished_logs(self, logs, metrics_of):
+        """Return what `fit` or `evaluate` logs when an epoch ends.
+
+        Args:
+            logs: dict. The logs of the last step.
+            metrics_of: callable from such a dict to the logs that Keras would return: the
+                results of the compiled metrics if these have the keys of the dict.
+        """
+        return metrics_of(logs)
+
+    def logs_as_list(self, logs):
+        """Return logs as `evaluate(return_dict=False)` does: in the order of metrics."""
+        return self._flatten_metrics_in_order(logs)
+
+    def _symbolic_build(self, *args, **kwargs):
+        super()._symbolic_build(*args, **kwargs)
+        self.built_for_training()
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None:
+            is_distributed = self._distribute_strategy is not None
+            data_batch = self.symbolic_batch(iterator, is_distributed)
+            if data_batch is not None and not is_distributed:
+                self._symbolic_build(data_batch=data_batch)
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
+    def _get_metrics_result_or_logs(self, logs):
+        return self.finished_logs(logs, super()._get_metrics_result_or_logs)
+
+
+# Layers and graphs.
+
 
 def layers_of(layer, include_self=True, recursive=True):
     """List the layers inside a layer or model, each once.
@@ -61,6 +143,97 @@ def built_shapes(model):
     return model._build_shapes_dict
 
 
+def runs_its_graph(model):
+    """Whether the `call` of a model is Keras's own, that of its graph, and no override."""
+    return type(model).call.__module__.startswith("keras.")
+
+
+def kind_of(operation):
+    """Return the name of the class of a layer or operation, such as `"Add"`.
+
+    Operations of `keras.ops` have no public classes; those that a layer does too have the
+    name of the layer.
+    """
+    return type(operation).__name__
+
+
+@contextlib.contextmanager
+def intercepted(operations, intercept):
+    """Context in which calls of layers and operations go through a function.
+
+    Args:
+        operations: iterable of `keras.Operation`s.
+        intercept: callable `(operation, call)` that returns what to call in place of
+            `call`, a method of the operation.
+    """
+    changed = []
+    try:
+        for operation in operations:
+            operation.call = intercept(operation, operation.call)
+            changed.append(operation)
+        yield
+    finally:
+        for operation in changed:
+            del operation.call
+
+
+def kernel_of(layer, name):
+    """Return the weights of a layer as trained: a variable, or a tensor with LoRA.
+
+    With LoRA, Keras's own `kernel` is cast to the compute dtype before it is returned.
+
+    Args:
+        layer: a built layer of Keras.
+        name: str. Name of the kernel, such as `"kernel"`; LoRA adapts only this one.
+    """
+    if not getattr(layer, "lora_enabled", False):
+        return getattr(layer, name)
+    factors = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+    return layer._kernel + layer.lora_alpha / layer.lora_rank * factors
+
+
+@contextlib.contextmanager
+def lora_after(layer):
+    """Context for the `build` of a layer of Keras, at whose end LoRA is enabled.
+
+    Keras enables it, and so locks the layer, in its own `build`: a subclass could not add
+    weights after that.
+    """
+    rank = getattr(layer, "lora_rank", None)
+    if rank:
+        layer.lora_rank = None
+    yield
+    if rank:
+        layer.enable_lora(rank, lora_alpha=layer.lora_alpha)
+
+
+def is_keras_activation(function):
+    """Whether a callable is one of Keras's activation functions.
+
+    A layer that has one is saved with its name.
+    """
+    return function in vars(keras.activations).values()
+
+
+def is_layer_scale(operation):
+    """Whether a layer is the `LayerScale` of Keras's ConvNeXts, which is not public."""
+    cls = type(operation)
+    return cls.__name__ == "LayerScale" and cls.__module__.startswith("keras.")
+
+
+def rename(operation, name):
+    """Change the name of an operation, which its constructor cannot be given.
+
+    Args:
+        operation: `keras.Operation` that a function of `keras.ops` has made.
+        name: str.
+    """
+    operation.name = name
+
+
+# Optimizers.
+
+
 def variable_index(optimizer, variable):
     """Return the index of a variable in the lists of an optimizer.
 
@@ -103,6 +276,51 @@ def calls_of_apply(optimizer):
 def has_weight_decay(optimizer, variable):
     """Whether `exclude_from_weight_decay` leaves a variable its decay."""
     return optimizer._use_weight_decay(variable)
+
+
+# JAX.
+
+
+class JaxState(typing.NamedTuple):
+    """The state that a training step on JAX takes and returns, lists of arrays."""
+
+    trainable: list
+    non_trainable: list
+    optimizer: list
+    metrics: list
+
+
+class JaxUpdates(typing.NamedTuple):
+    """What `jax_loss` computes with the loss: its unscaled value, predictions and state."""
+
+    loss: typing.Any
+    y_pred: typing.Any
+    non_trainable: list
+    metrics: list
+
+
+def jax_loss(model, state, x, y, sample_weight):
+    """Compute the loss of a batch, by an overridden `compute_loss` too, without side effects.
+
+    Args:
+        model: a compiled `keras.Model`.
+        state: `JaxState`.
+        x, y, sample_weight: the batch.
+
+    Returns:
+        The loss times the loss scale of the optimizer, and `JaxUpdates`.
+    """
+    scaled_loss, updates = model.compute_loss_and_updates(
+        state.trainable,
+        state.non_trainable,
+        state.metrics,
+        x,
+        y,
+        sample_weight,
+        training=True,
+        optimizer_variables=state.optimizer,
+    )
+    return scaled_loss, JaxUpdates(*updates)
 
 
 def synchronize(model):

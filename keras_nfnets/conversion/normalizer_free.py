@@ -280,12 +280,6 @@ def _is_depthwise(layer, kernel):
     return kernel.is_depthwise
 
 
-def _is_layer_scale(operation):
-    """Whether it is that of Keras's ConvNeXts, which has no public name."""
-    cls = type(operation)
-    return cls.__name__ == "LayerScale" and cls.__module__.startswith("keras.")
-
-
 # Samples: what the constants are found by.
 
 
@@ -409,7 +403,7 @@ class _Converter:
             self._merge(call)
         elif isinstance(operation, keras.layers.Concatenate) and reason is None:
             self._concatenation(call)
-        elif _is_layer_scale(operation):
+        elif keras_internals.is_layer_scale(operation):
             self._layer_scale(call)
         elif self._is_activation(call) and reason is None:
             self._activation(call)
@@ -786,7 +780,7 @@ class _Converter:
         """Takes down what was done, and what variance is after it, if `signal` is given."""
         if signal is not None and not variances:
             variances = [self._variance(x) for x in signal.samples]
-        kind = type(call.operation).__name__
+        kind = keras_internals.kind_of(call.operation)
         name = name or call.operation.name
         self.steps.append(Step(name, kind, action, *variances))
 

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_nfnets.backend import keras_internals
+
 NORMALIZATIONS = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -45,7 +47,7 @@ def activation_of(operation):
         return operation
     if isinstance(operation, keras.layers.Layer):
         return getattr(operation, "activation", None)
-    name = type(operation).__name__.lower()
+    name = keras_internals.kind_of(operation).lower()
     if name in ("relu", "relu6", "silu", "tanh", "sigmoid", "softplus"):
         return keras.activations.get(name)
     return None
@@ -187,14 +189,16 @@ def _may_end(call):
 def _is_sum(call):
     shapes = {value.shape for value in call.inputs}
     return (
-        type(call.operation).__name__ == "Add"
+        keras_internals.kind_of(call.operation) == "Add"
         and len(call.inputs) >= 2
         and len(shapes) == 1
     )
 
 
 def _is_product(call):
-    return type(call.operation).__name__ == "Multiply" and len(call.inputs) == 2
+    return (
+        keras_internals.kind_of(call.operation) == "Multiply" and len(call.inputs) == 2
+    )
 
 
 def _is_broadcast(shape, other):
@@ -204,7 +208,7 @@ def _is_broadcast(shape, other):
 
 
 def _is_global_pooling(call):
-    name = type(call.operation).__name__
+    name = keras_internals.kind_of(call.operation)
     if not call.inputs or "Pooling" not in name and name not in ("Mean", "Max"):
         return False
     before, after = call.inputs[0].shape, call.outputs[0].shape

@@ -99,18 +99,8 @@ class _Recorder:
         # How many operations are behind a tensor: `{id: (weak reference, number)}`.
         self._made, self._deepest = {}, 0
 
-    @contextlib.contextmanager
     def listening_to(self, model):
-        heard = []
-        try:
-            for operation in _operations(model):
-                call = operation.call
-                operation.call = self._listener(operation, call)
-                heard.append(operation)
-            yield
-        finally:
-            for operation in heard:
-                del operation.call
+        return keras_internals.intercepted(_operations(model), self._listener)
 
     def _listener(self, operation, call):
         def listen(*args, **kwargs):
@@ -139,7 +129,7 @@ class _Recorder:
             self.blocks.append(_moments(outputs, axis))
             residual = operation.residual(inputs[0])
             self.residual_variances.append(_moments(residual, axis)[1])
-        elif type(operation).__name__ == "Add":
+        elif keras_internals.kind_of(operation) == "Add":
             if len(inputs) == 2 and all(
                 tuple(x.shape) == tuple(outputs.shape) for x in inputs
             ):

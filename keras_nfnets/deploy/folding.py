@@ -209,7 +209,7 @@ class _Folding:
         """`function(x)` of an operation of Keras, under a name of its own."""
         outputs = function(x)
         first = keras.tree.flatten(outputs)[0]
-        keras_internals.operation_of(first).name = self.name(name)
+        keras_internals.rename(keras_internals.operation_of(first), self.name(name))
         return outputs
 
     def make(self, layer, x, create, weights=(), variant=None):
@@ -290,8 +290,7 @@ class _Folding:
                 if not re.search("lora|initializer|regularizer|constraint", key)
             }
             config |= {"name": self.name(name), "activation": None}
-            keras_class = type(layer).__bases__[-1]
-            plain = keras_class.from_config(config)
+            plain = layer.keras_class().from_config(config)
             plain.activation = self.inner_activation(layer)
             return plain
 
@@ -310,7 +309,7 @@ class _Folding:
     def activation(self, layer, x, name):
         """A `ScaledActivation`: without its gain, which is left for what comes next."""
         x = self.exact(x)
-        is_keras_own = layer.function in vars(keras.activations).values()
+        is_keras_own = keras_internals.is_keras_activation(layer.function)
         if layer.function is keras.activations.glu or (
             isinstance(layer.activation, str) and not is_keras_own
         ):

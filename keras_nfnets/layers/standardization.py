@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion
+from keras_nfnets.backend import fusion, keras_internals
 
 
 def _precise(x):
@@ -182,11 +182,11 @@ class WeightStandardized:
         return super().add_weight(*args, **{**kwargs, "autocast": False})
 
     def build(self, input_shape):
-        # Keras would enable LoRA, and lock the layer, before the gain is there.
-        lora_rank = getattr(self, "lora_rank", None)
-        if lora_rank:
-            self.lora_rank = None
-        super().build(input_shape)
+        with keras_internals.lora_after(self):
+            super().build(input_shape)
+            self._build_gains(input_shape)
+
+    def _build_gains(self, input_shape):
         for kernel in self.KERNELS:
             shape = tuple(getattr(self, kernel.name).shape)
             outputs = _outputs(kernel, shape)
@@ -203,16 +203,10 @@ class WeightStandardized:
                 dtype=self.variable_dtype,
             )
             setattr(self, kernel.gain, gain)
-        if lora_rank:
-            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
 
     def _weights(self, kernel):
         """A kernel before it is standardized: the variable, or with LoRA a tensor."""
-        if not getattr(self, "lora_enabled", False):
-            return getattr(self, kernel.name)
-        # As in Keras, which casts the sum to the compute dtype.
-        factors = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
-        return self._kernel + self.lora_alpha / self.lora_rank * factors
+        return keras_internals.kernel_of(self, kernel.name)
 
     def _fan_in(self, kernel, shape):
         """How many weights make a number of the output."""
@@ -311,8 +305,13 @@ class WeightStandardized:
     def _gains(self):
         return [getattr(self, kernel.gain) for kernel in self.KERNELS]
 
+    @classmethod
+    def keras_class(cls):
+        """The class of the Keras layer whose kernels this one standardizes."""
+        return next(c for c in cls.__mro__ if not issubclass(c, WeightStandardized))
+
     def keras_config(self):
-        """What `get_config` of the layer of Keras says of one that does the same."""
+        """The config of the layer of `keras_class` that is otherwise the same."""
         return super().get_config()
 
     def get_config(self):

@@ -7,6 +7,7 @@ import inspect
 import keras
 
 from keras_nfnets import checks
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import Clipped, clip_mean
 from keras_nfnets.training.adaptive_clip import (
@@ -22,19 +23,9 @@ from keras_nfnets.training.callbacks import StopAfterSkippedSteps
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
 from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 
-# Keras has no public name for the class of functional models; this is how to ask.
-_Functional = type(keras.Model.__new__(keras.Model, None, None))
-
-
-def _is_functional_call(args, kwargs):
-    """Whether these are the arguments `(inputs, outputs)` of a functional model."""
-    given = [*args[:2], *(kwargs[n] for n in ("inputs", "outputs") if n in kwargs)]
-    tensors = keras.tree.flatten(given)
-    return len(given) == 2 and all(isinstance(t, keras.KerasTensor) for t in tensors)
-
 
 @keras.saving.register_keras_serializable("keras_nfnets")
-class AGCModel(keras.Model):
+class AGCModel(keras_internals.ModelWithHooks):
     """A `keras.Model` whose `train_step` clips gradients by AGC before `apply_gradients`.
 
     Use it wherever `keras.Model` stands: functionally (`AGCModel(inputs, outputs)`),
@@ -76,20 +67,18 @@ class AGCModel(keras.Model):
     Reference: Brock et al. (2021), arXiv 2102.06171, section 4.
     """
 
-    # Keras makes a subclass functional by rewriting the bases of the class and of all
-    # its ancestors, after which `AGCModel` could no longer be subclassed. So functional
-    # models get a class of their own, `FunctionalAGCModel`.
+    # Functional models are of a class of their own, `FunctionalAGCModel`.
 
     def __new__(cls, *args, **kwargs):
-        if cls is AGCModel and _is_functional_call(args, kwargs):
+        if cls is AGCModel and keras_internals.is_functional_call(args, kwargs):
             return FunctionalAGCModel.__new__(FunctionalAGCModel, *args, **kwargs)
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(self, *args, **kwargs):
-        cls = type(self)
-        if _is_functional_call(args, kwargs) and not issubclass(cls, _Functional):
-            others = tuple(base for base in cls.__bases__ if base is not AGCModel)
-            cls.__bases__ = (*others, FunctionalAGCModel)
+        cls, functional = type(self), keras_internals.FunctionalModel
+        is_functional = keras_internals.is_functional_call(args, kwargs)
+        if is_functional and not issubclass(cls, functional):
+            keras_internals.replace_base(cls, AGCModel, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
         self.clip_share, self.skipped = ClipShare(), SkippedSteps()
         self._averages = None
@@ -216,28 +205,21 @@ class AGCModel(keras.Model):
     def _trainable_paths(self):
         return [variable.path for variable in self.trainable_variables]
 
-    def _symbolic_build(self, *args, **kwargs):
-        super()._symbolic_build(*args, **kwargs)
+    def built_for_training(self):
         if self.compiled and self.optimizer is not None:
             self.build_training_state()
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # On TensorFlow under a strategy. Keras's own reads a batch to see its shape,
-        # and so shuffles the data once more than without a strategy; it cannot read
-        # that of several workers.
-        if iterator is not None and self._distribute_strategy is not None:
-            data_batch = replicas.symbolic_batch(iterator)
-        elif iterator is not None and self._is_foreseeable(iterator):
-            # Else the first step makes what metrics keep, and so is traced twice. (Not
-            # to evaluate: it would make what training keeps, too.)
-            self._symbolic_build(data_batch=replicas.symbolic_batch(iterator))
-        super()._maybe_symbolic_build(data_batch=data_batch)
+    def symbolic_batch(self, iterator, is_distributed):
+        # (Not to evaluate: it would make what training keeps, too.)
+        if is_distributed or self._is_foreseeable(iterator):
+            return replicas.symbolic_batch(iterator)
+        return None
 
     def _is_foreseeable(self, iterator):
         """Whether what a training step does with a batch is known before there is one."""
         return (
             self._fits
-            and isinstance(self, _Functional)
+            and isinstance(self, keras_internals.FunctionalModel)
             and not self.run_eagerly
             and type(self).train_step is AGCModel.train_step
             and replicas.has_ranks(iterator)
@@ -267,14 +249,13 @@ class AGCModel(keras.Model):
         results = super().get_metrics_result()
         return {k: v for k, v in results.items() if k not in ("clip_share", "skipped")}
 
-    def _get_metrics_result_or_logs(self, logs):
-        # Keras takes the metrics, which are of all replicas, if they have the names of
-        # the logs, which are of the last step.
+    def finished_logs(self, logs, metrics_of):
+        # The metrics are of all replicas, the logs of the last step.
         own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
         if "clip_share" in own:
             self.clip_shares = self.clip_share.of_parts()
         rest = {k: value for k, value in logs.items() if k not in own}
-        return {**super()._get_metrics_result_or_logs(rest), **own}
+        return {**metrics_of(rest), **own}
 
     # The step.
 
@@ -411,7 +392,7 @@ class AGCModel(keras.Model):
             with self.averaged_weights():
                 averaged = evaluate(*args, return_dict=True, **kwargs)
             logs.update({f"ema_{name}": value for name, value in averaged.items()})
-        return logs if return_dict else self._flatten_metrics_in_order(logs)
+        return logs if return_dict else self.logs_as_list(logs)
 
     def averaged_weights(self):
         """A context in which the weights are their averages, see `ema_decay`.
@@ -440,5 +421,5 @@ class AGCModel(keras.Model):
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
-class FunctionalAGCModel(AGCModel, _Functional):
+class FunctionalAGCModel(AGCModel, keras_internals.FunctionalModel):
     """What `AGCModel(inputs, outputs)` returns."""

@@ -1,27 +1,13 @@
 """Replicas of a `tf.distribute` strategy."""
 
-import contextlib
-import functools
-import types
-
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend import keras_internals_tensorflow as internals
 from keras_nfnets.backend.per_example import BatchSlice
 from keras_nfnets.training.accumulation import innermost
 from keras_nfnets.training.adaptive_clip import is_finite
-
-# Of Keras's optimizers. On TensorFlow these sum gradients over replicas, or leave the
-# replica in the middle of a `cond`, which TensorFlow forbids. Those of Keras's base
-# class do neither: each replica updates its own copy of the variables.
-_LOCAL = (
-    "_apply_weight_decay",
-    "_backend_increment_gradient_accumulators",
-    "_backend_update_step",
-    "_overwrite_model_variables_with_average_value",
-)
 
 
 def _several_replicas():
@@ -99,7 +85,7 @@ def mean_of_own(loss):
 
 def update(optimizer, function, arguments, condition):
     if not _several_replicas():
-        with _with_lean_updates(optimizer):
+        with internals.updating_in_place(innermost(optimizer)):
             if condition is None:
                 function(*arguments)
             else:
@@ -109,7 +95,7 @@ def update(optimizer, function, arguments, condition):
     # Conditions must stand outside of the replicas, as in Keras's LossScaleOptimizer.
     def on_all_replicas(strategy, arguments, condition):
         def call():
-            with _taking_sums(optimizer):
+            with internals.taking_sums(optimizer):
                 strategy.extended.call_for_each_replica(function, args=arguments)
 
         if condition is None:
@@ -123,7 +109,7 @@ def update(optimizer, function, arguments, condition):
 
 
 def sum_and_update(optimizer, function, gradients):
-    if takes_sums(optimizer) or not _several_replicas():
+    if internals.takes_sums(optimizer) or not _several_replicas():
         function(gradients)
         return
     gradients = sum_over_replicas(gradients)
@@ -132,11 +118,7 @@ def sum_and_update(optimizer, function, gradients):
 
 
 def to_be_reduced(logs):
-    strategy = tf.distribute.get_strategy()
-    if not (
-        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        and strategy.extended._in_multi_worker_mode()
-    ):
+    if not internals.has_workers(tf.distribute.get_strategy()):
         return logs
     # Keras takes the mean over workers along this axis (its issue 20585).
     return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
@@ -144,93 +126,19 @@ def to_be_reduced(logs):
 
 def symbolic_batch(iterator):
     def symbolic(spec):
-        spec = getattr(spec, "_value_specs", [spec])[0]  # of the first replica
         if isinstance(spec, tf.OptionalSpec):  # Keras's way to say None
             return None
         return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
 
-    return keras.tree.map_structure(
-        symbolic, iterator._distributed_dataset.element_spec
-    )
+    return keras.tree.map_structure(symbolic, internals.epoch_specs(iterator))
 
 
 def has_ranks(iterator):
-    specs = keras.tree.flatten(iterator._distributed_dataset.element_spec)
+    specs = keras.tree.flatten(internals.epoch_specs(iterator))
     return all(
         isinstance(spec, tf.OptionalSpec)
         or (isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None)
         for spec in specs
-    )
-
-
-def takes_sums(optimizer):
-    """Whether the optimizer is inside `update`, and so is given summed gradients."""
-    return _LOCAL[0] in vars(optimizer)
-
-
-@contextlib.contextmanager
-def _taking_sums(optimizer):
-    """Within it the optimizer, and those inside it, do not sum over replicas."""
-    changed = []
-    while optimizer is not None:
-        if not takes_sums(optimizer):
-            changed.append(optimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    for optimizer in changed:
-        for name in _LOCAL:
-            base = next(c for c in reversed(type(optimizer).__mro__) if name in vars(c))
-            vars(optimizer)[name] = types.MethodType(vars(base)[name], optimizer)
-    try:
-        yield
-    finally:
-        for optimizer in changed:
-            for name in _LOCAL:
-                del vars(optimizer)[name]
-
-
-@contextlib.contextmanager
-def _with_lean_updates(optimizer):
-    """Within it updates keep no more than they must.
-
-    Nothing of a variable's update is computed before its gradient is: TensorFlow runs
-    what can be run, momentum times 0.9 of all variables, say, at the beginning of a
-    step, to be kept until the end. And momentum is updated in place.
-    """
-    optimizer = innermost(optimizer)
-    update_step = optimizer.update_step
-    if type(optimizer) is keras.optimizers.SGD and optimizer.momentum:
-        update_step = functools.partial(_momentum_step, optimizer)
-
-    def update(gradient, *args, **kwargs):
-        ready = getattr(gradient, "values", gradient)  # of a sparse one
-        with tf.control_dependencies([ready]):
-            return update_step(gradient, *args, **kwargs)
-
-    vars(optimizer)["update_step"] = update
-    try:
-        yield
-    finally:
-        del vars(optimizer)["update_step"]
-
-
-def _momentum_step(sgd, gradient, variable, learning_rate):
-    """`SGD.update_step` with momentum, in place.
-
-    Keras's takes nine operations, each of which writes down a tensor of the variable's
-    size: 6 % of a training step of ECANFNetL0 (batch 16, 128 x 128).
-    """
-    if isinstance(gradient, tf.IndexedSlices):
-        keras.optimizers.SGD.update_step(sgd, gradient, variable, learning_rate)
-        return
-    index = keras_internals.variable_index(sgd, variable)
-    velocity = sgd.momentums[index].value
-    tf.raw_ops.ResourceApplyKerasMomentum(
-        var=variable.handle,
-        accum=velocity.handle,
-        lr=tf.cast(learning_rate, variable.dtype),
-        grad=tf.cast(gradient, variable.dtype),
-        momentum=tf.cast(sgd.momentum, variable.dtype),
-        use_nesterov=sgd.nesterov,
     )
 
 

@@ -1,70 +1,67 @@
-"""`AGCModel.train_step` on JAX, where all state goes in and comes out."""
+"""`AGCModel.train_step` on JAX, which takes all state and returns it."""
 
 import jax
 import keras
 
+from keras_nfnets.backend.keras_internals import JaxState, jax_loss
 from keras_nfnets.training.sharpness import perturbed
 
 
 def train_step(model, state, data):
-    trainable, non_trainable, optimizer, metrics = state
+    state = JaxState(*state)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
-    def loss_and_gradients(trainable, non_trainable):
-        gradient_of_loss = jax.value_and_grad(
-            model.compute_loss_and_updates, has_aux=True
-        )
-        (_, auxiliary), gradients = gradient_of_loss(
-            trainable,
-            non_trainable,
-            metrics,
-            x,
-            y,
-            sample_weight,
-            training=True,
-            optimizer_variables=optimizer,
-        )
-        return auxiliary, gradients
+    def loss(trainable, non_trainable):
+        here = state._replace(trainable=trainable, non_trainable=non_trainable)
+        return jax_loss(model, here, x, y, sample_weight)
 
-    auxiliary, gradients = loss_and_gradients(trainable, non_trainable)
-    loss, y_pred, non_trainable, metrics = auxiliary
+    loss_and_gradients = jax.value_and_grad(loss, has_aux=True)
+    (_, updates), gradients = loss_and_gradients(state.trainable, state.non_trainable)
+    non_trainable = updates.non_trainable
     if model.sam_rho:
         worst = perturbed(
-            trainable, gradients, model.trainable_variables, model.sam_rho
+            state.trainable, gradients, model.trainable_variables, model.sam_rho
         )
-        (_, _, non_trainable, _), gradients = loss_and_gradients(worst, non_trainable)
+        (_, at_worst), gradients = loss_and_gradients(worst, non_trainable)
+        non_trainable = at_worst.non_trainable
 
-    def scope(trainable, optimizer, metrics):
-        values = [
-            *zip(model.trainable_variables, trainable),
-            *zip(model.optimizer.variables, optimizer),
-            *zip(model.metrics_variables, metrics),
-        ]
-        return keras.StatelessScope(state_mapping=values)
-
-    with scope(trainable, optimizer, metrics) as before:
+    with _variables_are(model, state._replace(metrics=updates.metrics)) as before:
         clipped, finite = model.clip_gradients(gradients)
-        model.update_loss_metric(loss, x, finite)
+        model.update_loss_metric(updates.loss, x, finite)
         clipped.set_accumulated(model.optimizer, model.trainable_variables)
         step = keras.ops.copy(model.optimizer.iterations)
-    metrics = [before.get_current_value(v) for v in model.metrics_variables]
-    new_trainable, new_optimizer = model.optimizer.stateless_apply(
-        [before.get_current_value(v) for v in model.optimizer.variables],
-        clipped.gradients,
-        trainable,
+    trainable, optimizer = model.optimizer.stateless_apply(
+        _values(before, model.optimizer.variables), clipped.gradients, state.trainable
     )
     if model.leaves_out_by_itself:
-        new_trainable, new_optimizer = jax.tree.map(
+        trainable, optimizer = jax.tree.map(
             lambda new, old: jax.numpy.where(finite, new, old),
-            (new_trainable, new_optimizer),
             (trainable, optimizer),
+            (state.trainable, state.optimizer),
         )
-    with scope(new_trainable, new_optimizer, metrics) as after:
+
+    metrics = _values(before, model.metrics_variables)
+    state = JaxState(trainable, non_trainable, optimizer, metrics)
+    with _variables_are(model, state) as after:
         model.update_averages(step)
-        logs = model.training_logs(x, y, y_pred, sample_weight)
+        logs = model.training_logs(x, y, updates.y_pred, sample_weight)
     return logs, (
-        new_trainable,
+        trainable,
         non_trainable,
-        [after.get_current_value(v) for v in model.optimizer.variables],
-        [after.get_current_value(v) for v in model.metrics_variables],
+        _values(after, model.optimizer.variables),
+        _values(after, model.metrics_variables),
     )
+
+
+def _variables_are(model, state):
+    """Scope in which the variables of training have the values of a `JaxState`."""
+    pairs = [
+        *zip(model.trainable_variables, state.trainable),
+        *zip(model.optimizer.variables, state.optimizer),
+        *zip(model.metrics_variables, state.metrics),
+    ]
+    return keras.StatelessScope(state_mapping=pairs)
+
+
+def _values(scope, variables):
+    return [scope.get_current_value(variable) for variable in variables]

@@ -127,3 +127,142 @@ def test_the_state_of_a_step_can_be_written_into_the_model():
             np.ones((4, 1)), 5 * np.ones((4, 1)), 1, verbose=0, callbacks=[Watch()]
         )
         assert len(set(seen)) == 4  # each step has changed it
+
+
+def test_functional_models_have_a_class():
+    with expected(keras_internals.replace_base):
+        inputs = keras.Input((3,))
+        outputs = keras.layers.Dense(1)(inputs)
+        model = keras.Model(inputs, outputs)
+        assert type(model) is keras_internals.FunctionalModel
+        for args, kwargs, is_functional in [
+            ((inputs, outputs), {}, True),
+            ((), {"inputs": inputs, "outputs": [outputs]}, True),
+            ((inputs,), {}, False),
+            ((), {"name": "model"}, False),
+        ]:
+            assert keras_internals.is_functional_call(args, kwargs) is is_functional
+        assert keras_internals.runs_its_graph(model)
+
+
+def test_hooks_of_the_trainer_are_called():
+    class Hooked(keras_internals.ModelWithHooks, keras_internals.FunctionalModel):
+        called = ()
+
+        def built_for_training(self):
+            self.called += ("built_for_training",)
+
+        def finished_logs(self, logs, metrics_of):
+            self.called += ("finished_logs",)
+            return {**super().finished_logs(logs, metrics_of), "more": 1.0}
+
+    with expected(keras_internals.ModelWithHooks):
+        inputs = keras.Input((1,))
+        model = Hooked(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("sgd", "mse", metrics=["mae"])
+        x = np.ones((4, 1))
+        assert set(model.fit(x, x, verbose=0).history) == {"loss", "mae", "more"}
+        assert "finished_logs" in model.called
+        logs = model.evaluate(x, x, verbose=0, return_dict=True)
+        logs.pop("more")
+        assert model.logs_as_list(logs) == [logs["loss"], logs["mae"]]
+        if keras.backend.backend() != "tensorflow":  # there only under a strategy
+            assert "built_for_training" in model.called
+
+
+def test_a_kernel_with_lora_is_the_sum_and_may_be_enabled_late():
+    class Late(keras.layers.Dense):
+        def build(self, shape):
+            with keras_internals.lora_after(self):
+                super().build(shape)
+                self.more = self.add_weight(shape=(2,), name="more")
+
+    with expected(keras_internals.kernel_of):
+        layer = Late(2, lora_rank=1)
+        layer.build((None, 3))
+        random = np.random.default_rng(0)
+        for variable in layer.variables:
+            variable.assign(random.normal(size=variable.shape))
+        x = random.normal(size=(4, 3)).astype("float32")
+        kernel, bias, more = (
+            keras.ops.convert_to_numpy(a)
+            for a in (
+                keras_internals.kernel_of(layer, "kernel"),
+                layer.bias,
+                layer.more,
+            )
+        )
+        outputs = keras.ops.convert_to_numpy(layer(x))
+        np.testing.assert_allclose(outputs, x @ kernel + bias, rtol=1e-5)
+        assert more.shape == (2,)
+        assert layer.lora_enabled and layer.lora_rank == 1
+
+
+def test_operations_are_told_apart_and_renamed():
+    with expected(keras_internals.kind_of):
+        inputs = keras.Input((3,))
+        kinds = {
+            "Add": [inputs + inputs, keras.layers.Add()([inputs, inputs])],
+            "Multiply": [inputs * inputs, keras.layers.Multiply()([inputs, inputs])],
+        }
+        for kind, tensors in kinds.items():
+            for tensor in tensors:
+                operation = keras_internals.operation_of(tensor)
+                assert keras_internals.kind_of(operation) == kind
+        keras_internals.rename(operation, "product")
+        model = keras.Model(inputs, tensor)
+        assert model.get_layer("product") is operation
+        convnext = keras.applications.convnext.ConvNeXtTiny(
+            weights=None, include_top=False, input_shape=(32, 32, 3)
+        )
+        found = [x for x in convnext.layers if keras_internals.is_layer_scale(x)]
+        assert len(found) == 18  # one in each block
+        assert keras_internals.is_keras_activation(keras.activations.gelu)
+        assert not keras_internals.is_keras_activation(np.tanh)
+
+
+def test_calls_can_be_intercepted():
+    calls = []
+
+    def intercept(operation, call):
+        def called(*args, **kwargs):
+            calls.append(operation.name)
+            return call(*args, **kwargs)
+
+        return called
+
+    with expected(keras_internals.intercepted):
+        model = small_model()
+        x = np.ones((2, 3), "float32")
+        before = model(x)
+        layers = keras_internals.layers_of(model, include_self=False)
+        with keras_internals.intercepted(layers[1:], intercept):
+            np.testing.assert_array_equal(model(x), before)
+        assert calls == ["outer", "inner", "last"]
+        model(x)
+        assert len(calls) == 3
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the state is JAX's")
+def test_the_loss_on_jax_is_stateless():
+    with expected(keras_internals.jax_loss):
+        model = small_model()
+        model.compile(keras.optimizers.SGD(loss_scale_factor=8.0), "mse")
+        x, y = np.ones((4, 3)), np.ones((4, 1))
+        model.train_on_batch(x, y)
+        state = keras_internals.JaxState(
+            *(
+                [variable.value for variable in variables]
+                for variables in (
+                    model.trainable_variables,
+                    model.non_trainable_variables,
+                    model.optimizer.variables,
+                    model.metrics_variables,
+                )
+            )
+        )
+        scaled_loss, updates = keras_internals.jax_loss(model, state, x, y, None)
+        loss = float(np.mean((np.asarray(model(x)) - y) ** 2))
+        assert float(updates.loss) == pytest.approx(loss)
+        assert float(scaled_loss) == pytest.approx(8 * loss)
+        np.testing.assert_allclose(updates.y_pred, model(x))

@@ -1,0 +1,103 @@
+"""Internals on TensorFlow are as `backend/keras_internals_tensorflow.py` expects them."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_keras_internals import expected
+
+from keras_nfnets.backend import keras_internals_tensorflow as internals
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_specs_of_an_epoch_are_known_without_reading(replicas):
+    strategy = tf.distribute.get_strategy()
+    if replicas > 1:
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    seen, found = [], []
+
+    class Watched(keras.Sequential):
+        def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+            found.append(internals.epoch_specs(iterator))
+            super()._maybe_symbolic_build(iterator, data_batch)
+
+    def note(i):
+        seen.append(i)
+        return np.float32(i)
+
+    data = tf.data.Dataset.range(8).map(
+        lambda i: tf.numpy_function(note, [i], "float32")
+    )
+    data = data.map(lambda x: (tf.ensure_shape(x, ())[None], tf.ones(1))).batch(4)
+    with expected(internals.epoch_specs):
+        with strategy.scope():
+            model = Watched([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile("sgd", "mse")
+        model.fit(data, verbose=0)
+        x, y, *_ = keras.tree.flatten(found[0])
+        assert tuple(x.shape)[1:] == tuple(y.shape)[1:] == (1,)
+        assert x.dtype == "float32"
+
+
+def test_one_process_has_no_workers():
+    with expected(internals.has_workers):
+        for strategy in (
+            tf.distribute.get_strategy(),
+            tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
+            tf.distribute.MultiWorkerMirroredStrategy(),
+        ):
+            assert not internals.has_workers(strategy)
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_sums_are_not_summed_again(wraps):
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+    )
+    with expected(internals.taking_sums):
+        with strategy.scope():
+            variable = keras.Variable(np.zeros(2, "float32"))
+            optimizer = inner = keras.optimizers.SGD(1.0)
+            if wraps:
+                optimizer = keras.optimizers.LossScaleOptimizer(
+                    inner, initial_scale=1.0
+                )
+            optimizer.build([variable])
+
+        @tf.function
+        def step():
+            def on_a_replica():
+                inner.apply([tf.ones(2)], [variable])
+
+            strategy.extended.call_for_each_replica(on_a_replica)
+
+        with internals.taking_sums(optimizer):
+            assert internals.takes_sums(optimizer) and internals.takes_sums(inner)
+            step()
+        assert not internals.takes_sums(optimizer) and not internals.takes_sums(inner)
+        np.testing.assert_array_equal(variable, [-1, -1])  # not -2, the sum of two
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_momentum_in_place_is_that_of_keras(nesterov, sparse):
+    gradient = tf.ones((3, 2))
+    if sparse:
+        gradient = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([1]), (3, 2))
+
+    def two_steps(context):
+        variable = keras.Variable(np.arange(6, dtype="float32").reshape(3, 2))
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=nesterov)
+        optimizer.build([variable])
+        step = tf.function(lambda: optimizer.apply([gradient], [variable]))
+        with context(optimizer):
+            step()
+            step()
+        return np.array(variable), np.array(optimizer.momentums[0])
+
+    expected_values = two_steps(contextlib.nullcontext)
+    with expected(internals.updating_in_place):
+        for a, b in zip(two_steps(internals.updating_in_place), expected_values):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
