@@ -236,3 +236,22 @@ def rematerialized(function, inputs):
             return function(inputs), gradient
 
     return with_gradient(inputs)
+
+
+class Chain:
+    """Layers applied one after the other, `rematerialized` in training.
+
+    Args:
+        *layers: built layers. All but the last should be cheap to compute.
+    """
+
+    def __init__(self, *layers):
+        self.layers = layers
+
+    def __call__(self, inputs, training=False):
+        def apply(x):
+            for layer in self.layers:
+                x = layer(x, training=training)
+            return x
+
+        return rematerialized(apply, inputs) if training else apply(inputs)

@@ -211,6 +211,15 @@ class NFBlock(keras.layers.Layer):
             layer.build(shape)
             shape = _shape_after(layer, shape)
         self.stochastic_depth.build(shape)
+        # A convolution with the activation before it: training does not save the output
+        # of the activation. (That of `input_activation` has two readers in transitions.)
+        self._activated_conv0 = fusion.Chain(self.input_activation, self.conv0)
+        self._projected_conv0 = fusion.Chain(self.conv0)
+        self._projection = fusion.Chain(self.shortcut_conv)
+        self._activated_conv1 = fusion.Chain(self.activation0, self.conv1)
+        if self.extra_conv:
+            self._activated_conv1b = fusion.Chain(self.activation1, self.conv1b)
+        self._activated_conv2 = fusion.Chain(self.activation2, self.conv2)
         self.skip_gain = None
         if self.details.skip_gain:
             self.skip_gain = self.add_weight(
@@ -230,33 +239,22 @@ class NFBlock(keras.layers.Layer):
 
     def _convolved_and_shortcut(self, inputs, training=False):
         """The residual branch up to its last convolution, and the shortcut."""
-
-        def apply(layers, x):
-            def apply_all(x):
-                for layer in layers:
-                    x = layer(x, training=training)
-                return x
-
-            return fusion.rematerialized(apply_all, x) if training else apply_all(x)
-
-        x = shortcut = inputs
-        pending = [self.input_activation]
-        if self.shortcut_conv is not None:
-            # Two convolutions read the activated input.
-            x = shortcut = self.input_activation(inputs)
-            pending = []
+        if self.shortcut_conv is None:
+            shortcut = inputs
+            out = self._activated_conv0(inputs, training)
+        else:
+            activated = shortcut = self.input_activation(inputs)
             if self.shortcut_pool is not None:
                 shortcut = self.shortcut_pool(shortcut)
-            shortcut = apply([self.shortcut_conv], shortcut)
-        for layer in self.branch():
-            if layer is self.attention_layer:
-                x = x if self._attention_is_last else layer(x)
-                continue
-            pending.append(layer)
-            if isinstance(layer, WSConv2D):
-                x = apply(pending, x)
-                pending = []
-        return x, shortcut
+            shortcut = self._projection(shortcut, training)
+            out = self._projected_conv0(activated, training)
+        out = self._activated_conv1(out, training)
+        if self.extra_conv:
+            out = self._activated_conv1b(out, training)
+        if self.attention_layer is not None and not self._attention_is_last:
+            out = self.attention_layer(out)
+        out = self._activated_conv2(out, training)
+        return out, shortcut
 
     @property
     def _attention_is_last(self):
@@ -267,24 +265,20 @@ class NFBlock(keras.layers.Layer):
 
         This is the signal whose variance the authors report as `res_avg_var`.
         """
-        x, _ = self._convolved_and_shortcut(inputs)
-        return self.attention_layer(x) if self._attention_is_last else x
+        out, _ = self._convolved_and_shortcut(inputs)
+        return self.attention_layer(out) if self._attention_is_last else out
 
     def call(self, inputs, training=False):
-        x, shortcut = self._convolved_and_shortcut(inputs, training)
-        # All factors as one small tensor: nothing of the size of `x` is made between.
-        scale = ops.cast(self.alpha, x.dtype)
+        out, shortcut = self._convolved_and_shortcut(inputs, training)
+        # The product of all factors is small; products with `out` are not.
+        scale = ops.cast(self.alpha, out.dtype)
         if self.skip_gain is not None:
             scale = scale * self.skip_gain
         if training and self.stochastic_depth.rate:
-            scale = scale * self.stochastic_depth.factors(x)
+            scale = scale * self.stochastic_depth.factors(out)
         if self._attention_is_last:
-            scale = scale * self.attention_layer.factors(x)
-        if training:
-            return fusion.fused(
-                _scaled_sum, x, scale, shortcut, gradient=_scaled_sum_gradient
-            )
-        return _scaled_sum(x, scale, shortcut)
+            scale = scale * self.attention_layer.factors(out)
+        return _scaled_sum(out, scale, shortcut, training)
 
     def compute_output_shape(self, input_shape):
         for layer in self.branch():
@@ -337,12 +331,19 @@ class NFBlock(keras.layers.Layer):
         return cls(**with_deserialized_activation(config))
 
 
-def _scaled_sum(residual, scale, shortcut):
+def _scaled_sum(residual, scale, shortcut, training):
+    if training:
+        arguments = residual, scale, shortcut
+        return fusion.fused(_sum, *arguments, gradient=_sum_gradient)
+    return _sum(residual, scale, shortcut)
+
+
+def _sum(residual, scale, shortcut):
     return residual * scale + shortcut
 
 
-def _scaled_sum_gradient(arguments, constants, upstream):
-    """The derived gradients, without writing down the product that is summed."""
+def _sum_gradient(arguments, constants, upstream):
+    """The gradients of `_sum`, without a tensor for the product `residual * upstream`."""
     residual, scale, _ = arguments
     ones = (1,) * (len(residual.shape) - len(scale.shape)) + tuple(scale.shape)
     summed = [axis for axis, size in enumerate(ones) if size == 1]

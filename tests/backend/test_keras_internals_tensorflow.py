@@ -77,7 +77,9 @@ def test_sums_are_not_summed_again(wraps):
             assert internals.takes_sums(optimizer) and internals.takes_sums(inner)
             step()
         assert not internals.takes_sums(optimizer) and not internals.takes_sums(inner)
-        np.testing.assert_array_equal(variable.numpy(), [-1, -1])  # not -2, the sum of two
+        np.testing.assert_array_equal(
+            variable.numpy(), [-1, -1]
+        )  # not -2, the sum of two
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
