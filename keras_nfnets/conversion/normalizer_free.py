@@ -533,8 +533,7 @@ class _Converter:
         new = counterpart.from_config(config)
         kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
         if any(
-            np.prod(kernel.shape)
-            == np.prod([kernel.shape[axis] for axis in info.output_axes])
+            np.prod(kernel.shape) == info.units(kernel.shape)
             for kernel, info in zip(kernels, new.KERNELS)
         ):
             self._names.discard(new.name)

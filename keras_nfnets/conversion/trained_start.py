@@ -196,9 +196,8 @@ class TrainedStart:
             layer.set_weights([kernel, np.zeros(layer.bias.shape)])
         bias = ops.convert_to_numpy(old.bias) if old.use_bias else 0.0
         factor, offset = (1.0, 0.0) if norm is None else _affine(norm)
-        axes = kernels[-1].output_axes
-        rows = _rows(weights[-1], axes) * factor
-        kernel = _from_rows(rows, weights[-1].shape, axes)
+        rows = kernels[-1].as_matrix(np.float64(weights[-1]), np) * factor
+        kernel = kernels[-1].from_matrix(rows, weights[-1].shape, np)
         bias = np.broadcast_to(factor * bias + offset, layers[-1].bias.shape)
         layers[-1].set_weights([kernel, bias])
         return layers
@@ -226,7 +225,7 @@ class TrainedStart:
             return plain, "left plain: all images give the same", 0.0
         [info] = new.KERNELS
         kernel = ops.convert_to_numpy(getattr(plain, info.name))
-        rows = _rows(kernel, info.output_axes)
+        rows = info.as_matrix(np.float64(kernel), np)
         sums = rows.sum(axis=0)
         error = 0.0
         if (
@@ -245,7 +244,7 @@ class TrainedStart:
             rows = (
                 rows - np.repeat(directions, rows.shape[1] // windows.groups, 1) * sums
             )
-        _assign(new, info, _from_rows(rows, kernel.shape, info.output_axes))
+        _assign(new, info, info.from_matrix(rows, kernel.shape, np))
         new.bias.assign(plain.bias)
         # (Also what layers before this one have moved it by.)
         original = self._mean(self._at(plain, signal.samples[1]))
@@ -281,37 +280,22 @@ def _affine(norm):
     return factor, offset + ops.convert_to_numpy(norm.beta) if norm.center else offset
 
 
-def _rows(kernel, output_axes):
-    """A kernel as `(weights of a unit, units)`, in double precision."""
-    last = range(-len(output_axes), 0)
-    units = math.prod(kernel.shape[axis] for axis in output_axes)
-    return np.moveaxis(np.float64(kernel), output_axes, last).reshape(-1, units)
-
-
-def _from_rows(rows, shape, output_axes):
-    """What `_rows` was made of."""
-    last = range(-len(output_axes), 0)
-    moved = np.moveaxis(np.empty(shape), output_axes, last).shape
-    return np.moveaxis(rows.reshape(moved), last, output_axes)
-
-
 def _assign(layer, info, kernel):
     """Gives a layer weights that it standardizes to a kernel of filters of mean zero.
 
     They are that, but of the deviation that new ones have, with the rest in the gain
     and, on average, in the scale.
     """
-    rows = _rows(kernel, info.output_axes)
+    rows = info.as_matrix(np.float64(kernel), np)
     norms = np.linalg.norm(rows, axis=0)
     # A filter of zeros has new weights, and no gain: it can still learn.
-    fresh = _rows(
-        ops.convert_to_numpy(layer.precise_kernel(name=info.name)), info.output_axes
-    )
+    fresh = ops.convert_to_numpy(layer.precise_kernel(name=info.name))
+    fresh = info.as_matrix(np.float64(fresh), np)
     rows = np.where(norms > 0, rows / np.where(norms > 0, norms, 1.0), fresh)
     fresh_norms = np.linalg.norm(fresh, axis=0)
     rows *= fresh_norms / np.linalg.norm(rows, axis=0)
     gains = norms / fresh_norms
-    getattr(layer, info.name).assign(_from_rows(rows, kernel.shape, info.output_axes))
+    getattr(layer, info.name).assign(info.from_matrix(rows, kernel.shape, np))
     layer.scale = float(np.sqrt(np.mean(np.square(gains)))) or 1.0
     getattr(layer, info.gain).assign(gains / layer.scale)
 

@@ -74,13 +74,13 @@ def _standardize_gradient(arguments, constants, upstream):
 
 
 class Kernel(typing.NamedTuple):
-    """What `WeightStandardized` has to know of a kernel of a layer of Keras.
+    """Description of one kernel of a Keras layer.
 
     Attributes:
-        name: of the weight and of the layer's attribute.
-        gain: name of its gain.
-        initializer: name of the layer's argument that fills it.
-        output_axes: that the units are numbered by, at the end of its shape.
+        name: str. Name of the weight and of the layer's attribute.
+        gain: str. Name of its gain.
+        initializer: str. Name of the layer's argument for its initializer.
+        output_axes: tuple of negative ints. Axes that index the output units.
     """
 
     name: str = "kernel"
@@ -90,8 +90,35 @@ class Kernel(typing.NamedTuple):
 
     @property
     def is_depthwise(self):
-        """Whether a unit sees a single channel."""
+        """Whether each unit has a single input channel."""
         return self.output_axes == (-2, -1)
+
+    def units(self, shape):
+        """Return the number of output units of a kernel of this shape."""
+        return math.prod(shape[axis] for axis in self.output_axes)
+
+    def as_matrix(self, weights, ops=ops):
+        """Reshape a kernel to `(weights per unit, units)`.
+
+        Args:
+            weights: tensor; or array, with `ops=np`.
+            ops: `keras.ops` or `numpy`.
+        """
+        units = self.units(weights.shape)
+        if self._is_transposed:
+            weights = ops.swapaxes(weights, -1, -2)
+        return ops.reshape(weights, (-1, units))
+
+    def from_matrix(self, matrix, shape, ops=ops):
+        """Reshape the result of `as_matrix` back to a kernel of this shape."""
+        if not self._is_transposed:
+            return ops.reshape(matrix, shape)
+        *before, outputs, inputs = shape
+        return ops.swapaxes(ops.reshape(matrix, (*before, inputs, outputs)), -1, -2)
+
+    @property
+    def _is_transposed(self):
+        return self.output_axes == (-2,)
 
 
 class WeightStandardized:
@@ -189,7 +216,7 @@ class WeightStandardized:
     def _build_gains(self, input_shape):
         for kernel in self.KERNELS:
             shape = tuple(getattr(self, kernel.name).shape)
-            outputs = _outputs(kernel, shape)
+            outputs = kernel.units(shape)
             if math.prod(shape) == outputs:
                 raise ValueError(
                     f"{type(self).__name__} standardizes the weights of a unit, and of "
@@ -210,7 +237,7 @@ class WeightStandardized:
 
     def _fan_in(self, kernel, shape):
         """How many weights make a number of the output."""
-        return math.prod(shape) / _outputs(kernel, shape)
+        return math.prod(shape) / kernel.units(shape)
 
     def standardized_kernel(self, name=None):
         """A kernel as the layer uses it, in the compute dtype.
@@ -228,7 +255,7 @@ class WeightStandardized:
         weights = ops.convert_to_tensor(self._weights(kernel))
         gain = ops.convert_to_tensor(getattr(self, kernel.gain))
         shape = tuple(weights.shape)
-        rows = _rows(kernel, weights)
+        rows = kernel.as_matrix(weights)
         center = float(self.center or kernel is not self.KERNELS[0])
         constants = (
             center,
@@ -249,7 +276,7 @@ class WeightStandardized:
             )
         else:
             rows = _standardize(rows, _moments(rows, center), gain, *constants)
-        return _from_rows(kernel, rows, shape)
+        return kernel.from_matrix(rows, shape)
 
     def precise_bias(self, *kernels):
         """What the layer adds: the bias, less what its kernels make of `input_mean`.
@@ -260,7 +287,7 @@ class WeightStandardized:
         bias = ops.convert_to_tensor(self.bias)
         if self.center or not self.input_mean:
             return bias
-        first, *others = map(_rows, self.KERNELS, kernels)
+        first, *others = map(Kernel.as_matrix, self.KERNELS, kernels)
         # (Of a transposed convolution's weights a number of the output sees some.)
         fan_in = self._fan_in(self.KERNELS[0], tuple(kernels[0].shape))
         mean = self.input_mean * fan_in * ops.mean(first, axis=0)
@@ -325,27 +352,3 @@ class WeightStandardized:
             "center": self.center,
             "input_mean": self.input_mean,
         }
-
-
-def _outputs(kernel, shape):
-    return math.prod(shape[axis] for axis in kernel.output_axes)
-
-
-def _is_transposed(kernel):
-    return kernel.output_axes == (-2,)
-
-
-def _rows(kernel, weights):
-    """A kernel as `(weights of a unit, units)`."""
-    outputs = _outputs(kernel, weights.shape)
-    if _is_transposed(kernel):
-        weights = ops.swapaxes(weights, -1, -2)
-    return ops.reshape(weights, (-1, outputs))
-
-
-def _from_rows(kernel, rows, shape):
-    """What `_rows` was made of."""
-    if not _is_transposed(kernel):
-        return ops.reshape(rows, shape)
-    *before, outputs, inputs = shape
-    return ops.swapaxes(ops.reshape(rows, (*before, inputs, outputs)), -1, -2)
