@@ -1,6 +1,7 @@
 """One model in, another one or a report about its signal out."""
 
-from keras_nfnets.conversion.normalizer_free import Conversion, Step, normalizer_free
+from keras_nfnets.conversion.normalizer_free import normalizer_free
+from keras_nfnets.conversion.report import Conversion, Step
 from keras_nfnets.conversion.signal_propagation import (
     draw_signal_propagation,
     plot_signal_propagation,

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_nfnets import fold, normalizer_free
-from keras_nfnets.conversion import trained_start
+from keras_nfnets.conversion import trained_weights
 
 SIZE = 12
 
@@ -263,7 +263,7 @@ def with_constant_channel(count, seed):
 def test_any_filter_is_exact_beside_a_channel_that_never_changes(
     groups, most_numbers, monkeypatch
 ):
-    monkeypatch.setattr(trained_start, "_MOST_NUMBERS", most_numbers)
+    monkeypatch.setattr(trained_weights, "_MOST_NUMBERS", most_numbers)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 4))
     x = norm_act(layers.Conv2D(8, 3, groups=groups)(inputs))
@@ -338,8 +338,8 @@ def test_error_is_what_is_measured_and_less_than_without_means(
     make, shape, fewer, monkeypatch
 ):
     if fewer:
-        monkeypatch.setattr(trained_start, "_MOST_NUMBERS", 1)
-    monkeypatch.setattr(trained_start, "_HELD", 50_000)  # several parts
+        monkeypatch.setattr(trained_weights, "_MOST_NUMBERS", 1)
+    monkeypatch.setattr(trained_weights, "_HELD", 50_000)  # several parts
     keras.utils.set_random_seed(0)
     inputs = keras.Input(shape)
     original = as_trained(keras.Model(inputs, norm(make()(inputs))), zero_mean=False)

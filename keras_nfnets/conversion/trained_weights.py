@@ -1,4 +1,4 @@
-"""A network without normalization that computes what a trained one did with it."""
+"""Converts a trained model into one without normalization that computes the same."""
 
 import math
 
@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.conversion.converter import Converter
 from keras_nfnets.conversion.roles import is_weighted
 from keras_nfnets.layers import SkipGain
 
@@ -40,16 +41,21 @@ def relative_error(values, references):
     return float(difference / (deviation or 1.0))
 
 
-class TrainedStart:
-    """What the converter it stands before, as a base class, does in another way.
+class TrainedWeightsConverter(Converter):
+    """Keeps what a batch-normalized model has learned.
 
-    Every value of the new network is to be the original's. Of the two samples of a
-    signal the first is what the new network computes, the second what the original
-    does.
+    Every value of the new model is to be that of the original. The samples of a signal are
+    its values in the new model and in the original.
+
+    Args:
+        graph: `Graph` of the model to convert.
+        alpha: float. Standard deviation that a residual branch adds.
+        tolerance: float. Largest error of a layer with standardized weights, over the
+            standard deviation of its outputs.
     """
 
     def __init__(self, graph, alpha, tolerance):
-        super().__init__(graph, alpha, None)
+        super().__init__(graph, alpha)
         # (What is off by rounding is not off.)
         self._tolerance = max(tolerance, _ROUNDING)
         self._parts = {}  # id of a layer: what it became

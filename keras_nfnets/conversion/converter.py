@@ -1,0 +1,354 @@
+"""What all conversions of a model into one without normalization share."""
+
+import abc
+import typing
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend.graph import Value, copy_state
+from keras_nfnets.conversion.report import Step
+from keras_nfnets.conversion.roles import (
+    NORMALIZATIONS,
+    WEIGHTED,
+    Roles,
+    activation_of,
+    is_normalization,
+    is_weighted,
+)
+from keras_nfnets.layers import (
+    WeightStandardized,
+    WSConv1D,
+    WSConv2D,
+    WSConv2DTranspose,
+    WSConv3D,
+    WSDense,
+    WSDepthwiseConv2D,
+    WSSeparableConv2D,
+)
+
+_STANDARDIZED = {
+    keras.layers.Conv1D: WSConv1D,
+    keras.layers.Conv2D: WSConv2D,
+    keras.layers.Conv2DTranspose: WSConv2DTranspose,
+    keras.layers.Conv3D: WSConv3D,
+    keras.layers.Dense: WSDense,
+    keras.layers.DepthwiseConv2D: WSDepthwiseConv2D,
+    keras.layers.SeparableConv2D: WSSeparableConv2D,
+}
+
+
+def hidden_layer(layer):
+    """Return a normalization, convolution or dense layer inside of a layer, or None."""
+    if isinstance(layer, keras.layers.Layer):
+        for inner in keras_internals.layers_of(layer, include_self=False):
+            if isinstance(inner, (*NORMALIZATIONS, *WEIGHTED)):
+                return inner
+    return None
+
+
+def is_custom_and_hides(operation):
+    """Whether a layer that is not of Keras or of this package has a `hidden_layer`."""
+    module = type(operation).__module__.split(".")[0]
+    return (
+        module not in ("keras", "keras_nfnets") and hidden_layer(operation) is not None
+    )
+
+
+def _is_depthwise(layer, kernel):
+    """Whether each unit sees one channel of several, by a kernel or by its groups.
+
+    Of the nine weights or so that it has the mean is much of what they can learn.
+    """
+    if getattr(layer, "groups", 1) > 1:
+        return layer.kernel.shape[-2] == 1
+    return kernel.is_depthwise
+
+
+class Signal(typing.NamedTuple):
+    """A value of the graph in the new model.
+
+    Attributes:
+        tensor: `keras.KerasTensor` of the new model.
+        samples: pair of tensors, its values for the images in two versions of a model; a
+            converter states which.
+        is_unit: bool. Whether its variance was made one.
+        shortcut: for a sum, the samples of an identity shortcut in it, else None.
+    """
+
+    tensor: keras.KerasTensor
+    samples: tuple
+    is_unit: bool = False
+    shortcut: tuple | None = None
+
+
+class Converter(abc.ABC):
+    """Makes the new model call by call.
+
+    Args:
+        graph: `Graph` of the model to convert.
+        alpha: float. Standard deviation that a residual branch adds.
+
+    Attributes:
+        steps: list of `Step`, what was done.
+    """
+
+    def __init__(self, graph, alpha):
+        self._graph, self._roles = graph, Roles(graph)
+        self._alpha = alpha
+        self._signals = {}  # of values that are still to be used
+        self._made = {}  # id of a layer: what was made of it, if called again
+        self._names = set()
+        self._waiting = {value: len(calls) for value, calls in graph.consumers.items()}
+        self.steps = []
+        layers = (call.operation for call in graph.calls)
+        formats = {getattr(layer, "data_format", None) for layer in layers}
+        self._channels_first = "channels_first" in formats
+
+    def run(self, samples):
+        inputs = {}
+        for value, sample in samples.items():
+            spec = value.spec
+            inputs[value] = keras.Input(
+                batch_shape=spec.shape, dtype=spec.dtype, name=spec.name
+            )
+            self._names.add(spec.name)
+            self._signals[value] = Signal(inputs[value], (sample, sample))
+        outputs = set(keras.tree.flatten(self._graph.outputs))
+        for call in self._graph.calls:
+            self._convert(call)
+            for value in call.inputs:
+                self._waiting[value] -= 1
+                if not self._waiting[value] and value not in outputs:
+                    del self._signals[value]
+        return (
+            keras.tree.map_structure(inputs.get, self._graph.inputs),
+            keras.tree.map_structure(
+                lambda value: self._signals[value].tensor, self._graph.outputs
+            ),
+        )
+
+    def _convert(self, call):
+        operation = call.operation
+        reason = self._roles.alone.get(call)
+        if is_normalization(call):
+            self._normalization(call)
+        elif is_weighted(call) and reason is None:
+            self._weighted(call)
+        elif call in self._roles.residuals and reason is None:
+            self._residual(call, self._roles.residuals[call])
+        elif call in self._roles.merges and reason is None:
+            self._merge(call)
+        elif isinstance(operation, keras.layers.Concatenate) and reason is None:
+            self._concatenation(call)
+        elif keras_internals.is_layer_scale(operation):
+            self._layer_scale(call)
+        elif self._is_activation(call) and reason is None:
+            self._activation(call)
+        else:
+            self._keep(call, reason or "not of a kind that is changed")
+
+    def _is_activation(self, call):
+        operation = call.operation
+        function = activation_of(operation)
+        return (
+            function not in (None, keras.activations.linear, keras.activations.softmax)
+            and len(call.inputs) == 1
+            and not getattr(operation, "weights", ())
+        )
+
+    # What becomes of each kind of call.
+
+    @abc.abstractmethod
+    def _normalization(self, call):
+        """Convert the call of a normalization layer."""
+
+    @abc.abstractmethod
+    def _weighted(self, call):
+        """Convert the call of a convolution or dense layer."""
+
+    @abc.abstractmethod
+    def _residual(self, call, residual):
+        """Convert the addition of a residual branch and its shortcut."""
+
+    @abc.abstractmethod
+    def _merge(self, call):
+        """Convert an addition without a shortcut."""
+
+    @abc.abstractmethod
+    def _concatenation(self, call):
+        """Convert a concatenation."""
+
+    @abc.abstractmethod
+    def _layer_scale(self, call):
+        """Convert the call of a `LayerScale`."""
+
+    @abc.abstractmethod
+    def _activation(self, call):
+        """Convert the call of an activation."""
+
+    # Tools.
+
+    def _keep(self, call, reason, signals=None):
+        """Calls what the call calls, on `signals` (of each value) if these differ."""
+        signals = self._signals if signals is None else signals
+        operation = call.operation
+        hidden = hidden_layer(operation)
+        if hidden is not None and not isinstance(operation, WeightStandardized):
+            raise ValueError(
+                f"normalizer_free cannot see into {operation.name!r}, a "
+                f"{type(operation).__name__}, which hides {hidden.name!r}, a "
+                f"{type(hidden).__name__}: call that by itself instead."
+            )
+        new = self._made.get(id(operation))
+        if new is None:
+            new = operation
+            if isinstance(operation, keras.layers.Layer):
+                config = {**operation.get_config(), "name": self._name(operation.name)}
+                new = type(operation).from_config(config)
+            self._made[id(operation)] = new
+        fresh = isinstance(new, keras.layers.Layer) and not new.built
+
+        def outputs(of):
+            args, kwargs = keras.tree.map_structure(
+                lambda x: of(signals[x]) if isinstance(x, Value) else x,
+                (call.args, call.kwargs),
+            )
+            return keras.tree.flatten(new(*args, **kwargs))
+
+        tensors = outputs(lambda signal: signal.tensor)
+        if isinstance(new, keras.layers.Layer) and operation.weights and fresh:
+            copy_state(operation, new)
+        samples = [outputs(lambda signal, i=i: signal.samples[i]) for i in range(2)]
+        for value, tensor, *both in zip(call.outputs, tensors, *samples):
+            self._signals[value] = Signal(tensor, tuple(both))
+        self._note(call, f"left alone: {reason}")
+
+    def _counterpart(self, old):
+        """The class of what stands for a layer."""
+        if type(old) not in _STANDARDIZED:
+            raise ValueError(
+                f"There is no layer with standardized weights in place of {old.name!r}, "
+                f"a {type(old).__name__}: normalizer_free knows "
+                f"{', '.join(cls.__name__ for cls in _STANDARDIZED)}, themselves, not "
+                "classes derived from them."
+            )
+        return _STANDARDIZED[type(old)]
+
+    def _config(self, old):
+        """That of a layer, without what was done to its weights later."""
+        return {
+            key: value
+            for key, value in old.get_config().items()
+            if not key.startswith(("lora", "quantization"))
+        }
+
+    def _standardized(self, old, x):
+        """The counterpart of a layer, built; None if it has one weight a unit."""
+        config = {**self._config(old), "use_bias": True, "activation": None}
+        config["name"] = self._name(old.name)
+        counterpart = self._counterpart(old)
+        config["center"] = not _is_depthwise(old, counterpart.KERNELS[0])
+        new = counterpart.from_config(config)
+        kernels = [getattr(old, kernel.name) for kernel in new.KERNELS]
+        if any(
+            np.prod(kernel.shape) == info.units(kernel.shape)
+            for kernel, info in zip(kernels, new.KERNELS)
+        ):
+            self._names.discard(new.name)
+            return None
+        new.build(x.shape)
+        kernels = (getattr(new, kernel.name) for kernel in new.KERNELS)
+        if any(np.ptp(ops.convert_to_numpy(kernel)) == 0 for kernel in kernels):
+            # Of weights that are all the same, as zeros, nothing would be left.
+            for kernel in new.KERNELS:
+                del config[kernel.initializer]
+            new = type(new).from_config(config)
+            new.build(x.shape)
+        if not new.center:
+            # They start without one: else how images differ in contrast would grow from
+            # layer to layer.
+            kernel = getattr(new, new.KERNELS[0].name)
+            positions = tuple(range(len(kernel.shape) - 2))
+            kernel.assign(kernel - ops.mean(kernel, positions, keepdims=True))
+        return new
+
+    def _ways(self, call, residual):
+        """The signal of the branch, if several summed, and of the shortcut; a name."""
+        signals = [self._signals[value] for value in call.inputs]
+        shortcut = signals.pop(residual.shortcut)
+        name = self._name(call.operation.name)
+        branch = signals[0]
+        if len(signals) > 1:
+            add = keras.layers.Add(name=self._name(f"{name}_branches"))
+            branch = self._applied(add, *signals)
+        return branch, shortcut, name
+
+    def _at(self, layer, *samples):
+        return ops.stop_gradient(layer(samples if len(samples) > 1 else samples[0]))
+
+    def _applied(self, layer, *signals):
+        tensors = [signal.tensor for signal in signals]
+        return Signal(
+            layer(tensors if len(tensors) > 1 else tensors[0]),
+            tuple(
+                self._at(layer, *samples)
+                for samples in zip(*(signal.samples for signal in signals))
+            ),
+        )
+
+    def _variance(self, x):
+        """Of a channel, averaged over channels."""
+        variance = ops.mean(ops.var(ops.cast(x, "float32"), axis=self._positions(x)))
+        return float(variance) + self._error_of_mean(x)
+
+    def _error_of_mean(self, x):
+        """The expected squared error of a channel's mean, averaged over channels.
+
+        By so much the mean of few images is nearer to them, and further from zero, than
+        that of all would be. Images are independent of each other; positions in one
+        are not.
+        """
+        positions = tuple(self._positions(x)[1:])
+        of_images = ops.mean(ops.cast(x, "float32"), axis=positions)
+        variance = ops.mean(ops.var(of_images, axis=0))
+        return float(variance) / max(len(x) - 1, 1)
+
+    def _mean(self, x):
+        """Of each channel."""
+        return ops.mean(ops.cast(x, "float32"), axis=self._positions(x))
+
+    def _positions(self, x):
+        """All axes but that of the channels."""
+        rank = len(x.shape)
+        return [axis for axis in range(rank) if axis != self._channel_axis(rank)]
+
+    def _channel_axis(self, rank):
+        return 1 if self._channels_first and rank > 2 else rank - 1
+
+    def _check(self, name, variance):
+        if not (np.isfinite(variance) and variance > 1e-12):
+            raise ValueError(
+                f"The signal ends at {name!r}: of the images it sees, the variance there "
+                f"is {variance:g}. Pass `images` that are not constant, of a size at "
+                "which something is left there, and finite."
+            )
+
+    def _name(self, name):
+        """It, or one like it if there is a layer of that name."""
+        count, unique = 0, name
+        while unique in self._names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._names.add(unique)
+        return unique
+
+    def _note(self, call, action, signal=None, name=None, variances=()):
+        """Takes down what was done, and what variance is after it, if `signal` is given."""
+        if signal is not None and not variances:
+            variances = [self._variance(x) for x in signal.samples]
+        kind = keras_internals.kind_of(call.operation)
+        name = name or call.operation.name
+        self.steps.append(Step(name, kind, action, *variances))

@@ -1,0 +1,235 @@
+"""Converts a model into one without normalization that is still to be trained."""
+
+import keras
+from keras import ops
+
+from keras_nfnets.conversion.converter import Converter, Signal
+from keras_nfnets.conversion.roles import activation_of
+from keras_nfnets.layers import (
+    ScaledActivation,
+    SkipGain,
+    activation_gain,
+    published_name,
+)
+
+# Nearer to one than this a variance is left as it is.
+_NEAR = 0.02
+# A squared mean, as a share of the variance, that is considerable: an activation sees
+# something else than the standard normal signal its published gain is for.
+_SHIFTED = 0.1
+
+
+class NewWeightsConverter(Converter):
+    """Finds the constants that keep the variance of the signal.
+
+    The samples of a signal are those with all residual branches open (skip gains of one),
+    and those at the start of training.
+
+    Args:
+        graph: `Graph` of the model to convert.
+        alpha: float. Standard deviation that a residual branch adds.
+        skip_gain_initializer: initializer of the gains of residual branches.
+    """
+
+    def __init__(self, graph, alpha, skip_gain_initializer):
+        super().__init__(graph, alpha)
+        self._initializer = skip_gain_initializer
+        self._gains = {}  # of activations
+
+    def _layer_scale(self, call):
+        self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
+        self._note(call, "removed: the gain of the branch is there for it")
+
+    def _normalization(self, call):
+        layer, signal = call.operation, self._signals[call.inputs[0]]
+        output = call.outputs[0]
+        if signal.is_unit:
+            self._signals[output] = signal
+            self._note(call, "removed: the variance before it is one")
+            return
+        signal = signal._replace(shortcut=None)
+        variance = self._seen_by(layer, signal.samples[0])
+        self._check(call.operation.name, variance)
+        shifted = self._mean_square(signal.samples[0]) > _SHIFTED * variance
+        if abs(variance - 1) < _NEAR and not shifted:
+            self._signals[output] = signal
+            self._note(call, f"removed: the variance before it is {variance:.2f}")
+            return
+        offset, centred = 0.0, ""
+        if shifted:
+            offset = self._mean(signal.samples[0]) * -(variance**-0.5)
+            centred = ", and one against the mean of each channel"
+        signal = self._rescaled(signal, variance**-0.5, layer.name, offset)
+        self._signals[output] = signal
+        # (The variance of a mean over positions depends on what is in the images.)
+        pooled = output in self._roles.pooled
+        how = f"a constant, {variance**-0.5:.3g}{centred}"
+        self._note(call, how, None if pooled else signal)
+
+    def _seen_by(self, layer, sample):
+        """The variance by which a normalization would divide."""
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return self._variance(sample)
+        sample = ops.cast(sample, "float32")
+        if isinstance(layer, keras.layers.GroupNormalization):
+            axes = list(range(1, len(sample.shape)))
+        else:
+            axes = layer.axis
+        if isinstance(layer, keras.layers.RMSNormalization):
+            return float(ops.mean(ops.square(sample)))
+        return float(ops.mean(ops.var(sample, axis=axes)))
+
+    def _weighted(self, call):
+        old, signal = call.operation, self._signals[call.inputs[0]]
+        new = self._made.get(id(old))
+        first = new is None
+        if first:
+            new = self._made[id(old)] = self._standardized(old, signal.tensor)
+            if new is None:
+                del self._made[id(old)]
+                self._keep(call, "one weight a unit: nothing to standardize")
+                return
+            how = self._calibrate(new, signal.samples[0])
+        else:
+            how = "as before"
+        signal = self._applied(new, signal)._replace(is_unit=first)
+        self._note(call, f"{type(new).__name__}, {how}", signal, new.name)
+        if old.activation is not keras.activations.linear:
+            function = old.activation
+            name = f"{new.name}_{getattr(function, '__name__', 'activation')}"
+            signal, how = self._activated(function, signal, self._name(name))
+            self._note(call, f"its activation, {how}", signal, name)
+        self._signals[call.outputs[0]] = signal
+
+    def _calibrate(self, layer, sample):
+        """Gives a standardized layer the scale with which its variance is one.
+
+        And the bias that takes away a considerable mean, as normalization would have.
+        """
+        outputs = self._at(layer, sample)
+        variance = self._variance(outputs)
+        self._check(layer.name, variance)
+        layer.scale = variance**-0.5
+        how = f"scale {layer.scale:.3g}"
+        if self._mean_square(outputs) > _SHIFTED * variance:
+            layer.bias.assign(-layer.scale * self._mean(outputs))
+            how += ", bias against the mean"
+        if not layer.center:
+            # (Filters that have no mean yet give the same.)
+            layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
+            how += f", input mean {layer.input_mean:.3g}"
+        return how
+
+    def _activation(self, call):
+        value = call.inputs[0]
+        signal = self._signals[value]
+        function = activation_of(call.operation)
+        name = self._name(call.operation.name)
+        if signal.shortcut is not None and len(self._graph.consumers[value]) == 1:
+            # What it gives is the next block's shortcut: at the start it is to leave
+            # the variance of that as it is.
+            gain = self._keeping(function, signal.shortcut[0])
+            signal = self._scaled_activation(function, gain, signal, name)
+            how = f"gain {gain:.3g}, which keeps the variance of the shortcut"
+        else:
+            signal, how = self._activated(function, signal, name)
+        self._signals[call.outputs[0]] = signal
+        self._note(call, how, signal, name)
+
+    def _activated(self, function, signal, name):
+        """An activation of what is first brought to a variance of one, and its gain."""
+        variance = self._variance(signal.samples[0])
+        self._check(name, variance)
+        if not signal.is_unit and abs(variance - 1) >= _NEAR:
+            signal = self._rescaled(signal, variance**-0.5, self._name(f"{name}_beta"))
+        if self._mean_square(signal.samples[0]) > _SHIFTED:  # of the variance, one
+            # Rectified before, as in a pre-activation network's first block.
+            gain = self._keeping(function, signal.samples[0])
+            how = f"gain {gain:.3g}, of what has a mean already"
+        else:
+            # (That of a function without a published one takes half a second.)
+            if function not in self._gains:
+                self._gains[function] = activation_gain(published_name(function))
+            gain = self._gains[function]
+            how = f"gain {gain:.3g}"
+        return self._scaled_activation(function, gain, signal, name), how
+
+    def _keeping(self, function, sample):
+        """The gain with which a function leaves the variance of a sample as it is."""
+        after = self._variance(self._at(function, sample))
+        self._check(getattr(function, "__name__", "activation"), after)
+        return (self._variance(sample) / after) ** 0.5
+
+    def _scaled_activation(self, function, gain, signal, name):
+        layer = ScaledActivation(published_name(function), gain=gain, name=name)
+        return self._applied(layer, signal)
+
+    def _residual(self, call, residual):
+        branch, shortcut, name = self._ways(call, residual)
+        variance = self._variance(branch.samples[0])
+        self._check(call.operation.name, variance)
+        gain = SkipGain(
+            self._alpha * variance**-0.5,
+            self._initializer,
+            name=self._name(f"{name}_skip_gain"),
+        )
+        tensor = gain(branch.tensor)
+        start = float(ops.convert_to_numpy(gain.skip_gain))
+        scaled = Signal(
+            tensor,
+            tuple(x * (gain.alpha * g) for x, g in zip(branch.samples, (1.0, start))),
+        )
+        signal = self._applied(keras.layers.Add(name=name), scaled, shortcut)
+        if residual.is_identity:
+            signal = signal._replace(shortcut=shortcut.samples)
+        self._signals[call.outputs[0]] = signal
+        expected = [
+            self._variance(x) + (self._alpha * g) ** 2
+            for x, g in zip(shortcut.samples, (1.0, start))
+        ]
+        self._note(
+            call,
+            f"residual: alpha {self._alpha:.3g} over a deviation of "
+            f"{variance**0.5:.3g}, skip gain {start:.3g}",
+            signal,
+            name,
+            expected,
+        )
+
+    def _merge(self, call):
+        signals = [self._signals[value] for value in call.inputs]
+        name = self._name(call.operation.name)
+        signal = self._applied(keras.layers.Add(name=name), *signals)
+        variance = self._variance(signal.samples[0])
+        self._check(call.operation.name, variance)
+        name = self._name(f"{name}_scaled")
+        signal = self._rescaled(signal, variance**-0.5, name)
+        how = f"a sum of {len(signals)}, none a shortcut, times {variance**-0.5:.3g}"
+        self._note(call, how, signal, name)
+        self._signals[call.outputs[0]] = signal
+
+    def _concatenation(self, call):
+        parts, scaled = dict(self._signals), []
+        for i, value in enumerate(call.inputs):
+            variance = self._variance(parts[value].samples[0])
+            self._check(call.operation.name, variance)
+            if not 0.8 < variance < 1.25:
+                name = self._name(f"{call.operation.name}_part{i}")
+                parts[value] = self._rescaled(parts[value], variance**-0.5, name)
+                scaled.append(f"{variance**-0.5:.3g}")
+        how = ", its parts scaled by " + ", ".join(scaled) if scaled else ""
+        self._keep(call, f"a concatenation{how}", parts)
+
+    def _rescaled(self, signal, factor, name, offset=0.0):
+        dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
+        if not isinstance(offset, float):  # of channels
+            rank = len(signal.tensor.shape)
+            behind = rank - 2 if self._channels_first else 0
+            offset = ops.convert_to_numpy(offset).reshape(-1, *[1] * behind).tolist()
+        layer = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
+        self._names.add(name)
+        return self._applied(layer, signal)
+
+    def _mean_square(self, x):
+        """The squared mean of a channel, averaged over channels."""
+        return float(ops.mean(ops.square(self._mean(x)))) - self._error_of_mean(x)
