@@ -574,7 +574,9 @@ _flag(
     "classification set of TensorFlow Datasets, such as mnist or cifar10, downloaded "
     "on first use.",
 )
-_flag("string", "model", None, "A network of 'keras-nfnets list'.")
+_flag(
+    "string", "model", None, "A network of 'keras-nfnets list', or timm's name of it."
+)
 _flag(
     "string",
     "weights",
