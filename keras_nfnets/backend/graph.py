@@ -37,6 +37,16 @@ def copy_state(source, target):
                 new.load_assets(folder)
 
 
+def unique_name(name, taken):
+    """Return `name`, or `name_1`, `name_2`, ... if it is taken, and add it to `taken`."""
+    count, unique = 0, name
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    taken.add(unique)
+    return unique
+
+
 class Value:
     """A tensor of a graph.
 

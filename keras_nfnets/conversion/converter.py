@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import Value, copy_state
+from keras_nfnets.backend.graph import Value, copy_state, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
     NORMALIZATIONS,
@@ -337,13 +337,7 @@ class Converter(abc.ABC):
             )
 
     def _name(self, name):
-        """It, or one like it if there is a layer of that name."""
-        count, unique = 0, name
-        while unique in self._names:
-            count += 1
-            unique = f"{name}_{count}"
-        self._names.add(unique)
-        return unique
+        return unique_name(name, self._names)
 
     def _note(self, call, action, signal=None, name=None, variances=()):
         """Takes down what was done, and what variance is after it, if `signal` is given."""

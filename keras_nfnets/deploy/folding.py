@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.convolution import one_convolution_per_group
-from keras_nfnets.backend.graph import copy_state, ends, has_graph
+from keras_nfnets.backend.graph import copy_state, ends, has_graph, unique_name
 from keras_nfnets.layers import (
     Dropout,
     EfficientChannelAttention,
@@ -197,13 +197,7 @@ class _Folding:
     # The layers of ours.
 
     def name(self, name):
-        """A layer's name, or another one like it if there is a layer of that name."""
-        count, unique = 0, name
-        while unique in self._names:
-            count += 1
-            unique = f"{name}_again{count}"
-        self._names.add(unique)
-        return unique
+        return unique_name(name, self._names)
 
     def operation(self, function, x, name):
         """`function(x)` of an operation of Keras, under a name of its own."""
