@@ -1,4 +1,4 @@
-"""A training step without one of its parts, and what that part must at least cost."""
+"""Training steps without weight standardization, and lower bounds on memory traffic."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from keras_nfnets import WSConv2D
 
 @contextlib.contextmanager
 def no_standardization():
-    """Within it, networks are traced with their kernels unchanged."""
+    """Context in which networks are traced with scaled, not standardized kernels."""
     original = WSConv2D.precise_kernel
     WSConv2D.precise_kernel = lambda self, *_: self.kernel.value * 1e-2
     try:
@@ -19,13 +19,14 @@ def no_standardization():
 
 
 def bytes_to_move(model):
-    """Bytes that clipping and standardization must at least read and write per step.
+    """Compute the bytes that clipping and standardization must move in a step.
 
     Clipping reads gradients and weights for their norms, then reads and writes the
-    gradients. Standardization, in the forward pass and again for the gradient, reads
-    kernels once more and writes the standardized ones; before, it reads them twice for
-    their moments (a single pass would lose digits of the variance). Its gradient reads
-    kernels and the upstream gradient for two sums, and both again to write the result.
+    gradients. Standardization reads kernels twice for their moments (a single pass would
+    lose precision of the variance). The forward pass and its recomputation for the
+    gradient each read kernels once more and write standardized ones. The gradient reads
+    kernels and the upstream gradient for two sums, then reads both again and writes the
+    result.
     """
     parameters = sum(4 * np.prod(v.shape) for v in model.trainable_variables)
     kernels = sum(

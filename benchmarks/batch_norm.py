@@ -1,10 +1,9 @@
-"""Normalizer-free networks beside batch-normalized ones: a training step.
+"""Training steps of normalizer-free and of batch-normalized networks.
 
     python benchmarks/batch_norm.py
 
-NF-ResNet-50 beside ResNet50V2 of keras.applications, and NFNet-F1 beside
-EfficientNet-B7 at the sizes the papers train them at. Nothing is asked for here: these
-figures are what they are.
+NF-ResNet-50 is compared with ResNet50V2 of keras.applications, and NFNet-F1 with
+EfficientNet-B7, the latter two at the image sizes of the papers. There are no targets.
 """
 
 import argparse
@@ -13,10 +12,11 @@ import sys
 
 from turns import Process, machine, take_turns, times_as_fast
 
-# (network, size) of ours and theirs, batches
+# (network, size) of the normalizer-free and of the other network; batch sizes.
 PAIRS = [
     (("NFResNet50", 224), ("ResNet50V2", 224), [2, 8, 32]),
-    # The papers' sizes; their headline is a step 8.7 times as fast (of B7, on a TPU).
+    # The papers' image sizes. The NFNet paper reports a step 8.7 times as fast as that
+    # of B7, on a TPU.
     (("NFNetF1", 224), ("EfficientNetB7", 600), [1]),
 ]
 

@@ -1,10 +1,10 @@
-"""Networks of this package beside peers: seconds, memory, and whether that will do.
+"""Time and memory of networks of this package compared with other implementations.
 
     python benchmarks/compare.py --timm=ENV/bin/python --kecam=ENV/bin/python
 
-Each comparison is a row of `COMPARISONS`; its contestants take turns for several
-rounds. What is compared are medians of a round's ratios. The exit status is 1 if a ratio
-falls short of what is asked for, and every figure is printed either way.
+Each comparison is an entry of `COMPARISONS`. Its contestants measure in alternation for
+several rounds, and the median over the rounds of the ratio of their times is compared with
+a target. The exit status is 1 if a target is missed; every figure is printed either way.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from turns import Process, machine, take_turns, times_as_fast
 
 
 class Contestant(typing.NamedTuple):
-    """One process: whose it is, and what it is to measure."""
+    """One process: its implementation, and the task that it measures."""
 
     peer: str
     label: str
@@ -24,15 +24,15 @@ class Contestant(typing.NamedTuple):
 
 
 class Comparison(typing.NamedTuple):
-    """The first contestants are ours; the best of the others is what we are held to."""
+    """Contestants, ours first, and targets relative to the best of each peer."""
 
     name: str
     contestants: list
-    # peer -> how many times as fast the best of ours must be as the best of theirs
+    # peer -> smallest ratio of the time of its fastest contestant to that of ours
     faster: dict
-    # how much of the memory of the best of timm's ours may take, or None
+    # largest ratio of our fastest contestant's memory to that of timm's, or None
     memory: float | None = None
-    # whether that is without what importing takes
+    # whether the ratio leaves out the memory that importing takes
     memory_above_import: bool = False
 
 
@@ -76,7 +76,8 @@ COMPARISONS = {
     "train_f0": _training(
         "NFNetF0", "dm_nfnet_f0", 8, 192, kecam="NFNetF0", memory=1.25
     ),
-    # TensorFlow's own 0.7 GB is half of what these take, PyTorch's a quarter.
+    # TensorFlow itself takes 0.7 GB, half of the memory of these runs; PyTorch itself
+    # takes a quarter.
     "train_resnet": _training(
         "NFResNet50", "nf_resnet50", 16, 128, memory=1.25, memory_above_import=True
     ),
@@ -91,7 +92,7 @@ COMPARISONS = {
 
 
 def run(comparison, pythons, rounds, calls):
-    """Prints a table of one comparison; returns what falls short, a list of str."""
+    """Print a table of one comparison; return the missed targets, a list of str."""
     print(f"\n## {comparison.name}\n")
     entrants = [
         (c, Process(f"measure_{c.peer}.py", c.task, pythons[c.peer]))
@@ -115,7 +116,7 @@ def run(comparison, pythons, rounds, calls):
 
 
 def _verdicts(comparison, best):
-    """Prints what `best`, the fastest process of each peer, means; yields what is short."""
+    """Print ratios of `best`, each peer's fastest process; yield missed targets."""
     ours = best["ours"]
     for peer, wanted in comparison.faster.items():
         if peer not in best:

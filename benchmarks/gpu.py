@@ -1,11 +1,11 @@
-"""Speed, memory and correctness on one GPU, in bfloat16, next to timm on PyTorch.
+"""Speed, memory and correctness on one GPU in bfloat16, compared with timm on PyTorch.
 
     python benchmarks/gpu.py
 
 This package runs on Keras's JAX backend. Measurements are made in order of importance.
-Each is printed and saved as soon as it is complete, and one that fails leaves its error
-in the file; the same command continues where an earlier one stopped. The exit status is
-1 if a target is missed or a measurement has failed.
+Each is printed and saved as soon as it is complete; the error of one that fails is saved
+instead. The same command continues where an earlier one stopped. The exit status is 1 if
+a target is missed or a measurement has failed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROOT = HERE.parent
 
 
 def run(entry, bench, left):
-    """The result of one measurement, which is stopped after `left` seconds."""
+    """Run one measurement and return its result; stop it after `left` seconds."""
     stop = threading.Timer(left, bench.kill)
     stop.start()
     start = time.monotonic()
@@ -55,7 +55,7 @@ def has_failed(result):
 
 
 def misses(result):
-    """The targets that a result misses."""
+    """Return the targets that a result misses."""
     return [target for target in result.get("targets", ()) if target["met"] is False]
 
 
@@ -77,7 +77,7 @@ def show(name, result):
 
 
 def code():
-    """A digest of the code that is measured."""
+    """Return a digest of the measured code."""
     files = [*(ROOT / "keras_nfnets").rglob("*.py"), *HERE.glob("*.py")]
     digest = hashlib.sha256()
     for file in sorted(files):
@@ -92,7 +92,7 @@ def commit():
 
 
 def new_document(said, smoke):
-    """What a file of results says before anything is measured."""
+    """Return the content of a results file before any measurement."""
     versions = said["ours"]["versions"] | said.get("timm", {}).get("versions", {})
     return {
         "device": said["ours"]["device"],
@@ -106,10 +106,11 @@ def new_document(said, smoke):
 
 
 def earlier(path, document):
-    """The results in `path`, if there are any, which must be of the same kind.
+    """Load the earlier results in `path`; return `document` if there are none.
 
     Raises:
-        ValueError: they are of another card, other versions or other code.
+        ValueError: they are of another device, other versions or other code, or only one
+            of both is a smoke run.
     """
     if not path.exists():
         return document
@@ -124,7 +125,7 @@ def earlier(path, document):
 
 
 def has_module(python, name):
-    """Whether an interpreter can find a module (it is not imported)."""
+    """Whether an interpreter can find a module, without importing it."""
     code = (
         f"import importlib.util as u; raise SystemExit(u.find_spec({name!r}) is None)"
     )
@@ -171,7 +172,7 @@ def default_output(document):
 
 
 def measure_all(entries, bench, document, path, end):
-    """Run what `document` lacks; return the names of what did not fit into the time."""
+    """Run what `document` lacks; return names of those left out for lack of time."""
     left_out = []
     for entry in entries:
         known = document["measurements"].get(entry.name)
@@ -192,7 +193,7 @@ def measure_all(entries, bench, document, path, end):
 def main():
     parser, arguments = parse_arguments()
     end = time.monotonic() + arguments.seconds
-    # As Ctrl-C: the workers are ended.
+    # Handle SIGTERM like Ctrl-C, so that the workers are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     has_timm = has_module(arguments.timm, "timm")
     if not has_timm and not arguments.smoke:
@@ -226,7 +227,7 @@ def main():
 
 
 def conclude(document, left_out, path):
-    """Print what is missing and what falls short; return the exit status."""
+    """Print missing and failed measurements and missed targets; return exit status."""
     measured = document["measurements"]
     print(f"\nResults: {path}")
     if left_out:

@@ -1,4 +1,4 @@
-"""The two worker processes of gpu.py, and how programs in them take turns."""
+"""The two worker processes of gpu.py, and measurements that alternate between them."""
 
 import os
 import statistics
@@ -8,7 +8,7 @@ from turns import HERE, Worker
 
 
 class Contestant(typing.NamedTuple):
-    """A program in a comparison: the worker that runs it, and what it prepares."""
+    """A program in a comparison: its worker, its label and the case to prepare."""
 
     worker: str
     label: str
@@ -20,14 +20,14 @@ class Bench:
 
     Args:
         scripts: dict. File name and interpreter of each worker.
-        smoke: bool. Whether to measure briefly, on CPUs.
-        compilation_cache: str or None. Folder that keeps compiled programs.
+        smoke: bool. Whether to measure only briefly, on CPUs.
+        compilation_cache: str or None. Folder for compiled programs.
     """
 
     def __init__(self, scripts, smoke, compilation_cache):
         self.rounds, self.lap_seconds = (1, 0.0) if smoke else (5, 0.3)
         self.judges_speed = not smoke
-        self.peak_flops = None  # of the card, once it is measured
+        self.peak_flops = None  # of the card, once measured
         self._scripts = scripts
         self._cache = compilation_cache
         self._environment = {
@@ -45,7 +45,7 @@ class Bench:
         self._workers = {}
 
     def start(self):
-        """Start the workers that do not run; return what these say of themselves."""
+        """Start the workers that do not run; return their versions and devices."""
         missing = [name for name in self._scripts if name not in self._workers]
         for name in missing:
             script, python = self._scripts[name]
@@ -55,7 +55,7 @@ class Bench:
         return {name: self._receive(name) for name in missing}
 
     def call(self, worker, function, /, **arguments):
-        """Call a function of a worker; a RuntimeError has the error that it reports."""
+        """Call a function of a worker; raise RuntimeError with the error it reports."""
         self._send(worker, function, **arguments)
         return self._receive(worker)
 
@@ -79,11 +79,11 @@ class Bench:
             worker.kill()
 
     def compare(self, groups):
-        """Prepare all contestants at the same time, then let them take turns.
+        """Prepare all contestants at the same time, then measure in alternation.
 
         Args:
-            groups: list of lists of `Contestant`. The first of a group is what the
-                others are compared with.
+            groups: list of lists of `Contestant`. The others of a group
+                are compared with its first.
 
         Returns:
             Rows (dicts), in lists like `groups`.
@@ -101,7 +101,7 @@ class Bench:
         return groups
 
     def _prepare(self, contestants):
-        """A list of dicts: figures, the `index` in the worker, or an `error`."""
+        """Return a list of dicts: figures and `index` in the worker, or `error`."""
         names = dict.fromkeys(contestant.worker for contestant in contestants)
         cases = {
             name: [c.case for c in contestants if c.worker == name] for name in names
@@ -157,7 +157,7 @@ class Bench:
 
 
 def _complete(row, reference):
-    """Note how many times as long the row's program takes as the reference."""
+    """Add the ratio of the time of the row's program to that of the reference."""
     if "error" not in row:
         row["relative_time"] = None
         if row is not reference and "error" not in reference:

@@ -1,4 +1,4 @@
-"""What gpu.py measures, in order of importance, and what it asks of the results."""
+"""Measurements of gpu.py in order of importance, and their targets."""
 
 import functools
 import typing
@@ -7,12 +7,12 @@ from gpu_bench import Contestant
 
 
 class Measurement(typing.NamedTuple):
-    """One entry of the list.
+    """One measurement of gpu.py.
 
     Attributes:
         name: str. Key in the JSON file.
-        kind: str. Table that it belongs to, see gpu_results.py.
-        estimate: float. Seconds that it is likely to take.
+        kind: str. Table that it belongs to; see gpu_results.py.
+        estimate: float. Expected duration in seconds.
         run: function of a `Bench` that returns a dict: `values` or `rows`, and
             `targets`.
     """
@@ -24,9 +24,9 @@ class Measurement(typing.NamedTuple):
 
 
 def _targets(*targets):
-    """What is asked of figures, each `(what, value, "at least" or "at most", limit)`.
+    """Return targets as dicts, from `(what, value, "at least" or "at most", limit)`.
 
-    Figures that could not be had (None) are left out; their rows have errors.
+    Values that could not be measured (None) are left out; their rows have errors.
     """
     return [
         {
@@ -45,7 +45,7 @@ def _flat(groups):
     return [row for group in groups for row in group]
 
 
-# The kinds of measurements.
+# Kinds of measurements.
 
 
 def ceilings(bench, size, copied_bytes):
@@ -74,7 +74,7 @@ def inference(bench, groups, share_of_resnet=None):
     groups = bench.compare(groups)
     asked = []
     if share_of_resnet:
-        # At the largest batch: there the card is busy with arithmetic alone.
+        # At the largest batch, where the speed of the card is limited by arithmetic only.
         share = groups[-1][-1].get("relative_time")
         what = "images per second, as a share of compiled ResNet-50's"
         asked.append((what, share, "at least", share_of_resnet))
@@ -87,7 +87,7 @@ def batch_norm(bench, groups):
 
 def parts(bench, groups, limit):
     groups = bench.compare(groups)
-    # Of the largest batch: in a smaller one the bytes that must be moved are more.
+    # At the largest batch: in a smaller one, moving the weights takes a larger share.
     _, *without = groups[-1]
     asked = [
         (f"share of a step, {row['label']}", _share(row), "at most", limit)
@@ -97,7 +97,7 @@ def parts(bench, groups, limit):
 
 
 def _share(row):
-    """The share of a step that is saved by leaving out what `row` leaves out."""
+    """Return the share of a step that the part left out in `row` takes, or None."""
     return 1 - row["relative_time"] if row.get("relative_time") else None
 
 
@@ -111,12 +111,12 @@ _PEERS = {
 
 
 def measurements(smoke, has_timm):
-    """The list, most important first.
+    """List the measurements, most important first.
 
     Args:
-        smoke: bool. Whether to take tiny networks and images, and of what then would
-            be measured more than once, the first.
-        has_timm: bool. If not, this package stands in for timm.
+        smoke: bool. Whether to use tiny networks and images, and only the first
+            measurement of each kind (but all correctness checks).
+        has_timm: bool. If False, this package is measured in place of timm.
     """
     contestant = functools.partial(_contestant, smoke, has_timm)
 
@@ -212,7 +212,7 @@ def measurements(smoke, has_timm):
 
 
 def _once(entries):
-    """Of each kind the first, of the correctness checks all."""
+    """Keep the first measurement of each kind, and all correctness checks."""
     firsts = {}
     for entry in entries:
         key = entry.name if entry.kind == "correctness" else entry.kind

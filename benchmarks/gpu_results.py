@@ -1,4 +1,4 @@
-"""The files that gpu.py writes, and the tables made of them."""
+"""Result files of gpu.py, and Markdown tables made from them."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def load(path):
 
 
 def save(document, path):
-    """Write a complete file or leave the former one."""
+    """Write a complete file, or leave the earlier one unchanged."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -30,7 +30,7 @@ def save(document, path):
 
 
 def newest_of_each_card(folder=FOLDER):
-    """Results in `folder`, the newest of each card, sorted by the card's name."""
+    """Load the newest results of each card in `folder`, sorted by the card's name."""
     documents = [load(path) for path in sorted(folder.glob("*.json"))]
     documents.sort(key=lambda document: document["date"])
     newest = {document["device"]: document for document in documents}
@@ -38,7 +38,7 @@ def newest_of_each_card(folder=FOLDER):
 
 
 def markdown(document):
-    """Lines of Markdown: what was measured, a table for each kind of measurement."""
+    """Return lines of Markdown: one table for each kind of measurement."""
     versions = ", ".join(f"{k} {v}" for k, v in document["versions"].items())
     lines = [f"**{document['device']}**, {document['date']}: {versions}.", ""]
     measured = document["measurements"].values()
@@ -50,7 +50,7 @@ def markdown(document):
 
 
 def table(kind, measurements):
-    """Lines of a Markdown table of measurements of one kind."""
+    """Return the lines of a Markdown table of measurements of one kind."""
     if kind in ("ceilings", "correctness"):
         values = [pair for m in measurements for pair in m["values"].items()]
         lines = ["| | |", "| --- | ---: |"]

@@ -1,9 +1,9 @@
-"""How building, the first step, a step and memory grow with the network and the batch.
+"""Growth of build time, step time and memory with the network and the batch size.
 
     python benchmarks/growth.py --picture=growth.png
 
-One process for each row. The exit status is 1 if NFNet-F0 takes 5 s to build or 30 s to
-its first step, or NFNet-F7 30 s to build.
+Each row is measured in its own process. The exit status is 1 if NFNet-F0 takes more than
+5 s to build or 30 s for its first step, or NFNet-F7 more than 30 s to build.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 
 from turns import Process, machine, take_turns
 
-# At a small size the largest network takes a step on a machine of 24 GB.
+# At this size a training step of the largest network fits into 24 GB.
 SIZE = 96
 NETWORKS = [f"NFNetF{n}" for n in range(8)]
 BATCHES = [1, 2, 4, 8, 16, 32]
@@ -19,7 +19,7 @@ LIMITS = {("NFNetF0", "built"): 5, ("NFNetF0", "first"): 30, ("NFNetF7", "built"
 
 
 def measure(network, batch, size=SIZE):
-    """Seconds to build, to the end of the first step and of a step; MiB at most."""
+    """Measure seconds to build, of the first step and of a later step; peak MiB."""
     task = {"kind": "train", "network": network, "batch": batch, "size": size}
     process = Process("measure_ours.py", task)
     take_turns([process], rounds=1, calls=3)

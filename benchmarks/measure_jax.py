@@ -1,8 +1,8 @@
-"""This package, and keras.applications, on Keras's JAX backend: a worker of gpu.py."""
+"""This package and keras.applications on the JAX backend: a worker of gpu.py."""
 
 import os
 
-# Another process needs memory of the same card.
+# Leave memory of the GPU to the other worker.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -32,10 +32,10 @@ sys.path.insert(0, str(GOLDEN))
 import rule
 from golden_case import GoldenCase, nfnet_tiny, relative_error
 
-# Float32 products on the card's float32 units, not in TF32.
+# Precision of matrix products: float32, not TF32.
 EXACT = "highest"
 
-# Networks that only `gpu.py --smoke` names.
+# Networks that only `gpu.py --smoke` uses.
 SMOKE = {
     "normalizer-free": (
         keras_nfnets.NFNet,
@@ -51,7 +51,7 @@ programs = []
 
 
 def start(compilation_cache=None):
-    """Describe the device and the versions, and say where compiled programs are kept."""
+    """Return the device and the versions; set the folder of the compilation cache."""
     if compilation_cache:
         jax.config.update("jax_compilation_cache_dir", compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -78,14 +78,14 @@ def ceilings(size, copied_bytes, laps=5):
     Args:
         size: int. Rows and columns of the square matrices of random values.
         copied_bytes: int. Size of the array that is read and written.
-        laps: int. Repetitions, of which the median counts.
+        laps: int. Number of measurements, whose median is used.
     """
     a, b = (
         jax.random.normal(jax.random.key(i), (size, size), "bfloat16") for i in (0, 1)
     )
     x = jax.random.normal(jax.random.key(2), (copied_bytes // 4,), "float32")
     rates = []
-    # A negation moves what a copy moves, and XLA cannot leave it out.
+    # A negation moves as many bytes as a copy, and XLA cannot optimize it away.
     for function, arguments, work in (
         (jax.numpy.matmul, (a, b), 2 * size**3),
         (jax.numpy.negative, (x,), 2 * x.nbytes),
@@ -109,7 +109,7 @@ def _seconds(program, arguments, calls):
 
 
 def golden_case(name):
-    """Relative error of a network's float32 logits against the authors' code."""
+    """Return the relative error of float32 logits against the authors' code."""
     case = GoldenCase(name)
     networks = {
         "haiku_nfnet_f0": keras_nfnets.NFNetF0,
@@ -124,7 +124,7 @@ def golden_case(name):
 
 
 def clipped_tensors():
-    """Largest relative error of `adaptive_clip` against Optax, over all its tensors."""
+    """Return the largest relative error of `adaptive_clip` against Optax."""
     with np.load(GOLDEN / "agc_tensors.npz") as tensors:
         tensors = dict(tensors)
     settings = {key: float(tensors[key]) for key in ("clip_factor", "eps")}
@@ -141,9 +141,9 @@ def clipped_tensors():
 
 
 def step_on_cpu():
-    """Largest relative error of the changes that a training step makes here and on a CPU.
+    """Return the largest relative error of a step's weight updates against a CPU.
 
-    With a learning rate of one, so that rounding the weights does not matter.
+    The learning rate is one, so that rounding of the weights does not matter.
     """
     model, images = _small_network("float32")
     before = [np.asarray(v.value) for v in model.trainable_variables]
@@ -159,14 +159,14 @@ def step_on_cpu():
 
 
 def folded_in_bfloat16():
-    """Relative error of a folded network's bfloat16 logits against the unfolded one's."""
+    """Return the relative error of bfloat16 logits that folding a network causes."""
     model, images = _small_network("mixed_bfloat16")
     logits = _logits(model, images)
     return float(relative_error(_logits(keras_nfnets.fold(model), images), logits))
 
 
 def _small_network(policy):
-    """A network without zeros among its weights, and four images for it."""
+    """Build a network none of whose weights are zero, and four images for it."""
     shape = (32, 32, 3)
     with _policy(policy):
         model = keras_nfnets.NFNet(
@@ -196,14 +196,14 @@ def prepare(cases):
 
     Args:
         cases: list of dicts with `network`, `batch`, `size` and `kind`: `"train"` or
-            `"infer"`; for training also `clip` and `standardize` (False leaves the
-            part out).
+            `"infer"`; for training also `clip` and `standardize` (False leaves
+            that part out).
 
     Returns:
-        For each case a dict of figures, or of `error`.
+        A list with a dict for each case: figures, or `error`.
     """
     started = [attempt(_start, case) for case in cases]
-    # Tracing in `_start` holds Python's lock; compilation does not.
+    # Tracing in `_start` holds Python's global lock; compilation does not.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(functools.partial(attempt, _compile), started))
     programs[:] = [{} for _ in cases]
@@ -228,7 +228,7 @@ def _finish(compiled, program):
     run(1)
     program.update(run=run, seconds=run(2))
     memory = executable.memory_analysis()
-    # Of this program alone: what was allocated includes the trials of autotuning.
+    # Memory of this program only: peak allocation would include autotuning.
     used = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -239,12 +239,12 @@ def _finish(compiled, program):
 
 
 def measure(index, lap_seconds):
-    """Seconds per call of a prepared program in a lap of about `lap_seconds`."""
+    """Measure seconds per call of a prepared program, for about `lap_seconds`."""
     return lap(programs[index], lap_seconds)
 
 
 def release():
-    """Forget all prepared programs and free their memory."""
+    """Delete all prepared programs and free their memory."""
     programs.clear()
     keras.backend.clear_session()
     gc.collect()
@@ -267,7 +267,7 @@ def _training(case):
         jax.block_until_ready(state)
         return (time.perf_counter() - start) / calls
 
-    # The gradients of kernels and inputs cost as much as the forward pass, each.
+    # Gradients of kernels and of inputs each cost as much as the forward pass.
     flops = 3 * 2 * case["batch"] * count_flops(model)
     figures = {"flops": flops, "bytes": bytes_to_move(model)}
     return {"lowered": lowered, "run": run, "figures": figures}
@@ -276,13 +276,13 @@ def _training(case):
 def _inference(case):
     model = keras_nfnets.fold(_build(case))
     images, _ = jax.device_put(_batch(case))
-    # Weights are kept as the layers use them.
+    # Store weights in the dtype in which the layers use them.
     weights = jax.tree.map(lambda x: x.astype("bfloat16"), _weights(model))
 
     def infer(weights, images):
         return model.stateless_call(*weights, images)[0]
 
-    # A single image is a request whose answer somebody waits for.
+    # A single image stands for a request, so measure its latency.
     waits = case["batch"] == 1
 
     def run(infer, calls):
@@ -336,7 +336,7 @@ def _set_up_training(model, learning_rate=1e-3, clip=True):
 
 
 def _weights(model):
-    """The two arguments that `stateless_call` takes before the inputs."""
+    """Return the two arguments that `stateless_call` takes before the inputs."""
     return [
         [variable.value for variable in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
@@ -344,7 +344,7 @@ def _weights(model):
 
 
 def _training_state(model):
-    """The state that `train_step` takes on JAX."""
+    """Return the state that `train_step` takes on JAX."""
     if isinstance(model, keras_nfnets.AGCModel):
         model.build_training_state()
     else:

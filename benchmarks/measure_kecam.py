@@ -1,4 +1,4 @@
-"""Measures one network of kecam, in an environment that has it and tf_keras."""
+"""Measurement of one network of kecam, in an environment with kecam and tf_keras."""
 
 import os
 

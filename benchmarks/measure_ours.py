@@ -1,4 +1,4 @@
-"""Measures one network of this package, or of `keras.applications`."""
+"""Measurement of one network of this package or of `keras.applications`."""
 
 import os
 import sys
@@ -19,9 +19,10 @@ def nesterov():
 
 
 def training_step(model, x, optimizer, **options):
-    """A call that takes one step of `model`, which may be compiled anew for others.
+    """Return a function that takes one training step of `model`.
 
-    A model of this package clips.
+    It stays valid if `model` is compiled again for another such function. A model of this
+    package clips gradients.
     """
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=False, **options)
@@ -31,7 +32,7 @@ def training_step(model, x, optimizer, **options):
 
     def step():
         model.train_function = function
-        # Until the weights are there, not only the loss.
+        # Returns when the weights are updated, not as soon as the loss is known.
         model.train_on_batch(x, y)
 
     return step
@@ -44,7 +45,7 @@ def inference(model, x, compiled):
 
 
 def build(name, size):
-    # Those that exist there alone: ResNet50V2, EfficientNetB7.
+    # ResNet50V2 and EfficientNetB7 exist only in `keras.applications`.
     house = keras_nfnets if hasattr(keras_nfnets, name) else keras.applications
     return getattr(house, name)(
         weights=None, input_shape=(size, size, 3), classifier_activation=None

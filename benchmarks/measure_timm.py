@@ -1,4 +1,4 @@
-"""Measures one network of timm, in an environment that has timm and PyTorch."""
+"""Measurement of one network of timm, in an environment with timm and PyTorch."""
 
 import os
 

@@ -13,16 +13,21 @@ programs = []
 
 
 def start(compilation_cache=None):
-    """State the versions and say where compiled programs are kept."""
+    """Return the versions; set the folder of the compilation cache."""
     if compilation_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(compilation_cache, "torch")
-    # Choose convolutions by trying them, as XLA does.
+    # Choose convolution algorithms by timing them, as XLA does.
     torch.backends.cudnn.benchmark = True
     return {"versions": {"torch": torch.__version__, "timm": timm.__version__}}
 
 
 def prepare(cases):
-    """As `prepare` of measure_jax.py; cases have `compiled`, True or False, too."""
+    """Build and compile programs; `measure` then takes their indices.
+
+    Args:
+        cases: list of dicts as for `prepare` of measure_jax.py; for training also
+            `compiled`, a bool.
+    """
     return [attempt(_prepare, case) for case in cases]
 
 
@@ -41,12 +46,12 @@ def _prepare(case):
 
 
 def measure(index, lap_seconds):
-    """Seconds per call of a prepared program in a lap of about `lap_seconds`."""
+    """Measure seconds per call of a prepared program, for about `lap_seconds`."""
     return lap(programs[index], lap_seconds)
 
 
 def release():
-    """Forget all prepared programs and free their memory."""
+    """Delete all prepared programs and free their memory."""
     programs.clear()
     torch._dynamo.reset()
     gc.collect()
@@ -96,7 +101,7 @@ def _training(case):
 def _inference(case):
     model = _model(case).to(torch.bfloat16).eval()
     images = _images(case).to(torch.bfloat16)
-    # With CUDA graphs, without which small batches wait for the host.
+    # This mode uses CUDA graphs; without them, small batches wait for the host.
     forward = torch.compile(model, mode="reduce-overhead", dynamic=False)
     waits = case["batch"] == 1
 

@@ -1,11 +1,11 @@
-"""Where a training step goes: clipping, weight standardization, and all the rest.
+"""Time of a training step by part: clipping, weight standardization and the rest.
 
     python benchmarks/parts.py
 
-The same network with and without a part take turns in one process. The exit status is 1
-if clipping takes more than 2 % of a step, or weight standardization more than 5 %, and
-more than the time it takes to move the bytes they must move, by more than two standard
-errors of what was measured.
+One process measures a network with and without each part in alternation. A part is too
+slow if it takes more than its limit (2 % of a step for clipping, 5 % for weight
+standardization) and more than the time to move the bytes that it must move, both by more
+than two standard errors of the measurement. The exit status is then 1.
 """
 
 import argparse
@@ -36,14 +36,14 @@ def seconds_of(call):
 
 
 def median_and_error(values):
-    """The median and its standard error, from the quartiles: rounds have outliers."""
+    """Estimate the median and its standard error by quartiles, robust to outliers."""
     low, median, high = statistics.quantiles(values, n=4)
-    deviation = (high - low) / 1.349  # of a normal distribution, as is the next factor
+    deviation = (high - low) / 1.349  # for a normal distribution, as the next factor
     return median, 1.253 * deviation / len(values) ** 0.5
 
 
 def bandwidth():
-    """Bytes a second, read and written, of copying what no cache holds."""
+    """Measure bytes per second, read and written, of a copy larger than any cache."""
     a = np.ones(2**27, "float32")
     b = np.empty_like(a)
     laps = [seconds_of(lambda: np.copyto(b, a)) for _ in range(5)]
@@ -51,14 +51,14 @@ def bandwidth():
 
 
 def product_peak():
-    """Floating point operations a second of a large matrix product."""
+    """Measure floating-point operations per second of a large matrix product."""
     a = tf.random.normal((4096, 4096))
     laps = [seconds_of(lambda: tf.matmul(a, a).numpy()) for _ in range(6)]
     return 2 * 4096**3 / min(laps)
 
 
 def _operations(call):
-    """Threads' seconds in one call by kind of operation, from TensorFlow's profiler."""
+    """Sum the threads' seconds in one call by kind of operation, with a profiler."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def _operations(call):
 
 
 def _kind(name):
-    """The row of the profile's table an event belongs to, or None."""
+    """Return the row of the profile's table that an event belongs to, or None."""
     operation = name.rpartition(":")[2]
     if "Conv2D" in operation:
         if "BackpropFilter" in operation:
@@ -101,10 +101,10 @@ def _kind(name):
 
 
 def measure(name, rounds):
-    """Prints one network's table; returns what falls short."""
+    """Print the table of one network; return a line per limit that is exceeded."""
     batch, size = NETWORKS[name]
     x = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
-    # One model, so that all find its weights in the same places.
+    # All variants share one model, so that its weights have the same memory addresses.
     model, optimizer, calls = build(name, size), nesterov(), {}
     for label, options in (
         ("whole", {}),
@@ -144,7 +144,7 @@ def measure(name, rounds):
     for kind, seconds in operations.most_common():
         print(f"| {kind} | {seconds / every:.1%} |")
     convolutions = sum(s for kind, s in operations.items() if kind.startswith("conv"))
-    # The gradients of kernels and inputs cost as much as going forward, each.
+    # Gradients of kernels and of inputs each cost as much as the forward pass.
     flops = 3 * 2 * batch * count_flops(model)
     print(
         f"\nConvolutions make {flops / 1e9:.0f} GFLOP a step: {flops / whole / peak:.0%} "

@@ -1,6 +1,6 @@
-"""Imports timm, with a stub in place of torchvision where that cannot be installed.
+"""Import of timm, with a stub of torchvision where that cannot be installed.
 
-The stub is a module `torchvision_stub` in the folder that TORCHVISION_STUB names.
+The stub is a module `torchvision_stub` in the folder named by TORCHVISION_STUB.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
-"""Pictures a second from files to batches, stage by stage, and what networks consume.
+"""Images per second of each stage of the data pipeline, and of training networks.
 
     python benchmarks/pipeline.py
 
-Exits with 1 if a pipeline gives less than twice what its network takes in training here.
+The exit status is 1 if a pipeline yields less than twice as many images per second as
+training of its network takes on this machine.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ _ROUNDS, _SECONDS = 5, 4.0
 
 
 def photographs(folder, count=64):
-    """JPEGs of 500 x 375 pixels, as ImageNet's, in two folders."""
+    """Write JPEGs of 500 x 375 pixels, a usual size in ImageNet, into two folders."""
     rng = np.random.default_rng(0)
     for k, image in enumerate(load_sample_images().images):
         (folder / "ab"[k]).mkdir()
@@ -38,7 +39,7 @@ def photographs(folder, count=64):
 
 
 def rate(batches):
-    """Pictures a second: the median of rounds, after the first second."""
+    """Measure images per second: the median of rounds after 1.5 s of warmup."""
     iterator = iter(batches)
     rates = []
     warm_until = time.perf_counter() + 1.5
@@ -53,7 +54,7 @@ def rate(batches):
 
 
 def stages(source, size):
-    """`{what: dataset}`, each with one more stage than the one before it."""
+    """Return `{description: dataset}`, each with one more stage than the last."""
     records = source.records("train").repeat()
 
     def each(function):
@@ -81,7 +82,7 @@ def stages(source, size):
 
 
 def consumed(recipe, source, steps=6):
-    """Pictures a second that training takes, without a pipeline."""
+    """Measure images per second of training on one batch, without a pipeline."""
     model = recipes.create_model(recipe, source)
     recipes.compile_model(recipe, model, 1000)
     batches = recipes.load(recipe, source, "train", training=True, from_epoch=0)

@@ -1,8 +1,8 @@
-"""Processes that take turns to measure, both ends of it.
+"""Processes that measure in alternation, and the code that runs in them.
 
-All of them are ready before the first measures, so that a machine that speeds up or
-slows down does so for all. Only the standard library is needed: peers have environments
-of their own.
+All processes are ready before the first one measures, so that a change in the machine's
+speed affects all of them. This module needs only the standard library, as it also runs in
+the environments of other packages.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def machine():
-    """One line about where this runs."""
+    """Return one line that describes this machine."""
     cpu = platform.processor() or platform.machine()
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
@@ -54,7 +54,7 @@ class Worker:
         )
 
     def send(self, message):
-        # A process that has ended is reported by `receive`, with its reason.
+        # `receive` reports why a process has ended.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
@@ -80,7 +80,7 @@ class Worker:
         return self._process.poll() is not None
 
     def close(self):
-        """Let the process end by itself."""
+        """Close the input of the process and wait until it ends."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
@@ -91,17 +91,17 @@ class Worker:
 
 
 class Process(Worker):
-    """A process that has prepared one measurement and repeats it on request.
+    """A process that prepares one measurement and repeats it on request.
 
     Args:
         script: str. File name in this folder of a script that ends in `serve`.
-        task: dict. What the script's `task()` returns.
+        task: dict. Task that the script reads with `task()`.
         python: str. Interpreter of the environment that the script needs.
 
     Attributes:
-        ready: dict. Figures that the script reported before it measured.
+        ready: dict. Figures that the script reports before it measures.
         laps: list of float. Seconds per call, one value per `measure`.
-        memory: dict. MiB, `imported` and `peak`.
+        memory: dict. Memory in MiB: `imported` (after imports) and `peak`.
     """
 
     def __init__(self, script, task, python=sys.executable):
@@ -121,7 +121,7 @@ class Process(Worker):
 
 
 def take_turns(processes, rounds, calls):
-    """Lets each measure so many calls, so many times, and ends them."""
+    """Let each process measure `calls` calls per round; end all processes at last."""
     for _ in range(rounds):
         for process in processes:
             process.measure(calls)
@@ -130,27 +130,27 @@ def take_turns(processes, rounds, calls):
 
 
 def times_as_fast(ours, theirs):
-    """Each round's ratio, a list."""
+    """Return a list with the speedup of `ours` over `theirs` in each round."""
     return [b / a for a, b in zip(ours.laps, theirs.laps)]
 
 
 def peak_memory():
-    """The most memory this process has had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def task():
-    """What this process is to measure, a dict."""
+    """Return the task that this process must measure, a dict."""
     return json.loads(sys.argv[1])
 
 
 def serve(call, imported, **figures):
-    """Answers each number on standard input with the seconds of so many calls.
+    """Answer each number on standard input with the seconds of that many calls.
 
     Args:
-        call: what to measure; it returns when its results are there.
-        imported: `peak_memory()` when all was imported.
-        **figures: to report once ready, such as the seconds it took to build.
+        call: callable to measure. It must return when its results are computed.
+        imported: float. `peak_memory()` after all imports.
+        **figures: figures to report once ready, such as the seconds it took to build.
     """
     start = time.perf_counter()
     call()
@@ -170,13 +170,13 @@ def serve(call, imported, **figures):
 def serve_calls(functions):
     """Answer calls on standard input, `{"call": name, ...arguments}`, until it closes.
 
-    The answer is what the function returns, or `{"error": text}` if it raises.
+    The answer is the value that the function returns, or `{"error": text}` if it raises.
 
     Args:
         functions: list of functions that take and return what JSON can hold.
     """
     by_name = {function.__name__: function for function in functions}
-    # Libraries write to standard output too.
+    # Libraries write to standard output too, so move that to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -186,20 +186,20 @@ def serve_calls(functions):
 
 
 def attempt(function, *arguments, **keywords):
-    """Return what a function returns, or `{"error": text}` if it raises."""
+    """Call a function; return `{"error": text}` if it raises."""
     try:
         return function(*arguments, **keywords)
-    except Exception:  # noqa: BLE001 (whatever it is, other measurements go on)
+    except Exception:  # noqa: BLE001 (other measurements continue after any error)
         return {"error": "\n".join(traceback.format_exc().splitlines()[-12:])}
 
 
 def lap(program, seconds):
-    """Seconds per call, over as many calls as take about `seconds`, at most 500.
+    """Measure seconds per call, over at most 500 calls that take about `seconds`.
 
     Args:
         program: dict. `run` is a function of a number of calls that returns seconds per
-            call, `seconds` what it last returned.
-        seconds: float.
+            call; `seconds` is the value that it last returned.
+        seconds: float. Approximate duration of the measurement.
     """
     calls = int(seconds / max(program["seconds"], 1e-6))
     program["seconds"] = program["run"](min(max(calls, 1), 500))

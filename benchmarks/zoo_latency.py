@@ -1,11 +1,11 @@
-"""How long networks of the zoo take for one picture: what the documentation's table says.
+"""Inference latency of networks of the zoo, for the table in the documentation.
 
     python benchmarks/zoo_latency.py [NETWORK ...]
 
-Each is folded, compiled by XLA, and given one picture of its test size, in a process of
-its own. Writes docs/latency.csv, a row a network. Measured again on the same machine with
-the same versions, the faster row of a network is kept: whatever else runs on the machine
-can only slow it down.
+Each network is folded, compiled by XLA, and given one image of its test size, in its own
+process. The script writes docs/latency.csv with one row per network. If a network was
+measured before on the same machine with the same versions, the script keeps the faster
+row, as other load on the machine can only slow a network down.
 """
 
 import csv
@@ -20,7 +20,7 @@ import keras_nfnets
 from keras_nfnets.pretrained import find_network
 
 OUT = pathlib.Path(__file__).parent.parent / "docs" / "latency.csv"
-# Some of each family, as far as they fit a few minutes and a few gigabytes.
+# Some networks of each family that take a few minutes and a few gigabytes in all.
 NETWORKS = (
     *("NFResNet26", "NFResNet50", "NFResNet101"),
     *("NFRegNetB0", "NFRegNetB2", "NFRegNetB4"),
@@ -32,7 +32,7 @@ ROUNDS, CALLS = 7, 3
 
 
 def measure(name):
-    """The row of a network: a dict of str and numbers."""
+    """Measure a network; return its row of the table, a dict of str and numbers."""
     network = find_network(name)
     size = network.constructor.test_size
     task = {"network": network.name, "kind": "inference", "batch": 1, "fold": True}

@@ -1,4 +1,4 @@
-"""Builds the documentation: sphinx-build -W --keep-going -b html docs docs/_build/html"""
+"""Sphinx configuration: sphinx-build -W --keep-going -b html docs docs/_build/html"""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ html_css_files = ["tables.css"]
 def setup(app):
     repository.copy_pages()
     app.connect("source-read", repository.lead_to_copies)
-    # Before napoleon's, which has the usual 500.
+    # Run before napoleon, which has the default priority of 500.
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
     app.connect("autodoc-process-signature", docstrings.signature)
     app.add_directive("generated-table", tables.GeneratedTable)

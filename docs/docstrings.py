@@ -1,4 +1,4 @@
-"""The docstrings of the package, which are written in Markdown, as reStructuredText."""
+"""Conversion of the package's docstrings from Markdown to reStructuredText."""
 
 import inspect
 import re
@@ -7,12 +7,12 @@ import keras_nfnets
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _CODE_BLOCK_INDENT = "    "
-# Of arguments that share an explanation, which go on in the next line.
+# Names of arguments with one shared description, continued on the next line.
 _NAMES_GO_ON = re.compile(r"(?m)^( +(?:\w+, )*\w+,)\n +(?=(?:\w+, )*\w+[,:])")
 
 
 def process(app, what, name, thing, options, lines):
-    """Changes `lines` in place, as autodoc wants it."""
+    """Convert `lines` in place, as autodoc requires."""
     text = "\n".join(lines).replace(", **kwargs:", r", \*\*kwargs:")
     while _NAMES_GO_ON.search(text):
         text = _NAMES_GO_ON.sub(r"\1 ", text)
@@ -26,7 +26,7 @@ def process(app, what, name, thing, options, lines):
         elif after_text and block.startswith(_CODE_BLOCK_INDENT):
             changed.append("::")
         else:
-            # What is indented after a list or a section belongs to it.
+            # An indented block after a list or a section belongs to it.
             after_text = not block.startswith((" ", "- ")) and "\n " not in block
             block = _CODE.sub(_literal, block)
         changed.append(block)
@@ -34,7 +34,7 @@ def process(app, what, name, thing, options, lines):
 
 
 def signature(app, what, name, thing, options, given, returned):
-    """The arguments of a class's `__init__`, where Keras's `__new__` hides them."""
+    """Return the signature of `__init__` of classes whose `__new__` hides it."""
     if what == "class" and given == "(*args, **kwargs)":
         parameters = list(inspect.signature(thing.__init__).parameters.values())
         return str(inspect.Signature(parameters[1:])), returned
@@ -42,7 +42,7 @@ def signature(app, what, name, thing, options, given, returned):
 
 
 def _literal(match):
-    """Code as a literal, or as a link where it is a public name."""
+    """Convert code to a literal, or to a link if it is a public name."""
     code = re.sub(r"\s+", " ", match[1])
     behind = match.string[match.end() : match.end() + 1]
     escape = "\\" if behind.isalnum() else ""
@@ -52,7 +52,7 @@ def _literal(match):
 
 
 def _table(block):
-    """A table of Markdown as a list-table."""
+    """Convert a Markdown table to a list-table."""
     rows = [
         [cell.strip() for cell in row.strip().strip("|").split("|")]
         for row in block.split("\n")

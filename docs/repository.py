@@ -1,7 +1,7 @@
 """Pages of the repository outside of this folder, copied into the site.
 
-Links to them, and from them, lead to the copies; what they link to that is no page of the
-site is named in place of a link.
+Links to and from these pages lead to the copies. A link to a file that is not part of the
+site is replaced by the name of the file.
 """
 
 import functools
@@ -12,7 +12,7 @@ import shutil
 
 DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
-# Of the copies, which Git ignores.
+# Folder of the copies, which Git ignores.
 COPIES = DOCS / "repository"
 _PAGES = (
     "CHANGELOG.md",
@@ -23,13 +23,13 @@ _PAGES = (
     "experiments/*/README.md",
     "weights/README.md",
 )
-# Their pictures and results are copied too.
+# Figures and results in these folders are copied too.
 _FOLDERS = (ROOT / "examples", ROOT / "experiments")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def copy_pages():
-    """Writes the copies anew."""
+    """Delete the copies and write them again."""
     shutil.rmtree(COPIES, ignore_errors=True)
     for page in _pages():
         copy = _copy_of(page)
@@ -43,7 +43,7 @@ def copy_pages():
 
 
 def lead_to_copies(app, docname, source):
-    """Changes the links of a page of this folder, as Sphinx reads it."""
+    """Adapt the links of a page of this folder when Sphinx reads it."""
     page = pathlib.Path(app.env.doc2path(docname))
     if not page.is_relative_to(COPIES):
         source[0] = _with_links(source[0], page, page)
@@ -63,7 +63,7 @@ def _is_copied_along(file):
 
 
 def _with_links(text, page, place):
-    """The text of a page with links as they are to be at its place in the site."""
+    """Return the text of a page, with links that are valid at `place` in the site."""
     return _LINK.sub(functools.partial(_link, page=page, place=place), text)
 
 

@@ -1,4 +1,4 @@
-"""The tables of the documentation that are made from the package: a directive."""
+"""Directive for the tables of the documentation that are generated from the package."""
 
 import csv
 import dataclasses
@@ -37,7 +37,7 @@ class GeneratedTable(SphinxDirective):
 
 
 def zoo():
-    """Every network: what it costs, and what is published of it."""
+    """Return a table of all networks, with their costs and published accuracy."""
     latency, known = {row["network"]: row for row in latencies()}, costs()
     rows, listed = [], []
     for name, variant in variants().items():
@@ -53,7 +53,7 @@ def zoo():
                 latency.get(name),
             )
         )
-    # Checkpoints of networks that are a constructor with another convention.
+    # Checkpoints of networks that are built by a constructor with another convention.
     for checkpoint in pretrained.list_checkpoints():
         if checkpoint not in listed:
             network = pretrained.find_network(checkpoint.network)
@@ -91,13 +91,13 @@ def _zoo_row(name, cost, sizes, published, latency):
 
 
 def latencies():
-    """The rows of latency.csv."""
+    """Read the rows of latency.csv."""
     with open(_LATENCY, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def measured_on():
-    """Where latency.csv was measured: a sentence."""
+    """Return sentences that name the machines and versions of latency.csv."""
     places = {(row["machine"], row["versions"]) for row in latencies()}
     return [
         f"Measured on {machine}, {versions}." for machine, versions in sorted(places)
@@ -105,7 +105,7 @@ def measured_on():
 
 
 def gpu():
-    """What benchmarks/gpu.py measured, the newest results of each card."""
+    """Return tables of the newest results of benchmarks/gpu.py for each card."""
     documents = gpu_results.newest_of_each_card()
     if not documents:
         return ["Not measured."]
@@ -113,7 +113,7 @@ def gpu():
 
 
 def recipe_table():
-    """Every recipe with what tells it from others."""
+    """Return a table of all recipes with their main settings."""
     rows = []
     for name, recipe in recipes.RECIPES.items():
         train, test = recipes.image_sizes(recipe)
@@ -140,7 +140,7 @@ def recipe_table():
 
 
 def recipe_pictures():
-    """What every recipe does to pictures, and how it computes."""
+    """Return a table of preprocessing, augmentation and precision of all recipes."""
     rows = [
         [
             f"`{name}`",
@@ -155,7 +155,7 @@ def recipe_pictures():
 
 
 def recipe_settings():
-    """The settings a recipe has, with their defaults and what its docstring says."""
+    """Return a table of the settings of a recipe, from the docstring of `Recipe`."""
     defaults = {
         field.name: ""
         if field.default is dataclasses.MISSING
@@ -178,7 +178,7 @@ def recipe_settings():
 
 
 def checkpoints():
-    """Every published checkpoint."""
+    """Return a table of all published checkpoints."""
     rows = [
         [
             f"`{c.name}`",
@@ -201,14 +201,14 @@ def checkpoints():
 
 
 def constructors(family):
-    """The constructors of a family's networks, with what they fix."""
+    """Return a table of the constructors of a family, with the arguments they fix."""
     module = getattr(keras_nfnets, family).__module__
     members = {
         name: variant
         for name, variant in variants().items()
         if getattr(keras_nfnets, name).__module__ == module
     }
-    # (The widths of some families follow from the depths or a factor.)
+    # In some families the widths follow from the depths or from a factor.
     fixed = [
         key
         for key in ("depths", "widths")

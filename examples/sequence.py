@@ -1,10 +1,10 @@
-"""A network of dilated convolutions over sequences, built of `WSConv1D` by hand.
+"""Dilated causal convolutions over sequences, built from `WSConv1D` layers.
 
     python examples/sequence.py
 
-The pixels of a digit, row by row, are a sequence of 196 numbers. The network sees them
-through causal convolutions and is to say after the last one which digit it was. It is
-compared with its twin with batch norm.
+The pixels of a digit, row by row, are a sequence of 196 values. The network processes them
+with causal convolutions and classifies the digit at the last position. It is compared with
+a network of the same structure with batch norm.
 """
 
 import comparison

@@ -1,4 +1,4 @@
-"""Checks of arguments: a `ValueError` that says what was expected and what came."""
+"""Argument checks with errors that say what was expected and what was received."""
 
 import difflib
 import math
@@ -9,7 +9,10 @@ import keras
 
 
 def integer(name, value, minimum=1):
-    """`value` as an int (NumPy's too, but not a bool) of at least `minimum`."""
+    """Return `value` as an int of at least `minimum`.
+
+    NumPy integers are accepted, bools are not.
+    """
     try:
         result = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -23,7 +26,10 @@ def integer(name, value, minimum=1):
 
 
 def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
-    """`value` as a finite float in [minimum, below), or (minimum, below)."""
+    """Return `value` as a finite float in [minimum, below).
+
+    With `exclusive` the interval is (minimum, below).
+    """
     try:
         result = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError):
@@ -40,8 +46,8 @@ def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
 
 
 def one_of(name, value, choices):
-    """`value`, which must be one of `choices`."""
-    # (An array would compare number by number.)
+    """Return `value`, which must be one of `choices`."""
+    # An array would be compared element by element.
     if not (value is None or isinstance(value, str)) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}. "
@@ -51,9 +57,10 @@ def one_of(name, value, choices):
 
 
 def perhaps(value, known):
-    """`"; perhaps a or b?"`, of `known` names those like a mistyped one, or `""`.
+    """Suggest `known` names for a mistyped one: `"; perhaps a or b?"`, or `""`.
 
-    If only case or underscores are wrong, it is one; those that begin so come next.
+    A name that differs only in case or punctuation is the single suggestion. Otherwise
+    these are the names that begin with `value`, or else the names similar to it.
     """
 
     def plain(name):
@@ -63,7 +70,7 @@ def perhaps(value, known):
         return difflib.SequenceMatcher(None, str(value), name).ratio()
 
     wanted = plain(value)
-    # Of names that differ in this alone the one that is spelt most like it.
+    # Of names that differ only in case or punctuation, the most similar comes last.
     names = {plain(name): name for name in sorted(known, key=likeness)}
     if wanted in names:
         close = [names[wanted]]
@@ -75,7 +82,7 @@ def perhaps(value, known):
 
 
 def data_format(value):
-    """`value`, which must be a name of Keras's data formats; for None, Keras's own."""
+    """Return `value`, a data format of Keras; for None, Keras's setting."""
     if value is None:
         return keras.config.image_data_format()
     return one_of("data_format", value, ("channels_last", "channels_first"))

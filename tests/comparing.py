@@ -1,11 +1,11 @@
-"""Comparison of tensors of any backend, those that require gradients included."""
+"""Comparison of tensors of any backend, including those that require gradients."""
 
 import numpy as np
 from keras import ops
 
 
 def assert_close(actual, expected, rtol=1e-7, atol=0.0):
-    """`np.testing.assert_allclose` for tensors and arrays."""
+    """Assert that tensors or arrays are close, as `np.testing.assert_allclose` does."""
     actual, expected = ops.convert_to_numpy(actual), ops.convert_to_numpy(expected)
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 

@@ -1,12 +1,12 @@
-"""What the tests share: quiet logs, repeatable randomness, the golden cases."""
+"""Shared fixtures and settings: quiet logs, fixed seeds, golden cases."""
 
 import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Devices to train on; tests that do not ask for others use the first. Programs run but
-# once or twice: compiling them takes longer than they do.
+# Devices to train on; tests use the first one by default. Programs run only once or
+# twice, so compiling them takes longer than running them.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
@@ -33,8 +33,8 @@ if keras.backend.backend() == "tensorflow":
     _devices = [tf.config.LogicalDeviceConfiguration()] * 4
     tf.config.set_logical_device_configuration(_cpu, _devices)
 
-# Only TensorFlow has replicas and sparse gradients; the data and the command stand on
-# tf.data. What knows no backend, such as downloads and pickles, is tested once.
+# Only TensorFlow has replicas and sparse gradients; the data and the command need tf.data.
+# Code that does not depend on the backend, such as downloads and pickles, is tested once.
 collect_ignore = []
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [
@@ -61,7 +61,7 @@ if keras.backend.backend() != "tensorflow":
         "training/test_strategies.py",
         "training/test_tracing.py",
     ]
-# Of these files, the tests that depend on the backend.
+# Tests in these files that depend on the backend; the others are skipped.
 _ON_EVERY_BACKEND = {
     "test_docs.py": {"test_code_of_a_page", "test_examples_of_docstrings"},
     "test_experiments.py": {
@@ -89,7 +89,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # What one run compiles, the next finds.
+    # Runs share compiled programs.
     if keras.backend.backend() == "jax" and hasattr(config, "cache"):
         import jax
 
@@ -99,7 +99,7 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# After pytest's own, which deselects by markers.
+# Runs after pytest's own hook, which deselects by markers.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     if keras.backend.backend() != "tensorflow":
@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
-    # Those that take longest begin, so that no process is left alone with one in the end.
+    # The longest tests start first, so that no process runs one alone at the end.
     items.sort(key=lambda item: item.path.parent.name != "cli")
     if config.getoption("slice"):
         k, n = map(int, config.getoption("slice").split("/"))
@@ -115,7 +115,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.nodeid in set(chosen)]
 
 
-# What is imported by then stays: the garbage collector need not look through it again.
+# Imported modules stay alive, so exclude them from garbage collection.
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
@@ -144,7 +144,7 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
-# As a process that just started: layers are named "add", not "add_7" for what ran before.
+# Each test starts like a new process: a layer is named "add", not "add_7".
 @pytest.fixture(autouse=True)
 def _repeatable():
     keras.utils.clear_session(free_memory=False)

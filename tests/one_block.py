@@ -1,7 +1,7 @@
-"""`keras-nfnets` with networks of which only the first block is there.
+"""`keras-nfnets` with networks that have only their first block.
 
-What the command does and writes depends little on how deep the network is; how long it
-takes depends on nothing more. As a program: `python tests/one_block.py train --epochs=1`.
+The depth of the network hardly changes what the command does and writes, but it determines
+how long it takes. As a program: `python tests/one_block.py train --epochs=1`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ PROGRAM = __file__
 
 @contextlib.contextmanager
 def networks_of_one_block():
-    """Within it, new networks have no other blocks."""
+    """Context in which new networks have only their first block."""
     stages = network.stages
 
     def first_block(x, *, widths, bottlenecks, **options):

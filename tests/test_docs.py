@@ -1,4 +1,4 @@
-"""The examples of docstrings and the code of the documentation, executed."""
+"""Execution of docstring examples and of the code in the documentation."""
 
 import csv
 import doctest
@@ -24,7 +24,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 
 def modules():
     for module in pkgutil.walk_packages(keras_nfnets.__path__, "keras_nfnets."):
-        # The train steps need their backend, and running __main__ runs the command.
+        # Train steps need their backend, and importing __main__ would run the command.
         if not re.search("__main__|train_step_", module.name):
             yield importlib.import_module(module.name)
 
@@ -40,17 +40,17 @@ def test_examples_of_docstrings(module, tmp_path, monkeypatch):
 
 
 NAMESPACES = (keras_nfnets, training, data, pretrained, layers, deploy, models)
-# A name in several of them is one thing.
+# A name in several of them is the same object.
 PUBLIC = {
     name: getattr(namespace, name)
     for namespace in reversed(NAMESPACES)
     for name in namespace.__all__
 }
-# Constructors of networks, whose docstrings are made from their builders'.
+# Constructors of networks; their docstrings are generated from those of builders.
 NETWORKS = {
     name for name in PUBLIC if re.fullmatch(r"(ECA)?NF\w+(\d|Plus|Tiny|Test)", name)
 }
-# What nothing can be wrong about.
+# Objects that raise no errors.
 WITHOUT_ERRORS = {
     *("Architecture", "Conversion", "Convention", "Step", "TrainingLog"),
     *("draw_signal_propagation", "find_checkpoint", "folder_of", "has_workers"),
@@ -58,7 +58,7 @@ WITHOUT_ERRORS = {
     *("published_name", "random_pictures", "register", "steps_per_epoch"),
     "without_memory",
 }
-# What no paper and no published code defines.
+# Objects without a reference in a paper or in published code.
 OF_OUR_OWN = {
     *("Architecture", "Checkpoint", "Checkpoints", "Conversion", "Source", "Step"),
     *("SymmetricMaxPooling2D", "TrainingLog", "create", "decode_predictions", "export"),
@@ -68,7 +68,7 @@ OF_OUR_OWN = {
     *("read_picture", "recognize", "register", "steps_per_epoch", "strategy"),
     "without_memory",
 }
-# These return nothing.
+# Functions that return nothing.
 ACTIONS = {
     *("check_crop_mode", "draw_signal_propagation", "export", "load_deepmind"),
     *("load_timm", "plot_signal_propagation", "register"),
@@ -124,18 +124,18 @@ def test_every_public_name_is_in_the_reference():
                 assert re.search(known, pages, re.MULTILINE), name
 
 
-# Those that are written by hand.
+# Pages that are written by hand.
 PAGES = [
     README,
     *(p for p in sorted(DOCS.rglob("*.md")) if "repository" not in p.parts),
 ]
-# The guides stand on TensorFlow: they export, or have loops of their own.
+# The guides need TensorFlow: they export, or have custom training loops.
 ON_THIS_BACKEND = PAGES if keras.backend.backend() == "tensorflow" else [README]
 
 
 @pytest.fixture
 def _eagerly(page):
-    """Where a page trains a step or two: to compile it would take longer."""
+    """Run pages that train for one or two steps eagerly, as compilation takes longer."""
     if page.parent.name == "coming_from":
         import tensorflow as tf
 
@@ -156,7 +156,7 @@ def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(block, str(page), "exec"), names)  # noqa: S102
         printed = capsys.readouterr().out
-        # What the code prints stands in a comment under it.
+        # A comment below the code shows its output.
         for line in re.findall(r"^print\(.*\n# (.*)$", block, re.MULTILINE):
             assert line in printed.splitlines()
 
@@ -180,7 +180,7 @@ def command_lines():
                 fence = line if fence is None else None
             elif fence == "```" and "keras-nfnets " in line:
                 yield page.name, line[line.index("keras-nfnets ") :]
-        # In a sentence.
+        # Commands inside a sentence.
         for line in re.findall(r"(?<!`)`(keras-nfnets [^`\n]+)`", text):
             yield page.name, line
 

@@ -10,7 +10,7 @@ from keras_nfnets import files
 
 
 def make(path, content):
-    """A file, or a folder with a file in it."""
+    """Write a file, or a folder with files."""
     if isinstance(content, dict):
         path.mkdir()
         for name, text in content.items():

@@ -1,4 +1,4 @@
-"""The package as a whole, in processes of its own."""
+"""Import of the complete package, in separate processes."""
 
 import os
 import subprocess

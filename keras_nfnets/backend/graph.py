@@ -1,4 +1,4 @@
-"""The graph of a Keras model as a list of calls, nested models opened."""
+"""Graph of a Keras model as a list of calls, with nested models expanded."""
 
 import collections
 import tempfile
@@ -9,7 +9,7 @@ from keras_nfnets.backend import keras_internals
 
 
 def has_graph(layer):
-    """Whether a layer is a functional or sequential model, built."""
+    """Whether a layer is a built functional or sequential model."""
     return (
         isinstance(layer, keras.Model)
         and bool(getattr(layer, "inputs", None))
@@ -18,19 +18,19 @@ def has_graph(layer):
 
 
 def ends(model):
-    """Inputs and outputs of a model that has a graph, in its own structure."""
-    if isinstance(model, keras.Sequential):  # whose `input` is that of its first call
+    """Return the inputs and outputs of a model with a graph, in their structure."""
+    if isinstance(model, keras.Sequential):  # its `input` is that of its first call
         return model.inputs[0], model.outputs[0]
     return model.input, model.output
 
 
 def copy_state(source, target):
-    """Gives a layer all that another of the same config has learned or adapted."""
+    """Copy weights, adapted statistics and assets to a layer of the same config."""
     target.set_weights(source.get_weights())
     layers = map(keras_internals.layers_of, (source, target))
     for old, new in zip(*layers, strict=True):
         if isinstance(new, keras.layers.Normalization):
-            new.finalize_state()  # computes with what it derives from its weights
+            new.finalize_state()  # derives constants from its weights
         if hasattr(old, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 old.save_assets(folder)
@@ -38,7 +38,7 @@ def copy_state(source, target):
 
 
 def unique_name(name, taken):
-    """Return `name`, or `name_1`, `name_2`, ... if it is taken, and add it to `taken`."""
+    """Return `name`, or if taken `name_1`, `name_2`, ..., and add it to `taken`."""
     count, unique = 0, name
     while unique in taken:
         count += 1
@@ -48,11 +48,11 @@ def unique_name(name, taken):
 
 
 class Value:
-    """A tensor of a graph.
+    """Tensor of a graph.
 
     Attributes:
-        spec: the `keras.KerasTensor` it was found as: shape and dtype.
-        call: the `Call` that gives it; None of an input.
+        spec: `keras.KerasTensor` with its shape and dtype.
+        call: `Call` that returns it; None for an input of the graph.
     """
 
     def __init__(self, spec, call=None):
@@ -64,14 +64,14 @@ class Value:
 
 
 class Call:
-    """An operation of a graph, applied once.
+    """Call of an operation in a graph.
 
     Attributes:
-        operation: the layer or `keras.Operation`.
-        args, kwargs: what it is called with, `Value`s in place of tensors.
-        inputs: these values.
-        outputs: list of values.
-        index: its place in the graph's list of calls.
+        operation: layer or other `keras.Operation`.
+        args, kwargs: tuple and dict. Its arguments, with `Value`s in place of tensors.
+        inputs: list of the `Value`s in the arguments.
+        outputs: list of `Value`s.
+        index: int. Index in the graph's list of calls.
     """
 
     def __init__(self, operation, args, kwargs, outputs, index):
@@ -86,15 +86,15 @@ def values_of(structure):
 
 
 class Graph:
-    """What a model computes.
+    """Computation of a model as a list of calls.
 
-    Nested models are opened: in their place stand the calls inside of them. So are
-    layers for which `opens(layer)` is true, if their `call` can be traced.
+    Nested models are replaced by the calls inside them. So are layers for which
+    `opens(layer)` is true; their `call` must be traceable.
 
     Attributes:
-        inputs, outputs: `Value`s in the model's own structure.
-        calls: in an order in which they can be made.
-        consumers: `{value: [call, ...]}`.
+        inputs, outputs: `Value`s in the structure of the model's inputs and outputs.
+        calls: list of `Call`s in topological order.
+        consumers: `{value: [call, ...]}`, the calls that use each value.
     """
 
     def __init__(self, model, opens):
@@ -119,7 +119,7 @@ class Graph:
         return inputs, _traced(model, inputs)
 
     def _expand(self, inputs, outputs, given):
-        """Adds the calls between `inputs` and `outputs`; returns the latter's values."""
+        """Add the calls from `inputs` to `outputs`; return the values of `outputs`."""
         found = {id(x): value for x, value in zip(keras.tree.flatten(inputs), given)}
 
         def own(structure):
@@ -159,13 +159,13 @@ class Graph:
 
 
 def _traced(layer, *args, **kwargs):
-    """What the `call` of a layer gives for symbolic tensors, with its layers' calls."""
+    """Trace the `call` of a layer with symbolic tensors and return its outputs."""
     try:
         outputs = layer.call(*args, **kwargs)
         tensors = keras.tree.flatten(outputs)
         if not tensors or not all(isinstance(x, keras.KerasTensor) for x in tensors):
             raise TypeError(f"it returns {outputs!r}")
-    except Exception as error:  # of whatever code there is in it
+    except Exception as error:  # custom code can raise anything
         raise ValueError(
             f"The graph of {layer.name!r} ({type(layer).__name__}) cannot be had: its "
             "`call` must be of Keras layers and `keras.ops` alone, such that it can be "
@@ -176,7 +176,7 @@ def _traced(layer, *args, **kwargs):
 
 
 def _nodes(outputs, known):
-    """Those that give `outputs` from what is known by its id, in order."""
+    """Return the nodes between `known` (ids) and `outputs` in topological order."""
     ordered, seen = [], set()
     stack = [(x, False) for x in reversed(keras.tree.flatten(outputs))]
     while stack:

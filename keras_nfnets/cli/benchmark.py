@@ -12,7 +12,7 @@ from keras_nfnets.cli.command import Command, UsageError, find_network, progress
 from keras_nfnets.deploy import fold
 from keras_nfnets.pretrained import architectures
 
-# Whether a backend compiles by XLA, in a table's words: TensorFlow may, JAX always does.
+# Label suffixes of the variants to time: TensorFlow compiles with XLA or not, JAX always.
 _XLA = {"tensorflow": ("", ", XLA"), "jax": (", XLA",), "torch": ("",)}
 
 
@@ -41,7 +41,7 @@ def run(flags, arguments):
         for batch in batches
     }
     laps = {key: [] for key in calls}
-    # In turns: a machine that slows down does so for all.
+    # Networks take turns, so that a machine that slows down does so for all of them.
     for _ in progress_bar(range(flags.rounds), "measuring", "rounds"):
         for key, call in calls.items():
             start = time.perf_counter()
@@ -57,7 +57,7 @@ def run(flags, arguments):
 
 
 def _ours(model):
-    """`{label: function}` from a batch size to what is to be timed, ready."""
+    """Return `{label: function}`; each function makes the call to time at a batch size."""
     return {
         f"{label}{xla}": _maker(network, bool(xla))
         for label, network in (("as it trains", model), ("folded", fold(model)))
@@ -66,7 +66,7 @@ def _ours(model):
 
 
 def _maker(model, compiled):
-    # A model of its own, with the same weights: one is compiled in one way.
+    # A separate model with the same weights, since a model is compiled in one way only.
     model = type(model)(model.inputs, model.outputs)
     model.compile(jit_compile=compiled)
 
@@ -78,7 +78,7 @@ def _maker(model, compiled):
 
 
 def _peers(network, size):
-    """As `_ours`, of the same network of packages that are installed."""
+    """Return functions as `_ours` does, for this network in other installed packages."""
     makers = {}
     for peer, of_peer in (("timm", _timm), ("kecam", _kecam)):
         try:
@@ -94,7 +94,7 @@ def _timm(network, size):
 
     ours = network.architecture
     names = [
-        name  # timm's are in lower case
+        name  # timm's names are in lower case
         for name, known in architectures.NETWORKS.items()
         if name.islower() and known.architecture == ours
     ]
@@ -144,7 +144,7 @@ def _pictures(*shape):
 
 
 def _ready(call):
-    """`call`, after what the first calls do once."""
+    """Warm up a call and return it."""
     for _ in range(2):
         call()
     return call

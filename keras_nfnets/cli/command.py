@@ -1,4 +1,4 @@
-"""What every subcommand shares: flags, help, and errors that are one sentence."""
+"""Flags, help, errors and helpers shared by all subcommands."""
 
 import contextlib
 import copy
@@ -13,18 +13,18 @@ from keras_nfnets import pretrained
 
 
 class UsageError(Exception):
-    """The command line cannot be meant; the message says what would do."""
+    """An invalid command line; the message says what would be valid."""
 
 
 class Failure(Exception):
-    """What was asked for could not be done; the message says why."""
+    """A command that could not be carried out; the message says why."""
 
 
 @dataclasses.dataclass
 class Command:
-    """A subcommand: its name, the text of its help, its flags and what it does.
+    """A subcommand: its name, help text, flags and implementation.
 
-    `other_names` of flags are `{other: name}`.
+    `other_names` maps aliases of flags to their names.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Command:
     other_names: dict = dataclasses.field(default_factory=dict)
 
     def parse(self, arguments):
-        """The flags' values, as attributes, and the positional arguments."""
+        """Return the values of flags, as attributes, and the positional arguments."""
         values = copy.deepcopy(self.values)
         arguments = [self._normalized(argument) for argument in arguments]
         try:
@@ -45,7 +45,7 @@ class Command:
                     raise UsageError(f"--{name} must be finite. Received: {value}")
             return values, positional
         except flags.IllegalFlagValueError as error:
-            # absl's own text may be a parser's ("invalid literal for int() ...").
+            # absl's own message may be Python's ("invalid literal for int() ...").
             name, _, value = str(error).removeprefix("flag --").partition("=")
             value = value.partition(":")[0]
             raise UsageError(
@@ -71,7 +71,7 @@ class Command:
         return "\n".join(lines)
 
     def define(self, kind, name, default, help, **options):
-        """Defines a flag of this command: `kind` is `"integer"`, `"float"`, ..."""
+        """Define a flag of this command; `kind` is `"integer"`, `"float"`, ..."""
         define = getattr(flags, f"DEFINE_{kind}")
         define(
             name=name, default=default, help=help, flag_values=self.values, **options
@@ -79,7 +79,7 @@ class Command:
         self.values.register_flag_by_module(self.name, self.values[name])
 
     def _normalized(self, argument):
-        """`--dry_run` for `--dry-run`, and a flag's first name for another one."""
+        """Replace dashes in the name of a flag by underscores, and an alias by the name."""
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = name[2:].replace("-", "_")
@@ -88,30 +88,30 @@ class Command:
 
 
 def _wanted(flag):
-    """What a flag takes, in words."""
+    """Describe the values that a flag accepts."""
     if flag.boolean:
         return "true or false"
     choices = getattr(flag.parser, "enum_values", None)
     if choices:
         return f"one of {', '.join(choices)}"
     words = flag.parser.syntactic_help
-    # (absl leaves the article out of "number >= 1".)
+    # absl omits the article in "number >= 1".
     return words if words.startswith("a") else f"{flag.parser.number_article} {words}"
 
 
 def load_model(path):
-    """The model in a .keras file, or a Failure."""
+    """Load the model in a .keras file, or raise a `Failure`."""
     import keras
 
     try:
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # of whatever type Keras stumbles over
+    except Exception as error:  # Keras raises exceptions of many types
         raise Failure(f"{path} is not a whole .keras file: {error}") from error
 
 
 @contextlib.contextmanager
 def explained(source):
-    """Within it, that almost no picture of a `data.Source` can be read is a Failure."""
+    """Context that raises a `Failure` if most images of a `data.Source` are unreadable."""
     import tensorflow as tf
 
     try:
@@ -123,14 +123,14 @@ def explained(source):
 
 
 def progress_bar(items, what, unit, total=None):
-    """Iterates over `items` with a bar, where somebody is looking."""
+    """Iterate over `items`, with a progress bar if the output is a terminal."""
     from tqdm import tqdm
 
     return tqdm(items, what, total, unit=f" {unit}", leave=False, disable=None)
 
 
 def find_network(name):
-    """`pretrained.find_network`; a name that is not known is a UsageError."""
+    """Call `pretrained.find_network`, and raise a `UsageError` for an unknown name."""
     try:
         return pretrained.find_network(name)
     except ValueError as error:

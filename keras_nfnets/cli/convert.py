@@ -46,9 +46,9 @@ def run(flags, arguments):
 
 
 def _read(source):
-    """The model of a weight file and what it is."""
+    """Return the model of a weight file, and a description of the model."""
     if source.lower().endswith(".keras") and pretrained.is_weight_file(source):
-        # It says itself what it is, which its weights alone do not.
+        # A .keras file holds its architecture, which cannot always be told from weights.
         model = load_model(source)
         return model, f"the model {model.name!r}"
     checkpoint = pretrained.find_checkpoint(source)

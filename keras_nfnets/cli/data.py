@@ -9,7 +9,7 @@ from keras_nfnets.cli import pictures
 from keras_nfnets.cli.command import Command, Failure, UsageError
 
 _ROWS, _COLUMNS = 4, 8
-# Of more, counting each class would mean to read for minutes.
+# Counting the classes of a larger split would take minutes.
 _MOST_COUNTED = 200_000
 
 
@@ -49,7 +49,7 @@ def run(flags, arguments):
 
 
 def _preview(flags, source, split, recipe):
-    """Writes a sheet of pictures as they are trained on."""
+    """Write a sheet of training images after augmentation."""
     words = (
         flags.augmentation or (recipe and recipe.augmentation) or source.augmentation
     )

@@ -1,4 +1,4 @@
-"""`keras-nfnets train --dry-run`: what a run would be, and two steps of it."""
+"""`keras-nfnets train --dry-run`: the plan of a run, and two training steps."""
 
 import dataclasses
 import time
@@ -12,10 +12,10 @@ _PICTURES, _SIDE, _STEPS = 4, 64, 2
 
 
 def run(recipe):
-    """Prints the plan of a recipe and trains two steps with noise; returns the status."""
+    """Print the plan of a recipe, train two steps on noise, and return the exit status."""
     try:
         source = data.find(recipe.data, download=False)
-        if source.splits:  # else they are not known before it is downloaded
+        if source.splits:  # else they are unknown until the data set is downloaded
             recipe = recipes.with_parts(recipe, source)
         _print_plan(recipe, source)
         seconds, logs = _two_steps(recipe, source)
@@ -117,13 +117,13 @@ def _described_optimizer(recipe):
 
 
 def _two_steps(recipe, source):
-    """Seconds and logs of two steps of the run, small."""
+    """Train two steps of a small version of the run; return the seconds and the logs."""
     small = dataclasses.replace(
         recipe,
         batch_size=_PICTURES,
         image_size=_SIDE,
         test_image_size=None,
-        weights=None,  # those would be downloaded
+        weights=None,  # they would be downloaded
         train_split="train",
         precision="float32",
     )
@@ -134,7 +134,7 @@ def _two_steps(recipe, source):
     keras.utils.set_random_seed(recipe.seed)
     model = recipes.create_model(small, noise)
     recipes.compile_model(small, model, steps_per_epoch=_STEPS * 1000)
-    # To compile the largest takes minutes.
+    # Compiling the largest networks takes minutes.
     model.run_eagerly = True
     started = time.perf_counter()
     history = model.fit(

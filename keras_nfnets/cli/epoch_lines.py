@@ -1,4 +1,4 @@
-"""What a training run prints: a bar while an epoch lasts, a line when it is over."""
+"""Console output of training: a progress bar during an epoch, a line after it."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints what is going to happen, and a table of the epochs."""
+    """Callback that prints the plan of a run and a table of its epochs."""
 
     def __init__(self, plan, epochs, steps):
         super().__init__()
@@ -22,11 +22,11 @@ class EpochLines(keras.callbacks.Callback):
             desc=f"Epoch {epoch + 1}/{self.epochs}",
             unit=" batches",
             leave=False,
-            disable=None,  # where nobody is looking
+            disable=None,  # unless the output is a terminal
         )
 
     def on_train_batch_end(self, batch, logs=None):
-        # Several at once with `steps_per_execution`.
+        # With `steps_per_execution`, several batches end at once.
         self._bar.update(batch + 1 - self._bar.n)
         self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
 
@@ -43,7 +43,7 @@ class EpochLines(keras.callbacks.Callback):
 
 
 def _columns(logs):
-    """`{heading: value}`, as text."""
+    """Format the logs of an epoch as `{heading: value}`."""
     columns = {
         "  loss": f"{logs['loss']:.3f}",
         "accuracy": f"{logs['accuracy']:.1%}",

@@ -19,7 +19,7 @@ def run(flags, arguments):
         network = networks.find(name)
     except (ValueError, OSError) as error:
         raise Failure(str(error)) from error
-    # Of a network that was trained here, what it was trained on.
+    # For a network that `train` wrote, its metadata name the data that it was trained on.
     about = network.about
     where, split = flags.data or about.get("data"), flags.split
     if where is None:
@@ -85,7 +85,7 @@ def run(flags, arguments):
 
 
 def _new_labels(source, network):
-    """Of each class of the pictures, its number in the network."""
+    """Return the model's class index for each class of the data set."""
     known = network.class_names
     if known is None or list(known) == list(source.class_names):
         outputs = network.model.output_shape[-1]

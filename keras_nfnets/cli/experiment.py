@@ -1,4 +1,4 @@
-"""`keras-nfnets experiment`: tries a claim of the papers."""
+"""`keras-nfnets experiment`: tests of the papers' claims."""
 
 import pathlib
 import shlex
@@ -37,7 +37,7 @@ def run(flags, arguments):
 
 
 def _prepared(flags, experiment, several):
-    """What an experiment is run with: all that can be wrong is found here."""
+    """Return an experiment with its settings, folder and results, all checked."""
     settings = experiments.settings_of(
         experiment, flags.scale, flags.dataset, flags.seeds
     )
@@ -76,7 +76,7 @@ def _folder(flags, settings, several):
 
 
 def _run(experiment, settings, results, folder, jobs):
-    """Measures what is missing, writes the page and returns its findings."""
+    """Measure the missing cells, write the page and return its findings."""
     there = len(results.rows)
     print(
         f"{experiment.name}, {settings['scale']} scale"
@@ -116,7 +116,7 @@ def _run(experiment, settings, results, folder, jobs):
 
 
 def _command(experiment, settings):
-    """That which does it again."""
+    """Return the command line that reproduces a run."""
     scale, dataset = settings["scale"], settings.get("dataset")
     words = ["keras-nfnets", "experiment", experiment.name]
     if scale != "small":
@@ -130,7 +130,7 @@ def _command(experiment, settings):
 
 
 class _Progress:
-    """A line for each cell, and a bar below them where somebody is looking."""
+    """Console output: a line per cell, and a progress bar if it is a terminal."""
 
     def __enter__(self):
         from tqdm import tqdm

@@ -8,7 +8,7 @@ from keras_nfnets import data, deploy
 from keras_nfnets.cli import networks
 from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
 
-# Enough to know the ranges of a network's activations.
+# Enough to calibrate the ranges of a network's activations.
 _EXAMPLES = 200
 
 
@@ -49,7 +49,7 @@ def run(flags, arguments):
 
 def _examples(folder, preparation):
     files = data.find_pictures([folder])
-    # Spread over all of them, not the first class alone.
+    # Spread over all files, so that they are not all of the first class.
     files = files[:: max(1, len(files) // _EXAMPLES)][:_EXAMPLES]
     return np.stack(
         [

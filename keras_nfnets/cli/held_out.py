@@ -1,4 +1,4 @@
-"""What a network says of all pictures of a part."""
+"""Predictions of a model on every image of a split."""
 
 import typing
 
@@ -9,12 +9,12 @@ from keras_nfnets.cli.command import progress_bar
 
 
 class Results(typing.NamedTuple):
-    """What a network says of pictures that were not left out.
+    """Predictions of a model on the images of a split that were not left out.
 
     Attributes:
-        places: of each picture among the records of its part.
-        labels: of each picture, ints `(n,)`.
-        probabilities: float64 `(n, classes)`.
+        places: ints `(n,)`. Index of each image among the records of its split.
+        labels: ints `(n,)`. True class of each image.
+        probabilities: float64 `(n, classes)`. Predicted probabilities.
     """
 
     places: np.ndarray
@@ -23,7 +23,7 @@ class Results(typing.NamedTuple):
 
     @property
     def said(self):
-        """The most probable class of each picture."""
+        """Predicted class of each image."""
         return self.probabilities.argmax(axis=1)
 
     @property
@@ -31,7 +31,7 @@ class Results(typing.NamedTuple):
         return float((self.said == self.labels).mean())
 
     def loss(self, label_smoothing=0.0):
-        """The mean cross entropy, as `keras.losses.CategoricalCrossentropy` has it."""
+        """Compute the mean loss, as `keras.losses.CategoricalCrossentropy` does."""
         p = self.probabilities / self.probabilities.sum(axis=1, keepdims=True)
         logs = np.log(p.clip(1e-7, 1 - 1e-7))
         of_label = logs[np.arange(len(logs)), self.labels]
@@ -41,7 +41,7 @@ class Results(typing.NamedTuple):
         return float(-smoothed.mean())
 
     def accuracy_by_class(self):
-        """The accuracy of each class, NaN where there are no pictures, and their count."""
+        """Return the accuracy of each class, NaN without images, and its image count."""
         right = self.said == self.labels
         classes = self.probabilities.shape[1]
         counts = np.bincount(self.labels, minlength=classes)
@@ -49,7 +49,7 @@ class Results(typing.NamedTuple):
         return np.where(counts, sums / np.maximum(counts, 1), np.nan), counts
 
     def confusion(self):
-        """ints `(classes, classes)`: of each class (row), what the network says."""
+        """Return the confusion matrix, ints `(true classes, predicted classes)`."""
         classes = self.probabilities.shape[1]
         matrix = np.zeros((classes, classes), int)
         np.add.at(matrix, (self.labels, self.said), 1)
@@ -57,15 +57,20 @@ class Results(typing.NamedTuple):
 
 
 def results_of(predict, source, split, preparation, batch_size=64):
-    """What a network says of all pictures of a part, with a bar where somebody looks.
+    """Compute the predictions of a model on a split, with a progress bar on terminals.
 
     Args:
-        predict: makes of a batch of pictures their probabilities or logits.
-        source, split: of `data.load`.
-        preparation: of the pictures, with their `size`.
+        predict: callable from a batch of images to their probabilities or logits.
+        source: `data.Source`.
+        split: str. Name of a split, see `data.load`.
+        preparation: dict. Preparation of the images, see `data.load`, with their `size`.
+        batch_size: int. Number of images per batch.
+
+    Returns:
+        `Results`.
 
     Raises:
-        ValueError: none of them can be read.
+        ValueError: no image of the split can be read.
     """
     batches = data.load(
         source, split, preparation["size"], batch_size, preparation=preparation
@@ -87,7 +92,7 @@ def _names(source, split):
 
 
 def probabilities(outputs):
-    """A network's answers as probabilities, float64, whether they are or are logits."""
+    """Convert outputs, probabilities or logits, to probabilities, float64."""
     outputs = np.asarray(outputs, "float64")
     sums = outputs.sum(axis=-1, keepdims=True)
     if outputs.min() >= 0 and np.abs(sums - 1).max() < 1e-2:
@@ -97,7 +102,7 @@ def probabilities(outputs):
 
 
 def pictures_at(source, split, places):
-    """`{place: (name, picture)}` of some records of a part; pictures are uint8."""
+    """Return `{index: (name, image)}` of the records at these indices; images are uint8."""
     wanted, found = set(map(int, places)), {}
     for place, (name, image, _) in enumerate(source.records(split).as_numpy_iterator()):
         if place in wanted:

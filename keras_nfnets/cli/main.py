@@ -56,8 +56,8 @@ Normalizer-free networks for Keras.
 
 
 def run():
-    """Runs `sys.argv` and exits with 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
-    # Names of files may have bytes in them that are no text.
+    """Run `sys.argv` and exit with 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    # File names may contain bytes that are not valid text.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main(sys.argv[1:])
@@ -67,13 +67,13 @@ def run():
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would flush once more.
+        # The reader (head, less) has closed the pipe; Python would flush again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def main(arguments):
-    """Runs a command line and returns its exit status."""
+    """Run a command line and return its exit status."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):

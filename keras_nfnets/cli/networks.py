@@ -1,4 +1,4 @@
-"""Networks that a command line names: published ones and those in files."""
+"""Networks named on the command line: published ones and those in files."""
 
 import contextlib
 import pathlib
@@ -13,7 +13,7 @@ from keras_nfnets.cli import run_folder
 from keras_nfnets.cli.command import load_model
 from keras_nfnets.pretrained import architectures
 
-# For a network of whose training nothing is known.
+# Preparation of images for a network whose training is unknown.
 _IMAGENET = {
     "size": 224,
     "crop": 0.875,
@@ -24,9 +24,9 @@ _IMAGENET = {
 
 
 class Network(typing.NamedTuple):
-    """A model, how pictures are prepared for it and what its classes are called.
+    """A model, the preparation of its images and the names of its classes.
 
-    `about` is what 'keras-nfnets train' says of it.
+    `about` is the metadata that 'keras-nfnets train' saved with it.
     """
 
     model: keras.Model
@@ -35,7 +35,7 @@ class Network(typing.NamedTuple):
     about: dict = {}  # noqa: RUF012 (never changed)
 
     def checked(self, source):
-        """This, or a ValueError that says what about the model does not do."""
+        """Return this network, or raise a ValueError if it cannot classify images."""
         outputs = self.model.output_shape
         if not (isinstance(outputs, tuple) and len(outputs) == 2 and outputs[1] > 1):
             raise ValueError(
@@ -49,7 +49,7 @@ class Network(typing.NamedTuple):
             if names is not None and len(names) != outputs[1]:
                 raise ValueError(f"{len(names)} names for {outputs[1]} classes")
             self.model.predict(x, verbose=0)
-        except Exception as error:  # of whatever type the model stumbles over
+        except Exception as error:  # models raise exceptions of many types
             raise ValueError(
                 f"{source} does not go with pictures prepared by {self.preparation}: "
                 f"{error}"
@@ -58,10 +58,10 @@ class Network(typing.NamedTuple):
 
 
 def find(name):
-    """The `Network` of a name of the zoo, a checkpoint's, a file's or a run's folder.
+    """Find a `Network` by the name of a network, a checkpoint, a file or a run's folder.
 
     Raises:
-        ValueError, OSError: there is none, or it cannot be used or fetched.
+        ValueError, OSError: there is no such network, or it cannot be used or downloaded.
     """
     for path in (pathlib.Path(name), pathlib.Path(name, run_folder.MODEL)):
         if pretrained.is_weight_file(path):
@@ -84,7 +84,7 @@ def find(name):
                 f"There are no published weights of {name!r}. 'keras-nfnets list "
                 "--weights' shows what there is."
             )
-        # The most accurate.
+        # The first checkpoint is the most accurate.
         checkpoint = published[0]
         name = checkpoint.name
     model = pretrained.create(name, classes=checkpoint.classes)
@@ -124,7 +124,7 @@ def _from_file(path):
 
 
 def _preparation_for(model):
-    """ImageNet's, for the pictures that a model takes; nothing else is known."""
+    """Return the preparation of ImageNet's images, for the input shape of a model."""
     shape = model.input_shape
     if not (isinstance(shape, tuple) and len(shape) == 4 and shape[3] in (1, 3)):
         raise ValueError(
@@ -144,10 +144,10 @@ def _class_names(checkpoint):
 
 def _imagenet_names():
     try:
-        # Keras says on the standard output that it downloads them.
+        # Keras reports the download of the names on the standard output.
         with contextlib.redirect_stdout(sys.stderr):
             return [best[0][1] for best in decode_predictions(np.eye(1000), top=1)]
-    # Of no class in particular.
+    # A download can fail with exceptions of many types.
     except Exception as error:  # noqa: BLE001
         print(f"Classes are numbers, for want of their names: {error}", file=sys.stderr)
         return None

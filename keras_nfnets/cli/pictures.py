@@ -1,14 +1,14 @@
-"""Pictures of pictures, and of a training run."""
+"""Matplotlib figures of training runs, and sheets of images."""
 
 import numpy as np
 
 
 def training_curves(history, path, title):
-    """Draws loss, accuracy and the share of units clipped, epoch by epoch.
+    """Plot the loss, the accuracy and the share of clipped units over the epochs.
 
-    `history` is that of `keras.callbacks.History`; `clip_share` may be missing. Drawn
-    are also the averaged weights' results (`val_ema_loss`, ...) and the shares of the
-    parts of the network (`clip_share_stage1`, ...), where there are such.
+    `history` is that of `keras.callbacks.History`; `clip_share` is optional. So are the
+    results of averaged weights (`val_ema_loss`, ...) and the shares of parts of the
+    network (`clip_share_stage1`, ...).
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -47,14 +47,15 @@ def training_curves(history, path, title):
 
 
 def predictions(images, labels, probabilities, class_names, path, title):
-    """Draws held-out pictures with what the network said, its mistakes first.
+    """Draw test images with their predicted classes, mistakes first.
 
     Args:
-        images: `(n, height, width, 1 or 3)`, of any range.
-        labels: `(n,)` integers.
-        probabilities: `(n, classes)`.
-        class_names: what the classes are called.
-        path, title: of the picture.
+        images: array `(n, height, width, 1 or 3)`, of any range.
+        labels: integer array `(n,)`.
+        probabilities: array `(n, classes)`.
+        class_names: list of str.
+        path: path of the file to write.
+        title: str. Title of the figure.
     """
     rows, columns = 5, 8
     said = probabilities.argmax(axis=1)
@@ -73,12 +74,12 @@ def predictions(images, labels, probabilities, class_names, path, title):
 
 
 def labelled(shown, path):
-    """Draws pictures with what a network says of them.
+    """Draw images with their most probable classes.
 
     Args:
-        shown: list of a picture (uint8), its name and its predictions, best first,
-            each a dict with `"name"` and `"probability"`.
-        path: of the picture to write.
+        shown: list of tuples: an image (uint8), its name and its predictions, most
+            probable first, each a dict with `"name"` and `"probability"`.
+        path: path of the file to write.
     """
     images = [image for image, _, _ in shown]
     captions = []
@@ -89,22 +90,23 @@ def labelled(shown, path):
 
 
 def sheet(images, captions, columns, path, title):
-    """Draws pictures in rows, each under its caption.
+    """Draw images in rows, each under its caption.
 
     Args:
-        images: uint8 `(n, height, width, 1 or 3)`.
-        captions: n texts.
-        columns: of the sheet.
-        path, title: of the picture.
+        images: uint8 array `(n, height, width, 1 or 3)`.
+        captions: list of n str.
+        columns: int. Number of images per row.
+        path: path of the file to write.
+        title: str. Title of the figure.
     """
     _draw(images, captions, columns, path, title, side=1.6)
 
 
 def _draw(images, captions, columns, path, title="", *, side, colors=None):
-    """Draws images into squares of `side` inches, in rows, each under its caption.
+    """Draw images into squares of `side` inches, in rows, each under its caption.
 
-    All are in one pair of axes, whose unit is the inch: with axes for each, and a layout
-    for them, it takes several times as long.
+    All images share one pair of axes whose unit is the inch: separate axes and a layout
+    for them take several times as long.
     """
     from matplotlib.figure import Figure
 
@@ -135,7 +137,7 @@ def _draw(images, captions, columns, path, title="", *, side, colors=None):
 
 
 def from_standardized(images, preparation):
-    """What was standardized, as uint8 to look at; see `data.prepare`."""
+    """Convert standardized images to uint8 for display; see `data.prepare`."""
     mean, deviation = preparation["mean"], preparation["deviation"]
     if mean is None:
         low = images.min(axis=(1, 2, 3), keepdims=True)
@@ -149,7 +151,7 @@ def from_standardized(images, preparation):
 
 
 def small(picture, longest):
-    """A picture (uint8) of at most so many pixels a side."""
+    """Shrink an image (uint8) to at most `longest` pixels a side."""
     from PIL import Image
 
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)

@@ -71,7 +71,7 @@ def _check_plot(path):
 
 
 def _predict(network, files):
-    """Yields each file with its picture and probabilities, or with None and an error."""
+    """Yield each file with its image and probabilities, or with None and an error."""
     read = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""The page about a training run: one file of HTML that needs nothing else."""
+"""Report of a training run: one self-contained HTML file."""
 
 import base64
 import html
@@ -9,21 +9,22 @@ import numpy as np
 
 from keras_nfnets.cli import held_out, pictures, run_folder
 
-# A larger matrix is not read any more; then the pairs most often confused are told.
+# A larger confusion matrix is hard to read; then the most frequent confusions are listed.
 _LARGEST_MATRIX = 25
 _MOST_WRONG, _PAIRS = 24, 15
 
 
 def page(title, recipe, source, history, results, curves, model):
-    """The page, as text.
+    """Return the report as HTML text.
 
     Args:
-        title: of the run.
-        recipe, source: of the run.
-        history: `{name: [value, ...]}`, an epoch each.
-        results: `Results` on the held-out pictures.
-        curves: path of the picture of the training curves.
-        model: path where the model will be.
+        title: str. Title of the run.
+        recipe: `recipes.Recipe` of the run.
+        source: `data.Source` of the run.
+        history: dict `{name: [value, ...]}`, one value per epoch.
+        results: `Results` on the test images.
+        curves: `pathlib.Path` of the figure of training curves.
+        model: `pathlib.Path` where the model will be.
     """
     wrong = results.said != results.labels
     epochs = len(history["loss"])
@@ -65,7 +66,7 @@ def page(title, recipe, source, history, results, curves, model):
 
 
 def _text(value):
-    # (Names of files may have bytes that are no text.)
+    # File names may contain bytes that are not valid text.
     return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""The folder of a training run: what it is called and what is in it."""
+"""The folder of a training run: its name and its files."""
 
 import json
 import os
@@ -38,7 +38,10 @@ DESCRIPTIONS = {
 
 
 def make(flags, name, strategy):
-    """Makes the folder of this run; never one in which another run's results are."""
+    """Create the folder of a run, and return its path.
+
+    A folder with results of another run needs --overwrite or --resume.
+    """
     runs = pathlib.Path("runs")
     writes = training.is_chief(strategy)
     if training.has_workers(strategy) and not flags.output_dir:
@@ -73,7 +76,7 @@ def make(flags, name, strategy):
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UsageError(f"Cannot write into --output_dir: {error}") from error
-    # (Without a history it was stopped before its first epoch was over.)
+    # Without a history, the run was stopped before its first epoch ended.
     finished = (folder / MODEL).exists() and (folder / HISTORY).exists()
     if flags.resume and finished and not (folder / CHECKPOINTS).exists():
         raise UsageError(f"The run in {folder} is finished; there is nothing to resume")
@@ -87,9 +90,9 @@ def make(flags, name, strategy):
 
 
 def best_epoch(history):
-    """The number, from 0, of the epoch with the best accuracy on held-out pictures.
+    """Return the index of the epoch with the best validation accuracy.
 
-    Of several, that with the least loss: with few pictures many have the same accuracy.
+    The validation loss breaks ties, which are frequent with few images.
     """
     pairs = zip(history["val_accuracy"], history["val_loss"])
     values = [(accuracy, -loss) for accuracy, loss in pairs]
@@ -97,7 +100,7 @@ def best_epoch(history):
 
 
 def move(partial, folder):
-    """Moves this run's files into place of an earlier run's and returns their names."""
+    """Replace the files of an earlier run by those of this run, and return their names."""
     written = []
     for name in DESCRIPTIONS:
         file = partial / name
@@ -109,17 +112,17 @@ def move(partial, folder):
     return written
 
 
-# Within a .keras file, which is an archive; Keras takes no notice of it.
+# File in the archive that a .keras file is; Keras ignores it.
 _PAGE = "keras_nfnets.json"
 
 
 def save_model(model, path, about):
-    """Saves a model, with what one must know to use it in the file itself.
+    """Save a model in one file with the metadata needed to use it.
 
     Args:
-        model: of Keras.
-        path: ends in `.keras`.
-        about: a dict of JSON's types: `"preparation"`, `"class_names"`, ...
+        model: `keras.Model`.
+        path: path of the file, which ends in `.keras`.
+        about: JSON-serializable dict: `"preparation"`, `"class_names"`, ...
     """
     model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
@@ -127,10 +130,10 @@ def save_model(model, path, about):
 
 
 def about_model(path):
-    """What `save_model` has put into a file, or `train` beside it; None without it.
+    """Return the metadata in a file of `save_model`, or next to a model, or None.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file or its metadata cannot be read.
     """
     beside = pathlib.Path(path).with_suffix(".json")
     place = path

@@ -45,13 +45,13 @@ def run(flags, arguments):
         raise UsageError(
             "--tensorboard needs TensorBoard: pip install keras_nfnets[tensorboard]"
         )
-    # Keras's, of held-out pictures, of which there may be fewer than there are files.
+    # Keras warns if a test set has fewer images than files, as some may be left out.
     warnings.filterwarnings("ignore", "Your input ran out of data")
     recipe = _recipe(flags)
     if flags.dry_run:
         return dry_run.run(recipe)
     try:
-        # First of all, as TensorFlow wants it.
+        # TensorFlow requires that a strategy is created before anything else.
         strategy = training.strategy(flags.strategy)
         keras.utils.set_random_seed(recipe.seed)
         source = data.find(recipe.data)
@@ -102,7 +102,7 @@ def run(flags, arguments):
         keep_best = _KeepBest(best, checkpoints.history, recipe.patience, chief)
         callbacks.append(keep_best)
         if keep_best.is_over:
-            epochs = done  # it was killed when it was about to end
+            epochs = done  # the run was killed just before its end
     callbacks += [checkpoints, _CtrlCBetweenBatches()]
     if chief:
         callbacks.append(EpochLines(plan, recipe.epochs, steps_per_epoch))
@@ -132,16 +132,16 @@ def run(flags, arguments):
     if not chief:
         return _status(stopped)
 
-    # From here it takes seconds; a second Ctrl-C should not cost the model.
+    # The rest takes seconds; a second Ctrl-C must not lose the model.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Everything is written here, and moved when it is whole.
+    # Files are written here, and moved when they are complete.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=run_folder.PARTIAL, dir=folder))
     try:
         if recipe.patience and best.exists():
             model.load_weights(best)
         _write(model, recipe, source, checkpoints.history, partial, title, folder)
         written = run_folder.move(partial, folder)
-        if not stopped:  # else it can be resumed
+        if not stopped:  # a stopped run can be resumed
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     except OSError as error:
         print(f"Cannot write the results into {folder}: {error}", file=sys.stderr)
@@ -154,7 +154,7 @@ def run(flags, arguments):
 
 
 def _recipe(flags):
-    """The recipe that the flags ask for."""
+    """Return the recipe that the flags ask for."""
     values = {
         name: getattr(flags, name)
         for name in (
@@ -171,7 +171,7 @@ def _recipe(flags):
         values["model"] = find_network(flags.model).name
     folder = data.folder_of(flags.data) if flags.data else None
     if folder is not None:
-        # From the root on, for a run to be found and resumed from elsewhere.
+        # An absolute path, so that a run can be used and resumed from other folders.
         values["data"] = str(folder.resolve())
     name = flags.recipe or ("finetune" if folder is not None else "digits")
     try:
@@ -181,7 +181,7 @@ def _recipe(flags):
 
 
 def _check_output(flags, recipe):
-    """Raises a ValueError if the results would be among the pictures, as a class."""
+    """Raise a ValueError if the results would be in the data folder, as a class."""
     folder = data.folder_of(recipe.data)
     out = pathlib.Path(flags.output_dir or "runs").expanduser().resolve()
     if folder is not None and out.is_relative_to(folder.resolve()):
@@ -192,13 +192,16 @@ def _check_output(flags, recipe):
 
 
 def _short(name):
-    """A name for files and titles, of a data set or a folder."""
+    """Return the name of a data set or a folder for file names and titles."""
     folder = data.folder_of(name)
     return re.sub(r"[^\w.-]+", "_", folder.resolve().name if folder else name)
 
 
 def _shards(strategy):
-    """Among how many a batch is divided by the data; replicas of one process do it."""
+    """Return the number of shards in which a batch is read.
+
+    With one process it is 1: the strategy divides batches among its replicas.
+    """
     return strategy.num_replicas_in_sync if training.has_workers(strategy) else 1
 
 
@@ -215,7 +218,7 @@ def _steps_per_epoch(recipe, source, strategy):
 
 
 def _batches(recipe, source, done, strategy):
-    """All batches from an epoch on; of several workers each reads its own share."""
+    """Load all batches from an epoch on; with several workers each reads its shards."""
     import tensorflow as tf
 
     def load(shard=(0, 1)):
@@ -240,7 +243,7 @@ def _batches(recipe, source, done, strategy):
 
 
 def _say_what_there_is(recipe, source):
-    """Prints the classes with their numbers of pictures, and what stands out."""
+    """Print the number of images per class, and hints about imbalance and weights."""
     train, test = (source.counts(s) for s in (recipe.train_split, recipe.test_split))
     print(
         f"{sum(train):,} pictures to train on and {sum(test):,} held out, of "
@@ -276,10 +279,10 @@ def _train_head(recipe, model, source):
 
 
 class _KeepBest(keras.callbacks.Callback):
-    """Keeps the weights of the best epoch, and ends training when none gets better.
+    """Callback that keeps the weights of the best epoch, and stops training early.
 
-    (Keras's callbacks know no ties, and nothing of epochs before a run was resumed.)
-    Put it before `Checkpoints`: a run that was killed between them repeats the epoch.
+    Keras's callbacks neither break ties nor know the epochs before a run was resumed. Put
+    it before `Checkpoints`: a run that is killed between the two repeats the epoch.
     """
 
     def __init__(self, path, history, patience, write):
@@ -307,10 +310,10 @@ class _KeepBest(keras.callbacks.Callback):
 
 
 class _CtrlCBetweenBatches(keras.callbacks.Callback):
-    """Lets a Ctrl-C wait for the end of the batch.
+    """Callback that delays a Ctrl-C until the end of the batch.
 
-    In the middle of one it may reach native code of TensorFlow, which aborts. A second
-    Ctrl-C does not wait.
+    Within a batch it may reach native code of TensorFlow, which then aborts. A second
+    Ctrl-C is not delayed.
     """
 
     def on_train_begin(self, logs=None):
@@ -332,7 +335,7 @@ class _CtrlCBetweenBatches(keras.callbacks.Callback):
 
 
 def _check_that_all_begin_at(done, strategy):
-    """Raises a UsageError unless all workers have as many epochs behind them."""
+    """Raise a `UsageError` unless all workers have completed `done` epochs."""
     import tensorflow as tf
 
     def add():
@@ -349,11 +352,11 @@ def _check_that_all_begin_at(done, strategy):
 
 
 class _LostWorker(Exception):
-    """Another worker does not answer any more."""
+    """Another worker no longer responds."""
 
 
 def _fit(model, batches, test_batches, done, epochs, steps_per_epoch, callbacks):
-    """Trains, and returns the error that stopped it, None if nothing did."""
+    """Train, and return the error that stopped training, or None."""
     import tensorflow as tf
 
     try:
@@ -363,17 +366,17 @@ def _fit(model, batches, test_batches, done, epochs, steps_per_epoch, callbacks)
             initial_epoch=done,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
-            shuffle=False,  # the data set does so
+            shuffle=False,  # the data set shuffles
             callbacks=callbacks,
             verbose=0,
         )
     except BrokenPipeError as error:
-        sys.stdout = sys.stderr  # nobody reads the other
+        sys.stdout = sys.stderr  # nobody reads the standard output any more
         return error
     except (KeyboardInterrupt, FloatingPointError) as error:
         return error
     except tf.errors.OpError as error:
-        if isinstance(error, tf.errors.ResourceExhaustedError):  # memory
+        if isinstance(error, tf.errors.ResourceExhaustedError):  # out of memory
             raise
         if training.has_workers(model.distribute_strategy):
             raise _LostWorker from error
@@ -382,7 +385,7 @@ def _fit(model, batches, test_batches, done, epochs, steps_per_epoch, callbacks)
 
 
 def _resume(checkpoints, model, strategy):
-    """Gives the model the state of the last checkpoint; returns the epochs done."""
+    """Restore the last checkpoint, and return the number of completed epochs."""
     try:
         with strategy.scope():
             return checkpoints.restore(model)[0]
@@ -391,7 +394,7 @@ def _resume(checkpoints, model, strategy):
 
 
 def _start_again():
-    """Replaces this process by one that resumes, after another worker was lost."""
+    """Replace this process by one that resumes, after another worker was lost."""
     print(
         "Another worker was lost. This one waits for it to be started again, with "
         "--resume, and goes on from the last checkpoint.",
@@ -402,12 +405,12 @@ def _start_again():
 
 
 def _status(stopped):
-    """The exit status of a run that this error stopped."""
+    """Return the exit status of a run that this error stopped, or None."""
     return 130 if isinstance(stopped, KeyboardInterrupt) else int(stopped is not None)
 
 
 def _write(model, recipe, source, history, partial, title, folder):
-    """Writes all that a run leaves into `partial`, from where it goes to `folder`."""
+    """Write all files of a run into `partial`, to be moved to `folder` afterwards."""
     about = {
         "preparation": recipes.preparation(recipe, source),
         "class_names": source.class_names,
@@ -430,13 +433,13 @@ def _write(model, recipe, source, history, partial, title, folder):
     try:
         _draw(model, recipe, source, history, partial, title)
         _write_page(model, recipe, source, history, partial, title, folder)
-    except Exception as error:  # noqa: BLE001 (a drawing must not cost the model)
+    except Exception as error:  # noqa: BLE001 (a failed drawing must not lose the model)
         print(f"Not all could be drawn: {error!r}", file=sys.stderr)
 
 
 def _write_page(model, recipe, source, history, partial, title, folder):
     if recipe.report and (partial / CURVES).exists():
-        # (`predict` would wait for other workers.)
+        # `predict` would wait for other workers.
         results = held_out.results_of(
             model, source, recipe.test_split, recipes.preparation(recipe, source)
         )
@@ -447,14 +450,14 @@ def _write_page(model, recipe, source, history, partial, title, folder):
 
 
 def _draw(model, recipe, source, history, folder, title):
-    """Draws what there is to draw."""
+    """Draw the training curves, and test images with their predictions."""
     if history.get("loss"):
         pictures.training_curves(history, folder / CURVES, title)
     batches = recipes.load(recipe, source, recipe.test_split).take(8)
     images, labels = (
         np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator())
     )
-    # (`predict` would wait for other workers.)
+    # `predict` would wait for other workers.
     parts = np.array_split(images, -(-len(images) // 64))
     probabilities = np.concatenate([np.asarray(model(part)) for part in parts])
     probabilities = probabilities.astype("float32")
@@ -502,7 +505,7 @@ def _report(flags, recipe, source, history, folder, written, stopped):
     for name in written:
         print(f"  {folder / name}  ({run_folder.DESCRIPTIONS[name]})")
     if stopped and not isinstance(stopped, FloatingPointError):
-        return  # what comes next is said above
+        return  # the next step is printed above
     if recipe.report:
         model = shlex.quote(str(folder / MODEL))
         print(f"Next, use it:  keras-nfnets predict {model} PICTURE...")

@@ -1,4 +1,4 @@
-"""One model in, another one or a report about its signal out."""
+"""Conversion to normalizer-free models, and measurement of signal propagation."""
 
 from keras_nfnets.conversion.normalizer_free import normalizer_free
 from keras_nfnets.conversion.report import Conversion, Step

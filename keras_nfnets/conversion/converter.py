@@ -1,4 +1,4 @@
-"""What all conversions of a model into one without normalization share."""
+"""Base class of the conversions to normalizer-free models."""
 
 import abc
 import typing
@@ -41,7 +41,7 @@ _STANDARDIZED = {
 
 
 def hidden_layer(layer):
-    """Return a normalization, convolution or dense layer inside of a layer, or None."""
+    """Return a normalization, convolution or dense layer inside a layer, or None."""
     if isinstance(layer, keras.layers.Layer):
         for inner in keras_internals.layers_of(layer, include_self=False):
             if isinstance(inner, (*NORMALIZATIONS, *WEIGHTED)):
@@ -50,7 +50,7 @@ def hidden_layer(layer):
 
 
 def is_custom_and_hides(operation):
-    """Whether a layer that is not of Keras or of this package has a `hidden_layer`."""
+    """Whether a layer from outside Keras and this package has a `hidden_layer`."""
     module = type(operation).__module__.split(".")[0]
     return (
         module not in ("keras", "keras_nfnets") and hidden_layer(operation) is not None
@@ -58,9 +58,9 @@ def is_custom_and_hides(operation):
 
 
 def _is_depthwise(layer, kernel):
-    """Whether each unit sees one channel of several, by a kernel or by its groups.
+    """Whether each output unit has a single input channel of several.
 
-    Of the nine weights or so that it has the mean is much of what they can learn.
+    Such a unit has about nine weights; without their mean it could learn much less.
     """
     if getattr(layer, "groups", 1) > 1:
         return layer.kernel.shape[-2] == 1
@@ -68,14 +68,15 @@ def _is_depthwise(layer, kernel):
 
 
 class Signal(typing.NamedTuple):
-    """A value of the graph in the new model.
+    """Tensor of the new model with sampled values.
 
     Attributes:
         tensor: `keras.KerasTensor` of the new model.
-        samples: pair of tensors, its values for the images in two versions of a model; a
-            converter states which.
-        is_unit: bool. Whether its variance was made one.
-        shortcut: for a sum, the samples of an identity shortcut in it, else None.
+        samples: pair of tensors. Its values for the images in two versions of a model;
+            each converter states which.
+        is_unit: bool. Whether a layer was calibrated to give it a variance of one.
+        shortcut: pair of tensors or None. For a sum, the samples of its identity
+            shortcut.
     """
 
     tensor: keras.KerasTensor
@@ -85,21 +86,21 @@ class Signal(typing.NamedTuple):
 
 
 class Converter(abc.ABC):
-    """Makes the new model call by call.
+    """Base class that creates the new model call by call.
 
     Args:
         graph: `Graph` of the model to convert.
         alpha: float. Standard deviation that a residual branch adds.
 
     Attributes:
-        steps: list of `Step`, what was done.
+        steps: list of `Step`. The conversion of each call so far.
     """
 
     def __init__(self, graph, alpha):
         self._graph, self._roles = graph, Roles(graph)
         self._alpha = alpha
-        self._signals = {}  # of values that are still to be used
-        self._made = {}  # id of a layer: what was made of it, if called again
+        self._signals = {}  # by value, as long as calls or outputs use it
+        self._made = {}  # id of a layer: its counterpart, for later calls
         self._names = set()
         self._waiting = {value: len(calls) for value, calls in graph.consumers.items()}
         self.steps = []
@@ -159,7 +160,7 @@ class Converter(abc.ABC):
             and not getattr(operation, "weights", ())
         )
 
-    # What becomes of each kind of call.
+    # Conversion of each kind of call.
 
     @abc.abstractmethod
     def _normalization(self, call):
@@ -189,10 +190,10 @@ class Converter(abc.ABC):
     def _activation(self, call):
         """Convert the call of an activation."""
 
-    # Tools.
+    # Helpers.
 
     def _keep(self, call, reason, signals=None):
-        """Calls what the call calls, on `signals` (of each value) if these differ."""
+        """Repeat a call in the new model, on `signals` (by value) if given."""
         signals = self._signals if signals is None else signals
         operation = call.operation
         hidden = hidden_layer(operation)
@@ -227,7 +228,7 @@ class Converter(abc.ABC):
         self._note(call, f"left alone: {reason}")
 
     def _counterpart(self, old):
-        """The class of what stands for a layer."""
+        """Return the class with standardized weights that replaces a layer."""
         if type(old) not in _STANDARDIZED:
             raise ValueError(
                 f"There is no layer with standardized weights in place of {old.name!r}, "
@@ -238,7 +239,7 @@ class Converter(abc.ABC):
         return _STANDARDIZED[type(old)]
 
     def _config(self, old):
-        """That of a layer, without what was done to its weights later."""
+        """Return the config of a layer without LoRA and quantization."""
         return {
             key: value
             for key, value in old.get_config().items()
@@ -246,7 +247,7 @@ class Converter(abc.ABC):
         }
 
     def _standardized(self, old, x):
-        """The counterpart of a layer, built; None if it has one weight a unit."""
+        """Build the counterpart of a layer; None if it has one weight per unit."""
         config = {**self._config(old), "use_bias": True, "activation": None}
         config["name"] = self._name(old.name)
         counterpart = self._counterpart(old)
@@ -262,21 +263,22 @@ class Converter(abc.ABC):
         new.build(x.shape)
         kernels = (getattr(new, kernel.name) for kernel in new.KERNELS)
         if any(np.ptp(ops.convert_to_numpy(kernel)) == 0 for kernel in kernels):
-            # Of weights that are all the same, as zeros, nothing would be left.
+            # Constant weights, such as zeros, would be standardized to zero: use the
+            # default initializer.
             for kernel in new.KERNELS:
                 del config[kernel.initializer]
             new = type(new).from_config(config)
             new.build(x.shape)
         if not new.center:
-            # They start without one: else how images differ in contrast would grow from
-            # layer to layer.
+            # Kernels start with a mean of zero: otherwise differences in contrast
+            # between images would grow from layer to layer.
             kernel = getattr(new, new.KERNELS[0].name)
             positions = tuple(range(len(kernel.shape) - 2))
             kernel.assign(kernel - ops.mean(kernel, positions, keepdims=True))
         return new
 
     def _ways(self, call, residual):
-        """The signal of the branch, if several summed, and of the shortcut; a name."""
+        """Return the signals of branch (sum of several) and shortcut, and a name."""
         signals = [self._signals[value] for value in call.inputs]
         shortcut = signals.pop(residual.shortcut)
         name = self._name(call.operation.name)
@@ -300,16 +302,15 @@ class Converter(abc.ABC):
         )
 
     def _variance(self, x):
-        """Of a channel, averaged over channels."""
+        """Estimate the variance of a channel, averaged over channels."""
         variance = ops.mean(ops.var(ops.cast(x, "float32"), axis=self._positions(x)))
         return float(variance) + self._error_of_mean(x)
 
     def _error_of_mean(self, x):
-        """The expected squared error of a channel's mean, averaged over channels.
+        """Estimate the sampling variance of a channel's mean, averaged over channels.
 
-        By so much the mean of few images is nearer to them, and further from zero, than
-        that of all would be. Images are independent of each other; positions in one
-        are not.
+        By this much, few images underestimate the variance and overestimate the squared
+        mean. The images are the independent samples; positions in one image are not.
         """
         positions = tuple(self._positions(x)[1:])
         of_images = ops.mean(ops.cast(x, "float32"), axis=positions)
@@ -317,11 +318,11 @@ class Converter(abc.ABC):
         return float(variance) / max(len(x) - 1, 1)
 
     def _mean(self, x):
-        """Of each channel."""
+        """Return the mean of each channel."""
         return ops.mean(ops.cast(x, "float32"), axis=self._positions(x))
 
     def _positions(self, x):
-        """All axes but that of the channels."""
+        """Return all axes except the channel axis."""
         rank = len(x.shape)
         return [axis for axis in range(rank) if axis != self._channel_axis(rank)]
 
@@ -340,7 +341,7 @@ class Converter(abc.ABC):
         return unique_name(name, self._names)
 
     def _note(self, call, action, signal=None, name=None, variances=()):
-        """Takes down what was done, and what variance is after it, if `signal` is given."""
+        """Record a step, with the variances of `signal` unless these are given."""
         if signal is not None and not variances:
             variances = [self._variance(x) for x in signal.samples]
         kind = keras_internals.kind_of(call.operation)

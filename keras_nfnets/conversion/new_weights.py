@@ -1,4 +1,4 @@
-"""Converts a model into one without normalization that is still to be trained."""
+"""Conversion to a normalizer-free model with new weights, to be trained."""
 
 import keras
 from keras import ops
@@ -12,29 +12,29 @@ from keras_nfnets.layers import (
     published_name,
 )
 
-# Nearer to one than this a variance is left as it is.
+# A variance closer to one than this is not corrected.
 _NEAR = 0.02
-# A squared mean, as a share of the variance, that is considerable: an activation sees
-# something else than the standard normal signal its published gain is for.
+# Ratio of squared mean to variance above which a signal is too far from the standard
+# normal distribution, for which the published gains of activations hold.
 _SHIFTED = 0.1
 
 
 class NewWeightsConverter(Converter):
-    """Finds the constants that keep the variance of the signal.
+    """Converter that finds the constants which preserve the variance of the signal.
 
-    The samples of a signal are those with all residual branches open (skip gains of one),
-    and those at the start of training.
+    The samples of a signal are those with all skip gains equal to one, and those with
+    the initial skip gains.
 
     Args:
         graph: `Graph` of the model to convert.
         alpha: float. Standard deviation that a residual branch adds.
-        skip_gain_initializer: initializer of the gains of residual branches.
+        skip_gain_initializer: initializer of the skip gains of residual branches.
     """
 
     def __init__(self, graph, alpha, skip_gain_initializer):
         super().__init__(graph, alpha)
         self._initializer = skip_gain_initializer
-        self._gains = {}  # of activations
+        self._gains = {}  # by activation function
 
     def _layer_scale(self, call):
         self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
@@ -61,13 +61,13 @@ class NewWeightsConverter(Converter):
             centred = ", and one against the mean of each channel"
         signal = self._rescaled(signal, variance**-0.5, layer.name, offset)
         self._signals[output] = signal
-        # (The variance of a mean over positions depends on what is in the images.)
+        # After global pooling the variance depends on the content of the images.
         pooled = output in self._roles.pooled
         how = f"a constant, {variance**-0.5:.3g}{centred}"
         self._note(call, how, None if pooled else signal)
 
     def _seen_by(self, layer, sample):
-        """The variance by which a normalization would divide."""
+        """Return the variance by which a normalization would divide."""
         if isinstance(layer, keras.layers.BatchNormalization):
             return self._variance(sample)
         sample = ops.cast(sample, "float32")
@@ -102,9 +102,9 @@ class NewWeightsConverter(Converter):
         self._signals[call.outputs[0]] = signal
 
     def _calibrate(self, layer, sample):
-        """Gives a standardized layer the scale with which its variance is one.
+        """Set the scale of a standardized layer to give its output a variance of one.
 
-        And the bias that takes away a considerable mean, as normalization would have.
+        If the output has a large mean, the bias removes it as normalization would.
         """
         outputs = self._at(layer, sample)
         variance = self._variance(outputs)
@@ -115,7 +115,7 @@ class NewWeightsConverter(Converter):
             layer.bias.assign(-layer.scale * self._mean(outputs))
             how += ", bias against the mean"
         if not layer.center:
-            # (Filters that have no mean yet give the same.)
+            # No change of the output yet, as filters start with a mean of zero.
             layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
             how += f", input mean {layer.input_mean:.3g}"
         return how
@@ -126,8 +126,8 @@ class NewWeightsConverter(Converter):
         function = activation_of(call.operation)
         name = self._name(call.operation.name)
         if signal.shortcut is not None and len(self._graph.consumers[value]) == 1:
-            # What it gives is the next block's shortcut: at the start it is to leave
-            # the variance of that as it is.
+            # With a skip gain of zero the input is the shortcut, and the output is the
+            # shortcut of the next block: preserve the variance from one to the other.
             gain = self._keeping(function, signal.shortcut[0])
             signal = self._scaled_activation(function, gain, signal, name)
             how = f"gain {gain:.3g}, which keeps the variance of the shortcut"
@@ -137,17 +137,17 @@ class NewWeightsConverter(Converter):
         self._note(call, how, signal, name)
 
     def _activated(self, function, signal, name):
-        """An activation of what is first brought to a variance of one, and its gain."""
+        """Rescale a signal to a variance of one if needed, and activate it."""
         variance = self._variance(signal.samples[0])
         self._check(name, variance)
         if not signal.is_unit and abs(variance - 1) >= _NEAR:
             signal = self._rescaled(signal, variance**-0.5, self._name(f"{name}_beta"))
-        if self._mean_square(signal.samples[0]) > _SHIFTED:  # of the variance, one
-            # Rectified before, as in a pre-activation network's first block.
+        if self._mean_square(signal.samples[0]) > _SHIFTED:  # the variance is one
+            # Already rectified, as in the first block of a pre-activation network.
             gain = self._keeping(function, signal.samples[0])
             how = f"gain {gain:.3g}, of what has a mean already"
         else:
-            # (That of a function without a published one takes half a second.)
+            # A gain that is not published takes half a second to compute.
             if function not in self._gains:
                 self._gains[function] = activation_gain(published_name(function))
             gain = self._gains[function]
@@ -155,7 +155,7 @@ class NewWeightsConverter(Converter):
         return self._scaled_activation(function, gain, signal, name), how
 
     def _keeping(self, function, sample):
-        """The gain with which a function leaves the variance of a sample as it is."""
+        """Return the gain with which a function preserves the variance of a sample."""
         after = self._variance(self._at(function, sample))
         self._check(getattr(function, "__name__", "activation"), after)
         return (self._variance(sample) / after) ** 0.5
@@ -222,7 +222,7 @@ class NewWeightsConverter(Converter):
 
     def _rescaled(self, signal, factor, name, offset=0.0):
         dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
-        if not isinstance(offset, float):  # of channels
+        if not isinstance(offset, float):  # one per channel
             rank = len(signal.tensor.shape)
             behind = rank - 2 if self._channels_first else 0
             offset = ops.convert_to_numpy(offset).reshape(-1, *[1] * behind).tolist()
@@ -231,5 +231,5 @@ class NewWeightsConverter(Converter):
         return self._applied(layer, signal)
 
     def _mean_square(self, x):
-        """The squared mean of a channel, averaged over channels."""
+        """Estimate the squared mean of a channel, averaged over channels."""
         return float(ops.mean(ops.square(self._mean(x)))) - self._error_of_mean(x)

@@ -1,4 +1,4 @@
-"""Any model without its normalization."""
+"""Conversion of any model to a normalizer-free one."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from keras_nfnets.conversion.report import Conversion
 from keras_nfnets.conversion.trained_weights import TrainedWeightsConverter
 from keras_nfnets.training import AGCModel
 
-# Sizes taken where a model's input leaves them open, by the number of its axes.
+# Spatial sizes for inputs of undefined size, by number of axes.
 _OPEN_SIZES = {3: 256, 4: 224, 5: 32}
 
 
@@ -24,75 +24,79 @@ def normalizer_free(
     trained=False,
     tolerance=0.1,
 ):
-    """A model like another one, but for its normalization.
+    """Convert a model to one without normalization layers.
 
-    Convolutions and dense layers become those with standardized weights
-    (`WSConv2D`, ...; depthwise ones with `center=False`, and as `input_mean` that of
-    what they see), activations get their gain (`ScaledActivation`), residual branches a
-    scale `alpha` and a learned gain (`SkipGain`), and batch, group, layer and RMS
-    normalization is gone, or constants where the signal it sees has another variance
-    than one. Which constants are right is found by sending `images` through the new
-    network while it is made: after each standardized layer the variance of a channel is
-    one, and after each addition that of the shortcut plus `alpha**2`.
+    Convolutions and dense layers become layers with standardized weights (`WSConv2D`,
+    ...; depthwise ones have `center=False`, and `input_mean` is the mean of their
+    input). Activations are multiplied by their gain (`ScaledActivation`). Residual
+    branches are scaled to a standard deviation of `alpha` and get a learned gain
+    (`SkipGain`). Batch, group, layer and RMS normalization is removed, or replaced by
+    constants where the variance of its input is not one. The constants are measured
+    by passing `images` through the new network while it is built: the channel variance
+    is one after each standardized layer, and that of the shortcut plus `alpha**2` after
+    each residual addition.
 
-    Whatever surrounds them, additions are residual if one of what they add is the
-    longer way from a tensor that all are made of. Left alone are the layers that give
-    the outputs, those after global pooling and those in gates, as of
-    squeeze-and-excitation, unless they are normalized too. Nested models, and layers
-    of your own with normalization or convolutions inside, are opened: their layers
-    become the model's.
+    An addition is residual if one of its inputs, the shortcut, has passed through fewer
+    layers with kernels than the others, not counting the layers that all of them share.
+    Output layers, layers after global pooling and layers in gates, such as
+    squeeze-and-excitation, do not change unless a normalization follows them. Nested
+    models, and custom layers that contain normalization or convolutions, are expanded:
+    their layers become layers of the new model.
 
-    With `trained=True` the new network starts as what a batch-normalized one has
-    learned: it is to compute in inference what that does. Activations and sums are as
-    they were, branches have the skip gain that leaves them as they are, and the
-    statistics, scales and offsets of normalization are in the weights and bias of the
-    layer before it, or, where there is none that only it sees, constants of channels.
-    Two things differ from new weights: a separable convolution becomes two layers, and
-    no constant is put in. That is exact, up to rounding, but for the layers with
-    standardized weights. Their filters have a mean of zero; what the mean of a trained
-    filter does is lost, which is to add a multiple of the sum of all that it sees.
-    Nothing is lost where the filters have a mean of zero already, or where some of what
-    they see does not change or follows linearly from the rest (a channel that is
-    constant, one that is always rectified to zero, inputs that sum to one): then other
-    weights do the same. Otherwise the layer has, on `images`, the nearest weights and
-    bias in the mean square, and layers further off than `tolerance` stay plain ones,
-    normalization folded into them. Those are often the first, for pictures are smooth.
-    Nothing is lost of depthwise filters, which can have a mean here.
+    With `trained=True` the new network starts from the weights of a trained,
+    batch-normalized one, and computes the same or nearly the same in inference.
+    Activations and sums are unchanged, and each skip gain starts at the value that
+    leaves its branch unchanged. Statistics, scales and offsets of normalization are
+    folded into the weights and bias of the layer before, if only the normalization uses
+    its output; otherwise they become a constant factor and offset per channel. A
+    separable convolution becomes two layers, and no constants are added to correct the
+    variance.
+
+    This is exact up to rounding, except in layers with standardized weights. Their
+    filters have a mean of zero and thus lose what the mean of a trained filter adds: a
+    multiple of the sum of its inputs. Nothing is lost if the trained filters have a
+    mean of zero, or if some inputs are constant or linear in the others (a constant
+    channel, one that is always rectified to zero, inputs that sum to one): then other
+    weights compute the same. Otherwise the layer gets the weights and bias with the
+    smallest mean squared error on `images`. Layers whose error exceeds `tolerance` stay
+    plain layers, with normalization folded in. The first layers are often among them,
+    as images are smooth. Depthwise layers lose nothing, as their filters keep the mean.
 
     Args:
-        model: a built Keras model, functional, sequential, or of a class of your own
-            whose `call` is of Keras layers and `keras.ops` alone. It is left as it is.
-        images: what the model takes, one batch, to find the constants by: some of
-            those to train on, as they are then. By default noise, eight to 64 of them: standard
-            normal, or, for a model that begins by rescaling, of pictures from 0 to 255.
-            Pictures are smoother than noise, and the first convolution makes less of
-            them; with noise the signal in training is smaller than the report says.
-        alpha: the deviation that a residual branch adds, as in the networks of this
-            package.
-        skip_gain_initializer: of the gains of residual branches; with the default,
-            zeros, each block starts as its shortcut. Not used with `trained=True`.
-        trained: whether to start from what `model` has learned, for which it must have
-            no other than batch normalization, and `images` are needed: some dozens of
-            those that it is for, as it takes them.
-        tolerance: with `trained=True`, by how much a layer's outputs may be off, over
-            their deviation, for it to be standardized. With 0 the outputs stay the
-            same and with a large number all layers are standardized.
+        model: `keras.Model`. A built model: functional, sequential, or a subclass whose
+            `call` uses only Keras layers and `keras.ops`. It is not modified.
+        images: array, tensor or structure of these. One batch of model inputs to
+            measure the constants with, preferably preprocessed training images. By
+            default 8 to 64 examples of noise: standard normal, or uniform in [0, 255]
+            for a model that begins with a rescaling layer. Images are smoother than
+            noise, and the variance after the first convolution is smaller for them;
+            with noise, the signal in training is therefore weaker than the report says.
+        alpha: float. Standard deviation that a residual branch adds, as in the networks
+            of this package.
+        skip_gain_initializer: initializer of the skip gains of residual branches. With
+            the default, zeros, each block starts as its shortcut. Not used with
+            `trained=True`.
+        trained: bool. Whether to start from the weights of `model`. All its
+            normalization must be batch normalization, and `images` must be given: a few
+            dozen inputs from the model's domain, preprocessed.
+        tolerance: float. With `trained=True`, the largest error of a standardized
+            layer's outputs, relative to their standard deviation. With 0 the outputs
+            stay the same; with a large number all layers are standardized.
 
     Returns:
-        An `AGCModel` of the same inputs and outputs, not compiled. Its weights are new,
-        drawn as `model` draws its own (but with `trained=True`, and those of layers left
-        alone).
-        `model.conversion` is a `Conversion`: what was done with each layer, and what
-        variance is to be expected after it; with `trained=True` also how far each layer
-        is off, and the outputs are. Pass `agc_exclude` to `compile` where the
-        classifier is not named `"predictions"`.
+        An `AGCModel` with the same inputs and outputs, not compiled. Its weights are
+        drawn anew by the initializers of `model`, except in unchanged layers and with
+        `trained=True`. `model.conversion` is a `Conversion`: what was done with each
+        layer and the expected variance after it; with `trained=True` also the errors of
+        each layer and of the outputs. Pass `agc_exclude` to `compile` if the classifier
+        is not named `"predictions"`.
 
     Raises:
-        ValueError: a model whose graph cannot be had, a layer that hides
-            normalization or convolutions, one that has no standardized counterpart, or
-            images through which the signal ends somewhere; with `trained=True` layer,
-            group or RMS normalization, whose statistics are of each example. All name
-            the layer. `trained=True` without `images`, a negative `tolerance`.
+        ValueError: the graph of the model cannot be traced, a layer hides normalization
+            or convolutions or has no standardized counterpart, or the variance vanishes
+            or is not finite at some layer; with `trained=True`, layer, group or RMS
+            normalization, whose statistics are computed per example. These errors name
+            the layer. Also `trained=True` without `images`, or a negative `tolerance`.
 
     Example:
 
@@ -133,7 +137,7 @@ def normalizer_free(
 
 
 def _samples(graph, images):
-    """`{value: array}` of the graph's inputs."""
+    """Return `{value: tensor}` for the graph's inputs."""
     values = keras.tree.flatten(graph.inputs)
     if images is None:
         return {value: _noise(value, graph) for value in values}
@@ -167,7 +171,7 @@ def _noise(value, graph):
         )
     size = _OPEN_SIZES.get(len(value.shape), 1)
     shape = [size if n is None else n for n in value.shape[1:]]
-    # Small ones are cheap, and have fewer positions to take a variance over.
+    # Small inputs have fewer positions to average over, so that more are needed.
     count = 8 * 224 * 224 // np.prod(shape[:-1], dtype=int)
     shape = (int(np.clip(count, 8, 64)), *shape)
     generator = np.random.default_rng(0)

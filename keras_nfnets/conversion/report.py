@@ -1,22 +1,22 @@
-"""What `normalizer_free` reports of a conversion."""
+"""Report of a conversion by `normalizer_free`."""
 
 import typing
 
 
 class Step(typing.NamedTuple):
-    """What was done with one layer.
+    """Conversion of one layer.
 
     Attributes:
-        layer: its name, in the new model too if it is still there.
-        kind: name of its class.
-        action: in words.
-        variance: of a channel after it with the residual branches open (their gains
-            one), averaged over channels; None where there is no such layer any more or
-            nothing was found out.
-        variance_at_start: the same with the gains that the model starts with.
-        error: with `trained=True`, by how much what it gives differs from what the
-            original would, given the same, over the deviation of that in a channel;
-            zero if by rounding alone.
+        layer: str. Name of the layer, also in the new model if it still exists.
+        kind: str. Name of its class.
+        action: str. Description of what was done.
+        variance: float or None. Variance of a channel after the layer with all skip
+            gains equal to one, averaged over channels; None if the layer was removed or
+            nothing was measured.
+        variance_at_start: float or None. The variance with the initial skip gains.
+        error: float or None. With `trained=True`, the root mean square difference from
+            the original layer's output for the same input, relative to the standard
+            deviation of its channels; zero if it is only rounding.
 
     Example:
 
@@ -33,12 +33,12 @@ class Step(typing.NamedTuple):
 
 
 class Conversion:
-    """What `normalizer_free` has done, layer by layer: print it.
+    """Printable report of what `normalizer_free` did with each layer.
 
     Attributes:
         steps: list of `Step`.
-        error: with `trained=True`, how far the outputs for the images are from the
-            original's, over the deviation of these; else None.
+        error: float or None. With `trained=True`, the error of the outputs for the
+            images, relative to the standard deviation of the original's outputs.
 
     Example:
 
@@ -59,7 +59,7 @@ class Conversion:
 
     @property
     def variances(self):
-        """`{layer: Step}` of those after which a variance is to be expected."""
+        """Steps with a measured variance, as `{layer: Step}`."""
         return {step.layer: step for step in self.steps if step.variance is not None}
 
     def __str__(self):
@@ -72,7 +72,7 @@ class Conversion:
             ]
             for step in self.steps
         ]
-        if self.error is not None:  # (and the two variances are the same)
+        if self.error is not None:  # then both variances are the same
             heads[3] = "error"
             for step, row in zip(self.steps, rows):
                 row[3] = f"{step.error:.2g}" if step.error else "exact"

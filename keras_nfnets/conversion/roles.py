@@ -1,4 +1,4 @@
-"""What the calls of a network are there for, seen from its graph alone."""
+"""Search for residual additions, gates, heads and outputs in a graph."""
 
 import keras
 
@@ -22,9 +22,9 @@ _CONVOLUTIONS = (
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 )
-# Layers whose kernels are to be standardized.
+# Layers whose kernels can be standardized.
 WEIGHTED = (*_CONVOLUTIONS, keras.layers.Dense)
-# What a classifier, or a mask, may end with.
+# Final activations of a classifier or a segmentation mask.
 _OF_OUTPUTS = ("linear", "softmax", "sigmoid", "tanh", "log_softmax")
 
 
@@ -37,7 +37,7 @@ def is_weighted(call):
 
 
 def activation_of(operation):
-    """The function of an activation, or of a layer's `activation`; else None."""
+    """Return the function of an activation, or of a layer's `activation`, or None."""
     if isinstance(operation, keras.layers.ReLU):
         numbers = operation.max_value, operation.negative_slope, operation.threshold
         plain = {(None, 0.0, 0.0): "relu", (6.0, 0.0, 0.0): "relu6"}
@@ -54,17 +54,17 @@ def activation_of(operation):
 
 
 def _learns(call):
-    """Whether there are kernels in it, or whatever else with a matrix of weights."""
+    """Whether the operation has kernels or other weights with two or more axes."""
     weights = getattr(call.operation, "weights", ())
     return not is_normalization(call) and any(len(w.shape) >= 2 for w in weights)
 
 
 class Residual:
-    """A residual addition.
+    """Residual addition.
 
     Attributes:
-        shortcut: which of the inputs of the addition the others are added to.
-        is_identity: whether nothing on the shortcut's own way learns.
+        shortcut: int. Index of the shortcut in the inputs of the addition.
+        is_identity: bool. Whether no layer with kernels is on the shortcut's own path.
     """
 
     def __init__(self, shortcut, is_identity):
@@ -72,19 +72,19 @@ class Residual:
 
 
 class Roles:
-    """What the calls of a `Graph` are there for.
+    """Roles of the calls of a `Graph`.
 
     Attributes:
-        residuals: `{call: Residual}`, of additions.
-        merges: additions of several ways of which none is a shortcut.
-        pooled: values made by global pooling, or only of such.
-        alone: `{call: reason}`, of calls in which nothing is to be standardized or
-            scaled.
+        residuals: `{call: Residual}` of residual additions.
+        merges: set of calls. Additions of several paths without a shortcut.
+        pooled: set of values. Outputs of global pooling, and values computed only from
+            these.
+        alone: `{call: reason}` of calls that are neither standardized nor scaled.
     """
 
     def __init__(self, graph):
         self._graph = graph
-        self._before = {}  # of each value: the bits of all calls it is made by
+        self._before = {}  # value: bit mask of the calls it depends on
         self.residuals, self.merges, self.alone = {}, set(), {}
         self.pooled = set()
         for call in graph.calls:
@@ -101,7 +101,7 @@ class Roles:
         self._find_outputs()
 
     def _own_ways(self, call):
-        """For each input of a call the calls that are on no other's way to it."""
+        """Return the calls before each input of a call that not all inputs share."""
         bits = [self._before.get(value, 0) for value in call.inputs]
         common = bits[0]
         for other in bits[1:]:
@@ -146,7 +146,7 @@ class Roles:
         self._leave_alone(calls, "after global pooling")
 
     def _leave_alone(self, calls, where):
-        """All but what a normalization there follows."""
+        """Leave calls alone, except those followed by a normalization among them."""
         region = set(calls)
         for call in calls:
             if is_normalization(call):
@@ -167,7 +167,7 @@ class Roles:
         return False
 
     def _find_outputs(self):
-        ends = {}  # whether all that follows a call only gives outputs
+        ends = {}  # call: whether only output activations follow
         for call in reversed(self._graph.calls):
             later = [c for v in call.outputs for c in self._graph.consumers[v]]
             ends[call] = all(ends[c] and _may_end(c) for c in later)
@@ -219,10 +219,10 @@ def _is_global_pooling(call):
 
 
 def _positions(shape):
-    """The sizes of a shape but for batch and channels (wherever these are)."""
+    """Return the sizes of a shape without batch and channels, wherever these are."""
     if len(shape) <= 2:
         return ()
     sizes = list(shape[1:])
-    # Of pooled maps, (1, 1, 64) or (64, 1, 1), the channels are the ones not 1.
+    # In pooled maps, (1, 1, 64) or (64, 1, 1), the channels are the axis that is not 1.
     sizes.remove(max(sizes, key=lambda size: -1 if size is None else size))
     return sizes

@@ -1,4 +1,4 @@
-"""How the signal's mean and variance change from block to block."""
+"""Mean and variance of the signal from block to block."""
 
 import contextlib
 import weakref
@@ -12,34 +12,33 @@ from keras_nfnets.layers import NFBlock
 
 
 def signal_propagation(model, images, training=False, layers=None):
-    """Measures the signal after the stem and after every residual block of a model.
+    """Measure mean and variance after the stem and after each residual block.
 
-    Blocks are `NFBlock`s, and wherever two tensors of one shape are added by a
-    `keras.layers.Add` or, in a functional model, by `+`. The stem is a layer named
-    `"stem"` or else the first convolution (or dense layer). In a model without any
-    blocks every convolution and dense layer is measured in their place.
+    Residual blocks are `NFBlock`s, and additions of two tensors of the same shape by
+    `keras.layers.Add` or, in a functional model, by `+`. The stem is the layer named
+    `"stem"`, or else the first convolution or dense layer. In a model without blocks,
+    all convolutions and dense layers are measured instead.
 
     Args:
-        model: any Keras model: functional, sequential, nested or subclassed.
-        images: what the model takes, such as float pictures `(batch, height, width,
-            channels)`. They are one batch.
-        training: whether the model computes as in training, for networks whose
-            normalization wants the statistics of a batch. Nothing in it changes.
-        layers: names of layers to measure instead, in this order (those of layers
-            inside of nested models too).
+        model: `keras.Model`: functional, sequential, nested or subclassed.
+        images: array, tensor or structure of these. One batch of model inputs, such as
+            float images `(batch, height, width, channels)`.
+        training: bool. Whether to run the model in training mode, for networks whose
+            normalization needs batch statistics. Its state is restored afterwards.
+        layers: list of str. Names of layers to measure instead, in this order. They may
+            be inside nested models.
 
     Returns:
-        A dict of float arrays, under the authors' names. With `n` blocks:
+        A dict of float arrays under the authors' names. With `n` blocks:
         `"avg_sq_mean"`, `(n + 1,)`: the squared mean of a channel, averaged over
         channels, after the stem and each block; `"avg_var"`, `(n + 1,)`: the variance
-        of a channel, likewise; `"res_avg_var"`, `(n,)`: the variance of each block's
-        residual branch as it is added, of an `NFBlock`'s before its gains; of none,
-        `(0,)`, where there are no blocks. Of `layers`, the first two are `(len(layers),)`
-        and the last is `(0,)`.
+        of a channel, averaged likewise; `"res_avg_var"`, `(n,)`: the variance of each
+        residual branch when it is added, or of an `NFBlock` before its gains. Without
+        blocks the last is `(0,)`. With `layers` the first two are `(len(layers),)` and
+        the last is `(0,)`.
 
     Raises:
-        ValueError: there is nothing to measure in the model, or no layer of such a
-            name.
+        ValueError: the model has nothing to measure, or no layer of a given name.
 
     Example:
 
@@ -81,14 +80,15 @@ def signal_propagation(model, images, training=False, layers=None):
 
 
 class _Recorder:
-    """Takes down the moments of what operations give, while a model is called.
+    """Recorder of the moments of operations' outputs while a model is called.
 
     Attributes:
-        stems, blocks, weighted: (squared mean, variance), averaged over channels, in
-            the order of calls: of layers named "stem", of the ends of residual blocks
-            and of convolutions and dense layers.
-        named: the same of the layers of `names`, by name: of their last calls.
-        residual_variances: of the residual branch of each of `blocks`.
+        stems, blocks, weighted: lists of (squared mean, variance), averaged over
+            channels, in the order of calls: of layers named "stem", of outputs of
+            residual blocks, and of convolutions and dense layers.
+        named: dict from `names` to such a pair, of the layer's last call.
+        residual_variances: list of floats. Variances of the residual branches of
+            `blocks`.
     """
 
     def __init__(self, names):
@@ -96,7 +96,7 @@ class _Recorder:
         self.stems, self.blocks, self.weighted = [], [], []
         self.residual_variances = []
         self._within_block = False
-        # How many operations are behind a tensor: `{id: (weak reference, number)}`.
+        # Number of operations before a tensor: `{id: (weak reference, number)}`.
         self._made, self._deepest = {}, 0
 
     def listening_to(self, model):
@@ -133,7 +133,7 @@ class _Recorder:
             if len(inputs) == 2 and all(
                 tuple(x.shape) == tuple(outputs.shape) for x in inputs
             ):
-                residual = max(inputs, key=self._depth)  # the longer way
+                residual = max(inputs, key=self._depth)  # the longer path
                 self.blocks.append(_moments(outputs, axis))
                 self.residual_variances.append(_moments(residual, axis)[1])
         elif getattr(getattr(operation, "kernel", None), "ndim", 0) >= 2:
@@ -144,13 +144,13 @@ class _Recorder:
 
     def _depth(self, tensor):
         reference, depth = self._made.get(id(tensor), (lambda: None, 0))
-        # What no operation of the model gave is of code of its own, in between.
+        # A tensor that no operation has returned comes from custom code in between.
         return depth if reference() is tensor else self._deepest
 
 
 @contextlib.contextmanager
 def _unchanged(model):
-    """Within it, a model may change its running statistics and random states."""
+    """Context at whose end the non-trainable variables of a model are restored."""
     state = [variable for variable in model.variables if not variable.trainable]
     before = [ops.convert_to_numpy(variable) for variable in state]
     try:
@@ -161,7 +161,7 @@ def _unchanged(model):
 
 
 def _operations(model):
-    """The layers of a model and of its layers, and the operations of functional ones."""
+    """List the layers inside a model, and the operations of functional models."""
     found = {}
     for layer in keras_internals.layers_of(model, include_self=False):
         found[id(layer)] = layer
@@ -185,23 +185,23 @@ def _channel_axis(operation, x):
 
 
 def _moments(x, axis):
-    """The squared mean and the variance of a channel, averaged over channels."""
+    """Compute squared mean and variance of a channel, averaged over channels."""
     flat = np.moveaxis(ops.convert_to_numpy(x), axis, -1)
     flat = flat.reshape(-1, flat.shape[-1]).astype("float64")
     return np.mean(flat.mean(axis=0) ** 2), np.mean(flat.var(axis=0))
 
 
 def plot_signal_propagation(signals, path, title=None):
-    """Draws what `signal_propagation` measured: a panel for each of its statistics.
+    """Plot the results of `signal_propagation`, one panel per statistic.
 
     Args:
-        signals: what `signal_propagation` returned, or `{label: signal}` of several
-            models, to compare.
-        path: of the picture to write, such as `"signal.png"`.
-        title: above it.
+        signals: dict. Result of `signal_propagation`, or `{label: signal}` to compare
+            several models.
+        path: str or path. Image file to write, such as `"signal.png"`.
+        title: str. Title of the figure.
 
     Raises:
-        ValueError: the path has an ending that matplotlib does not write.
+        ValueError: matplotlib cannot write files with this extension.
 
     Example:
 
@@ -223,12 +223,12 @@ def plot_signal_propagation(signals, path, title=None):
 
 
 def draw_signal_propagation(figure, signals):
-    """Draws what `signal_propagation` measured into a figure of one's own.
+    """Plot the results of `signal_propagation` into an existing figure.
 
     Args:
-        figure: a `matplotlib.figure.Figure`, or a part of one.
-        signals: `{label: signal}`, see `plot_signal_propagation`; the label None has no
-            legend.
+        figure: `matplotlib.figure.Figure` or `SubFigure`.
+        signals: dict `{label: signal}`, see `plot_signal_propagation`. With the label
+            None there is no legend.
 
     Example:
 
@@ -252,7 +252,7 @@ def draw_signal_propagation(figure, signals):
     for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items()):
         for model, signal in signals.items():
             values = np.asarray(signal[name])
-            # After the stem is 0, after the first block 1.
+            # The stem is block 0; it has no residual branch.
             blocks = np.arange(len(values)) + (name == "res_avg_var")
             axes.plot(blocks, values, marker=".", linewidth=1, label=model)
         axes.set(xlabel="block", title=label)

@@ -1,4 +1,4 @@
-"""Converts a trained model into one without normalization that computes the same."""
+"""Conversion of a trained model to a normalizer-free one that computes the same."""
 
 import math
 
@@ -10,26 +10,29 @@ from keras_nfnets.conversion.converter import Converter
 from keras_nfnets.conversion.roles import is_weighted
 from keras_nfnets.layers import SkipGain
 
-# The covariance of all the numbers that a filter sees is taken up to this many of them,
-# beyond that of the sums of each channel over them: of thousands, an inverse takes
-# minutes, and a batch seldom has the positions to find it by.
+# Largest receptive field, in values, for which their covariance is used, and largest
+# number of channels for which the covariance of the sums over each channel is used
+# instead: a system of thousands takes minutes to solve, and a batch seldom has enough
+# positions to estimate it.
 _MOST_NUMBERS = 1024
 _MOST_CHANNELS = 2048
-# Positions that a covariance is taken over, and numbers held at once to find it.
+# Number of positions for a covariance, and of values held in memory for it at once.
 _POSITIONS = 2**14
 _HELD = 2**24
-# What is added to the diagonal of a covariance, in shares of its mean: with few samples
-# it is known badly, and a half of them tells how much is best for the other. The least
-# only keeps the kernels from growing until single precision is felt.
+# Candidates for the ridge on the diagonal of a covariance, relative to its mean. As the
+# estimate from few samples is poor, the ridge is selected by fitting on one half and
+# testing on the other. The smallest only keeps kernels from growing until
+# single-precision rounding matters.
 _RIDGES = (1e-8, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)
-# What is less than this apart differs by rounding.
+# Relative errors below this are due to rounding.
 _ROUNDING = 1e-5
 
 
 def relative_error(values, references):
-    """How far values are apart, over the deviation of the references in a channel.
+    """Compute the error of values, relative to the channels' standard deviation.
 
-    Both are quadratic means.
+    This is the root mean square of the differences over the root mean square of the
+    standard deviations of the references' channels.
 
     Args:
         values, references: arrays `(batch, ..., channels)`.
@@ -42,36 +45,36 @@ def relative_error(values, references):
 
 
 class TrainedWeightsConverter(Converter):
-    """Keeps what a batch-normalized model has learned.
+    """Converter that preserves the function of a trained batch-normalized model.
 
-    Every value of the new model is to be that of the original. The samples of a signal are
-    its values in the new model and in the original.
+    The samples of a signal are its values in the new model and in the original, which
+    should be equal.
 
     Args:
         graph: `Graph` of the model to convert.
         alpha: float. Standard deviation that a residual branch adds.
-        tolerance: float. Largest error of a layer with standardized weights, over the
-            standard deviation of its outputs.
+        tolerance: float. Largest error of a layer with standardized weights, relative
+            to the standard deviation of its outputs.
     """
 
     def __init__(self, graph, alpha, tolerance):
         super().__init__(graph, alpha)
-        # (What is off by rounding is not off.)
+        # Rounding errors are always tolerated.
         self._tolerance = max(tolerance, _ROUNDING)
-        self._parts = {}  # id of a layer: what it became
-        self._calls = {}  # id of an operation: where it is called
+        self._parts = {}  # id of a layer: pairs (plain layer, its counterpart)
+        self._calls = {}  # id of an operation: its calls
         for call in graph.calls:
             self._calls.setdefault(id(call.operation), []).append(call)
 
     def error(self):
-        """Of the outputs on the samples, the largest of several."""
+        """Return the largest relative error of the outputs on the samples."""
         signals = map(self._signals.get, keras.tree.flatten(self._graph.outputs))
         return max(
             relative_error(*map(self._channels_last, signal.samples))
             for signal in signals
         )
 
-    # What becomes of each kind of call.
+    # Conversion of each kind of call.
 
     def _as_it_is(self, call):
         self._keep(call, "computes what it did")
@@ -101,9 +104,9 @@ class TrainedWeightsConverter(Converter):
         self._signals[call.outputs[0]] = signal
 
     def _folded(self, call):
-        """The batch normalization that can go into the weights of what is called.
+        """Return the batch normalization to fold into the layer of a call, or None.
 
-        It alone sees what the layer gives, wherever that is called. Otherwise None.
+        It must be the only consumer of the layer's output in each call of the layer.
         """
         layer, found = call.operation, set()
         outputs = keras.tree.flatten(self._graph.outputs)
@@ -125,7 +128,7 @@ class TrainedWeightsConverter(Converter):
 
     def _residual(self, call, residual):
         branch, shortcut, name = self._ways(call, residual)
-        # (A branch that gives the same for all samples has none.)
+        # A branch that is constant over the samples has a standard deviation of zero.
         deviation = self._variance(branch.samples[1]) ** 0.5 or 1.0
         gain = SkipGain(
             self._alpha / deviation,
@@ -166,11 +169,11 @@ class TrainedWeightsConverter(Converter):
         self._signals[call.outputs[0]] = signal
 
     def _plain(self, old, norm, shape):
-        """Layers of Keras that do what a layer and the normalization after it do.
+        """Create Keras layers that compute a layer and the normalization after it.
 
-        They have a bias and no activation, and are one but for separable convolutions,
-        of which the two are better taken by themselves: few depthwise filters can be
-        standardized, and most of the weights are in the other.
+        They have a bias and no activation. A separable convolution becomes a depthwise
+        and a pointwise layer, which are standardized separately; any other layer
+        becomes one layer.
         """
         kernels = self._counterpart(old).KERNELS
         config = {**self._config(old), "use_bias": True, "activation": None}
@@ -209,15 +212,15 @@ class TrainedWeightsConverter(Converter):
         return layers
 
     def _nearest(self, plain, signal):
-        """What stands for a layer of `_plain`, how, and its error.
+        """Return the layer that replaces one of `_plain`, a description and its error.
 
-        Standardized filters have a mean of zero: they cannot do what the mean of a
-        filter does, which is to add a multiple of the sum of what it sees. Of all
-        filters that can be had the ones taken are, on the samples, the nearest in the
-        mean square; where something that is seen never changes, or follows from the
-        rest, they are the same. What the difference is on average is in the bias.
+        Standardized filters have a mean of zero, so they cannot add a multiple of the
+        sum of their inputs. Of these filters, those with the smallest mean squared
+        error on the samples are used. They are exact if some inputs are constant or
+        linear functions of the others. The bias corrects the mean difference. The plain
+        layer stays if the error exceeds the tolerance.
         """
-        self._names.discard(plain.name)  # to be that of the one or the other
+        self._names.discard(plain.name)  # to be used by either layer
         new = self._standardized(plain, signal.tensor)
         self._names.add(plain.name)
         if new is None:
@@ -252,21 +255,21 @@ class TrainedWeightsConverter(Converter):
             )
         _assign(new, info, info.from_matrix(rows, kernel.shape, np))
         new.bias.assign(plain.bias)
-        # (Also what layers before this one have moved it by.)
+        # This also corrects the shift of the mean by earlier layers.
         original = self._mean(self._at(plain, signal.samples[1]))
         new.bias.assign_add(original - self._mean(self._at(new, x)))
         how = f"{type(new).__name__}, scale {new.scale:.3g}"
         return new, how, error
 
-    # Tools.
+    # Helpers.
 
     def _channels_last(self, x):
-        """As an array."""
+        """Return a tensor as an array with the channels last."""
         x = ops.convert_to_numpy(ops.cast(x, "float32"))
         return np.moveaxis(x, self._channel_axis(x.ndim), -1)
 
     def _note(self, call, action, signal=None, name=None, error=0.0):
-        if signal is not None:  # the variances are those of the new network, twice
+        if signal is not None:  # both variances are those of the new network
             signal = signal._replace(samples=signal.samples[:1] * 2)
         super()._note(call, action, signal, name)
         error = error if error > _ROUNDING else 0.0
@@ -274,7 +277,7 @@ class TrainedWeightsConverter(Converter):
 
 
 def _affine(norm):
-    """The factors and offsets of channels that batch normalization is in inference."""
+    """Return the factor and offset per channel of batch normalization in inference."""
     mean, variance = (
         np.asarray(ops.convert_to_numpy(x), "float64")
         for x in (norm.moving_mean, norm.moving_variance)
@@ -287,14 +290,14 @@ def _affine(norm):
 
 
 def _assign(layer, info, kernel):
-    """Gives a layer weights that it standardizes to a kernel of filters of mean zero.
+    """Set the weights of a layer so that it standardizes them to a zero-mean kernel.
 
-    They are that, but of the deviation that new ones have, with the rest in the gain
-    and, on average, in the scale.
+    The filters are rescaled to the norm of standardized new ones. The ratios of the
+    norms go into the gains, and the root mean square of these into the scale.
     """
     rows = info.as_matrix(np.float64(kernel), np)
     norms = np.linalg.norm(rows, axis=0)
-    # A filter of zeros has new weights, and no gain: it can still learn.
+    # A zero filter gets new weights and a gain of zero, so that it can still learn.
     fresh = ops.convert_to_numpy(layer.precise_kernel(name=info.name))
     fresh = info.as_matrix(np.float64(fresh), np)
     rows = np.where(norms > 0, rows / np.where(norms > 0, norms, 1.0), fresh)
@@ -307,14 +310,14 @@ def _assign(layer, info, kernel):
 
 
 class _Windows:
-    """What the filters of a layer see, or as much of it as their means are told by.
+    """Receptive fields of a layer (im2col), projected onto `basis`.
 
-    That is the products of each window with the columns of `basis`, `(weights of a
-    unit, numbers)`: the window itself, its sum over each channel, or its mean.
+    The projections are the receptive field itself, the sums over each of its channels,
+    or its mean, depending on the size.
 
     Attributes:
-        basis: array.
-        groups: how many there are of units that see the same.
+        basis: array `(weights per unit, projections)`.
+        groups: int. Number of groups of units with the same inputs.
     """
 
     def __init__(self, layer, shape, output_axes):
@@ -331,8 +334,8 @@ class _Windows:
             self.basis = np.ones((size, 1)) / size
 
     def seen(self, x, output_shape, channels_last):
-        """For inputs `x` the array `(images, positions, groups, numbers)`."""
-        # The layer's own way over its inputs, padding and strides included.
+        """Project inputs `x` to an array `(images, positions, groups, projections)`."""
+        # The layer applies the basis as a kernel, with its own padding and strides.
         layer, numbers = self._layer, self.basis.shape[1]
         inner = np.delete(self._shape, self._axis)
         kernel = self.basis.reshape(*inner, numbers)
@@ -355,14 +358,15 @@ class _Windows:
 
 
 def _directions(windows, seen, sums):
-    """What to take from the filters, times their sums, for these to be zero.
+    """Find the minimum-variance vector with sum one for each group.
 
-    Of all vectors of sum one that of which the product with what is seen has the least
-    variance, for each group; found on all samples, once one half of them has told what
-    to add to the covariance for the other.
+    It is the vector whose product with the receptive fields has the smallest variance.
+    Subtracting it from a filter, times the filter's sum, makes the sum zero at the
+    smallest error. The ridge is selected by fitting on one half of the samples and
+    testing on the other; the result is fitted on all samples.
 
     Returns:
-        array `(weights of a unit, groups)`, and the squared error of the other half,
+        array `(weights per unit, groups)`, and the squared error on the test half,
         summed over units.
     """
     totals = windows.basis.sum(axis=0)
@@ -389,7 +393,7 @@ def _directions(windows, seen, sums):
 
 
 def _covariance(seen):
-    """`(groups, numbers, numbers)`."""
+    """Compute the covariances `(groups, projections, projections)`."""
     x = np.moveaxis(np.float64(seen).reshape(-1, *seen.shape[2:]), 1, 0)
     x = x - x.mean(axis=1, keepdims=True)
     return np.swapaxes(x, 1, 2) @ x / x.shape[1]

@@ -1,4 +1,4 @@
-"""Pictures in: data sets ready to train on, and single files."""
+"""Data sets for training and evaluation, and preprocessing of single images."""
 
 from keras_nfnets.data.augmentation import WORDS, Augmentation
 from keras_nfnets.data.pictures import find_pictures, prepare, read_picture

@@ -1,4 +1,4 @@
-"""Augmentation by one readable setting: crops, flips, MixUp, CutMix, RandAugment."""
+"""Augmentation settings: random crops, flips, MixUp, CutMix and RandAugment."""
 
 import dataclasses
 import re
@@ -11,18 +11,19 @@ WORDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to pictures to train on, beside their preparation.
+    """Augmentation of training images, in addition to their preprocessing.
 
     Attributes:
-        crop: smallest share of the area that a random crop has, in (0, 1]; None for
-            pictures prepared as in evaluation.
-        flip: whether half of them are mirrored, left to right.
-        mixup: alpha of MixUp, 0 for none.
-        cutmix: whether there is CutMix. With MixUp too, each has half of a batch.
-        rand_augment: `(layers, magnitude)` of RandAugment, or None.
+        crop: float or None. Smallest fraction of the image area that a random crop
+            covers, in (0, 1]. None: images are preprocessed as in evaluation.
+        flip: bool. Whether to flip images left to right with probability 0.5.
+        mixup: float. Alpha of MixUp; 0 disables it.
+        cutmix: bool. Whether to apply CutMix. With MixUp too, each is applied to half
+            of a batch.
+        rand_augment: tuple `(layers, magnitude)` of RandAugment, or None.
 
     Raises:
-        ValueError: in `parse`, a word that means nothing.
+        ValueError: in `parse`, an unknown word.
 
     Example:
 
@@ -42,16 +43,16 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text):
-        """Reads words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`.
+        """Parse words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`.
 
         Args:
-            text: the words, with spaces between.
+            text: str. Words separated by spaces.
 
         Returns:
             An `Augmentation`.
 
         Raises:
-            ValueError: another word, or a number out of range.
+            ValueError: a word is unknown or repeated, or its number is out of range.
 
         Example:
 
@@ -72,12 +73,12 @@ class Augmentation:
 
     @property
     def mixes(self):
-        """Whether two pictures make one."""
+        """Whether each training image is a mixture of two images."""
         return self.mixup > 0 or self.cutmix
 
 
 def _setting(name, number):
-    """What a word sets, or None if it is none."""
+    """Return the attributes that a word sets, or None if it is unknown."""
     if not number:
         plain = {
             "none": {},
@@ -102,7 +103,7 @@ def _float(text):
 
 
 def mix(first, second, ratio_or_mask):
-    """`m * first + (1 - m) * second`, in float32."""
+    """Compute `m * first + (1 - m) * second` in float32."""
     import tensorflow as tf
 
     first, second = (tf.cast(x, "float32") for x in (first, second))
@@ -110,14 +111,15 @@ def mix(first, second, ratio_or_mask):
 
 
 def mixup_ratio(alpha, seed):
-    """A float32 scalar of the distribution Beta(alpha, alpha).
+    """Draw a float32 scalar from the distribution Beta(alpha, alpha).
 
     Reference: Zhang et al. (2018), arXiv 1710.09412.
     """
     import tensorflow as tf
 
-    # Of two gamma variables; of their logarithms, as for small alpha both may be zero.
-    # (X^(1/a) of a uniform X times one of alpha + 1 is one of alpha.)
+    # The ratio comes from two gamma variables. Their logarithms are used because both
+    # may underflow to zero for small alpha. If U is uniform and G is Gamma(alpha + 1),
+    # then U^(1 / alpha) * G is Gamma(alpha).
     gammas = tf.random.stateless_gamma((2,), seed, alpha + 1, dtype="float64")
     uniform = tf.random.stateless_uniform(
         (2,), tf.random.fold_in(seed, 1), dtype="float64"
@@ -127,15 +129,15 @@ def mixup_ratio(alpha, seed):
 
 
 def cutmix_mask(size, seed):
-    """The mask of CutMix.
+    """Draw a CutMix mask.
 
     Args:
-        size: pixels a side.
+        size: int. Side length of the images, in pixels.
         seed: int32 tensor (2,).
 
     Returns:
-        float32 tensor `(size, size, 1)`: ones in a box around a random place, zeros
-        elsewhere. Its mean is the ratio of labels.
+        float32 tensor `(size, size, 1)`: ones in a box around a random center, zeros
+        elsewhere. Its mean is the weight of the first image's label.
 
     Reference: Yun et al. (2019), arXiv 1905.04899; `cutmix_padding` in the authors'
     dataset.py.
@@ -149,7 +151,16 @@ def cutmix_mask(size, seed):
 
 
 def box(height, width, center, half):
-    """float32 `(height, width, 1)`: one where both distances from `center` are below."""
+    """Create a mask that is one inside a square and zero outside.
+
+    Args:
+        height, width: int or scalar integer tensor. Size of the mask, in pixels.
+        center: int32 tensor (2,). Row and column of the square's center.
+        half: int or scalar int32 tensor. Half of the square's side length.
+
+    Returns:
+        float32 tensor `(height, width, 1)`.
+    """
     import tensorflow as tf
 
     inside = [

@@ -1,4 +1,4 @@
-"""Single pictures: from a file to what a network reads."""
+"""Reading and preprocessing of single images."""
 
 import io
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_nfnets.data import preprocessing
 
-# Of the files of a folder. (Pillow would also try documents and films.)
+# Extensions of image files in a folder. (Pillow would also try documents and videos.)
 ENDINGS = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
@@ -16,23 +16,24 @@ ENDINGS = {
 
 
 def is_picture(path):
-    """Whether a path is of a file with the ending of a picture, and not hidden."""
+    """Whether a path is an image file by its extension, and not hidden."""
     is_named_so = path.suffix.lower() in ENDINGS and not path.name.startswith(".")
     return is_named_so and path.is_file()
 
 
 def find_pictures(paths):
-    """The picture files that `paths` name.
+    """List the image files that `paths` name.
 
     Args:
-        paths: of files, taken as they are, and of folders, of which the files are taken
-            whose endings are those of pictures.
+        paths: iterable of str or `pathlib.Path`. Files are listed as given, whatever
+            their extension. Folders are replaced by the files in them that have the
+            extension of an image.
 
     Returns:
-        List of `pathlib.Path`; those of a folder in the order of their names.
+        List of `pathlib.Path`; those of a folder are sorted by name.
 
     Raises:
-        ValueError: there is no such file, or no picture in a folder.
+        ValueError: a file does not exist, or a folder contains no images.
 
     Example:
 
@@ -46,7 +47,7 @@ def find_pictures(paths):
     found = []
     for given in paths:
         path = pathlib.Path(given)
-        # An empty name would be the whole folder in which one is.
+        # An empty string would mean the working directory.
         if given and path.is_dir():
             inside = [file for file in path.iterdir() if is_picture(file)]
             if not inside:
@@ -60,18 +61,20 @@ def find_pictures(paths):
 
 
 def read_picture(path):
-    """Reads a picture of any kind that Pillow knows as RGB.
+    """Read an image of any format that Pillow supports as RGB.
+
+    Grayscale, 16-bit, palette and CMYK images are converted, transparent ones are
+    composited onto white, and the Exif orientation is applied. Of an animation, the
+    first frame is read.
 
     Args:
-        path: of a JPEG, PNG, ..., or its bytes. Grey, 16-bit, palette and CMYK
-            pictures are converted, transparent ones put on white, turned as the camera
-            says; of an animation the first picture is taken.
+        path: str, `pathlib.Path` or bytes. Path or content of a JPEG, PNG, ... file.
 
     Returns:
         uint8 array `(height, width, 3)`.
 
     Raises:
-        ValueError: the file is no picture, or not whole.
+        ValueError: the file is not an image, or is incomplete.
 
     Example:
 
@@ -92,7 +95,7 @@ def read_picture(path):
             if image.mode in ("I", "F"):
                 raise ValueError("its numbers have no largest one, that of white")
             if image.mode.startswith("I;16"):
-                # Which Pillow would cut off at 255.
+                # Pillow would clip these values at 255.
                 values = np.asarray(image, "float64")
                 image = Image.fromarray((values / 257).clip(0, 255).astype("uint8"))
             if image.has_transparency_data:
@@ -100,8 +103,8 @@ def read_picture(path):
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
             return np.asarray(image.convert("RGB"))
-    # Pillow's decoders raise errors of many kinds for broken files, and refuse the
-    # largest pictures as an attack on the memory.
+    # Pillow's decoders raise errors of many types for broken files, and refuse the
+    # largest images as decompression bombs.
     except Exception as error:
         raise ValueError(f"{name}is not a whole picture: {error}") from error
 
@@ -109,27 +112,29 @@ def read_picture(path):
 def prepare(
     picture, *, size, crop_mode, interpolation, mean, deviation, crop=1.0, channels=3
 ):
-    """Prepares a picture for a network, as in evaluation.
+    """Preprocess an image for a network, as in evaluation.
 
     Args:
         picture: uint8 array `(height, width, 3)`.
-        size: pixels a side of the result.
-        crop_mode: as the authors do, see `evaluation_crop`, `"crop_resize"`,
-            `"resize_crop_32"` or `"whole"`; or as timm does, `"center"`, which resizes
-            the shorter side to `size / crop`, or `"squash"`, which resizes both; then
-            the middle is cropped.
-        interpolation: of the resizing: `"bicubic"`, `"bilinear"` or (timm's)
+        size: int. Side length of the result, in pixels.
+        crop_mode: str. `"crop_resize"`, `"resize_crop_32"` or `"whole"` preprocess as
+            the authors do, see `evaluation_crop`. `"center"` and `"squash"` preprocess
+            as timm does: `"center"` resizes the shorter side to `size / crop`,
+            `"squash"` resizes both sides to it; then the center is cropped.
+        interpolation: str. `"bicubic"`, `"bilinear"` or (only as timm does)
             `"nearest"`.
-        mean, deviation: one number a channel, for values in [0, 1]; where they are None
-            each picture's own are taken.
-        crop: timm's: share of the resized picture's side that is used.
-        channels: 3, or 1 for grey.
+        mean, deviation: one float per channel. Mean and standard deviation of values
+            in [0, 1]. If they are None, each image is standardized by its own mean and
+            standard deviation.
+        crop: float. Fraction of the resized image's side that is used, for `"center"`
+            and `"squash"`.
+        channels: int. 3, or 1 for grayscale.
 
     Returns:
         float32 array `(size, size, channels)`.
 
     Raises:
-        ValueError: an unknown `crop_mode`.
+        ValueError: `crop_mode` is unknown.
 
     Example:
 
@@ -146,7 +151,7 @@ def prepare(
     if crop_mode in ("center", "squash"):
         x = crop_as_timm(picture, size, crop, crop_mode, interpolation)
         if mean is None:
-            # As tf.image.per_image_standardization, on values up to 255.
+            # Same as `tf.image.per_image_standardization`, for values up to 255.
             deviation = max(x.std(), 1 / math.sqrt(x.size))
             return ((x - x.mean()) / deviation).astype("float32")
         return preprocessing.scale(x, mean, deviation)
@@ -157,14 +162,18 @@ def prepare(
 
 
 def as_grey(picture):
-    """The picture with one channel, `(height, width, 1)`."""
+    """Convert an image to grayscale, `(height, width, 1)`."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(picture).convert("L"))[..., np.newaxis]
 
 
 def crop_as_timm(picture, size, crop, crop_mode, interpolation):
-    """What timm resizes and crops, float32 `(size, size, channels)` up to 255."""
+    """Resize and crop an image as timm does.
+
+    Returns:
+        float32 array `(size, size, channels)` of values up to 255.
+    """
     from PIL import Image
 
     channels = picture.shape[-1]
@@ -182,9 +191,10 @@ def crop_as_timm(picture, size, crop, crop_mode, interpolation):
 
 
 def _without_far_ends(image):
-    """A very long picture's middle, four times as long as it is wide.
+    """Crop a very long image to its center, four times as long as it is wide.
 
-    Resized whole, a line of a hundred thousand pixels would fill the memory.
+    Resizing the complete image could exhaust the memory, for example if it is one pixel
+    high and a hundred thousand wide.
     """
     longest = 4 * min(image.size)
     width, height = (min(length, longest) for length in image.size)

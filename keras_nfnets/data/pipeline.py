@@ -1,4 +1,4 @@
-"""From labelled pictures to batches: `load`."""
+"""Input pipeline: batches of labeled images for training and evaluation."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from keras_nfnets.data.pictures import as_grey, crop_as_timm, read_picture
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
 
-# Of an epoch, until there are as many pictures as there should be: where half of them
-# are broken, a quarter of the pairs are whole.
+# Largest number of passes over the data in one epoch, to replace images that are left
+# out. If half of the images are broken, only a quarter of the pairs can be mixed.
 _MOST_TURNS = 8
 
 
@@ -29,43 +29,45 @@ def load(
     from_epoch=None,
     shard=(0, 1),
 ):
-    """Loads labelled pictures as batches to train on or to evaluate with.
+    """Load batches of labeled images for training or evaluation.
 
-    To train on, pictures are shuffled, cropped at random, mirrored and more, as
-    `augmentation` says. Only what is cropped of a JPEG is decoded. A picture that is
-    broken, or whose label is out of range, is left out with a warning and counted in
-    `Source.left_out`. (In training another one takes its place.)
+    For training, images are shuffled and augmented (cropped at random, flipped, ...) as
+    `augmentation` says. Only the cropped region of a JPEG is decoded. An image that is
+    broken, or whose label is out of range, is left out with a warning and recorded in
+    `Source.left_out`. (In training, another image replaces it.)
 
     Args:
-        name: `"digits"`, a folder of class folders, a set of TensorFlow Datasets, arrays
-            `(x, y)`, or a `Source`; see `find`.
-        split: which part: `"train"`, `"test"`, ...
-        image_size: pixels a side of the result.
-        batch_size: pictures a batch, of all shards together.
-        training: whether to shuffle and augment.
-        augmentation: words such as `"crop flip mixup_0.2 cutmix randaugment_4x5"`, see
-            `Augmentation`; by default the source's, usually `"crop flip"`.
-        preparation: dict of `crop_mode` (that of evaluation), `interpolation`, `mean`,
-            `deviation`, `crop` and `channels`, see `prepare`, such as a checkpoint's;
-            what is not in it is the source's own, usually the authors' `"crop_resize"`
-            with ImageNet's mean and deviation.
-        seed: the same seed gives the same pictures in the same order; it is another one
-            each epoch. 0 to 2**32 - 1.
-        from_epoch: None for one epoch each time that it is iterated over, the first of
-            number 0; a number for all epochs from that on, without end. What an epoch is
-            depends on its number and the seed alone.
-        shard: `(index, count)`: every batch is divided among `count`, this is the share
-            of that index; with only these pictures read. `count` must divide
-            `batch_size`. (A last batch of fewer than `count` pictures is left out in
-            training; in evaluation some shards have nothing of it.)
+        name: str, path, arrays or `Source`. `"digits"`, a folder with one subfolder per
+            class, a data set of TensorFlow Datasets, arrays `(x, y)`, or a `Source`;
+            see `find`.
+        split: str. Split of the data set: `"train"`, `"test"`, ...
+        image_size: int. Side length of the result, in pixels.
+        batch_size: int. Images per batch, of all shards together.
+        training: bool. Whether to shuffle and augment.
+        augmentation: str. Words such as `"crop flip mixup_0.2 cutmix
+            randaugment_4x5"`, see `Augmentation`. Default: that of the source, usually
+            `"crop flip"`.
+        preparation: dict of `crop_mode` (for evaluation), `interpolation`, `mean`,
+            `deviation`, `crop` and `channels`, see `prepare`; for example that of a
+            checkpoint. Missing keys are those of the source, usually the authors'
+            `"crop_resize"` with ImageNet's mean and standard deviation.
+        seed: int. The same seed gives the same images in the same order, which differs
+            from epoch to epoch. 0 to 2**32 - 1.
+        from_epoch: int or None. None: each iteration over the data set is one epoch,
+            beginning with epoch 0. An int: the data set is infinite and begins with
+            that epoch. The content of an epoch depends only on its number and the seed.
+        shard: tuple `(index, count)`. Each batch is divided among `count` shards; the
+            data set is the shard with that index, and decodes only its own images.
+            `count` must divide `batch_size`. (A last batch of fewer than `count` images
+            is dropped in training; in evaluation, some shards get none of its images.)
 
     Returns:
-        A `tf.data.Dataset` of (pictures, labels): float32 `(batch, image_size,
-        image_size, channels)` and float32 `(batch, classes)`, one-hot, or of two classes
-        where pictures are mixed.
+        A `tf.data.Dataset` of (images, labels): float32 `(batch, image_size,
+        image_size, channels)` and float32 `(batch, classes)`. Labels are one-hot, or a
+        mixture of two classes where images are mixed.
 
     Raises:
-        ValueError: an argument out of range, or pictures that are not there.
+        ValueError: an argument is out of range, or the images do not exist.
 
     Example:
 
@@ -73,9 +75,10 @@ def load(
     >>> dataset.element_spec[0].shape, int(dataset.cardinality())
     (TensorShape([None, 32, 32, 1]), 23)
 
-    Reference: the authors' dataset.py. As there, MixUp and CutMix make one picture of
-    two, so that an epoch reads each picture twice: pairs are neighbours in two orders,
-    one after the other. The first half of a batch, by their places in it, has MixUp.
+    Reference: the authors' dataset.py. As there, MixUp and CutMix make one image from
+    two, so that an epoch reads each image twice. If both are used, MixUp applies to the
+    first half of each batch and CutMix to the second. Pairs are neighbors in two
+    concatenated random orders.
     """
     import tensorflow as tf
 
@@ -110,10 +113,10 @@ def load(
     mine = _share(total, batch_size, index, count)
     steps = steps_per_epoch(total, batch_size, count)
 
-    # (Nothing here is for AutoGraph, which would look into TFDS.)
+    # (Nothing here needs AutoGraph, which would try to convert TFDS.)
     @tf.autograph.experimental.do_not_convert
     def batches(number):
-        """Those of an epoch."""
+        """Create the batches of one epoch."""
         seeds = tf.cast(tf.stack([tf.cast(seed % 2**31, "int64"), number]), "int32")
         if seed >= 2**31:
             seeds = tf.random.fold_in(seeds, 1)
@@ -136,7 +139,7 @@ def load(
             ).filter(lambda image, _: tf.size(image) > 0)
 
         if training:
-            # Others, cropped in another way, in the place of those that are left out.
+            # Images of further passes, with new random crops, replace those left out.
             turns = tf.data.Dataset.range(_MOST_TURNS)
             examples = turns.flat_map(examples_of).take(mine)
         else:
@@ -164,13 +167,12 @@ def load(
 
 
 def steps_per_epoch(examples, batch_size, shards=1):
-    """How many batches there are in an epoch of `load`, for training.
+    """Compute the number of batches in a training epoch of `load`.
 
     Args:
-        examples: how many pictures the part has.
-        batch_size: pictures a batch, of all shards together.
-        shards: among how many a batch is divided; a last batch with fewer pictures is
-            left out.
+        examples: int. Number of images in the split.
+        batch_size: int. Images per batch, of all shards together.
+        shards: int. Number of shards. A last batch of fewer images is dropped.
 
     Returns:
         An integer.
@@ -185,7 +187,7 @@ def steps_per_epoch(examples, batch_size, shards=1):
 
 
 def _owner(i, total, batch_size, count, training=True):
-    """Which shard has the i-th picture of an epoch; -1 for none."""
+    """Return the shard that gets the i-th image of an epoch, or -1 for none."""
     import tensorflow as tf
 
     begin = i - i % batch_size
@@ -196,10 +198,10 @@ def _owner(i, total, batch_size, count, training=True):
 
 
 def _share(total, batch_size, index, count):
-    """How many pictures of an epoch are a shard's."""
+    """Compute the number of images that a shard gets in a training epoch."""
 
     def part(length):
-        # The smallest i with i * count // length == index, and that of the next index.
+        # Smallest i with i * count // length == index, and that for the next index.
         begin, end = (-(-k * length // count) for k in (index, index + 1))
         return end - begin if length >= count else 0
 
@@ -208,11 +210,16 @@ def _share(total, batch_size, index, count):
 
 
 def _shuffled(source, split, seeds, pairs):
-    """The records in the order of an epoch; in pairs, so many as there are records."""
+    """Shuffle the records for an epoch.
+
+    Returns:
+        A `tf.data.Dataset` of records, or with `pairs` of pairs of records. Either has
+        as many elements as there are records.
+    """
     import tensorflow as tf
 
-    # The seeds given alone. Zero would not do: beside it TensorFlow wants to know the
-    # other one when it builds the graph.
+    # With a fixed global seed, the order depends only on `seeds`. It must not be 0, as
+    # TensorFlow would then need the value of the other seed when it builds the graph.
     tf.random.set_seed(1)
 
     def order(i):
@@ -232,7 +239,7 @@ def _shuffled(source, split, seeds, pairs):
 
 
 class _Maker:
-    """Makes an example, picture and label, of one record or two."""
+    """Converter of a record, or a pair of records, to an image and its label."""
 
     def __init__(self, source, split, augmentation, preparation):
         self.source = source
@@ -243,7 +250,7 @@ class _Maker:
         self.channels = preparation["channels"]
         self.classes = len(source.class_names)
         self.by_timm = preparation["crop_mode"] in ("center", "squash")
-        # Of pictures that are not cropped at random.
+        # Preprocessing of images that are not cropped at random.
         if not self.by_timm:
             self.window_of, self.resize = preprocessing.evaluation_crop(
                 preparation["crop_mode"], preparation["interpolation"]
@@ -255,7 +262,7 @@ class _Maker:
             )
 
     def __call__(self, in_first_half, record, seeds, i):
-        """The i-th example of an epoch; an empty picture where one is left out."""
+        """Make the i-th example of an epoch, with an empty image if left out."""
         import tensorflow as tf
 
         seed = tf.random.fold_in(seeds, 2 + tf.cast(i, "int32"))
@@ -296,7 +303,7 @@ class _Maker:
         return self._finished(image, seed), label
 
     def _finished(self, image, seed):
-        """What is done to a picture of its final size."""
+        """Apply RandAugment, if used, to an image, and standardize it."""
         import tensorflow as tf
 
         if self.augmentation.rand_augment:
@@ -311,7 +318,7 @@ class _Maker:
         )
 
     def _of_channels(self, values):
-        """ImageNet's three numbers, or the one for grey pictures."""
+        """Average three values if the images are grayscale."""
         if values is not None and self.channels == 1 and np.size(values) == 3:
             return [float(np.mean(values))]
         return values
@@ -328,7 +335,7 @@ class _Maker:
         return tf.cast(image[..., : self.channels], "float32")
 
     def _one(self, name, image, label, seed):
-        """A picture of its final size, float32 (empty if left out), and its label."""
+        """Return a float32 image of its final size, or an empty one, and its label."""
         import tensorflow as tf
 
         label_is_right = (label >= 0) & (label < self.classes)
@@ -380,7 +387,7 @@ class _Maker:
         return tf.cond(tf.size(part) > 0, resized, lambda: left_out)
 
     def _decoded(self, name, image, window_of):
-        """The window of a picture, uint8; an empty one if it is left out."""
+        """Return a window of an image as uint8; it is empty if left out."""
         import tensorflow as tf
 
         def window(picture):
@@ -392,7 +399,7 @@ class _Maker:
             return window(self._of_its_channels(image))
 
         def jpeg(image):
-            """The quick way of almost all, which fails for what is not plain."""
+            """Decode a plain JPEG, as almost all images are; fail for others."""
             content = tf.io.read_file(image) if self.source.reads_files else image
             begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
             ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
@@ -400,7 +407,7 @@ class _Maker:
             if self.source.reads_files:
                 head = tf.strings.substr(content, 0, _HEAD)
                 turned = tf.strings.regex_full_match(head, _HAS_EXIF)
-            # (libjpeg would say on the standard error what is no JPEG.)
+            # (libjpeg would print an error to stderr for a file that is no JPEG.)
             plain = tf.debugging.Assert(begins & ends & ~turned, [name])
             with tf.control_dependencies([plain]):
                 shape = tf.image.extract_jpeg_shape(tf.identity(content))
@@ -412,8 +419,8 @@ class _Maker:
                 return tf.image.decode_and_crop_jpeg(
                     content, window_of(shape, self.size), **options
                 )
-            # In evaluation to the last digit as `prepare`: colours at the border of a
-            # crop depend on pixels beyond it.
+            # Decoding the complete image makes evaluation bit-identical to `prepare`:
+            # colors at the border of a crop depend on pixels beyond it.
             return window(tf.image.decode_jpeg(content, **options))
 
         def otherwise():
@@ -428,7 +435,7 @@ class _Maker:
         return part
 
     def _of_its_channels(self, image):
-        """A uint8 array, grey or in colours as the result."""
+        """Convert a uint8 image to the number of channels of the result."""
         import tensorflow as tf
 
         if image.shape[-1] < self.channels:
@@ -439,7 +446,7 @@ class _Maker:
         return image
 
     def _read(self, name, image):
-        """A whole picture of any kind of file; an empty one if it is left out."""
+        """Read a complete image from a file of any format; it is empty if left out."""
         import tensorflow as tf
 
         def read(name, image):
@@ -467,14 +474,14 @@ class _Maker:
         return tf.numpy_function(cropped, [picture], "float32")
 
 
-# A camera's picture may be turned, as it says near the beginning.
+# A camera may record the orientation of an image, in Exif data near the beginning.
 _HEAD, _HAS_EXIF = 65_536, r"(?s)\C*Exif\x00\C*"
-# As many as Pillow decodes without complaint.
+# Number of pixels above which Pillow warns of a decompression bomb.
 _MOST_PIXELS = 89_478_485
 
 
 def _tried(function, value, otherwise):
-    """`function(value)`, or where that fails, `otherwise`; within a graph."""
+    """Return `function(value)`, or `otherwise` if that fails, within a graph."""
     import tensorflow as tf
 
     one = tf.data.Dataset.from_tensors(value).map(function).ignore_errors()

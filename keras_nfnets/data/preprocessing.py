@@ -1,7 +1,8 @@
-"""What of a picture is taken, and its numbers, as the authors define them.
+"""Crops, resizing and normalization of images, as the authors define them.
 
-Functions of TensorFlow, for `tf.data`. A crop is a window (top, left, height, width),
-which is known before a JPEG is decoded, so that no more of it is decoded than needed.
+These are TensorFlow functions for `tf.data`. A crop is a window (top, left, height,
+width). It is known before a JPEG is decoded, so that only the necessary part is
+decoded.
 """
 
 import re
@@ -10,17 +11,17 @@ import numpy as np
 
 from keras_nfnets import checks
 
-# Of the channels, for values in [0, 1].
+# Statistics of the channels, for values in [0, 1].
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
 
 
 def random_window(shape, size, area, seed):
-    """A window of random area and aspect ratio, for training.
+    """Draw a window of random area and aspect ratio, for training.
 
     Args:
-        shape: int32 tensor (height, width, channels) of a picture.
-        size: pixels a side of the result.
-        area: range of the share of the picture.
+        shape: int32 tensor (height, width, channels). Shape of the image.
+        size: int. Side length of the result, in pixels.
+        area: pair of floats. Smallest and largest fraction of the image area.
         seed: int32 tensor (2,).
 
     Returns:
@@ -41,13 +42,16 @@ def random_window(shape, size, area, seed):
         use_image_if_no_bounding_boxes=True,
     )
     window = tf.concat([begin[:2], extent[:2]], 0)
-    # Where no window was found, it is all of the picture.
+    # If TensorFlow finds no window, it returns the complete image.
     found = tf.reduce_any(extent[:2] != shape[:2])
     return tf.where(found, window, middle_window(shape, size))
 
 
 def middle_window(shape, size):
-    """The square in the middle that leaves 16 pixels at its sides when resized."""
+    """Return the central square that leaves margins of 16 pixels.
+
+    The margins are measured along the shorter side, in pixels of the resized image.
+    """
     import tensorflow as tf
 
     height, width = shape[0], shape[1]
@@ -57,34 +61,39 @@ def middle_window(shape, size):
 
 
 def whole_window(shape, size):
-    """All of the picture."""
+    """Return the window that covers the complete image."""
     import tensorflow as tf
 
     return tf.stack([0, 0, shape[0], shape[1]])
 
 
 def resize(image, size, interpolation="bicubic"):
-    """The picture, squashed into a square of that size; float32, not rounded."""
+    """Resize an image to a square, ignoring its aspect ratio.
+
+    Returns:
+        float32 tensor `(size, size, channels)`; values are not rounded.
+    """
     import tensorflow as tf
 
-    # Bilinear interpolation is for pictures of very few pixels, or very many.
+    # Bicubic interpolation has no antialiasing, as in the authors' code. Bilinear
+    # interpolation is meant for very small or very large images.
     antialias = interpolation == "bilinear"
     return tf.image.resize(image, (size, size), interpolation, antialias=antialias)
 
 
-# What is done in evaluation, by name. (The last two are timm's.)
+# Crop modes of `prepare`. (The last two are timm's.)
 CROP_MODES = ("crop_resize", "resize_crop_32", "whole", "center", "squash")
 
 
 def check_crop_mode(crop_mode):
-    """Checks that a way to crop in evaluation is one of the authors'.
+    """Check that an evaluation crop mode is one of the authors'.
 
     Args:
-        crop_mode: a name, see `prepare`: `"crop_resize"`, `"whole"` or
-            `"resize_crop_32"` (or with another number).
+        crop_mode: str. `"crop_resize"`, `"whole"` or `"resize_crop_32"` (or another
+            number of pixels), see `prepare`.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: `crop_mode` is not one of these.
 
     Example:
 
@@ -102,21 +111,21 @@ def check_crop_mode(crop_mode):
 
 
 def evaluation_crop(crop_mode, interpolation="bicubic"):
-    """How pictures are cropped in evaluation.
+    """Return the functions that crop and resize images in evaluation.
 
     Args:
-        crop_mode: `"crop_resize"` takes the middle square with a margin of 16 pixels,
-            and resizes it. `"resize_crop_32"` squashes the picture into a square with a
-            margin of 32 pixels together, and takes the middle. `"whole"` squashes the
-            whole picture.
-        interpolation: `"bicubic"` or `"bilinear"`.
+        crop_mode: str. `"crop_resize"` crops the central square with margins of 16
+            pixels, and resizes it. `"resize_crop_32"` resizes the image to a square
+            that is 32 pixels larger than the result, and crops the center. `"whole"`
+            resizes the complete image to a square.
+        interpolation: str. `"bicubic"` or `"bilinear"`.
 
     Returns:
-        A pair of functions: `window(shape, size)`, and one of what is in the window and
-        the size, which makes a float32 tensor `(size, size, channels)`.
+        A pair of functions: `window(shape, size)`, and `resize(image, size)`, which
+        converts the content of the window to a float32 tensor `(size, size, channels)`.
 
     Raises:
-        ValueError: another mode or interpolation.
+        ValueError: `crop_mode` or `interpolation` is unknown.
 
     Reference: `_preprocess_image` in the authors' dataset.py.
     """
@@ -139,7 +148,10 @@ def evaluation_crop(crop_mode, interpolation="bicubic"):
 
 
 def standardize(image, mean, deviation):
-    """`(image / 255 - mean) / deviation`; where they are None, by the picture's own."""
+    """Compute `(image / 255 - mean) / deviation`.
+
+    If `mean` is None, the image is standardized by its own mean and standard deviation.
+    """
     import tensorflow as tf
 
     if mean is None:
@@ -148,7 +160,7 @@ def standardize(image, mean, deviation):
 
 
 def scale(image, mean, deviation):
-    """`(image / 255 - mean) / deviation`, of an array or a tensor; float32."""
+    """Compute `(image / 255 - mean) / deviation` in float32."""
     mean, deviation = np.float64(mean), np.float64(deviation)
     factor, shift = 1 / (255 * deviation), mean / deviation
     return image * np.float32(factor) - np.float32(shift)

@@ -1,7 +1,7 @@
-"""RandAugment with the operations, and the magnitudes, of the authors' code.
+"""RandAugment with the operations and magnitudes of the authors' code.
 
-Keras's layer of that name has other operations at other strengths, and computes all of
-them for each picture.
+The `RandAugment` layer of Keras has other operations with other strengths, and computes
+all of them for each image.
 
 Reference: Cubuk et al. (2020), arXiv 1909.13719; autoaugment.py of the authors.
 """
@@ -11,19 +11,19 @@ import math
 
 from keras_nfnets.data.augmentation import box
 
-# Magnitudes are tenths of what an operation does at most (they may be more).
+# Magnitude of an operation's nominal maximum; larger magnitudes go beyond it.
 _TENTHS = 10
-_GREY = 128  # where there is no picture
+_GREY = 128  # fill value
 
 
 def rand_augment(image, layers, magnitude, seed):
-    """Applies operations drawn at random, one after the other.
+    """Apply randomly drawn operations, one after the other.
 
     Args:
         image: uint8 tensor `(height, width, 3)`.
-        layers: how many operations.
-        magnitude: of each, 0 to 30.
-        seed: int32 tensor (2,): the same seed, the same picture.
+        layers: int. Number of operations.
+        magnitude: number. Magnitude of each operation, 0 to 30.
+        seed: int32 tensor (2,). The same seed gives the same result.
 
     Returns:
         uint8 tensor of the same shape.
@@ -45,7 +45,7 @@ def rand_augment(image, layers, magnitude, seed):
         number = tf.random.stateless_uniform(
             (), layer_seed, 0, len(OPERATIONS), dtype="int32"
         )
-        # Only the one drawn is computed.
+        # Only the operation that was drawn is computed.
         changed = tf.switch_case(
             number,
             [
@@ -55,27 +55,27 @@ def rand_augment(image, layers, magnitude, seed):
         )
         return i + 1, tf.ensure_shape(changed, image.shape)
 
-    # A loop of the graph, which is built once, whatever the layers.
+    # A loop in the graph: its body is traced once, for any number of layers.
     _, image = tf.while_loop(lambda i, _: i < layers, layer, (0, image))
     return image
 
 
 def _sign(seed):
-    """1.0 or -1.0."""
+    """Draw 1.0 or -1.0."""
     import tensorflow as tf
 
     return 2.0 * tf.floor(tf.random.stateless_uniform((), seed) + 0.5) - 1.0
 
 
 def _to_uint8(values):
-    """Cut off, as the authors do, not rounded."""
+    """Clip values to [0, 255] and truncate them, as the authors do."""
     import tensorflow as tf
 
     return tf.cast(tf.clip_by_value(values, 0, 255), "uint8")
 
 
 def _blend(plain, image, factor):
-    """`plain` for a factor of 0, `image` for 1, and on beyond it."""
+    """Interpolate from `plain` (factor 0) to `image` (factor 1), or extrapolate."""
     import tensorflow as tf
 
     plain, image = (tf.cast(x, "float32") for x in (plain, image))
@@ -103,8 +103,8 @@ def _brightness(image, level, seed):
 def _contrast(image, level, seed):
     import tensorflow as tf
 
-    # The authors take the number of pixels over 256 for the mean grey. It is what their
-    # networks were trained with.
+    # The authors use the number of pixels divided by 256 as the mean gray level. Their
+    # networks were trained with it.
     pixels = tf.cast(tf.size(image) // 3, "float32")
     grey = tf.floor(tf.minimum(pixels / 256, 255.0))
     return _blend(tf.fill(tf.shape(image), grey), image, _strength(level))
@@ -117,7 +117,7 @@ def _sharpness(image, level, seed):
     kernel = tf.tile(kernel[:, :, tf.newaxis, tf.newaxis], (1, 1, 3, 1))
     values = tf.cast(image, "float32")[tf.newaxis]
     smooth = tf.nn.depthwise_conv2d(values, kernel, (1, 1, 1, 1), "VALID")[0]
-    # The border stays.
+    # Pixels at the border stay unchanged.
     inner = tf.pad(tf.ones_like(smooth), ((1, 1), (1, 1), (0, 0)))
     smooth = tf.pad(smooth, ((1, 1), (1, 1), (0, 0)))
     smooth = tf.where(inner > 0, tf.cast(_to_uint8(smooth), "float32"), values[0])
@@ -156,7 +156,7 @@ def _invert(image, level, seed):
 def _posterize(image, level, seed):
     import tensorflow as tf
 
-    # Bits that stay; the more, the larger the level, as in the authors' code.
+    # Number of low bits to clear. A higher level clears fewer, as in the authors' code.
     lost = max(8 - int(level * 4), 0)
     if lost == 8:
         return tf.zeros_like(image)
@@ -191,10 +191,14 @@ def _cutout(image, level, seed):
 
 
 def _transformed(image, row_x, row_y):
-    """The picture with, at (x, y), what is at the two rows' products with (x, y, 1)."""
+    """Apply an affine transformation.
+
+    The pixel (x, y) of the result is the pixel of `image` whose coordinates are the
+    products of `row_x` and `row_y` with (x, y, 1).
+    """
     import tensorflow as tf
 
-    # A fourth channel tells where there is a picture.
+    # A fourth channel marks the pixels that come from the image.
     image = tf.concat([image, tf.ones_like(image[..., :1])], -1)
     numbers = [tf.cast(x, "float32") for x in (*row_x, *row_y, 0, 0)]
     image = tf.raw_ops.ImageProjectiveTransformV3(

@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: digits, folders, TFDS, arrays."""
+"""Sources of labeled images: digits, folders, TensorFlow Datasets and arrays."""
 
 import collections
 import collections.abc
@@ -15,7 +15,7 @@ from keras_nfnets import checks
 from keras_nfnets.data.pictures import ENDINGS, is_picture
 from keras_nfnets.data.preprocessing import IMAGENET
 
-# Of what is held out where a folder does not say so itself.
+# Fraction of test images, for the digits and for folders that have no splits.
 _HELD_OUT = 0.2
 _PART_FOLDERS = {
     "train": "train",
@@ -23,31 +23,30 @@ _PART_FOLDERS = {
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
 }
 
-# Whole files of TFDS that are shuffled together: a gigabyte of ImageNet.
+# Size of the shuffle buffer for encoded images of TFDS: a gigabyte of ImageNet.
 _SHUFFLED = 10_000
 
-# Small pictures (CIFAR, MNIST) have no margin to crop.
+# Size in pixels below which images (CIFAR, MNIST) have no margin to crop.
 _SMALL = 96
 
 
 class Source:
-    """Labelled pictures, not decoded yet, as `find` finds them.
+    """Labeled images that are not decoded yet, as `find` returns them.
 
     Attributes:
-        name: what it is called.
+        name: str. Name of the data set.
         class_names: list of str.
-        channels: 3, or 1 for grey.
-        splits: `{name: number of pictures}` of its parts.
-        preparation: how its pictures are prepared if nothing else is asked for, see
-            `load`.
-        augmentation: the same of those to train on.
-        left_out: `{name of a picture: why}`, of those that were left out so far.
-        complaint: why reading was given up, or None.
-        reads_files: whether the images of `records` are paths.
+        channels: int. 3, or 1 for grayscale.
+        splits: dict `{name: number of images}` of its splits.
+        preparation: dict. Default preprocessing of its images, see `load`.
+        augmentation: str. Default augmentation of its training images, see `load`.
+        left_out: dict `{name of an image: reason}` of the images left out so far.
+        complaint: str or None. Error message once too many images are left out.
+        reads_files: bool. Whether the images of `records` are paths.
 
     Raises:
-        ValueError: a part is asked for that there is not, or more than half of one had
-            to be left out.
+        ValueError: a split does not exist, or more than half of its images had to be
+            left out.
 
     Example:
 
@@ -74,30 +73,33 @@ class Source:
         self.complaint = None
 
     def records(self, split, shuffle=None):
-        """The pictures of a part.
+        """Return the images of a split.
 
         Args:
-            split: name of the part.
-            shuffle: a function of a `tf.data.Dataset` and of how many of its elements
-                may be in memory together, which is given what is smallest to shuffle.
+            split: str. Name of the split.
+            shuffle: callable or None. `shuffle(dataset, buffer_size)` returns a shuffled
+                dataset. It is applied to the smallest elements available, such as
+                indices. `buffer_size` is the number of elements that may be in memory
+                at once.
 
         Returns:
             A `tf.data.Dataset` of (name, image, label): a string; the path of a file,
-            the bytes of one or a uint8 tensor `(height, width, channels)`; an int64.
+            the content of a file or a uint8 tensor `(height, width, channels)`; an
+            int64.
         """
         raise NotImplementedError
 
     def size_of(self, split):
-        """How many pictures a part has.
+        """Return the number of images in a split.
 
         Raises:
-            ValueError: there is no such part.
+            ValueError: the split does not exist.
         """
         checks.one_of("split", split, tuple(self.splits))
         return self.splits[split]
 
     def counts(self, split):
-        """How many pictures of a part there are of each class, a list of int."""
+        """Count the images of each class in a split; return a list of int."""
         counts = np.zeros(len(self.class_names), int)
         for label in self.records(split).map(lambda *r: r[2]).as_numpy_iterator():
             if 0 <= label < len(counts):
@@ -105,10 +107,10 @@ class Source:
         return counts.tolist()
 
     def leave_out(self, name, why, split):
-        """Notes that a picture of a part is left out, and says so the first time.
+        """Record that an image of a split is left out, and warn the first time.
 
         Raises:
-            ValueError: more than half of the part are.
+            ValueError: more than half of the split is left out.
         """
         if name in self.left_out:
             return
@@ -125,36 +127,38 @@ class Source:
 
 
 def _printable(text):
-    """The text, for anybody to print: names of files may have bytes that are none."""
+    """Make a text printable: file names may contain bytes that are not valid text."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def find(name, download=True):
-    """Finds labelled pictures.
+    """Find a data set of labeled images.
 
     Args:
         name: one of
 
-            - `"digits"`, the 1,797 handwritten digits of scikit-learn: `"train"` and
-              `"test"`, a fifth of each class, the same ones always.
-            - a folder of class folders. Where it has folders `train` and `test` or
-              `validation` (or `valid`, `val`) with class folders, these are its parts.
-              Else about a fifth of each class is `"test"`, chosen by the files' names,
-              so that more files do not change what the others belong to.
-            - a classification set of TensorFlow Datasets, such as `"imagenet2012"`,
-              which downloads it on first use. Its parts may be sliced:
-              `"train[:90%]"`.
-            - `(x, y)`, uint8 pictures `(n, height, width, 1 or 3)` and integer labels
-              `(n,)`, which are `"train"`; or a dict `{part: (x, y)}`.
+            - `"digits"`, the 1,797 handwritten digits of scikit-learn, with splits
+              `"train"` and `"test"`. The test set is always the same fifth of each
+              class.
+            - a folder with one subfolder per class. If it has folders `train` and
+              `test` or `validation` (or `valid`, `val`) that contain the class folders,
+              these are its splits. Otherwise about a fifth of each class is `"test"`,
+              chosen by the files' names, so that adding files does not move others to
+              another split.
+            - a classification data set of TensorFlow Datasets, such as
+              `"imagenet2012"`, which is downloaded on first use. Its splits may be
+              sliced: `"train[:90%]"`.
+            - `(x, y)`, uint8 images `(n, height, width, 1 or 3)` and integer labels
+              `(n,)`, which are `"train"`; or a dict `{split: (x, y)}`.
             - a `Source`, which is returned.
-        download: whether to download a set of TensorFlow Datasets; else all but its
-            pictures is known.
+        download: bool. Whether to download a data set of TensorFlow Datasets. If False,
+            everything but its images is available.
 
     Returns:
         A `Source`.
 
     Raises:
-        ValueError: there is no such thing, or it is not one of labelled pictures.
+        ValueError: the data set does not exist, or has no labeled images.
 
     Example:
 
@@ -189,13 +193,13 @@ def find(name, download=True):
 
 
 def folder_of(name):
-    """The folder that a name of `find` means.
+    """Return the folder that a name given to `find` refers to.
 
     Args:
-        name: a string or a path.
+        name: str or path.
 
     Returns:
-        A `pathlib.Path`, or None if it means no folder.
+        A `pathlib.Path`, or None if the name refers to no folder.
 
     Example:
 
@@ -203,16 +207,17 @@ def folder_of(name):
     (True, PosixPath('.'))
     """
     path = pathlib.Path(name).expanduser()
-    # (An empty name would be the folder in which one is.)
+    # (An empty string would mean the working directory.)
     return path if str(name) not in ("", "digits") and path.is_dir() else None
 
 
 def load_digits():
-    """The handwritten digits of scikit-learn as pictures.
+    """Load the handwritten digits of scikit-learn as images.
 
     Returns:
-        `(x_train, y_train), (x_test, y_test)`, the second a fifth of each class, always
-        the same: uint8 pictures `(n, 8, 8, 3)`, light on dark, and int labels `(n,)`.
+        `(x_train, y_train), (x_test, y_test)`: uint8 images `(n, 8, 8, 3)`, light on
+        dark, and int labels `(n,)`. The test set is always the same fifth of each
+        class.
 
     Example:
 
@@ -224,7 +229,7 @@ def load_digits():
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    # Of 17 shades, from 0 to 16.
+    # The digits have 17 gray levels, from 0 to 16.
     images = np.uint8(np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16)).repeat(3, -1)
     x, x_test, y, y_test = train_test_split(
         images, labels, test_size=_HELD_OUT, stratify=labels, random_state=0
@@ -233,17 +238,17 @@ def load_digits():
 
 
 def random_pictures(name, size, class_names, channels, count):
-    """Noise, to try a run on.
+    """Create a data set of noise for trial runs.
 
     Args:
-        name: what it is called.
-        size: pixels a side.
-        class_names: list of str; labels are drawn at random.
-        channels: 3, or 1 for grey.
-        count: how many pictures, an integer.
+        name: str. Name of the data set.
+        size: int. Side length of the images, in pixels.
+        class_names: list of str. Labels are drawn at random.
+        channels: int. 3, or 1 for grayscale.
+        count: int. Number of images.
 
     Returns:
-        A `Source` with one part, `"train"`, of uint8 pictures.
+        A `Source` with one split, `"train"`, of uint8 images.
 
     Example:
 
@@ -294,14 +299,14 @@ class _Arrays(Source):
 
 
 def _name_of(i, split):
-    """What the i-th picture of a part is called, where it has no name."""
+    """Name the i-th image of a split, for images that have no name."""
     import tensorflow as tf
 
     return tf.strings.join(["picture ", tf.strings.as_string(i), f" of {split}"])
 
 
 def _numbers(count, shuffle):
-    """The numbers of records, shuffled."""
+    """Return the indices of the records, shuffled if `shuffle` is given."""
     import tensorflow as tf
 
     numbers = tf.data.Dataset.range(count)
@@ -309,7 +314,7 @@ def _numbers(count, shuffle):
 
 
 def _tensors(*arrays):
-    """Tensors outside of any graph, whose constants have two gigabytes at most."""
+    """Create tensors outside of any graph; constants of a graph are below 2 GB."""
     import tensorflow as tf
 
     with tf.init_scope(), tf.device("CPU"):
@@ -386,12 +391,12 @@ class _Folder(Source):
         )
 
     def files(self, split):
-        """List of (path, label), in the order of `records`."""
+        """Return a list of (path, label), in the order of `records`."""
         return self._files[split]
 
     def records(self, split, shuffle=None):
         paths, labels = zip(*self._files[split])
-        # (Not all names are text.)
+        # (File names may contain bytes that are not valid text.)
         paths, labels = _tensors(
             [os.fsencode(path) for path in paths], np.array(labels, "int64")
         )
@@ -400,7 +405,7 @@ class _Folder(Source):
 
 
 def _parts_of(folder):
-    """`{part: {class: files}}`, as the folder has it, or divided here."""
+    """Return `{split: {class: files}}`, with the folder's own splits or new ones."""
     by_part = {}
     for path in sorted(folder.iterdir()):
         part = _PART_FOLDERS.get(path.name.lower())
@@ -418,7 +423,7 @@ def _parts_of(folder):
 
 
 def _class_folders(folder):
-    """`{class: files}`, of the folders in one and of all folders in these."""
+    """Return `{class: files}`, with one class per subfolder and all files below it."""
     found = {}
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith("."):
@@ -448,9 +453,10 @@ def _pictures_below(folder):
 
 
 def _divided(files, folder):
-    """The files of a class to hold out, and the others.
+    """Divide the files of a class into test and training files.
 
-    A file's name alone decides, but that each part has one if there are two.
+    Only a file's name decides, except that both splits get at least one file if there
+    are two.
     """
 
     def place(path):
@@ -464,7 +470,7 @@ def _divided(files, folder):
     return sorted(held_out), [path for path in files if path not in held_out]
 
 
-# Of sets whose sizes TFDS itself learns only when it has them.
+# Data sets whose sizes TFDS does not know before they are prepared.
 _KNOWN_SPLITS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
@@ -473,7 +479,7 @@ class _Tfds(Source):
         import tensorflow_datasets as tfds
 
         known = tfds.list_builders(with_community_datasets=False)
-        # Looked up here: for an unknown name TFDS would search the network.
+        # Checked here, as TFDS would search the network for an unknown name.
         if re.split("[/:]", name)[0] not in known:
             raise ValueError(
                 "A data set is 'digits', a folder or one of TensorFlow Datasets. "
@@ -482,7 +488,7 @@ class _Tfds(Source):
             )
         try:
             self._builder = builder = tfds.builder(name)
-        except Exception as error:  # of whatever type a name makes it stumble over
+        except Exception as error:  # its type depends on what is wrong with the name
             raise ValueError(
                 f"TensorFlow Datasets has no {name!r}: {str(error).splitlines()[0]}"
             ) from error
@@ -505,11 +511,11 @@ class _Tfds(Source):
         self._sizes = dict(self.splits)
         if max(height or _SMALL, width or _SMALL) < _SMALL:
             self.preparation = {**self.preparation, "crop_mode": "whole"}
-            # Mirrored digits would be none.
+            # Flipped digits would not be digits.
             self.augmentation = "none" if channels == 1 else "crop_0.35 flip"
 
     def size_of(self, split):
-        # (Asked within graphs, too.)
+        # Cached, as it is also called within graphs, where nothing can be counted.
         if split not in self._sizes:
             self._sizes[split] = self._count(split)
         return self._sizes[split]
@@ -518,7 +524,7 @@ class _Tfds(Source):
         try:
             if self._builder.info.splits:
                 return self._builder.info.splits[split].num_examples
-            # (As in TFDS's own mocking.)
+            # (No split information, as with TFDS's mock data.)
             return int(self._as_dataset(split).cardinality())
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(
@@ -548,8 +554,8 @@ class _Tfds(Source):
 
 
 def _prepare(builder, name):
-    """Downloads a set, if it is not there."""
+    """Download a data set if it is not there yet."""
     try:
         builder.download_and_prepare()
-    except Exception as error:  # of the network, a server, an archive, the disk, ...
+    except Exception as error:  # network, server, archive, disk, ...
         raise ValueError(f"TensorFlow Datasets cannot get {name!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""Trained networks out: folding and export."""
+"""Folding and export of trained networks."""
 
 from keras_nfnets.deploy.exporting import FORMATS, QUANTIZATIONS, export
 from keras_nfnets.deploy.folding import fold

@@ -1,4 +1,4 @@
-"""Networks as files for other runtimes."""
+"""Export of networks to files for other runtimes."""
 
 import functools
 import importlib.util
@@ -14,45 +14,48 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state
 from keras_nfnets.deploy.folding import fold
 
-# format -> (its name in `keras.Model.export`, the ending of its files, the packages
-# that write it)
+# format -> (its name in `keras.Model.export`, its file extension, the packages that
+# write it)
 _FORMATS = {
     "saved_model": ("tf_saved_model", "", ("tensorflow",)),
     "onnx": ("onnx", ".onnx", ("tensorflow", "tf2onnx", "onnx")),
     "litert": ("litert", ".tflite", ("tensorflow",)),
 }
 _FORMAT_OF = {ending: name for name, (_, ending, _) in _FORMATS.items() if ending}
-# Endings of what somebody who gives them wants no folder for.
+# Extensions of paths that are not meant to be SavedModel folders.
 _OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
 FORMATS = tuple(_FORMATS)
 QUANTIZATIONS = ("dynamic", "int8")
 
 
 def export(model, path, format=None, *, quantize=None, examples=None, overwrite=False):
-    """Folds a network and writes it for another runtime.
+    """Fold a network and write it for another runtime.
 
     ONNX and LiteRT files compute in float32, whatever the network's dtype policy.
 
     Args:
-        model: a Keras model, see `fold`.
-        path: file or, for a SavedModel, folder to write. It appears when it is whole.
-        format: `"saved_model"` (TensorFlow, TensorFlow Serving), `"onnx"` (ONNX
+        model: `keras.Model`. See `fold`.
+        path: str or path. File to write, or folder for a SavedModel. It appears when it
+            is complete.
+        format: str. `"saved_model"` (TensorFlow, TensorFlow Serving), `"onnx"` (ONNX
             Runtime and others) or `"litert"` (LiteRT, formerly TensorFlow Lite). By
-            default told by the ending: `.onnx`, `.tflite`, or for a folder none.
-        quantize: of LiteRT: `"dynamic"` for kernels of 8 bits and computations that
-            choose their own ranges, `"int8"` for 8 bits throughout, with ranges measured
-            on `examples`; inputs and outputs stay floats. None for neither.
-        examples: for `"int8"`, an array of a hundred or more pictures as the network
-            takes them, `(examples, height, width, channels)`.
-        overwrite: whether to replace what is at `path`, a file or a SavedModel; never
-            another folder with something in it.
+            default chosen by the file extension: `.onnx`, `.tflite`, or none for a
+            SavedModel.
+        quantize: str or None. For LiteRT: `"dynamic"` for 8-bit kernels, with the
+            ranges of activations computed at run time; `"int8"` for 8 bits throughout,
+            with ranges calibrated on `examples`, but float inputs and outputs; None for
+            no quantization.
+        examples: array `(examples, height, width, channels)`. For `"int8"`, a hundred
+            or more preprocessed images.
+        overwrite: bool. Whether to replace a file or SavedModel at `path`. Other
+            folders that are not empty are never replaced.
 
     Raises:
-        ValueError: arguments that do not go together, a path that is there already, a
-            model that `fold` refuses, operations that ONNX does not have, or a backend
-            other than TensorFlow.
-        ImportError: a package that writes the format is not installed; the message says
-            how to get it.
+        ValueError: inconsistent arguments, a path that exists already, a model that
+            `fold` does not accept, operations that ONNX lacks, or a backend other than
+            TensorFlow.
+        ImportError: a package that the format needs is not installed; the message says
+            how to install it.
 
     Example:
 
@@ -63,7 +66,7 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
     looks_like_file = _ending(path) in (*_FORMAT_OF, *_OTHER_FILES)
     if format is None:
         format = _FORMAT_OF.get(_ending(path), "saved_model")
-        # "model.onx" is hardly meant to be a folder; "model.v2" may be.
+        # "model.onx" is probably a misspelled file; "model.v2" may be a folder.
         looks_like_file |= path.suffix[1:].isalpha()
     checks.one_of("format", format, FORMATS)
     checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
@@ -114,11 +117,11 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
             _batches, _checked_examples(folded, examples), folded.input_shape[0] or 1
         )
     if format == "onnx":
-        # Registers them.
+        # The import registers operations that tf2onnx lacks.
         from keras_nfnets.deploy import onnx_operations  # noqa: F401
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.written(path) as partial:
-        # Keras wants endings in lower case.
+        # Keras requires lower-case extensions.
         exported = os.fspath(partial.with_name(f"exported{ending}"))
         folded.export(
             exported,
@@ -142,7 +145,7 @@ def _checked_path(path):
 
 
 def _ending(path):
-    # Of the name `.onnx` pathlib says that it has none.
+    # pathlib sees no suffix in the name `.onnx`.
     return (path.suffix or path.name).lower()
 
 
@@ -206,12 +209,12 @@ def _spec(x):
 
 
 def _plain_name(name):
-    """A name of characters that TensorFlow takes; Keras takes more."""
+    """Replace the characters of a name that Keras accepts but TensorFlow does not."""
     return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 def _checked_examples(model, examples):
-    """Examples as an array of the shape and dtype that the model takes."""
+    """Return the examples as an array of the model's input shape and dtype."""
     if len(model.inputs) != 1:
         raise ValueError(
             '`quantize="int8"` is for models of one input. Received: a model of '
@@ -222,7 +225,7 @@ def _checked_examples(model, examples):
     try:
         examples = np.asarray(examples)
         fits = examples.dtype.kind in "buif" and examples.ndim == len(rest) + 1
-    except ValueError:  # rows of several lengths
+    except ValueError:  # nested lists of different lengths
         fits = False
     if not fits or not all(
         want in (None, size) for want, size in zip(rest, examples.shape[1:])

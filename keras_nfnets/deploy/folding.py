@@ -1,4 +1,4 @@
-"""Trained networks as plain Keras models: nothing is left to standardize."""
+"""Folding of trained networks into plain Keras models without standardization."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ from keras_nfnets.layers import (
     WSSeparableConv2D,
 )
 
-# In inference these return what they are given.
+# Layers that are the identity in inference.
 _NOTHING = (
     Dropout,
     StochasticDepth,
@@ -40,7 +40,7 @@ _NOTHING = (
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
 )
-# Of a multiple of their input these return that multiple of their output.
+# Homogeneous layers: f(a * x) = a * f(x) for every number a.
 _LINEAR = (
     keras.layers.AveragePooling2D,
     keras.layers.Flatten,
@@ -51,28 +51,27 @@ _LINEAR = (
 
 
 def fold(model):
-    """A network for inference alone, of Keras's own layers and operations.
+    """Convert a network to an inference-only model of plain Keras layers.
 
-    Convolutions have their standardized kernels baked in and constants (the gains of
-    activations, alpha, beta and the learned gains of blocks) multiplied into them.
-    Dropout and stochastic depth are gone, and a block is a nested model. The result
-    loads wherever Keras is, without this package. In half precision
-    (`mixed_bfloat16`, ...) constants stay where they are, so that everything is rounded
-    as in the original.
+    Standardized kernels are computed once, and constant factors (the gains of
+    activations, alpha, beta and the skip gains of blocks) are multiplied into them.
+    Dropout and stochastic depth are removed, and each block becomes a nested model. The
+    result can be loaded without this package. In half precision (`mixed_bfloat16`, ...)
+    constants stay separate, so that rounding is the same as in the original.
 
     Args:
-        model: a functional or sequential Keras model, such as the networks of this
-            package, or one of your own that contains their layers, at any depth of
-            nested models. It is left as it is.
+        model: `keras.Model`. A functional or sequential model: a network of this
+            package, or a custom model that contains its layers, also in nested models.
+            It is not modified.
 
     Returns:
-        A `keras.Model` of the same inputs and outputs, not compiled; the outputs differ
-        from the original's in inference by rounding alone.
+        A `keras.Model` with the same inputs and outputs, not compiled. In inference its
+        outputs differ from the original's only by rounding.
 
     Raises:
-        ValueError: a model without a graph (a subclass of `keras.Model` with a `call`
-            of its own; fold the functional parts of it), or one in which a layer of
-            another kind hides layers of this package.
+        ValueError: the model has no graph (a subclass of `keras.Model` with its own
+            `call`; fold its functional parts instead), or a layer of another kind hides
+            layers of this package.
 
     Example:
 
@@ -99,26 +98,26 @@ def fold(model):
 
 
 class _Folding:
-    """The counterparts of a model's layers, and how they are called.
+    """Replacement of a model's layers and of their calls.
 
-    Some symbolic tensors of the new graph stand for a multiple of themselves. That
-    factor goes into the kernel of a convolution of ours that comes next, or else into a
-    multiplication.
+    Some symbolic tensors of the new graph lack a constant factor of the original ones.
+    This factor goes into the kernel of the next layer if that is a standardized one of
+    this package, otherwise into a multiplication.
     """
 
     def __init__(self, graph):
-        self._factors = {}  # id of a tensor: the tensor, to keep it alive, its factor
-        self._exact = {}  # id of such a tensor: what stands for itself
+        self._factors = {}  # id of a tensor: the tensor, kept alive, and its factor
+        self._exact = {}  # id of such a tensor: the tensor times its factor
         self._originals = {}  # id of a clone: the layer whose weights it gets
-        # Names that are taken: those of layers and operations that stay.
+        # Names in use: those of the layers and operations that are not replaced.
         self._names = {
             operation.name
             for operation in graph.operations
             if not isinstance(operation, _NOTHING) and type(operation) not in _FOLDED
         }
-        self._made = {}  # what was made of the parts of our layers, if called again
+        self._made = {}  # replacements of our layers' parts, for later calls
 
-    # Called by Keras for each layer, and for each of its calls.
+    # Functions that `clone_model` calls for each layer, and for each of its calls.
 
     def counterpart(self, layer):
         if isinstance(layer, _NOTHING) or type(layer) in _FOLDED:
@@ -163,7 +162,7 @@ class _Folding:
         return outputs
 
     def cast(self, layer, x):
-        """An input as the layer sees it: in its compute dtype, if it is of floats."""
+        """Cast a float input to a layer's compute dtype, as the layer would."""
         is_float = "float" in keras.backend.standardize_dtype(x.dtype)
         if not layer.autocast or not is_float or x.dtype == layer.compute_dtype:
             return x
@@ -175,17 +174,17 @@ class _Folding:
     # Factors.
 
     def scaled(self, x, factor):
-        """A tensor that stands for `factor * x`."""
+        """Record that a tensor stands for `factor * x`."""
         if factor != 1.0:
             self._factors[id(x)] = x, factor
         return x
 
     def factor(self, x):
-        """Of what it is, what a tensor stands for."""
+        """Return the factor between a tensor and the one that it stands for."""
         return self._factors[id(x)][1] if id(x) in self._factors else 1.0
 
     def exact(self, x):
-        """A tensor that stands for itself; anything else as it is."""
+        """Multiply a tensor by its factor; return anything else unchanged."""
         if id(x) not in self._factors:
             return x
         if id(x) not in self._exact:
@@ -194,20 +193,20 @@ class _Folding:
             self._exact[id(x)] = rescaling(x)
         return self._exact[id(x)]
 
-    # The layers of ours.
+    # Layers of this package.
 
     def name(self, name):
         return unique_name(name, self._names)
 
     def operation(self, function, x, name):
-        """`function(x)` of an operation of Keras, under a name of its own."""
+        """Call a Keras operation, `function(x)`, and give it a unique name."""
         outputs = function(x)
         first = keras.tree.flatten(outputs)[0]
         keras_internals.rename(keras_internals.operation_of(first), self.name(name))
         return outputs
 
     def make(self, layer, x, create, weights=(), variant=None):
-        """Calls what `create()` makes in place of a layer, the same at each call."""
+        """Call the replacement of a layer; `create()` makes it once."""
         key = id(layer), variant
         new = self._made.get(key)
         if new is None:
@@ -217,7 +216,7 @@ class _Folding:
         return new(x)
 
     def convolution(self, layer, x, name, scale=1.0):
-        """A `WSConv2D`, times `scale`, as a `Conv2D`."""
+        """Replace a `WSConv2D`, times `scale`, by a `Conv2D` or by one per group."""
         factor = self.factor(x)
         padding = layer.padding
         if layer.symmetric and max(layer.strides) > 1:
@@ -233,7 +232,7 @@ class _Folding:
         bias = ops.convert_to_numpy(layer.precise_bias(kernel))
         kernel = ops.convert_to_numpy(kernel)
 
-        # (Convolutions of blocks, which alone have a scale here, have no activation.)
+        # Only convolutions of blocks have a scale here, and these have no activation.
         kernel, bias = kernel * (factor * scale), bias * scale
         split = layer.groups > 1 and one_convolution_per_group()
         parts = layer.groups if split else 1
@@ -270,7 +269,7 @@ class _Folding:
         return self.activated(layer, x)
 
     def other_standardized(self, layer, x, name):
-        """Another layer with standardized kernels, as the one of Keras that it is."""
+        """Replace another layer with standardized kernels by its Keras counterpart."""
         kernels = [layer.precise_kernel(name=kernel.name) for kernel in layer.KERNELS]
         bias = layer.precise_bias(*kernels)
         weights = [ops.convert_to_numpy(weight) for weight in (*kernels, bias)]
@@ -280,7 +279,7 @@ class _Folding:
             config = {
                 key: value
                 for key, value in layer.keras_config().items()
-                # Of training, and perhaps of one's own.
+                # For training only, and perhaps custom objects.
                 if not re.search("lora|initializer|regularizer|constraint", key)
             }
             config |= {"name": self.name(name), "activation": None}
@@ -292,22 +291,22 @@ class _Folding:
         return self.activated(layer, x)
 
     def inner_activation(self, layer):
-        """What of its `activation` may stay in a layer: none of ours."""
+        """Return the `activation` to leave in a layer; None if it is one of ours."""
         return None if type(layer.activation) in _FOLDED else layer.activation
 
     def activated(self, layer, x):
-        """Its `activation`, if that is one of ours, after what is left of a layer."""
+        """Apply a layer's `activation` if `inner_activation` has left it out."""
         ours = type(layer.activation) in _FOLDED
         return self.call(layer.activation, x) if ours else x
 
     def activation(self, layer, x, name):
-        """A `ScaledActivation`: without its gain, which is left for what comes next."""
+        """Replace a `ScaledActivation`; its gain becomes the factor of the result."""
         x = self.exact(x)
         is_keras_own = keras_internals.is_keras_activation(layer.function)
         if layer.function is keras.activations.glu or (
             isinstance(layer.activation, str) and not is_keras_own
         ):
-            # As an operation, which knows its shape, and keeps arguments.
+            # An operation infers its output shape (GLU) and saves its arguments.
             x = self.operation(layer.function, x, name)
         else:
             x = keras.layers.Activation(
@@ -316,15 +315,15 @@ class _Folding:
         return self.after(layer, x, layer.gain)
 
     def after(self, layer, x, factor):
-        """What stands for `factor * x`, computed where the original computes it."""
+        """Record a factor of `x`, or multiply if constants must not be merged."""
         x = self.scaled(x, factor)
         return x if _merges(layer) else self.exact(x)
 
     def attention(self, layer, x, name, scale=1.0):
-        """Channel attention, times `scale`."""
+        """Replace channel attention, times `scale`."""
         x = self.exact(x)
         options = {"data_format": layer.data_format}
-        # (Its input is cast to float32, as in the original.)
+        # The mean is computed in float32, as in the original.
         gate = keras.layers.GlobalAveragePooling2D(
             dtype=keras.backend.result_type(layer.compute_dtype, "float32"),
             name=self.name(f"{name}_mean"),
@@ -363,7 +362,10 @@ class _Folding:
         )(x)
 
     def max_pooling(self, layer, x, name):
-        """Keras pads on one side more where there are strides: pool without, then pick."""
+        """Replace a `SymmetricMaxPooling2D`.
+
+        Keras pads strided pooling asymmetrically: pool without strides, then subsample.
+        """
         options = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
         factor = self.factor(x)
         if factor < 0:
@@ -381,10 +383,10 @@ class _Folding:
         return self.scaled(x, factor)
 
     def block(self, block, x, name):
-        """An `NFBlock`, as a model of its own.
+        """Replace an `NFBlock` by a nested model.
 
-        Keras walks through a graph by recursion, when it builds it and when it loads
-        it: in one graph the layers of the deepest networks are more than Python allows.
+        Keras traverses a graph recursively when it builds or loads it. In one graph,
+        the deepest networks would exceed Python's recursion limit.
         """
         outside = self.exact(x)
         inside = keras.Input(batch_shape=outside.shape, dtype=outside.dtype)
@@ -442,14 +444,14 @@ _FOLDED = {
 
 
 def _skip(layer):
-    """Alpha times the learned gain, in the dtype in which a layer multiplies them."""
+    """Return alpha times the skip gain, computed in the layer's compute dtype."""
     alpha = ops.cast(layer.alpha, layer.compute_dtype)
     factor = alpha * ops.cast(layer.skip_gain, layer.compute_dtype)
-    # Half precision is no number to NumPy, and float64 none to JAX.
+    # NumPy has no bfloat16, and JAX by default no float64.
     dtype = keras.backend.result_type(layer.compute_dtype, "float32")
     return float(ops.convert_to_numpy(ops.cast(factor, dtype)))
 
 
 def _merges(layer):
-    """Whether constants may be multiplied in another order than the layer does."""
+    """Whether constants may be multiplied in another order than in the layer."""
     return layer.compute_dtype in ("float32", "float64")

@@ -1,17 +1,17 @@
-"""Operations of TensorFlow that tf2onnx does not know, in terms of ONNX's."""
+"""TensorFlow operations that tf2onnx lacks, expressed as ONNX operations."""
 
 import numpy as np
 from tf2onnx.handler import tf_op
 
 
-@tf_op("Erfc")  # of the exact GELU
+@tf_op("Erfc")  # in the exact GELU
 class _Erfc:
     @classmethod
     def version_9(cls, context, node, **kwargs):
         _replace(context, node, "Erf", lambda one, y: [one, y])
 
 
-@tf_op("Expm1")  # of CELU
+@tf_op("Expm1")  # in CELU
 class _Expm1:
     @classmethod
     def version_1(cls, context, node, **kwargs):
@@ -19,7 +19,10 @@ class _Expm1:
 
 
 def _replace(context, node, operation, difference):
-    """Puts the difference of 1 and an operation's result in place of a node."""
+    """Replace a node by the difference between 1 and an operation's result.
+
+    `difference` returns the two in the order of the subtraction.
+    """
     dtype, shape = (
         get(node.output[0]) for get in (context.get_dtype, context.get_shape)
     )

@@ -1,4 +1,4 @@
-"""The claims of the papers, each an experiment that runs."""
+"""Experiments that test the papers' claims."""
 
 import os
 import platform
@@ -76,10 +76,10 @@ __all__ = [
 
 
 def find(name):
-    """The `Experiment` of that name.
+    """Return the `Experiment` of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such experiment.
     """
     if name not in EXPERIMENTS:
         suggestion = checks.perhaps(name, EXPERIMENTS) or "."
@@ -91,14 +91,14 @@ def find(name):
 
 
 def settings_of(experiment, scale, dataset=None, seeds=None):
-    """What an experiment is run with, a dict of JSON's types.
+    """Return the settings of an experiment, a JSON-serializable dict.
 
     Args:
-        experiment: an `Experiment`.
-        scale: `"small"` or `"full"`.
-        dataset: another one than the scale's, see `images.load`; nothing to those that
-            measure the machine.
-        seeds: another number of seeds than the scale's.
+        experiment: `Experiment`.
+        scale: str. `"small"` or `"full"`.
+        dataset: str. Data set, see `images.load`; by default the scale's. Experiments
+            that measure the machine ignore it.
+        seeds: int. Number of seeds; by default the scale's.
     """
     checks.one_of("scale", scale, tuple(experiment.scales))
     settings = {"experiment": experiment.name, "scale": scale}

@@ -1,4 +1,4 @@
-"""The signal in networks of every family, before and after their normalization is gone."""
+"""Signal variance in networks of many families, with and without normalization."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from keras_nfnets.experiments import images, small_networks
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import distinct, markdown, median, select
 
-# Networks of `keras.applications`, and how they are made to take standardized pictures.
+# Networks of `keras.applications`, with the options that let them take standardized images.
 _AS_THEY_ARE = {"include_preprocessing": False}
 _APPLICATIONS = {
     "ResNet50": {},
@@ -23,10 +23,10 @@ _APPLICATIONS = {
     "EfficientNetV2B0": _AS_THEY_ARE,
     "ConvNeXtTiny": _AS_THEY_ARE,
 }
-# It rescales pictures from 0 to 255 itself, whatever it is told.
+# It has no such option and always rescales its input from the range 0 to 255.
 _OF_PIXELS = ("EfficientNetB0",)
 
-# Of kinds that `keras.applications` lacks.
+# Families that `keras.applications` lacks.
 _SMALL = ("RegNet", "U-Net")
 
 _NOISE, _PICTURES = "noise", "pictures"
@@ -53,7 +53,7 @@ def _build(network, size):
 
 
 def _images(settings, cell):
-    """To find the constants by, and others to measure with."""
+    """Return the images to find the constants with, and other images to measure with."""
     size, known = settings["image_size"], settings["known"][cell["images"]]
     count = known + settings["pictures"]
     if cell["images"] == _NOISE:
@@ -73,7 +73,7 @@ def _measure(settings, cell):
     keras.utils.set_random_seed(cell["seed"])
     original = _build(cell["network"], settings["image_size"])
     known, others = _images(settings, cell)
-    # Where residual branches are shut, nothing of a block would be seen.
+    # With a skip gain of zero, residual branches would not contribute to the signal.
     result = models.normalizer_free(original, known, skip_gain_initializer="ones")
     steps = result.conversion.variances
     expected = {name: step.variance for name, step in steps.items()}
@@ -113,11 +113,11 @@ def _short(number):
 
 
 def _places(steps, original):
-    """Names of layers after which all versions are compared: the ends of blocks.
+    """List the layers after which all versions are compared: the ends of blocks.
 
-    Of a network of few blocks, or none, its convolutions.
+    A network with fewer than six of these is compared after its convolutions.
     """
-    # (An activation within a convolution is a layer of its own in the result alone.)
+    # The result has separate layers for activations inside the original's convolutions.
     there = {operation.name for operation in original.operations}
     kinds = {name: step.kind for name, step in steps.items() if name in there}
     ends = [name for name, kind in kinds.items() if kind in ("Add", "Concatenate")]
@@ -167,7 +167,7 @@ def _draw(figure, rows, settings):
 
 
 def _range(rows, version):
-    """How many times the largest variance of a place is the smallest."""
+    """Return the ratio of the largest to the smallest variance over the measured layers."""
     values = [row["variance"] for row in select(rows, version=version)]
     least, most = min(values), max(values)
     return most / least if least > 0 else float("inf")

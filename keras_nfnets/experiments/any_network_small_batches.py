@@ -1,4 +1,4 @@
-"""Small networks of every family at batches of a few pictures, with normalization and without."""
+"""Small batches with and without normalization, in small networks of many families."""
 
 import statistics
 
@@ -57,7 +57,7 @@ pictures are few (see [regularization](../regularization/README.md)).""",
     scales={
         "small": {
             **SMALL_RUN,
-            # So small batches make many steps of it.
+            # With batches this small, one epoch has many steps.
             "epochs": 1,
             "learning_rates": [0.4, 1.6, 6.4],
             "batch_sizes": [4, 2],

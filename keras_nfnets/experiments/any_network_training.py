@@ -1,4 +1,4 @@
-"""Small networks of every family, trained with their normalization and without."""
+"""Training of small networks of many families, with and without normalization."""
 
 import keras
 
@@ -11,16 +11,16 @@ from keras_nfnets.experiments.results import distinct, grid, median, select
 ORIGINAL, NORMALIZER_FREE = "original", "normalizer_free"
 _DELETED = "normalization deleted"
 
-# Of accuracy: so little behind is as good.
+# A network that is behind by no more than this accuracy counts as equally good.
 _POINT = 0.01
-# Of pictures to find the constants by.
+# Number of images with which `normalizer_free` finds its constants.
 _KNOWN = 64
-# In percent, marked in the picture.
+# Ticks of the error axis, in percent.
 _ERRORS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100)
 
 
 def plan_of(*versions):
-    """The `plan` of an experiment on versions of the networks, tuned at each batch size."""
+    """Build the `plan` of an experiment that tunes each version at each batch size."""
 
     def plan(settings, rows):
         sweeps, main = [], []
@@ -48,7 +48,7 @@ def plan_of(*versions):
 
 
 def measure(settings, cell):
-    """The row of a cell of `plan_of`."""
+    """Train the network of a cell of `plan_of`, and return its row."""
     keras.utils.set_random_seed(cell["seed"])
     pictures = images.load(settings)
     tuning = cell["part"] == SWEEP
@@ -68,7 +68,7 @@ def measure(settings, cell):
 
 
 def _build(settings, cell, pictures, steps):
-    """The network of a cell, and what its `compile` takes for AGC."""
+    """Build the network of a cell, and return it with the AGC arguments of `compile`."""
     model = small_networks.build(
         cell["network"], pictures.input_shape, pictures.classes
     )
@@ -87,7 +87,7 @@ def _build(settings, cell, pictures, steps):
 
 
 def draw(figure, rows, settings):
-    """The error of every run, a panel for each batch size."""
+    """Plot the error of every run, with one panel per batch size."""
     main = select(rows, part=MAIN)
     networks = distinct(main, "network")
     sizes = settings["batch_sizes"]
@@ -105,7 +105,7 @@ def draw(figure, rows, settings):
                 axes.plot(error, place, style, markersize=4, alpha=0.7)
         axes.set_title(f"batches of {size}", fontsize=10)
         axes.set_xlabel("error (%)")
-        # What failed and a point between what did not are both seen.
+        # Failed runs and differences of a point between the others are both visible.
         axes.set_xscale("symlog", linthresh=1)
         least, most = axes.get_xlim()
         axes.set_xticks([x for x in _ERRORS if least <= x <= most])
@@ -120,9 +120,11 @@ def draw(figure, rows, settings):
 
 
 def leads(rows, other, batch_size):
-    """By how much each network's accuracy without normalization is higher, a dict.
+    """Compare the accuracy without normalization with that of another version.
 
-    Higher than that of the version `other`, each the median of the seeds.
+    Returns:
+        A dict from networks to the median accuracy over seeds of `NORMALIZER_FREE`, minus
+        that of the version `other`.
     """
     main = select(rows, part=MAIN, batch_size=batch_size)
 
@@ -136,7 +138,7 @@ def leads(rows, other, batch_size):
 
 
 def named(what, leads):
-    """Networks and by how many points they are ahead; nothing without any."""
+    """Format networks with their leads in points; `""` if there are no networks."""
     networks = ", ".join(f"{n} ({100 * by:+.1f})" for n, by in leads.items())
     return f" {what}, in points: {networks}." if leads else ""
 
@@ -169,7 +171,7 @@ def _conclude(rows, settings):
 
 
 def tables(rows, settings):
-    """The accuracies, with their spread, and the learning rates at each batch size."""
+    """Return the tables of accuracies and learning rates at each batch size."""
     main = select(rows, part=MAIN)
     epochs = "1 epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
     shown = {}
@@ -191,22 +193,22 @@ def _rates(rows):
     return ", ".join(f"{rate:g}" for rate in distinct(rows, "learning_rate"))
 
 
-# What is the same with small batches, at each scale.
+# Settings shared with `any_network_small_batches`, at each scale.
 SMALL_RUN = {
     "weight_decay": None,
     "shift": 1,
     "seeds": 3,
     "sweep_seeds": 1,
     "sweep_within": 0,
-    # As much as in the originals, where what a branch adds is normalized too.
+    # As in the originals, where the output of a residual branch is normalized too.
     "alpha": 1.0,
-    # As batches of 64 and fewer take.
+    # The clip factor for batches of 64 or fewer.
     "clip_factor": 0.16,
     "agc_eps": 0.1,
 }
-# Held-out fonts are further from the learned ones than held-out digits are, and
-# normalization regularizes: all versions get some. With five times as many pictures runs
-# take hours.
+# Test fonts differ more from training fonts than test digits from training digits, and
+# normalization regularizes, so all versions get weight decay. With five times as many
+# images runs take hours, so there are fewer seeds.
 SMALL_RUN_ON_GLYPHS = {"weight_decay": 0.02, "seeds": 2}
 FULL_RUN = {
     "dataset": "imagenet2012",
@@ -253,8 +255,8 @@ hundred steps what trains fast is ahead, and with few pictures what regularizes,
                 "glyphs": {
                     **SMALL_RUN_ON_GLYPHS,
                     "sweep_epochs": 2,
-                    # 1.6 is often the best of two epochs, and of six a point or two
-                    # worse than 0.4.
+                    # 1.6 is often best after two epochs, but a point or two worse than
+                    # 0.4 after six.
                     "learning_rates": [0.1, 0.4],
                 }
             },

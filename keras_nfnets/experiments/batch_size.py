@@ -1,4 +1,4 @@
-"""Without AGC large batches fail."""
+"""Accuracy at large batch sizes, with and without AGC."""
 
 from keras_nfnets.experiments import fitting, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
@@ -16,7 +16,7 @@ from keras_nfnets.experiments.results import (
     select,
 )
 
-# Of accuracy, below the best.
+# A network fails at a batch size if its accuracy is this much below the best.
 _FAILS = 0.1
 
 
@@ -31,7 +31,7 @@ def _conclude(rows, settings):
         return median(select(main, network=network, batch_size=batch_size), "accuracy")
 
     def reach(network):
-        """The last of the batch sizes, going up, at which it does not fail."""
+        """Return the largest batch size up to which the network does not fail, or 0."""
         reached = 0
         for size in sizes:
             if accuracy(network, size) > best - _FAILS:
@@ -57,7 +57,7 @@ def _conclude(rows, settings):
         values = {network: accuracy(network, size) for network in NETWORKS}
         shown = ", ".join(f"{network} {percent(v)}" for network, v in values.items())
         follows = values[CLIPPED] > values[BATCH_NORM] - plots.NEAR / 2
-        # Of networks that learn nothing none follows another.
+        # The comparison says nothing if no network trains.
         holds = follows if max(values.values()) > 0.5 else None
         findings.append(Finding(f"{text}, at {size}: {shown}.", holds))
     return findings

@@ -1,4 +1,4 @@
-"""What batch normalization costs."""
+"""Time and memory cost of batch normalization."""
 
 import keras
 
@@ -20,7 +20,7 @@ _CLASSES = 1000
 
 
 def _plan(settings, rows):
-    # In turns: a machine that slows down does so for all.
+    # Networks take turns, so that a machine that slows down does so for all of them.
     return [
         {"network": network, "round": number}
         for number in range(settings["seeds"])
@@ -76,7 +76,7 @@ def _draw(figure, rows, settings):
 
 
 def _share(rows, value):
-    """Of the batch-normalized network's, what it would be less without."""
+    """Return the share of a cost that is due to batch normalization."""
     with_it, without = (
         median(select(rows, network=n), value) for n in (_BATCH_NORM, _WITHOUT)
     )

@@ -1,4 +1,4 @@
-"""Batch normalization ties the examples of a batch together."""
+"""Dependence between the examples of a batch under batch normalization."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def _measure(settings, cell):
             "gradient": float(f"{value:.4g}"),
             "diverged": row["diverged"],
         }
-        for mode in ("inference", "training")  # which changes running statistics
+        for mode in ("inference", "training")  # last, as it changes running statistics
         for (i, j), value in np.ndenumerate(
             _sensitivities(model, x, training=mode == "training")
         )
@@ -29,7 +29,7 @@ def _measure(settings, cell):
 
 
 def _sensitivities(model, x, training):
-    """Norms of the gradients of the logits of picture i with respect to picture j."""
+    """Compute gradient norms of image i's logits with respect to image j's pixels."""
     squares = np.zeros((len(x), len(x)))
     for place, gradient in enumerate(_gradients(model, x, training)):
         i = place // model.output_shape[-1]
@@ -39,7 +39,7 @@ def _sensitivities(model, x, training):
 
 
 def _gradients(model, x, training):
-    """Of each logit, those of the first picture first, with respect to all pixels."""
+    """Yield the gradient of each logit with respect to all pixels, image by image."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -95,7 +95,12 @@ def _draw(figure, rows, settings):
 
 
 def _leak(rows, network, mode, seed):
-    """The gradient with respect to another picture, as a share of that of the own."""
+    """Summarize the gradients with respect to the pixels of other images.
+
+    Returns:
+        A dict: `mean`, relative to the mean gradient with respect to an image's own
+        pixels, and `most`, the largest.
+    """
     runs = select(rows, network=network, mode=mode, seed=seed)
     own = [row["gradient"] for row in runs if row["of"] == row["with_respect_to"]]
     others = [row["gradient"] for row in runs if row["of"] != row["with_respect_to"]]
@@ -103,7 +108,7 @@ def _leak(rows, network, mode, seed):
 
 
 def _leaks(rows):
-    """`{(network, mode): leaks of all seeds}`."""
+    """Return `{(network, mode): leaks of all seeds}`."""
     return {
         (network, mode): [
             _leak(rows, network, mode, seed) for seed in distinct(rows, "seed")

@@ -1,4 +1,4 @@
-"""Batch normalization computes something else in inference than in training."""
+"""Difference between training and inference under batch normalization."""
 
 import numpy as np
 from keras import ops
@@ -21,7 +21,7 @@ def _measure(settings, cell):
     x, labels = images.load(settings).some(settings["pictures"])
     inference = np.concatenate([_logits(model, part) for part in np.array_split(x, 4)])
     rows = []
-    # Calls as in training come last: they change the running statistics.
+    # Training mode comes last, as it changes the running statistics.
     for mode in ("inference", "training"):
         for size in settings["batch_sizes"]:
             whole = len(x) // size * size

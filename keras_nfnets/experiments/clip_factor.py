@@ -1,4 +1,4 @@
-"""Larger batches need smaller clip factors."""
+"""Accuracy over clip factors, at several batch sizes."""
 
 from keras_nfnets.experiments import fitting, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
@@ -45,7 +45,7 @@ def _conclude(rows, settings):
             for factor in distinct(runs, "clip_factor")
         }
         best = max(accuracy.values())
-        if best > 0.5:  # else nothing trains, with any
+        if best > 0.5:  # else the network trains with no clip factor
             near = [f for f, value in accuracy.items() if value > best - plots.NEAR]
             largest[batch_size] = max(near), best
     shown = "; ".join(

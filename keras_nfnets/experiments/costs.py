@@ -1,4 +1,4 @@
-"""Seconds and bytes of networks on this machine."""
+"""Time and memory that networks need on this machine."""
 
 import statistics
 import sys
@@ -11,14 +11,16 @@ _WARM_UP = 1
 
 
 def step_seconds(model, batch_size, size, classes, steps, clip_factor=None):
-    """The median seconds of a training step, with Nesterov momentum.
+    """Measure the median time of a training step with Nesterov momentum, in seconds.
 
     Args:
-        model: an `AGCModel` or another Keras model with probabilities or logits.
-        batch_size, size: pictures a step, and pixels a side, three channels.
-        classes: outputs.
-        steps: how many to take the median of.
-        clip_factor: of an `AGCModel`.
+        model: `AGCModel`, or another Keras model that outputs probabilities or logits.
+        batch_size: int. Number of images per step.
+        size: int. Height and width of the images in pixels; they have three channels.
+        classes: int. Number of classes.
+        steps: int. Number of steps to take the median of.
+        clip_factor: float. Clip factor of an `AGCModel`; None for the default of its
+            `compile`.
     """
     generator = np.random.default_rng(0)
     x = generator.normal(size=(batch_size, size, size, 3)).astype("float32")
@@ -28,12 +30,15 @@ def step_seconds(model, batch_size, size, classes, steps, clip_factor=None):
         "sparse_categorical_crossentropy",
         **({} if clip_factor is None else {"clip_factor": clip_factor}),
     )
-    # (Also waits for the step: the loss is read.)
+    # Reading the loss also waits for the step to finish.
     return _median(lambda: model.train_on_batch(x, y), steps)
 
 
 def inference_seconds(model, batch_size, size, calls):
-    """The median seconds of a batch; on TensorFlow compiled by XLA or not, as is faster."""
+    """Measure the median time of a batch in inference, in seconds.
+
+    On TensorFlow, it is the faster of the times with and without XLA.
+    """
     x = np.random.default_rng(0).normal(size=(batch_size, size, size, 3))
     x = x.astype("float32")
 
@@ -57,7 +62,7 @@ def _median(call, times):
 
 
 def peak_memory():
-    """The most MiB there were so far: of the accelerator, or of this process."""
+    """Return the peak memory so far in MiB, of the accelerator or of this process."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -70,8 +75,8 @@ def peak_memory():
 
         if tf.config.list_physical_devices("GPU"):
             return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
-    import resource  # there is none on Windows
+    import resource  # not available on Windows
 
-    # On macOS it is in bytes.
+    # `ru_maxrss` is in bytes on macOS and in KiB elsewhere.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

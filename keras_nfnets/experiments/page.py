@@ -1,4 +1,4 @@
-"""The page and the picture of an experiment's results."""
+"""Page and figure with the results of an experiment."""
 
 import textwrap
 
@@ -8,7 +8,7 @@ PAGE, PICTURE = "README.md", "picture.png"
 
 
 def verdict(findings):
-    """What findings say of the claim, in a few words."""
+    """Summarize in a few words whether findings support the claim."""
     said = [finding.holds for finding in findings if finding.holds is not None]
     if not said:
         return "not to be judged"
@@ -18,17 +18,17 @@ def verdict(findings):
 
 
 def write(experiment, settings, rows, folder, command):
-    """Writes the picture and the page of an experiment's rows into a folder.
+    """Write the figure and the page of an experiment into a folder.
 
     Args:
-        experiment: an `Experiment`.
-        settings: with which it was run.
-        rows: of all cells.
-        folder: a path.
-        command: that shows it again.
+        experiment: `Experiment`.
+        settings: dict. Settings of the run.
+        rows: list of dicts. Rows of all cells.
+        folder: `pathlib.Path`.
+        command: str. Command line that reproduces the results.
 
     Returns:
-        The findings.
+        A list of `Finding`s.
     """
     _draw(experiment, settings, rows, folder / PICTURE)
     findings = experiment.conclude(rows, settings)
@@ -73,11 +73,11 @@ show."""
 
 
 def write_index(rows, path):
-    """Writes a page with a line for each experiment.
+    """Write a page that summarizes several experiments.
 
     Args:
-        rows: list of (name, claim, findings).
-        path: of the page; the experiments' folders are beside it.
+        rows: list of `(name, claim, findings)`.
+        path: `pathlib.Path` of the page. The experiments' folders are next to it.
     """
     lines = [
         "# The papers' claims, tried",
@@ -119,7 +119,7 @@ def _title(settings):
 
 
 def _described(settings):
-    """Settings as text; those of other data are left out."""
+    """Format settings as text, without the experiment's name and settings of None."""
     shown = {
         name: value
         for name, value in settings.items()

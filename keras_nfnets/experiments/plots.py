@@ -1,17 +1,17 @@
-"""What the pictures of the experiments share."""
+"""Plots shared by the experiments."""
 
 import numpy as np
 
 from keras_nfnets.experiments.results import distinct, median, select
 
-# Differences of accuracy below this are none: of 1,000 pictures, and between seeds.
+# Smaller differences of accuracy are noise, of 1,000 test images and of the seeds.
 NEAR = 0.02
 
 
 def line(axes, rows, across, value="accuracy", label=None, scale=100):
-    """Draws the median of a value over a column, each run as a dot, the diverged as x.
+    """Plot the median of a value over a column, with a dot per run, or x if it diverged.
 
-    The share is drawn in percent unless `scale` is 1.
+    Values are multiplied by `scale`; the default shows shares in percent.
     """
     places = sorted(distinct(rows, across))
     medians = [scale * median(select(rows, **{across: p}), value) for p in places]
@@ -30,7 +30,7 @@ def line(axes, rows, across, value="accuracy", label=None, scale=100):
 
 
 def by_batch_size(figure, rows):
-    """Draws the accuracy of each network over the batch size."""
+    """Plot the accuracy of each network over the batch size."""
     axes = figure.subplots()
     for network in distinct(rows, "network"):
         line(axes, select(rows, network=network), "batch_size", label=network)
@@ -39,7 +39,7 @@ def by_batch_size(figure, rows):
 
 
 def accuracy_axis(axes, places):
-    """Labels axes of accuracies over something that grows by factors."""
+    """Label axes that show accuracy over a quantity on a logarithmic scale."""
     factor_axis(axes, places)
     axes.set(ylabel="accuracy on held-out pictures (%)", ylim=(0, 102))
     axes.grid(alpha=0.3)
@@ -48,14 +48,14 @@ def accuracy_axis(axes, places):
 
 
 def factor_axis(axes, places):
-    """Makes the axis across logarithmic, with a tick at each of the places."""
+    """Make the x axis logarithmic, with a tick at each of `places`."""
     axes.set_xscale("log")
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.minorticks_off()
 
 
 def heat_map(axes, rows, down, across, title):
-    """Draws the median accuracy over two columns as a table in colours."""
+    """Draw the median accuracy over two columns as a heat map."""
     heights, widths = distinct(rows, down), distinct(rows, across)
     values = np.array(
         [

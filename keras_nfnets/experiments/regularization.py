@@ -1,4 +1,4 @@
-"""Batch normalization regularizes; dropout and stochastic depth do so too."""
+"""Regularization by batch normalization, and by dropout and stochastic depth."""
 
 from keras_nfnets.experiments import fitting, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding

@@ -1,4 +1,4 @@
-"""The standard deviation that alpha and beta rest on, against the measured one."""
+"""Predicted and measured standard deviations of the inputs of residual blocks."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ from keras_nfnets.layers import NFBlock
 
 _GAINS_ONE, _START, _TRAINED = "start, gains one", "start", "trained"
 
-# Deviations this much apart are alike, variances twice as much.
+# Relative error up to which a predicted standard deviation holds; twice that for variances.
 _NEAR = 0.25
 
 
@@ -49,7 +49,7 @@ def _blocks(model):
 
 
 def _compared(model, x, when):
-    """A row for the input of each block: its predicted and its measured deviation."""
+    """Return a row per block: predicted and measured standard deviation of its input."""
     signal = models.signal_propagation(model, x)
     return [
         {
@@ -86,8 +86,8 @@ def _draw(figure, rows, settings):
 
 
 def _errors(rows, when):
-    """Of each block but the first: measured over predicted, minus one."""
-    names = distinct(rows, "block")[1:]  # the stem's output is no block's
+    """Return `measured / predicted - 1` for each block but the first."""
+    names = distinct(rows, "block")[1:]  # the first block's input is the stem's output
     values = []
     for name in names:
         runs = select(rows, when=when, block=name)
@@ -96,7 +96,7 @@ def _errors(rows, when):
 
 
 def _growth(rows, when, value):
-    """How the variance grows in each stage, from behind its first block to its last."""
+    """Return the growth of the variance from a stage's second block to its last, per stage."""
     growths = []
     names = distinct(rows, "block")
     stages = list(dict.fromkeys(name.partition("_")[0] for name in names))

@@ -1,4 +1,4 @@
-"""Rows of results: the file they are kept in, and what is asked of them."""
+"""Rows of results: their CSV file, statistics and tables."""
 
 import csv
 import math
@@ -8,16 +8,16 @@ from keras_nfnets import files
 
 
 class Results:
-    """The rows of an experiment, in a CSV file that is whole at any time.
+    """Rows of an experiment, in a CSV file that is complete at any time.
 
     Args:
-        path: of the file; it need not be there yet.
+        path: `pathlib.Path` of the file, which need not exist yet.
 
     Attributes:
         rows: list of dicts.
 
     Raises:
-        ValueError: the file is not one that this class has written.
+        ValueError: the file was not written by this class.
     """
 
     def __init__(self, path):
@@ -35,11 +35,11 @@ class Results:
         return any(_is_of(row, cell) for row in self.rows)
 
     def of(self, cells):
-        """The rows of these cells, in their order."""
+        """Return the rows of these cells, in the order of the cells."""
         return [row for cell in cells for row in self.rows if _is_of(row, cell)]
 
     def add(self, rows):
-        """Adds rows and writes the file."""
+        """Add rows and write the file."""
         self.rows += rows
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with (
@@ -73,23 +73,23 @@ def _value(text):
 
 
 def select(rows, **values):
-    """The rows that have these values."""
+    """Return the rows that have these values."""
     return [row for row in rows if _is_of(row, values)]
 
 
 def distinct(rows, name):
-    """The values there are of a column, in the order of the rows."""
+    """Return the distinct values of a column, in the order of the rows."""
     return list(dict.fromkeys(row[name] for row in rows if name in row))
 
 
 def median(rows, name):
-    """The median of a column; NaN without rows."""
+    """Return the median of a column, or NaN without rows."""
     values = [row[name] for row in rows if name in row]
     return statistics.median(values) if values else math.nan
 
 
 def with_spread(rows, name, show):
-    """`median (least to most)` of a column, each as `show` writes it."""
+    """Format a column as `median (least to most)`, each number with `show`."""
     values = [row[name] for row in rows if name in row]
     if not values:
         return "-"
@@ -100,19 +100,19 @@ def with_spread(rows, name, show):
 
 
 def percent(share):
-    """A share, as `97.3%`."""
+    """Format a share, such as `97.3%`."""
     return f"{100 * share:.1f}%"
 
 
 def accuracies(rows):
-    """The accuracies of runs, with their spread, and how many of them diverged."""
+    """Format the accuracies of runs with their spread and the number that diverged."""
     text = with_spread(rows, "accuracy", percent)
     diverged = sum(row.get("diverged", False) for row in rows)
     return text + (f"; {diverged} of {len(rows)} diverged" if diverged else "")
 
 
 def markdown(header, lines):
-    """A Markdown table, as a list of lines."""
+    """Return a Markdown table as a list of lines."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return [
         "| " + " | ".join(map(str, cells)) + " |" for cells in [header, rule, *lines]
@@ -120,7 +120,7 @@ def markdown(header, lines):
 
 
 def grid(rows, down, across, show=accuracies, names=str):
-    """A Markdown table of what `show` makes of the rows of each pair of values."""
+    """Return a Markdown table of `show(rows)` for each pair of values of two columns."""
     columns = distinct(rows, across)
     return markdown(
         [down.replace("_", " "), *map(names, columns)],

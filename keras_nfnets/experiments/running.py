@@ -1,4 +1,4 @@
-"""Measures the cells of an experiment that are not there yet."""
+"""Measurement of the missing cells of an experiment."""
 
 import contextlib
 import json
@@ -16,24 +16,27 @@ from keras_nfnets import files
 
 SETTINGS, RESULTS = "settings.json", "results.csv"
 
-# Each has a TensorFlow in memory.
+# Each process has its own TensorFlow in memory.
 _MOST_PROCESSES = 8
 
 
 def default_jobs():
-    """How many cells to measure at a time: one a core, or one with an accelerator."""
+    """Return the number of cells to measure in parallel.
+
+    It is one per core, at most `_MOST_PROCESSES`, or one with an accelerator.
+    """
     kinds = {name.partition(":")[0] for name in keras.distribution.list_devices()}
     return min(os.cpu_count(), _MOST_PROCESSES) if kinds <= {"cpu"} else 1
 
 
 def check_folder(folder, settings):
-    """Makes the folder, or sees to it that it is of the same experiment.
+    """Create a folder with these settings, or check that it has the same settings.
 
-    The number of seeds may be another one: there will be more cells, or fewer shown.
+    The number of seeds may differ: then more cells are measured, or fewer are shown.
 
     Raises:
-        ValueError: it holds results of another one.
-        OSError: it cannot be written into.
+        ValueError: the folder holds results with other settings.
+        OSError: the folder is not writable.
     """
     path = folder / SETTINGS
     try:
@@ -65,16 +68,17 @@ def check_folder(folder, settings):
 
 
 def run(experiment, settings, results, jobs, report):
-    """Measures what is missing and returns the rows of all cells.
+    """Measure the missing cells and return the rows of all cells.
 
     Args:
-        experiment: an `Experiment`.
-        settings: of its scale.
-        results: a `Results`; rows are added as they come.
-        jobs: how many cells to measure at a time, each in a process of its own; 1 for
-            this process. Those that measure the machine are measured one at a time.
-        report: function of (cells planned, cells done, cell, rows, seconds), which is
-            called after each.
+        experiment: `Experiment`.
+        settings: dict. Settings of the experiment.
+        results: `Results`, to which rows are added as they arrive.
+        jobs: int. Number of cells to measure in parallel, each in a separate process; 1
+            measures in this process. Cells of experiments that measure the machine run
+            one at a time.
+        report: callable `(cells planned, cells done, cell, rows, seconds)`, called after
+            each cell.
     """
     one_by_one = experiment.measures_machine
     with _measuring(1 if one_by_one else jobs, fresh=one_by_one) as measured:
@@ -92,10 +96,10 @@ def run(experiment, settings, results, jobs, report):
 
 
 def measure(name, settings, cell):
-    """The rows of a cell, and how many seconds they took."""
+    """Measure a cell and return its rows and the time in seconds."""
     from keras_nfnets import experiments
 
-    # Keras's, of held-out pictures, of which there may be fewer than there are records.
+    # Keras warns if a test set has fewer images than records, as some may be left out.
     warnings.filterwarnings("ignore", "Your input ran out of data")
     started = time.perf_counter()
     rows = experiments.find(name).measure(settings, cell)
@@ -106,9 +110,10 @@ def measure(name, settings, cell):
 
 @contextlib.contextmanager
 def _measuring(jobs, fresh):
-    """A function of (name, settings, cells) that yields (cell, rows, seconds) of each.
+    """Context with a function `(name, settings, cells)` that measures the cells.
 
-    It measures here, or in other processes, which end with the block.
+    The function yields `(cell, rows, seconds)` for each. It measures in this process, or
+    in others, which end with the context.
     """
 
     def here(name, settings, cells):
@@ -120,7 +125,7 @@ def _measuring(jobs, fresh):
         return
     executor = futures.ProcessPoolExecutor(
         jobs,
-        # (TensorFlow does not survive a fork.)
+        # TensorFlow does not survive a fork.
         multiprocessing.get_context("spawn"),
         _start_process,
         (jobs,),
@@ -143,8 +148,8 @@ def _measuring(jobs, fresh):
 
 
 def _start_process(jobs):
-    """Prepares a process: as many threads as there are cores for it, and its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other one ends it
+    """Give a process its share of the cores, and end it when its parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     if jobs > 1:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // jobs))
         os.environ["TF_NUM_INTEROP_THREADS"] = "1"

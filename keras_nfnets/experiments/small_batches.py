@@ -1,4 +1,4 @@
-"""Batch normalization fails at small batches."""
+"""Accuracy at small batch sizes, with and without batch normalization."""
 
 from keras_nfnets.experiments import fitting, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
@@ -11,7 +11,7 @@ from keras_nfnets.experiments.results import distinct, median, percent, select
 
 _NETWORKS = (BATCH_NORM, NORMALIZER_FREE)
 
-# Of accuracy.
+# Loss of accuracy that counts as a collapse.
 _COLLAPSE = 0.1
 
 

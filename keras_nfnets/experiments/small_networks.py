@@ -1,4 +1,4 @@
-"""Small networks of the families that people train, with batch (or layer) norm."""
+"""Small networks of common families, with batch or layer normalization."""
 
 import keras
 from keras import layers, ops
@@ -27,7 +27,7 @@ def _depthwise(x, size=3, strides=1, activation="relu"):
 
 
 def _gated(x, gate="sigmoid"):
-    """Squeeze-and-excitation."""
+    """Apply squeeze-and-excitation."""
     channels = x.shape[-1]
     y = layers.GlobalAveragePooling2D(keepdims=True)(x)
     y = layers.Conv2D(channels // 4, 1, activation="relu")(y)
@@ -35,7 +35,7 @@ def _gated(x, gate="sigmoid"):
 
 
 def _places():
-    """(width, strides) of each block: two a stage, of which the first is strided."""
+    """Yield (width, strides) of each block: two per stage, the first of them strided."""
     for width in _WIDTHS:
         yield width, 2
         yield width, 1
@@ -209,13 +209,13 @@ NETWORKS = tuple(_BODIES)
 
 
 def build(network, input_shape, classes):
-    """A small classifier.
+    """Build a small classifier that outputs logits.
 
     Args:
-        network: one of `NETWORKS`.
-        input_shape: `(height, width, channels)`, of four pixels at least (the U-Net's in
-            multiples of four).
-        classes: of the logits it gives.
+        network: str. One of `NETWORKS`.
+        input_shape: tuple `(height, width, channels)`. Height and width are at least four
+            pixels; for the U-Net, multiples of four.
+        classes: int. Number of classes.
     """
     body, strides = _BODIES[network]
     inputs = keras.Input(input_shape)
@@ -226,14 +226,14 @@ def build(network, input_shape, classes):
 
 
 class _Nothing(layers.Layer):
-    """What is given, called as a normalization is."""
+    """Identity layer with the call signature of a normalization layer."""
 
     def call(self, x, training=None, mask=None):
         return x
 
 
 def without_normalization(model):
-    """A model like another one whose normalization was deleted, and nothing more."""
+    """Clone a model, with identities in place of its normalization layers."""
 
     def counterpart(layer):
         if isinstance(layer, NORMALIZATIONS):

@@ -1,4 +1,4 @@
-"""Which layers have to be clipped."""
+"""AGC applied to different parts of a network."""
 
 import itertools
 
@@ -13,7 +13,7 @@ _NOT_STEM, _NOTHING = "all but classifier and stem", "nothing"
 
 
 def _parts(stages):
-    """`{what is clipped: beginnings of the paths of variables, or None for AGC's own}`."""
+    """Return `{what is clipped: prefixes of variable paths}`; None is AGC's default."""
     pairs = itertools.combinations(stages, 2)
     return {
         _EVERYTHING: ("",),

@@ -1,4 +1,4 @@
-"""What a normalizer-free network is made of."""
+"""Layers of normalizer-free networks."""
 
 from keras_nfnets.layers.activations import (
     ScaledActivation,

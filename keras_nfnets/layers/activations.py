@@ -1,4 +1,4 @@
-"""Activations that keep the variance of a standard normal input at one."""
+"""Activations that preserve the unit variance of a standard normal input."""
 
 import functools
 
@@ -20,15 +20,15 @@ def _leaky_relu(x):
     return keras.activations.leaky_relu(x, negative_slope=0.01)
 
 
-# name -> (function, gain): the constants of the table `nonlinearities` in the
-# authors' nfnets/base.py (which timm has taken over), which are sampled and so differ
-# from the exact values of `activation_gain` in the fourth digit.
+# name -> (function, gain): the constants of the table `nonlinearities` in the authors'
+# nfnets/base.py, which timm uses too. The authors estimated them from samples, so they
+# differ from the exact values of `activation_gain` in the fourth digit.
 _PUBLISHED = {
     "identity": (keras.activations.linear, 1.0),
     "celu": (keras.activations.celu, 1.270926833152771),
     "elu": (keras.activations.elu, 1.2716004848480225),
     "gelu": (_gelu, 1.7015043497085571),
-    # timm's, with the gain of the other.
+    # timm uses the exact form with the gain of the tanh form.
     "gelu_exact": (keras.activations.gelu, 1.7015043497085571),
     "glu": (keras.activations.glu, 1.8484294414520264),
     "leaky_relu": (_leaky_relu, 1.70590341091156),
@@ -44,25 +44,25 @@ _PUBLISHED = {
     "tanh": (keras.activations.tanh, 1.5939117670059204),
 }
 
-# Keras's names for entries of the table above.
+# Keras names of entries of the table above.
 _ALIASES = {"linear": "identity", "swish": "silu", "softsign": "soft_sign"}
 
 
 def _published(activation):
-    """The table's (function, gain) for a name, or None."""
+    """Return the published (function, gain) of a name, or None."""
     if not isinstance(activation, str):
         return None
     return _PUBLISHED.get(_ALIASES.get(activation, activation))
 
 
 def published_name(function):
-    """The authors' name for an activation.
+    """Return the authors' name of an activation.
 
     Args:
-        function: a callable.
+        function: callable.
 
     Returns:
-        A name that `ScaledActivation` takes, or the function itself if it has none.
+        A str that `ScaledActivation` accepts, or the function itself if it has no name.
 
     Example:
 
@@ -78,7 +78,7 @@ def published_name(function):
 
 
 def _resolve(activation):
-    """The function that `activation` (a name or a callable) stands for."""
+    """Return the function of an activation given by name or as a callable."""
     if published := _published(activation):
         return published[0]
     if callable(activation):
@@ -96,24 +96,24 @@ def _resolve(activation):
 
 
 def activation_gain(activation):
-    """The factor that gives an activation unit variance on standard normal input.
+    """Return the factor that gives an activation unit variance on standard normal input.
 
-    By the papers' definition this is `1 / sqrt(Var[f(x)])` for `x ~ N(0, 1)`. A name
-    in the authors' table (`"relu"`, `"gelu"`, `"silu"`, ...) gets their published
-    constant; anything else is computed: `f` is applied to four million quantiles of
-    the normal distribution, in rows of 256 channels so that functions across channels
-    (GLU, softmax) are measured too. For functions of one number the result is exact
-    to about six digits; the table, which was sampled, agrees to three.
+    The papers define this gain as `1 / sqrt(Var[f(x)])` for `x ~ N(0, 1)`. A name in the
+    authors' table (`"relu"`, `"gelu"`, `"silu"`, ...) has their published constant. For
+    any other activation the gain is computed: `f` is applied to four million quantiles
+    of the normal distribution, in rows of 256 channels, which includes functions across
+    channels (GLU, softmax). For elementwise functions the result is exact to about six
+    digits; the published constants, estimated from samples, agree to three.
 
     Args:
-        activation: a name or a callable from tensor to tensor of floats.
+        activation: str, or callable from a float tensor to a float tensor.
 
     Returns:
         A Python float.
 
     Raises:
-        ValueError: the name is unknown, or the output has no finite, positive
-            variance, so that no factor can give it unit variance.
+        ValueError: the name is unknown, or the variance of the output is not finite and
+            positive, so that no factor can make it one.
 
     Example:
 
@@ -127,7 +127,7 @@ def activation_gain(activation):
     if published := _published(activation):
         return published[1]
     outputs = _resolve(activation)(ops.convert_to_tensor(_standard_normal()))
-    with np.errstate(invalid="ignore"):  # an infinite output gets an error below
+    with np.errstate(invalid="ignore"):  # infinite outputs raise an error below
         variance = float(np.var(ops.convert_to_numpy(outputs), dtype="float64"))
     if not (np.isfinite(variance) and variance > 0):
         raise ValueError(
@@ -139,10 +139,10 @@ def activation_gain(activation):
 
 
 def serialize_activation(activation):
-    """`activation` for a layer's config: names as they are, callables as objects.
+    """Serialize an activation for a layer's config: names as they are, else objects.
 
-    Keras would write a function as its name, but `"gelu"` means the tanh form here
-    and the exact one to Keras.
+    Keras would serialize a function as its name, but `"gelu"` is the tanh form here and
+    the exact form in Keras.
     """
     if isinstance(activation, str):
         return activation
@@ -150,7 +150,7 @@ def serialize_activation(activation):
 
 
 def with_deserialized_activation(config):
-    """A layer's config with the activation that `serialize_activation` wrote."""
+    """Return a layer's config with its serialized activation deserialized."""
     activation = config.get("activation")
     if isinstance(activation, dict):
         activation = keras.saving.deserialize_keras_object(activation)
@@ -159,13 +159,13 @@ def with_deserialized_activation(config):
 
 
 def _standard_normal(rows=2**14, channels=256):
-    """Evenly spread quantiles of N(0, 1), float32 of shape (rows, channels).
+    """Return evenly spaced quantiles of N(0, 1), float32 of shape (rows, channels).
 
-    The channels are independent: each is in a random order of its own.
+    The channels are independent: each is shuffled separately.
     """
     x = np.linspace(-8, 8, 100_001)
     density = np.exp(-(x**2) / 2)
-    # The sum up to x counts only half of x's own cell.
+    # The integral up to x includes only half of the cell at x.
     cumulative = np.cumsum(density) - density / 2
     probabilities = (np.arange(rows * channels) + 0.5) / (rows * channels)
     quantiles = np.interp(probabilities, cumulative / cumulative[-1], x)
@@ -175,7 +175,10 @@ def _standard_normal(rows=2**14, channels=256):
 
 @functools.cache
 def _scaled(function):
-    """The one function of inputs and gain that computes `gain * function(inputs)`."""
+    """Return a function of inputs and gain that computes `gain * function(inputs)`.
+
+    It is cached, as `fusion.fused` compiles each function object once.
+    """
 
     def scaled(inputs, gain):
         outputs = function(inputs)
@@ -186,22 +189,22 @@ def _scaled(function):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class ScaledActivation(keras.layers.Layer):
-    """An activation times the gain that restores unit variance: `gain * f(x)`.
+    """Activation times the gain that restores unit variance: `gain * f(x)`.
 
-    Names follow the authors' table, where `"gelu"` is the tanh approximation (the
-    exact one is `"gelu_exact"`) and `"leaky_relu"` has slope 0.01. Pass the function
-    itself (`keras.activations.leaky_relu`) for Keras's own definition.
+    Names follow the authors' table, where `"gelu"` is the tanh approximation (the exact
+    form is `"gelu_exact"`) and `"leaky_relu"` has slope 0.01. Pass the function
+    (`keras.activations.leaky_relu`) for the definition of Keras.
 
     Args:
-        activation: name or callable.
-        gain: Python float; by default `activation_gain(activation)`.
-        **kwargs: of `keras.layers.Layer`.
+        activation: str or callable.
+        gain: float. By default `activation_gain(activation)`.
+        **kwargs: see `keras.layers.Layer`.
 
-    Input and output: float tensors of one shape (but where the function itself
-    changes the shape, as GLU does).
+    Input and output: float tensors of the same shape (unless the function changes the
+    shape, as GLU does).
 
     Raises:
-        ValueError: as `activation_gain` does.
+        ValueError: see `activation_gain`; or `gain` is not finite and positive.
 
     Example:
 
@@ -224,7 +227,7 @@ class ScaledActivation(keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs, training=False):
-        # A function of the user's may read variables or draw numbers.
+        # Custom functions are not fused: they may read variables or draw random numbers.
         if training and isinstance(self.activation, str):
             return fusion.fused(_scaled(self.function), inputs, self.gain)
         if self.gain == 1.0:

@@ -1,4 +1,4 @@
-"""Channel attention: a weight for every channel of every picture."""
+"""Channel attention: a factor for each channel of each image."""
 
 import math
 
@@ -9,10 +9,10 @@ from keras_nfnets import checks
 
 
 class _ChannelAttention(keras.layers.Layer):
-    """`2 * gate(mean of x over height and width) * x`.
+    """Base class of channel attention: `2 * gate(mean of x over height and width) * x`.
 
-    At initialization a gate is about one half, hence the two: the signal keeps its
-    scale (arXiv 2102.06171, appendix A).
+    At initialization a gate is about one half, so the factor 2 preserves the scale of
+    the signal (arXiv 2102.06171, appendix A).
     """
 
     def __init__(self, data_format=None, **kwargs):
@@ -32,7 +32,7 @@ class _ChannelAttention(keras.layers.Layer):
         return inputs * self.factors(inputs)
 
     def factors(self, inputs):
-        """What `call` multiplies `inputs` by: one number a channel of each picture."""
+        """Compute the factors that `call` applies: one per channel of each image."""
         channels_last = self.data_format == "channels_last"
         spatial = (1, 2) if channels_last else (2, 3)
         precise = keras.backend.result_type(inputs.dtype, "float32")
@@ -49,25 +49,27 @@ class _ChannelAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class SqueezeExcite(_ChannelAttention):
-    """Squeeze-and-excitation that keeps the signal's scale: `2 * sigmoid(fc(x)) * x`.
+    """Squeeze-and-excitation that preserves the signal's scale: `2 * sigmoid(fc(x)) * x`.
 
-    The gate is computed from the mean over height and width through two dense layers
-    with a ReLU between them.
+    Two dense layers with a ReLU between them compute the gate from the mean over height
+    and width.
 
     Args:
-        se_ratio: width of the hidden layer as a share of the channels, rounded down,
-            and at least one.
-        data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
-        divisor: if not None, the width is instead the nearest multiple of this, and
-            at least one of it.
-        **kwargs: of `keras.layers.Layer`.
+        se_ratio: float. Width of the hidden layer as a fraction of the channels. The
+            width is rounded down and is at least one.
+        data_format: str. `"channels_last"` or `"channels_first"`; by default that of
+            the Keras configuration.
+        divisor: int or None. If given, the width is instead rounded to the nearest
+            multiple of `divisor`, and is at least `divisor`.
+        **kwargs: see `keras.layers.Layer`.
 
-    Input and output: float tensors `(batch, height, width, channels)`, or with the
-    channels second. The mean is taken in float32 or better.
+    Input and output: float tensors `(batch, height, width, channels)`, or
+    `(batch, channels, height, width)` with `data_format="channels_first"`. The mean is
+    computed in float32 or better.
 
     Raises:
-        ValueError: `se_ratio` is not positive, `divisor` no positive integer, or the
-            input is not of rank 4.
+        ValueError: `se_ratio` is not positive, `divisor` is not a positive integer, or
+            the rank of the input is not 4.
 
     Example:
 
@@ -101,7 +103,7 @@ class SqueezeExcite(_ChannelAttention):
         return self.fc1(self.fc0(squeezed))
 
     def count_flops(self):
-        """Multiply-adds of the two dense layers for one picture."""
+        """Return the multiply-adds of the two dense layers for one image."""
         return sum(math.prod(layer.kernel.shape) for layer in (self.fc0, self.fc1))
 
     def get_config(self):
@@ -114,22 +116,26 @@ class SqueezeExcite(_ChannelAttention):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class EfficientChannelAttention(_ChannelAttention):
-    """Efficient channel attention (ECA) that keeps the signal's scale.
+    """Efficient channel attention (ECA) that preserves the signal's scale.
 
-    As `SqueezeExcite`, but the gate is a convolution without bias over the channels,
-    then a sigmoid.
+    It is like `SqueezeExcite`, but the gate is a convolution over the channels without
+    bias, followed by a sigmoid.
 
     Args:
-        kernel_size: odd number of neighbouring channels that a gate sees; by default
-            it grows with the logarithm of the channels, as in the paper.
-        data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
-        **kwargs: of `keras.layers.Layer`.
+        kernel_size: int, odd. Number of neighboring channels that determine a gate. By
+            default it grows with the logarithm of the number of channels, as in the
+            paper.
+        data_format: str. `"channels_last"` or `"channels_first"`; by default that of
+            the Keras configuration.
+        **kwargs: see `keras.layers.Layer`.
 
-    Input and output: float tensors `(batch, height, width, channels)`, or with the
-    channels second. The mean is taken in float32 or better.
+    Input and output: float tensors `(batch, height, width, channels)`, or
+    `(batch, channels, height, width)` with `data_format="channels_first"`. The mean is
+    computed in float32 or better.
 
     Raises:
-        ValueError: `kernel_size` is no odd integer, or the input is not of rank 4.
+        ValueError: `kernel_size` is not an odd, positive integer, or the rank of the
+            input is not 4.
 
     Example:
 
@@ -170,7 +176,7 @@ class EfficientChannelAttention(_ChannelAttention):
         return ops.squeeze(self.conv(ops.expand_dims(squeezed, -1)), -1)
 
     def count_flops(self):
-        """Multiply-adds of the convolution for one picture."""
+        """Return the multiply-adds of the convolution for one image."""
         return self.channels * self.conv.kernel_size[0]
 
     def get_config(self):

@@ -26,46 +26,50 @@ class NFBlock(keras.layers.Layer):
         x = scaled_activation(inputs) * beta
         outputs = shortcut + alpha * skip_gain * f(x)
 
-    where `f` is 1x1, 3x3 (strided), [3x3,] 1x1 with a scaled activation between each
-    two, then attention and stochastic depth, and `shortcut` is `inputs`, or, where
-    the shape changes, `x` average-pooled and projected by a 1x1 convolution (or
-    projected by a strided one).
+    where `f` consists of 1x1, 3x3 (strided), [3x3,] and 1x1 convolutions with a scaled
+    activation between each two, then attention and stochastic depth. `shortcut` is
+    `inputs`, or, if the shape changes, `x` after average pooling and a 1x1 convolution
+    (or after a strided 1x1 convolution).
 
     Args:
-        filters: channels of the output.
-        bottleneck_filters: channels of the 3x3 convolutions; by default half of
-            `filters`.
-        strides: of the first 3x3 convolution, an integer.
-        group_size: channels a group of the 3x3 convolutions; None for no groups.
-        extra_conv: whether there is a second 3x3 convolution.
-        alpha: scale of the residual branch.
-        beta: scale of the block's input: one over the standard deviation it is
-            expected to have.
+        filters: int. Number of output channels.
+        bottleneck_filters: int. Number of channels of the 3x3 convolutions; by default
+            half of `filters`.
+        strides: int. Strides of the first 3x3 convolution.
+        group_size: int or None. Channels per group of the 3x3 convolutions; None for no
+            groups.
+        extra_conv: bool. Whether there is a second 3x3 convolution.
+        alpha: float. Scale of the residual branch.
+        beta: float. Scale of the block's input: the reciprocal of its expected standard
+            deviation.
         activation: see `ScaledActivation`.
-        attention: `"se"` (squeeze-and-excitation), `"eca"` (efficient channel
-            attention) or None.
-        attention_on: `"output"`, after the last convolution, or `"bottleneck"`,
-            before the activation in front of it.
-        se_ratio: of squeeze-and-excitation, see `SqueezeExcite`.
-        avg_pool_shortcut: whether a strided shortcut pools and then projects.
-        skip_gain_initializer: of the learned scalar gain of the residual branch;
-            with the default, zeros, a block starts as its shortcut.
-        convention: whose details to follow, `"authors"` or `"timm"`: in timm's
-            networks (but its dm_nfnet) the convolutions carry the activations' gain,
-            strided ones pad symmetrically, statistics have another epsilon, widths of
-            squeeze-and-excitation are multiples of 8, and there is no learned scalar
-            gain; the last convolution's starts at zero instead.
-        stochastic_depth_rate: see `StochasticDepth`.
-        data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
-        **kwargs: of `keras.layers.Layer`.
+        attention: str or None. `"se"` (squeeze-and-excitation), `"eca"` (efficient
+            channel attention) or None.
+        attention_on: str. `"output"`, after the last convolution, or `"bottleneck"`,
+            before the activation that precedes the last convolution.
+        se_ratio: float. See `SqueezeExcite`.
+        avg_pool_shortcut: bool. Whether a strided shortcut pools before its projection.
+        skip_gain_initializer: initializer of the learned scalar gain of the residual
+            branch. With the default, `"zeros"`, a block starts as its shortcut.
+        convention: str. The implementation to follow in details, `"authors"` or
+            `"timm"`. In timm's networks (except its dm_nfnet), convolutions include the
+            gain of the activations, strided convolutions pad symmetrically, the
+            statistics have another epsilon, widths of squeeze-and-excitation are
+            multiples of 8, and the gain of the last convolution starts at zero in place
+            of a learned scalar gain.
+        stochastic_depth_rate: float. See `StochasticDepth`.
+        data_format: str. `"channels_last"` or `"channels_first"`; by default that of
+            the Keras configuration.
+        **kwargs: see `keras.layers.Layer`.
 
-    Input: float tensor `(batch, height, width, channels)` (or channels second) of
-    any size. Output: the same with `filters` channels, and height and width divided
-    by `strides`, rounded up.
+    Input: float tensor `(batch, height, width, channels)`, or
+    `(batch, channels, height, width)` with `data_format="channels_first"`, of any size.
+    Output: float tensor with `filters` channels, height and width divided by `strides`
+    and rounded up.
 
     Raises:
-        ValueError: the group size does not divide the bottleneck, an unknown
-            attention, or whatever the layers inside refuse.
+        ValueError: the group size does not divide the bottleneck width, `attention` is
+            unknown, or a layer of the block rejects an argument.
 
     Example:
 
@@ -211,8 +215,9 @@ class NFBlock(keras.layers.Layer):
             layer.build(shape)
             shape = _shape_after(layer, shape)
         self.stochastic_depth.build(shape)
-        # A convolution with the activation before it: training does not save the output
-        # of the activation. (That of `input_activation` has two readers in transitions.)
+        # Training recomputes the activation before each convolution instead of saving
+        # its output. In transition blocks two convolutions use the output of
+        # `input_activation`, so that one is saved.
         self._activated_conv0 = fusion.Chain(self.input_activation, self.conv0)
         self._projected_conv0 = fusion.Chain(self.conv0)
         self._projection = fusion.Chain(self.shortcut_conv)
@@ -227,7 +232,7 @@ class NFBlock(keras.layers.Layer):
             )
 
     def branch(self):
-        """The residual branch in order, from the scaled and activated input."""
+        """List the layers of the residual branch after `input_activation`, in order."""
         layers = [self.conv0, self.activation0, self.conv1]
         if self.extra_conv:
             layers += [self.activation1, self.conv1b]
@@ -238,7 +243,7 @@ class NFBlock(keras.layers.Layer):
         return layers
 
     def _convolved_and_shortcut(self, inputs, training=False):
-        """The residual branch up to its last convolution, and the shortcut."""
+        """Compute the residual branch up to its last convolution, and the shortcut."""
         if self.shortcut_conv is None:
             shortcut = inputs
             out = self._activated_conv0(inputs, training)
@@ -261,16 +266,16 @@ class NFBlock(keras.layers.Layer):
         return self.attention_layer is not None and self.attention_on == "output"
 
     def residual(self, inputs):
-        """The residual branch before stochastic depth, skip gain and alpha.
+        """Compute the residual branch without stochastic depth, skip gain and alpha.
 
-        This is the signal whose variance the authors report as `res_avg_var`.
+        The authors report the variance of this signal as `res_avg_var`.
         """
         out, _ = self._convolved_and_shortcut(inputs)
         return self.attention_layer(out) if self._attention_is_last else out
 
     def call(self, inputs, training=False):
         out, shortcut = self._convolved_and_shortcut(inputs, training)
-        # The product of all factors is small; products with `out` are not.
+        # Multiply the factors first: they are small tensors, and `out` is large.
         scale = ops.cast(self.alpha, out.dtype)
         if self.skip_gain is not None:
             scale = scale * self.skip_gain
@@ -286,7 +291,7 @@ class NFBlock(keras.layers.Layer):
         return input_shape
 
     def count_flops(self, input_positions, output_positions):
-        """Multiply-adds for one picture of so many pixels before and after."""
+        """Return the multiply-adds for one image, given its pixels before and after."""
         flops = self.conv0.count_flops(input_positions)
         later = [*self.branch()[1:], self.shortcut_conv]
         for layer in later:
@@ -297,7 +302,7 @@ class NFBlock(keras.layers.Layer):
         return flops
 
     def count_activations(self, input_positions, output_positions):
-        """Numbers that its convolutions and itself give, for one picture."""
+        """Count the output values of the convolutions and the block for one image."""
         later = [*self.branch()[1:], self.shortcut_conv]
         filters = sum(layer.filters for layer in later if isinstance(layer, WSConv2D))
         after = (filters + self.filters) * output_positions
@@ -343,7 +348,7 @@ def _sum(residual, scale, shortcut):
 
 
 def _sum_gradient(arguments, constants, upstream):
-    """The gradients of `_sum`, without a tensor for the product `residual * upstream`."""
+    """Compute the gradients of `_sum` without storing `residual * upstream`."""
     residual, scale, _ = arguments
     ones = (1,) * (len(residual.shape) - len(scale.shape)) + tuple(scale.shape)
     summed = [axis for axis, size in enumerate(ones) if size == 1]
@@ -353,7 +358,7 @@ def _sum_gradient(arguments, constants, upstream):
         precise = keras.backend.result_type(residual.dtype, "float32")
         pixels = [ops.cast(ops.reshape(x, rows), precise) for x in (residual, upstream)]
         product = fusion.sum_of_rows(lambda x, y: x * y, *pixels)[:, None, None]
-    else:  # factors of channels that come first
+    else:  # channels-first factors
         product = residual * upstream
     product = ops.sum(product, axis=summed, keepdims=True)
     product = ops.cast(ops.reshape(product, ops.shape(scale)), scale.dtype)
@@ -361,7 +366,8 @@ def _sum_gradient(arguments, constants, upstream):
 
 
 def _shape_after(layer, shape):
-    # A general activation does not know: GLU would change it. Here none does.
+    # An activation may change the shape (GLU does), so `ScaledActivation` cannot infer it.
+    # The activations of a block do not change it.
     if isinstance(layer, ScaledActivation):
         return shape
     return layer.compute_output_shape(shape)

@@ -1,4 +1,4 @@
-"""What the two published families of networks compute otherwise than each other."""
+"""Differences between the authors' and timm's networks: padding, epsilons, gains."""
 
 import typing
 
@@ -6,19 +6,19 @@ from keras_nfnets import checks
 
 
 class Convention(typing.NamedTuple):
-    """How one codebase does what the other does in another way.
+    """Details in which the authors' and timm's implementations differ.
 
-    Networks of the two have the same shape and are not interchangeable: weights
-    trained with one mean nothing under the other.
+    Networks of both have the same architecture but are not interchangeable: weights
+    trained with one convention do not work with the other.
 
     Attributes:
-        padding: of strided convolutions and the max pooling, see `WSConv2D`.
-        eps, variance_eps: of `WSConv2D`.
-        gain_in_convolution: whether convolutions carry the gain of the activations,
-            which then have none.
-        skip_gain: whether a block has a learned scalar gain. Without one it is the gain
-            of the last convolution that starts at zero.
-        width_multiple: channels are multiples of this.
+        padding: str. Padding of strided convolutions and max pooling, see `WSConv2D`.
+        eps, variance_eps: float. See `WSConv2D`.
+        gain_in_convolution: bool. Whether convolutions, and not activations, apply the
+            gain of the activations.
+        skip_gain: bool. Whether a block has a learned scalar gain. Otherwise the gain
+            of its last convolution starts at zero.
+        width_multiple: int. Numbers of channels are multiples of it.
 
     Example:
 
@@ -36,11 +36,11 @@ class Convention(typing.NamedTuple):
     width_multiple: int
 
     def gains(self, gain):
-        """Factors of activations and of convolutions for an activation's gain."""
+        """Return the factors of activations and convolutions for an activation's gain."""
         return (1.0, gain) if self.gain_in_convolution else (gain, 1.0)
 
     def convolution_options(self, gain):
-        """Arguments of every `WSConv2D`, for the gain of the network's activation."""
+        """Return the arguments of every `WSConv2D`, given the activation's gain."""
         _, scale = self.gains(gain)
         return {
             "padding": self.padding,
@@ -50,34 +50,34 @@ class Convention(typing.NamedTuple):
         }
 
     def width(self, channels):
-        """Whole channels for a width computed as a fraction of another."""
+        """Round a fractional number of channels to an integer."""
         if self.width_multiple == 1:
             return int(channels)
         multiple = self.width_multiple
         nearest = max(multiple, int(channels + multiple / 2) // multiple * multiple)
-        # Never more than a tenth is lost.
+        # Rounding never removes more than a tenth.
         return nearest if nearest >= 0.9 * channels else nearest + multiple
 
 
 CONVENTIONS = {
     # nfnets/base.py of deepmind-research.
     "authors": Convention("same", 1e-4, 0.0, False, True, 1),
-    # NormFreeNet of timm 1.0; its dm_nfnet_f0 to f6 are the authors'.
+    # NormFreeNet of timm 1.0; its dm_nfnet_f0 to f6 follow the authors.
     "timm": Convention("symmetric", 0.0, 1e-5, True, False, 8),
 }
 
 
 def convention(name):
-    """Finds a convention.
+    """Return a convention by name.
 
     Args:
-        name: `"authors"` or `"timm"`.
+        name: str. `"authors"` or `"timm"`.
 
     Returns:
         A `Convention`.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
 
     Example:
 

@@ -10,7 +10,7 @@ from keras_nfnets.layers.standardization import Kernel, WeightStandardized
 
 
 class _WSConvolution(WeightStandardized):
-    """Stands before `keras.layers.Conv1D`, `Conv2D` or `Conv3D`."""
+    """Mixin for `keras.layers.Conv1D`, `Conv2D` and `Conv3D`."""
 
     def apply_kernels(self, inputs, kernel):
         padding = self._own_padding()
@@ -35,24 +35,24 @@ class _WSConvolution(WeightStandardized):
         )
 
     def _own_padding(self):
-        """What to pad each axis with where it is not for Keras to do: before, after."""
+        """Return `(before, after)` for each spatial axis, or None if Keras pads."""
         return
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSConv1D(_WSConvolution, keras.layers.Conv1D):
-    """1-D convolution whose filters have zero mean and unit variance, times a gain.
+    """1-D convolution with scaled weight standardization.
 
-    See `WSConv2D`, of which this is the counterpart for sequences. Takes every argument
-    of `keras.layers.Conv1D` (`padding="causal"` too) but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
-    `WSConv2D` does.
+    This is the counterpart of `WSConv2D` for sequences. Takes every argument of
+    `keras.layers.Conv1D` (including `padding="causal"`) except `use_bias=False`, and
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` of
+    `WSConv2D`.
 
     Input: `(batch, steps, channels)`, or `(batch, channels, steps)` with
-    `data_format="channels_first"`. Output: as Conv1D's.
+    `data_format="channels_first"`. Output: that of Conv1D.
 
     Raises:
-        ValueError: as `WSConv2D`.
+        ValueError: see `WSConv2D`.
 
     Example:
 
@@ -71,45 +71,45 @@ class WSConv1D(_WSConvolution, keras.layers.Conv1D):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSConv2D(_WSConvolution, keras.layers.Conv2D):
-    """2-D convolution whose filters have zero mean and unit variance, times a gain.
+    """2-D convolution with scaled weight standardization.
 
-    Each filter `w` (one output channel of the kernel) is used as
+    The layer replaces each filter `w` (one output channel of the kernel) by
 
         scale * gain * (w - mean(w)) / sqrt(max((var(w) + variance_eps) * fan_in, eps))
 
-    and a bias is always added. Mean and variance are taken in float32 even under
+    and always adds a bias. Mean and variance are computed in float32 even under
     `mixed_bfloat16` and `mixed_float16`; only the result is cast.
 
-    Takes every argument of `keras.layers.Conv2D` that makes sense here, and
+    Takes every argument of `keras.layers.Conv2D` except `use_bias=False`, and
 
     Args:
-        padding: besides Conv2D's, `"symmetric"`: PyTorch's usual padding, the same on
-            both sides, for kernels of odd sizes. Output sizes are those of `"same"`,
-            which pads strided convolutions on one side more.
-        eps: lower bound of `var(w) * fan_in`.
-        gain_initializer: initializer of the gain, one number a filter.
-        scale: constant factor, such as the gain of the activation before it where the
-            activation itself has none.
-        variance_eps: added to the variance.
-        center: whether the mean of a filter is taken away.
-        input_mean: with `center=False`, about the mean of what the layer sees, as after
-            an activation: by how much more the bias is lowered the larger the mean of
-            a filter grows, so that the mean of what it gives stays.
+        padding: str. One of Conv2D's, or `"symmetric"`: PyTorch's usual padding, equal
+            on both sides, for odd kernel sizes. Output sizes are those of `"same"`,
+            which may pad strided convolutions more on one side.
+        eps: float. Lower bound of `(var(w) + variance_eps) * fan_in`.
+        gain_initializer: initializer of the gain `(filters,)`.
+        scale: float. Constant factor, such as the gain of the preceding activation if
+            that does not apply it.
+        variance_eps: float. Added to the variance.
+        center: bool. Whether the mean of each filter is subtracted.
+        input_mean: float. With `center=False`, the approximate mean of the inputs, such
+            as the outputs of an activation. `input_mean` times the sum of the
+            standardized filter is subtracted from the bias, so that the mean of the
+            outputs does not change with the mean of the filter.
 
-    With their defaults `scale` and `variance_eps` are the authors'; timm's networks use
-    the gain of their activation and 1e-5, with an `eps` of zero. Where no
-    `kernel_initializer` is given it is normal with a variance of one over the fan-in, as
-    the authors' (standardization makes its scale irrelevant). `use_bias=False` is
-    refused.
+    The defaults of `eps`, `scale` and `variance_eps` are the authors'. In timm's
+    networks `scale` is the gain of the activation, `variance_eps` 1e-5 and `eps` zero.
+    The default `kernel_initializer` is normal with variance `1 / fan_in`, as in the
+    authors' code (standardization makes its scale irrelevant).
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
-    with `data_format="channels_first"`; any height and width, odd ones included.
-    Output: as Conv2D's.
+    with `data_format="channels_first"`, of any height and width, also odd ones.
+    Output: that of Conv2D.
 
     Raises:
-        ValueError: `use_bias=False`, a negative `eps`, symmetric padding of an even
-            kernel, or whatever Conv2D refuses
-            (channels that the groups do not divide, ...).
+        ValueError: `use_bias=False`, a negative `eps`, symmetric padding with an even
+            kernel size, or an argument that Conv2D rejects (a number of channels that
+            is not divisible by the groups, ...).
 
     Example:
 
@@ -132,7 +132,7 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
         if not isinstance(padding, str):
             raise ValueError(f"`padding` must be a name. Received: padding={padding!r}")
         symmetric = padding == "symmetric"
-        # For odd kernels both give outputs of one size.
+        # For odd kernels both paddings give the same output size.
         keras_padding = "same" if symmetric else padding
         super().__init__(filters, kernel_size, strides, keras_padding, *args, **kwargs)
         self.symmetric = symmetric
@@ -143,20 +143,20 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
             )
 
     def _own_padding(self):
-        # Without strides the two paddings are the same.
+        # Without strides both paddings are equal.
         if self.symmetric and max(self.strides) > 1:
             return self.symmetric_padding()
         return None
 
     def symmetric_padding(self):
-        """Pixels that `padding="symmetric"` adds: before and after, up and across."""
+        """Return the pixels that `padding="symmetric"` adds: `(before, after)` per axis."""
         return [
             (dilation * (size // 2),) * 2
             for dilation, size in zip(self.dilation_rate, self.kernel_size)
         ]
 
     def count_flops(self, positions):
-        """Multiply-adds for `positions` output pixels of one picture (the bias left out)."""
+        """Return the multiply-adds for `positions` output pixels, without the bias."""
         return positions * math.prod(self.kernel.shape)
 
     def get_config(self):
@@ -166,17 +166,18 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSConv3D(_WSConvolution, keras.layers.Conv3D):
-    """3-D convolution whose filters have zero mean and unit variance, times a gain.
+    """3-D convolution with scaled weight standardization.
 
-    See `WSConv2D`, of which this is the counterpart for volumes and films. Takes every
-    argument of `keras.layers.Conv3D` but `use_bias=False`, and `gain_initializer`,
-    `eps`, `scale`, `variance_eps`, `center` and `input_mean` as `WSConv2D` does.
+    This is the counterpart of `WSConv2D` for volumes and videos. Takes every argument of
+    `keras.layers.Conv3D` except `use_bias=False`, and `gain_initializer`, `eps`,
+    `scale`, `variance_eps`, `center` and `input_mean` of `WSConv2D`.
 
-    Input: `(batch, depth, height, width, channels)`, or with channels second with
-    `data_format="channels_first"`. Output: as Conv3D's.
+    Input: `(batch, depth, height, width, channels)`, or
+    `(batch, channels, depth, height, width)` with `data_format="channels_first"`.
+    Output: that of Conv3D.
 
     Raises:
-        ValueError: as `WSConv2D`.
+        ValueError: see `WSConv2D`.
 
     Example:
 
@@ -190,24 +191,24 @@ class WSConv3D(_WSConvolution, keras.layers.Conv3D):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSDepthwiseConv2D(WeightStandardized, keras.layers.DepthwiseConv2D):
-    """Depthwise convolution whose filters have zero mean and unit variance, times a gain.
+    """Depthwise convolution with scaled weight standardization.
 
-    A filter is what one output channel is computed from: the numbers of one channel
-    and one multiplier, with `fan_in` the kernel's height times its width. Without their
-    mean so few numbers can neither blur nor pass on what they see: networks learn
-    faster with `center=False`, and after activations with their `input_mean` too (0.7
-    after `ScaledActivation("relu")`, 0.4 after "silu"). Otherwise as `WSConv2D`.
+    A filter consists of the weights of one output channel, that is of one input channel
+    and one multiplier. `fan_in` is the kernel's height times its width. A zero-mean
+    depthwise filter cannot blur or pass its input. Networks learn faster with
+    `center=False`, and after an activation also with its `input_mean` (0.7 after
+    `ScaledActivation("relu")`, 0.4 after "silu"). Everything else is as in `WSConv2D`.
 
-    Takes every argument of `keras.layers.DepthwiseConv2D` but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
-    `WSConv2D` does.
+    Takes every argument of `keras.layers.DepthwiseConv2D` except `use_bias=False`, and
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` of
+    `WSConv2D`.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
-    with `data_format="channels_first"`. Output: as DepthwiseConv2D's.
+    with `data_format="channels_first"`. Output: that of DepthwiseConv2D.
 
     Raises:
-        ValueError: as `WSConv2D`, or a kernel of one pixel, of whose only number a
-            filter's mean leaves nothing.
+        ValueError: see `WSConv2D`; or the kernel has one pixel, so that subtracting the
+            mean of a filter leaves zero.
 
     Example:
 
@@ -233,21 +234,23 @@ class WSDepthwiseConv2D(WeightStandardized, keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSSeparableConv2D(WeightStandardized, keras.layers.SeparableConv2D):
-    """A depthwise and a pointwise convolution, both with standardized filters.
+    """Separable convolution with scaled weight standardization of both kernels.
 
-    The first is that of `WSDepthwiseConv2D`, the second a `WSConv2D` of single pixels;
-    each has a gain (`depthwise_gain`, `pointwise_gain`), and the bias comes after both.
+    The depthwise convolution is that of `WSDepthwiseConv2D`, the pointwise convolution a
+    1x1 `WSConv2D`. Each has a gain (`depthwise_gain`, `pointwise_gain`); one bias is added
+    after both.
 
-    Takes every argument of `keras.layers.SeparableConv2D` but `use_bias=False`, and
-    `gain_initializer`, `eps` and `variance_eps` as `WSConv2D` does, for both kernels.
-    `scale` goes to the second, `center` and `input_mean` to the first.
+    Takes every argument of `keras.layers.SeparableConv2D` except `use_bias=False`, and
+    `gain_initializer`, `eps` and `variance_eps` of `WSConv2D` for both kernels. `scale`
+    applies to the pointwise kernel, `center` and `input_mean` to the depthwise kernel.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
-    with `data_format="channels_first"`. Output: as SeparableConv2D's.
+    with `data_format="channels_first"`. Output: that of SeparableConv2D.
 
     Raises:
-        ValueError: as `WSConv2D`, or a kernel of one pixel, or of one channel, of whose
-            only number a filter's mean leaves nothing.
+        ValueError: see `WSConv2D`; or the depthwise kernel has one pixel or the
+            pointwise kernel one input channel, so that subtracting the mean of a filter
+            leaves zero.
 
     Example:
 
@@ -279,22 +282,22 @@ class WSSeparableConv2D(WeightStandardized, keras.layers.SeparableConv2D):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSConv2DTranspose(WeightStandardized, keras.layers.Conv2DTranspose):
-    """Transposed convolution whose filters have zero mean and unit variance, times a gain.
+    """Transposed convolution with scaled weight standardization.
 
-    A filter is all that one output channel is computed from (the last axis but one of
-    the kernel numbers these). With strides a number of the output is made of a part of
-    it, so `fan_in` is height times width times input channels, divided by the strides.
-    Otherwise as `WSConv2D`.
+    A filter consists of the weights of one output channel (indexed by the second-to-last
+    axis of the kernel). With strides, an output value is computed from only part of
+    these, so `fan_in` is height times width times input channels, divided by the product
+    of the strides. Everything else is as in `WSConv2D`.
 
-    Takes every argument of `keras.layers.Conv2DTranspose` but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
-    `WSConv2D` does.
+    Takes every argument of `keras.layers.Conv2DTranspose` except `use_bias=False`, and
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` of
+    `WSConv2D`.
 
     Input: `(batch, height, width, channels)`, or `(batch, channels, height, width)`
-    with `data_format="channels_first"`. Output: as Conv2DTranspose's.
+    with `data_format="channels_first"`. Output: that of Conv2DTranspose.
 
     Raises:
-        ValueError: as `WSConv2D`.
+        ValueError: see `WSConv2D`.
 
     Example:
 

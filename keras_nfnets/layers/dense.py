@@ -8,22 +8,22 @@ from keras_nfnets.layers.standardization import WeightStandardized
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class WSDense(WeightStandardized, keras.layers.Dense):
-    """Dense layer whose units have zero mean and unit variance, times a gain.
+    """Dense layer with scaled weight standardization.
 
-    The column `w` of the kernel of each unit is used as in `WSConv2D`, with as many
-    numbers in `fan_in` as there are inputs.
+    The kernel column `w` of each unit is standardized as in `WSConv2D`; `fan_in` is the
+    number of inputs.
 
-    Takes every argument of `keras.layers.Dense` but `use_bias=False`, and
-    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` as
-    `WSConv2D` does.
-    It cannot be quantized; what `keras_nfnets.fold` makes of it can.
+    Takes every argument of `keras.layers.Dense` except `use_bias=False`, and
+    `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` of
+    `WSConv2D`.
+    It cannot be quantized, but the layer that `keras_nfnets.fold` replaces it by can.
 
-    Input: `(batch, ..., inputs)`, of at least two inputs.
+    Input: `(batch, ..., inputs)` with at least two inputs.
     Output: `(batch, ..., units)`.
 
     Raises:
-        ValueError: `use_bias=False`, a negative `eps`, a single input, or whatever
-            Dense refuses.
+        ValueError: `use_bias=False`, a negative `eps`, a single input, or an argument
+            that Dense rejects.
 
     Example:
 
@@ -45,7 +45,7 @@ class WSDense(WeightStandardized, keras.layers.Dense):
         self._refuse(mode)
 
     def _refuse(self, mode):
-        # Keras's would do without the standardization.
+        # `keras.layers.Dense` would quantize the kernel without standardizing it.
         raise NotImplementedError(
             "WSDense cannot be quantized: fold the model first, see keras_nfnets.fold. "
             f"Received: mode={mode!r}"

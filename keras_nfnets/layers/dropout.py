@@ -8,17 +8,17 @@ from keras_nfnets.backend import per_example
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class Dropout(keras.layers.Dropout):
-    """`keras.layers.Dropout` that drops on several replicas what it drops on one.
+    """`keras.layers.Dropout` whose masks do not depend on the number of replicas.
 
-    Keras's drops the same on each replica of a `tf.distribute` strategy.
+    Keras's layer uses the same mask on each replica of a `tf.distribute` strategy.
 
     Args:
         *args, **kwargs: see `keras.layers.Dropout`, without `noise_shape`.
 
-    Input and output: float tensors of one shape, the batch first.
+    Input and output: float tensors of the same shape, the batch axis first.
 
     Raises:
-        ValueError: as `keras.layers.Dropout`, a rate outside [0, 1].
+        ValueError: the rate is outside [0, 1].
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Max pooling as PyTorch pads it."""
+"""Max pooling with PyTorch's padding."""
 
 import keras
 from keras import ops
@@ -6,14 +6,14 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class SymmetricMaxPooling2D(keras.layers.MaxPooling2D):
-    """Max pooling in odd windows, padded by the same amount on both sides.
+    """Max pooling with odd windows and equal padding on both sides.
 
-    `padding="same"` pads an even input on one side more than on the other, PyTorch
-    does not; the outputs are of one size. Nothing padded is ever the maximum.
+    With strides, Keras's `padding="same"` may pad one side more than the other; PyTorch
+    pads both equally. The output sizes are the same. Padding is never the maximum.
 
-    Args: those of `keras.layers.MaxPooling2D` but `padding`.
+    Args: those of `keras.layers.MaxPooling2D` except `padding`.
 
-    Input and output: as of `keras.layers.MaxPooling2D(padding="same")`.
+    Input and output: those of `keras.layers.MaxPooling2D(padding="same")`.
 
     Raises:
         ValueError: `pool_size` is not odd.

@@ -1,4 +1,4 @@
-"""The scale of a residual branch."""
+"""Learned scale of a residual branch."""
 
 import keras
 from keras import ops
@@ -8,17 +8,18 @@ from keras_nfnets import checks
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class SkipGain(keras.layers.Layer):
-    """A residual branch times `alpha` and a learned scalar gain: `alpha * gain * x`.
+    """Residual branch times `alpha` and a learned scalar gain: `alpha * gain * x`.
 
-    What `NFBlock` does at its end, for residual blocks of other kinds. With the
-    default initializer, zeros, a block starts as its shortcut.
+    `NFBlock` scales its branch in this way; this layer does so in other residual blocks.
+    With the default initializer, `"zeros"`, a block starts as its shortcut.
 
     Args:
-        alpha: Python float: the deviation that the branch adds once it is open.
-        initializer: of the gain.
-        **kwargs: of `keras.layers.Layer`.
+        alpha: float. Standard deviation of the scaled branch at a gain of one, given a
+            branch of unit variance.
+        initializer: initializer of the gain.
+        **kwargs: see `keras.layers.Layer`.
 
-    Input and output: float tensors of one shape.
+    Input and output: float tensors of the same shape.
 
     Raises:
         ValueError: `alpha` is not positive and finite.

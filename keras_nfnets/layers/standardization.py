@@ -1,4 +1,4 @@
-"""Scaled weight standardization, of any layer with a kernel."""
+"""Scaled weight standardization for any layer with a kernel."""
 
 import inspect
 import math
@@ -12,13 +12,20 @@ from keras_nfnets.backend import fusion, keras_internals
 
 
 def _precise(x):
-    # Also where a kernel is kept in half precision.
+    # A kernel may be stored in half precision.
     return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
 def _moments(rows, center):
-    """What is taken from each column, its mean times `center` (one or zero), and the
-    variance about that; `(2, columns)`, in float32 or better."""
+    """Compute the mean to subtract from each column, and the mean square around it.
+
+    Args:
+        rows: tensor `(rows, columns)`.
+        center: float. One, or zero to replace the means by zero.
+
+    Returns:
+        A tensor `(2, columns)`, float32 or better.
+    """
     rows = _precise(rows)
     mean = fusion.sum_of_rows(lambda x: x, rows) / rows.shape[0]
     mean = mean * ops.cast(center, mean.dtype)
@@ -27,9 +34,9 @@ def _moments(rows, center):
 
 
 def _standardize(rows, moments, gain, center, fan_in, scale, variance_eps, eps):
-    """The formula of `WeightStandardized`, in the precision of `moments`.
+    """Compute the formula of `WeightStandardized` in the precision of `moments`.
 
-    (Only the gradient wants `center`: what is done with it is in `moments`.)
+    Only the gradient uses `center`; here `moments` already accounts for it.
     """
     fan_in, scale, variance_eps, eps = (
         ops.cast(number, moments.dtype) for number in (fan_in, scale, variance_eps, eps)
@@ -41,13 +48,14 @@ def _standardize(rows, moments, gain, center, fan_in, scale, variance_eps, eps):
 
 
 def _standardize_gradient(arguments, constants, upstream):
-    """The gradients of rows and gain, in fewer passes than the derived ones.
+    """Compute the gradients of rows and gain in fewer passes than automatic gradients.
 
-    With `c` the centered rows, `r` the reciprocal square root, `u` the gradient of the
-    result, `n` the number of rows and sums and means over a column: the gain's is
-    `scale * r * sum(u * c)`, the rows' is `scale * gain * r * (u - center * mean(u) -
-    fan_in / n * r**2 * sum(u * c) * c)`, of which the last term is missing where `eps`
-    bounds the variance. It is all of the rows': none goes through their moments.
+    Let `c` be the centered rows, `r` the reciprocal square root, `u` the gradient of the
+    result and `n` the number of rows, with sums and means over a column. The gradient of
+    the gain is `scale * r * sum(u * c)`. The gradient of the rows is
+    `scale * gain * r * (u - center * mean(u) - fan_in / n * r**2 * sum(u * c) * c)`,
+    without the last term if the variance is at its lower bound `eps`. It includes the
+    dependence of the moments on the rows, so the gradient of `moments` is None.
     """
     rows, moments, gain, *numbers = arguments
     dtype = upstream.dtype
@@ -122,39 +130,40 @@ class Kernel(typing.NamedTuple):
 
 
 class WeightStandardized:
-    """A layer whose units have weights of zero mean and unit variance, times a gain.
+    """Mixin that standardizes the weights of each unit of a Keras layer.
 
-    What the layers with standardized kernels share; it stands as a base class before a
-    layer of Keras. The weights `w` of each unit are used as
+    It is the base class of all layers with standardized kernels and comes before the
+    Keras layer in the list of bases. The layer replaces the weights `w` of each unit by
 
         scale * gain * (w - mean(w)) / sqrt(max((var(w) + variance_eps) * fan_in, eps))
 
-    where `fan_in` is how many of them make a number of the output, and a bias is always
-    added. Mean and variance are taken in float32 even under `mixed_bfloat16` and
-    `mixed_float16`; only the result is cast.
+    where `fan_in` is the number of weights that contribute to an output value, and
+    always adds a bias. Mean and variance are computed in float32 even under
+    `mixed_bfloat16` and `mixed_float16`; only the result is cast.
 
-    Of few weights the mean is much of what they can do: nine of a depthwise filter
-    without it cannot blur, nor pass a channel on. With `center=False` they keep it:
-    `mean(w)` is zero in the formula, and `var(w)` the mean square. Then the mean of what
-    a unit sees goes on too, and each step that changes `mean(w)` would shift all that
-    the unit gives: `input_mean`, times the sum of the weights as they are used, is taken
-    away from the bias. The layer can compute the same as without, and learns it faster.
+    Zero mean is a strong restriction for units of few weights: a depthwise filter of
+    nine weights can then neither blur nor pass its input. `center=False` keeps the mean:
+    in the formula `mean(w)` is then zero and `var(w)` is the mean square. The mean of the
+    inputs then reaches the outputs, and each step that changes `mean(w)` would shift
+    these. To prevent this, `input_mean` times the sum of the standardized weights is
+    subtracted from the bias. The layer can represent the same functions with and without
+    `input_mean`, but learns faster with it.
 
     Args:
-        *args, **kwargs: of the layer of Keras.
-        gain_initializer: of the gain, one number a unit.
-        eps: lower bound of `var(w) * fan_in`.
-        scale: constant factor.
-        variance_eps: added to the variance.
-        center: whether the mean of a unit's weights is taken away.
-        input_mean: with `center=False`, about the mean of the numbers that the layer
-            sees, as after an activation.
+        *args, **kwargs: those of the Keras layer.
+        gain_initializer: initializer of the gain, one value per unit.
+        eps: float. Lower bound of `(var(w) + variance_eps) * fan_in`.
+        scale: float. Constant factor.
+        variance_eps: float. Added to the variance.
+        center: bool. Whether the mean of a unit's weights is subtracted.
+        input_mean: float. With `center=False`, the approximate mean of the inputs, such
+            as the outputs of an activation.
 
-    Input and output: those of the layer of Keras.
+    Input and output: those of the Keras layer.
 
     Raises:
-        ValueError: `use_bias=False`, numbers out of range, or, when it is built, units
-            of one weight each.
+        ValueError: `use_bias=False`, a value is out of range, or, when the layer is
+            built, each unit has a single weight.
 
     Example:
 
@@ -166,7 +175,7 @@ class WeightStandardized:
     Reference: Brock et al. (2021), arXiv 2102.06171, section 2, equation 1.
     """
 
-    # In the order in which the layer makes and applies them.
+    # In the order in which the layer creates and applies them.
     KERNELS = (Kernel(),)
 
     def __init__(
@@ -184,7 +193,7 @@ class WeightStandardized:
         given = inspect.signature(keras_init).bind(*args, **kwargs).arguments
         for kernel in self.KERNELS:
             if kernel.initializer not in given:
-                kwargs[kernel.initializer] = None  # ours, see `add_weight`
+                kwargs[kernel.initializer] = None  # `add_weight` chooses it
         keras_init(*args, **kwargs)
         if not self.use_bias:
             raise ValueError(
@@ -201,11 +210,11 @@ class WeightStandardized:
     def add_weight(self, *args, **kwargs):
         for kernel in self.KERNELS:
             if kwargs.get("name") == kernel.name and kwargs["initializer"] is None:
-                # Keras's own take other numbers for the fan-in of some kernels.
+                # For some kernels Keras's initializers assume another fan-in.
                 deviation = self._fan_in(kernel, kwargs["shape"]) ** -0.5
                 initializer = keras.initializers.RandomNormal(stddev=deviation)
                 kwargs["initializer"] = initializer
-        # Never cast on reading: standardization wants the variables' own precision.
+        # No autocast: standardization needs the full precision of the variables.
         return super().add_weight(*args, **{**kwargs, "autocast": False})
 
     def build(self, input_shape):
@@ -232,23 +241,23 @@ class WeightStandardized:
             setattr(self, kernel.gain, gain)
 
     def _weights(self, kernel):
-        """A kernel before it is standardized: the variable, or with LoRA a tensor."""
+        """Return a kernel before standardization: the variable, or with LoRA a tensor."""
         return keras_internals.kernel_of(self, kernel.name)
 
     def _fan_in(self, kernel, shape):
-        """How many weights make a number of the output."""
+        """Return the number of weights that contribute to an output value."""
         return math.prod(shape) / kernel.units(shape)
 
     def standardized_kernel(self, name=None):
-        """A kernel as the layer uses it, in the compute dtype.
+        """Return a kernel as the layer applies it, in the compute dtype.
 
         Args:
-            name: of the kernel, for layers of several; by default the first.
+            name: str. Name of the kernel; by default the layer's first.
         """
         return ops.cast(self.precise_kernel(name=name), self.compute_dtype)
 
     def precise_kernel(self, training=False, name=None):
-        """`standardized_kernel` before it is cast: float32 or better."""
+        """Return `standardized_kernel` before the cast, in float32 or better."""
         names = [kernel.name for kernel in self.KERNELS]
         checks.one_of("name", name, (None, *names))
         kernel = self.KERNELS[0 if name is None else names.index(name)]
@@ -279,16 +288,16 @@ class WeightStandardized:
         return kernel.from_matrix(rows, shape)
 
     def precise_bias(self, *kernels):
-        """What the layer adds: the bias, less what its kernels make of `input_mean`.
+        """Return the bias minus the response of the kernels to a constant `input_mean`.
 
         Args:
-            *kernels: those of `precise_kernel`, in the order of `KERNELS`.
+            *kernels: results of `precise_kernel`, in the order of `KERNELS`.
         """
         bias = ops.convert_to_tensor(self.bias)
         if self.center or not self.input_mean:
             return bias
         first, *others = map(Kernel.as_matrix, self.KERNELS, kernels)
-        # (Of a transposed convolution's weights a number of the output sees some.)
+        # An output value of a transposed convolution depends on only part of the weights.
         fan_in = self._fan_in(self.KERNELS[0], tuple(kernels[0].shape))
         mean = self.input_mean * fan_in * ops.mean(first, axis=0)
         for rows in others:
@@ -306,15 +315,15 @@ class WeightStandardized:
         return outputs if self.activation is None else self.activation(outputs)
 
     def apply_kernels(self, inputs, *kernels):
-        """What the layer does with its inputs, but for bias and activation.
+        """Apply the kernels to the inputs, without bias and activation.
 
         Args:
-            inputs: a tensor.
-            *kernels: those of `KERNELS` in their order, in the compute dtype.
+            inputs: tensor.
+            *kernels: tensors in the order of `KERNELS`, in the compute dtype.
         """
         raise NotImplementedError
 
-    # Some layers of Keras save their kernel and bias by hand; gains go after these.
+    # Some Keras layers save their kernel and bias explicitly; the gains follow these.
 
     def save_own_variables(self, store):
         if self.built:
@@ -334,11 +343,11 @@ class WeightStandardized:
 
     @classmethod
     def keras_class(cls):
-        """The class of the Keras layer whose kernels this one standardizes."""
+        """Return the class of the Keras layer whose kernels this class standardizes."""
         return next(c for c in cls.__mro__ if not issubclass(c, WeightStandardized))
 
     def keras_config(self):
-        """The config of the layer of `keras_class` that is otherwise the same."""
+        """Return the config of the corresponding layer of class `keras_class`."""
         return super().get_config()
 
     def get_config(self):

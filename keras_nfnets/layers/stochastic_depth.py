@@ -9,17 +9,17 @@ from keras_nfnets.backend import per_example
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class StochasticDepth(keras.layers.Layer):
-    """In training, drops whole examples of the batch with probability `rate`.
+    """Layer that sets complete examples to zero with probability `rate` in training.
 
-    As in the authors' code the examples that are kept are *not* divided by
-    `1 - rate`. In inference this layer is the identity.
+    As in the authors' code, the remaining examples are *not* divided by `1 - rate`. In
+    inference this layer is the identity.
 
     Args:
-        rate: probability of a drop, in [0, 1).
-        seed: integer, for a repeatable sequence of drops.
-        **kwargs: of `keras.layers.Layer`.
+        rate: float in [0, 1). Probability of dropping an example.
+        seed: int. Seed of a reproducible sequence of drops.
+        **kwargs: see `keras.layers.Layer`.
 
-    Input and output: float tensors of one shape, the batch first.
+    Input and output: float tensors of the same shape, the batch axis first.
 
     Raises:
         ValueError: `rate` is outside [0, 1).
@@ -47,7 +47,7 @@ class StochasticDepth(keras.layers.Layer):
         return inputs * self.factors(inputs)
 
     def factors(self, inputs):
-        """Zero or one for each example of `inputs`, drawn anew."""
+        """Draw zero or one for each example of `inputs`."""
 
         def draw(examples):
             shape = (examples,) + (1,) * (len(inputs.shape) - 1)

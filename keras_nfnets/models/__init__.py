@@ -1,6 +1,6 @@
-"""The zoo: a file a family; each a table of variants, one builder, thin constructors."""
+"""Networks, one file per family: a table of variants, a builder and constructors."""
 
-import keras_nfnets.models.registered  # noqa: F401 (fills the register of pretrained)
+import keras_nfnets.models.registered  # noqa: F401 (registers the networks)
 from keras_nfnets.conversion import (
     Conversion,
     Step,

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and floating point operations."""
+"""Cost of a network: parameters, multiply-adds and activations."""
 
 import csv
 import math
@@ -10,7 +10,7 @@ from keras_nfnets import pretrained
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
-# Of each output pixel all of the kernels is used once.
+# Layers that use each kernel weight once per output position.
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -20,7 +20,7 @@ _CONVOLUTIONS = (
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 )
-# Of each input pixel.
+# Layers that use each kernel weight once per input position.
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
@@ -29,21 +29,21 @@ _TRANSPOSED = (
 
 
 def variants():
-    """`{name: variant}` of every network of the zoo, smallest family first."""
+    """Return `{name: variant}` of all networks: NF-ResNets, NF-RegNets and NFNets."""
     return {**nf_resnet.VARIANTS, **nf_regnet.VARIANTS, **nfnet.VARIANTS}
 
 
-# Parameters and multiply-adds of every network, so that nobody has to build 45 of them to
-# see these; `python -m keras_nfnets.models.costs` writes it anew.
+# Table of costs, as building all 45 networks takes long.
+# `python -m keras_nfnets.models.costs` regenerates it.
 _COSTS = pathlib.Path(__file__).parent / "costs.csv"
 
 
 def costs():
-    """Parameters and FLOPs of every network of the zoo.
+    """Return the parameters and FLOPs of all networks.
 
     Returns:
-        `{name: (parameters, flops)}`, two ints, with the classes it has by default and
-        at its test size; see `count_flops`.
+        `{name: (parameters, flops)}`, two ints, for the default number of classes and
+        the test image size; see `count_flops`.
     """
     with open(_COSTS, newline="") as file:
         return {
@@ -53,7 +53,7 @@ def costs():
 
 
 def count_costs(name):
-    """The entry of a network in `costs`, counted by building the network."""
+    """Build a network to count its entry in `costs`."""
     families = (nf_resnet, nf_regnet, nfnet)
     [family] = [family for family in families if name in family.VARIANTS]
     size = family.VARIANTS[name].test_size
@@ -63,11 +63,11 @@ def count_costs(name):
 
 
 def count_flops(model):
-    """Multiply-adds of one picture through a network built for one input size.
+    """Count the multiply-adds per image of a model built for a fixed input size.
 
-    Counted as the authors count NFNets (`count_flops` in their nfnet.py), that is
-    convolutions and dense layers; biases, activations and pooling are left out. The
-    model may be any functional one, such as those of `keras.applications`.
+    Only convolutions and dense layers count, as in the authors' `count_flops` in
+    nfnet.py; biases, activations and pooling do not. Any functional model is accepted,
+    such as those of `keras.applications`.
     """
     flops = 0
     for layer in model.layers:
@@ -84,10 +84,10 @@ def count_flops(model):
 
 
 def count_activations(model):
-    """Numbers that training keeps of one picture, for a model built for one input size.
+    """Count the values per image that training saves for the backward pass.
 
-    Those are what convolutions and blocks give; what activations make of them is
-    computed again.
+    The model must be built for a fixed input size. The outputs of `WSConv2D`s and
+    `NFBlock`s count; the outputs of activations do not, as they are rematerialized.
     """
     count = 0
     for layer in model.layers:

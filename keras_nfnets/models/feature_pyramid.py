@@ -6,19 +6,20 @@ import keras
 
 
 def feature_pyramid(model):
-    """The last feature map of each resolution of a network.
+    """Create a model that outputs the last feature map of each resolution.
 
     Args:
-        model: a network of this package, with or without top.
+        model: `keras.Model`. A network of this package, with or without top.
 
     Returns:
-        A `keras.Model` of the same layers and weights from pictures to a dict of float
-        tensors `(batch, height / stride, width / stride, channels)` (sizes rounded up;
-        channels second where Keras is set so), `"stride2"`, `"stride4"` and so on;
-        `"stride32"` is the last of networks with four stages. They are not activated.
+        A `keras.Model` that shares the layers and weights. It maps images to a dict of
+        float tensors `(batch, height / stride, width / stride, channels)`, with sizes
+        rounded up, or channels first if Keras is set so. The keys are `"stride2"`,
+        `"stride4"` and so on, up to `"stride32"` for networks with four stages. The
+        feature maps are taken before the activation.
 
     Raises:
-        ValueError: the model has no such layers.
+        ValueError: the model is not a network of this package.
 
     Example:
 
@@ -37,7 +38,7 @@ def feature_pyramid(model):
             "feature_pyramid needs a network of this package. Received: a model of "
             f"layers {list(layers)}"
         )
-    # The stems of NFNets and NF-ResNets halve twice, that of NF-RegNets once.
+    # The stem halves the resolution twice in NFNets and NF-ResNets, once in NF-RegNets.
     if "stem_conv3" in layers:
         half, stride = layers["stem_conv2"], 4
     elif "stem_pool" in layers:

@@ -1,20 +1,21 @@
-"""ImageNet's conventions: what a network reads and what its answers are called."""
+"""ImageNet conventions: input normalization and class names."""
 
 from keras.applications import imagenet_utils
 
 
 def preprocess_input(x, data_format=None):
-    """Prepares pictures as the authors did: ImageNet's mean off, over its deviation.
+    """Normalize images by the mean and standard deviation of ImageNet.
 
     Args:
-        x: array or tensor of RGB values in [0, 255], `(height, width, 3)` or a batch
-            of such, or with the channels first. A float array is changed in place.
-        data_format: `"channels_last"` or `"channels_first"`; by default Keras's.
+        x: array or tensor. RGB values in [0, 255], `(height, width, 3)` or a batch of
+            these, or channels first. A float array is modified in place.
+        data_format: str. `"channels_last"` or `"channels_first"`; Keras's setting by
+            default.
 
     Returns:
-        Floats of the same shape (float32, but for arrays and tensors of other floats,
-        which keep their type), each channel `(x / 255 - mean) / deviation` with
-        means 0.485, 0.456, 0.406 and deviations 0.229, 0.224, 0.225.
+        An array or tensor of the same shape, each channel `(x / 255 - mean) / std` with
+        means 0.485, 0.456, 0.406 and standard deviations 0.229, 0.224, 0.225. The dtype
+        of floats is preserved; other dtypes become float32.
 
     Raises:
         ValueError: an unknown `data_format`.
@@ -30,16 +31,17 @@ def preprocess_input(x, data_format=None):
 
 
 def decode_predictions(preds, top=5):
-    """The names of the most probable ImageNet classes.
+    """Return the names of the most probable ImageNet classes.
 
-    The names come from Keras's own file, which it downloads on first use.
+    The names come from a file that Keras downloads on first use.
 
     Args:
-        preds: float array `(batch, 1000)` of class probabilities or logits.
-        top: how many classes to return.
+        preds: float array `(batch, 1000)`. Class probabilities or logits.
+        top: int. Number of classes to return.
 
     Returns:
-        For each picture a list of `top` tuples (WordNet id, name, score), best first.
+        A list that holds, for each image, a list of `top` tuples (WordNet id, name,
+        score), highest score first.
 
     Raises:
         ValueError: `preds` is not of shape `(batch, 1000)`.

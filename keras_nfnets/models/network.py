@@ -1,4 +1,4 @@
-"""The builder every family shares: stem, stages of `NFBlock`s, head."""
+"""Building blocks shared by all families: input, stages of `NFBlock`s and head."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from keras_nfnets.training import AGCModel
 
 
 class Head(typing.NamedTuple):
-    """How a network ends: arguments of `keras.applications` and the dropout."""
+    """Settings of a head: arguments of `keras.applications` and the dropout rate."""
 
     include_top: bool
     pooling: str | None
@@ -21,7 +21,7 @@ class Head(typing.NamedTuple):
     drop_rate: float
 
     def checked(self):
-        """This head with its numbers as Python's, or a ValueError."""
+        """Return a validated copy, with Python numbers, or raise a ValueError."""
         return self._replace(
             pooling=checks.one_of("pooling", self.pooling, (None, "avg", "max")),
             classes=checks.integer("classes", self.classes),
@@ -30,9 +30,9 @@ class Head(typing.NamedTuple):
 
 
 def network_input(input_tensor, input_shape):
-    """The symbolic input `(batch, height, width, channels)`, or channels second.
+    """Return the symbolic input `(batch, height, width, channels)`, or channels first.
 
-    `input_shape` is without the batch; None stands for RGB pictures of any size.
+    `input_shape` excludes the batch; None means RGB images of any size.
     """
     channels_last = keras.config.image_data_format() == "channels_last"
     if input_tensor is not None:
@@ -68,7 +68,7 @@ def network_input(input_tensor, input_shape):
 
 
 class Style:
-    """Convolutions and activations of one network, in the way of its convention."""
+    """Convolutions and activations of one network, as its convention defines them."""
 
     def __init__(self, activation, convention):
         self.details = layers.convention(convention)
@@ -76,7 +76,7 @@ class Style:
         self.gain = layers.activation_gain(activation)
 
     def convolution(self, x, filters, kernel_size, strides=1, *, name):
-        """A weight-standardized convolution on a symbolic tensor."""
+        """Apply a weight-standardized convolution to a symbolic tensor."""
         layer = layers.WSConv2D(
             filters,
             kernel_size,
@@ -87,13 +87,13 @@ class Style:
         return layer(x)
 
     def activate(self, x, *, name):
-        """The network's scaled activation on a symbolic tensor."""
+        """Apply the network's scaled activation to a symbolic tensor."""
         gain, _ = self.details.gains(self.gain)
         return layers.ScaledActivation(self.activation, gain=gain, name=name)(x)
 
 
 def endpoint(x, name):
-    """Gives a symbolic tensor a name by which `model.get_layer` finds it."""
+    """Name a symbolic tensor, so that `model.get_layer` finds it."""
     return keras.layers.Identity(name=name)(x)
 
 
@@ -107,14 +107,14 @@ def stages(
     first_strides=1,
     **block_options,
 ):
-    """Stacks the residual stages on the stem's output `x`.
+    """Apply the residual stages to the output `x` of the stem.
 
-    `widths` are the channels of each stage, `bottlenecks` lists of those inside each
-    of its blocks. Stages after the first halve the resolution; the first divides it by
-    `first_strides`. Every block is told by `beta` what standard deviation its input is
-    expected to have: one after the first block's growth in each stage, and alpha
-    squared more variance a block (arXiv 2101.08692, section 3). Stochastic depth grows
-    linearly with depth.
+    `widths` holds the channels of each stage, `bottlenecks` a list per stage with the
+    bottleneck channels of its blocks. The first stage divides the resolution by
+    `first_strides`, later ones halve it. The `beta` of a block is one over the expected
+    standard deviation of its input: the first block of a stage resets the expected
+    variance to one, and every block adds `alpha**2` (arXiv 2101.08692, section 3). The
+    stochastic depth rate grows linearly with depth.
     """
     stochastic_depth_rate = checks.number(
         "stochastic_depth_rate", stochastic_depth_rate, below=1
@@ -144,10 +144,10 @@ def stages(
 
 
 def stage_sizes(**lists):
-    """Lists of positive integers, one a stage, as lists of ints; they must be as long.
+    """Return lists of positive integers, one per stage, as validated lists of ints.
 
     Raises:
-        ValueError: they are not.
+        ValueError: a list is empty or holds something else, or the lengths differ.
     """
     for name, values in lists.items():
         try:
@@ -169,11 +169,11 @@ def stage_sizes(**lists):
 
 
 def finish(inputs, x, head, style, *, name, classifier_initializer=None):
-    """Puts the head on the last feature map and makes the model.
+    """Apply the head to the last feature map and create the model.
 
-    `x` is activated (the endpoint `"features"`), pooled (`"avg_pool"`) and, with
-    `include_top`, classified (`"predictions"`; its weights start small and random
-    where no initializer is given).
+    `x` is activated (endpoint `"features"`). With `include_top` it is average-pooled
+    (`"avg_pool"`) and classified (`"predictions"`), otherwise pooled as `head.pooling`
+    says. The classifier's kernel is normal with standard deviation 0.01 by default.
     """
     head = head.checked()
     x = style.activate(x, name="features")
@@ -183,7 +183,7 @@ def finish(inputs, x, head, style, *, name, classifier_initializer=None):
         x = keras.layers.Dense(
             head.classes,
             activation=head.classifier_activation,
-            # Of the authors' code and timm's.
+            # As in the authors' code and in timm.
             kernel_initializer=classifier_initializer
             or keras.initializers.RandomNormal(stddev=0.01),
             name="predictions",
@@ -192,12 +192,12 @@ def finish(inputs, x, head, style, *, name, classifier_initializer=None):
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     elif head.pooling == "max":
         x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
-    # An `input_tensor` may come out of other layers: the model starts before them.
+    # `input_tensor` may be the output of other layers, which the model then includes.
     sources = keras.utils.get_source_inputs(inputs)
     return AGCModel(sources[0] if len(sources) == 1 else sources, x, name=name)
 
 
-# Arguments of a builder that leave it the same network, for the same weights.
+# Arguments of a builder that do not affect which weights a network can load.
 _FREE_ARGUMENTS = {
     "include_top",
     "input_tensor",
@@ -212,7 +212,7 @@ _FREE_ARGUMENTS = {
 
 
 def builder(build):
-    """Gives a family's `build(...)` the argument `weights`, after `include_top`."""
+    """Add the argument `weights` to a family's `build(...)`, after `include_top`."""
     parameters = list(inspect.signature(build).parameters.values())
     at = [parameter.name for parameter in parameters].index("include_top") + 1
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -232,7 +232,7 @@ def builder(build):
         weights = options.pop("weights")
         if weights is None:
             return build(**options)
-        # Before a large network is built for nothing.
+        # Fail on invalid weights before a large network is built.
         source = pretrained.find(weights, _architecture(build.__name__, options))
         model = build(**options)
         pretrained.load(model, source)
@@ -243,7 +243,7 @@ def builder(build):
 
 
 def _architecture(builder_name, arguments):
-    """What makes a network the one that it is, in a form that can be compared."""
+    """Return the builder and settings that define a network, in comparable form."""
     plain = {
         name: value.tolist() if isinstance(value, np.ndarray) else value
         for name, value in arguments.items()
@@ -256,7 +256,7 @@ def _architecture(builder_name, arguments):
     return pretrained.Architecture(builder_name, settings)
 
 
-# Where the tables of variants are from.
+# Sources of the tables of variants.
 _REFERENCES = {
     "NFNet": "Brock et al. (2021), arXiv 2102.06171, table 1; timm 1.0 for L0 to L3.",
     "NFResNet": "Brock, De, Smith (2021), arXiv 2101.08692; timm 1.0 for SE and ECA.",
@@ -265,17 +265,17 @@ _REFERENCES = {
 
 
 def variant_constructor(builder, name, *, fixed, defaults, sizes):
-    """The constructor of one variant: `builder` with some arguments fixed.
+    """Create the constructor of a variant: `builder` with some arguments fixed.
 
-    `constructor.architecture(**options)` is what it would build,
-    `constructor.train_size` and `constructor.test_size` are `sizes`.
+    `constructor.architecture(**options)` returns the `Architecture` that it would
+    build. `constructor.train_size` and `constructor.test_size` are `sizes`.
 
     Args:
-        builder: a family's builder.
-        name: of the constructor; in lower case, the models'.
-        fixed: arguments that make the variant; the constructor does not take them.
-        defaults: other arguments whose defaults differ from the builder's.
-        sizes: pixels a side the network was trained and tested at.
+        builder: callable. Builder of a family.
+        name: str. Name of the constructor; in lower case, the default model name.
+        fixed: dict. Arguments that define the variant; the constructor lacks them.
+        defaults: dict. Other arguments whose defaults differ from the builder's.
+        sizes: pair of ints. Image sizes in training and testing, in pixels.
     """
     parameters = inspect.signature(builder).parameters
     defaults = {"name": name.lower(), **defaults}

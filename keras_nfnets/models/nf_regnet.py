@@ -9,10 +9,10 @@ from keras_nfnets.models import network
 
 
 class Variant(typing.NamedTuple):
-    """One row of the table of NF-RegNets. Sizes are pixels a side."""
+    """Row of the table of NF-RegNets. Image sizes are in pixels."""
 
     depths: tuple
-    # Before the multiplier.
+    # Before the width multiplier.
     widths: tuple
     train_size: int
     test_size: int
@@ -56,32 +56,33 @@ def NFRegNet(
     drop_rate=0.0,
     convention="authors",
 ):
-    """Builds an NF-RegNet of one's own.
+    """Build a custom NF-RegNet.
 
-    A strided 3x3 convolution, stages of `NFBlock`s that each halve the resolution (with
-    one grouped 3x3 convolution each and squeeze-and-excitation on its output), a 1x1
-    convolution, the head.
+    The network consists of a strided 3x3 convolution, stages of `NFBlock`s that each
+    halve the resolution, a 1x1 convolution and the head. Each block has one grouped 3x3
+    convolution, with squeeze-and-excitation on its output.
 
     Args:
-        depths: number of blocks, one a stage.
-        widths: number of channels, one a stage, before `width_multiplier`. The stem
-            has those of the first.
-        width_multiplier: of the widths; products are rounded down (timm's to multiples
-            of 8).
-        expansion: channels of a 3x3 convolution as a multiple of those that enter the
-            block, rounded down to whole groups; in the very first block it is one.
-        group_size: channels a group of the 3x3 convolutions.
-        attention: `"se"`, `"eca"` or None.
+        depths: list of ints. Number of blocks per stage.
+        widths: list of ints. Number of channels per stage, before `width_multiplier`.
+            The stem has as many channels as the first stage.
+        width_multiplier: float. Factor of the widths. Products are rounded down, or to
+            multiples of 8 in timm's convention.
+        expansion: float. Channels of a 3x3 convolution as a multiple of the block's
+            input channels, rounded down to complete groups. It is one in the very first
+            block.
+        group_size: int. Channels per group of the 3x3 convolutions.
+        attention: str or None. `"se"`, `"eca"` or None.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
             stochastic_depth_rate, drop_rate, convention: see `NFNet`.
 
     Returns:
-        An `AGCModel`, with endpoints, as of `NFNet`.
+        An `AGCModel` with endpoints, see `NFNet`.
 
     Raises:
-        ValueError: arguments that do not fit, or weights of another network.
-        OSError: weights that could not be fetched.
+        ValueError: invalid or inconsistent arguments, or weights of another network.
+        OSError: the weights cannot be fetched.
 
     Example:
 
@@ -93,7 +94,7 @@ def NFRegNet(
     EfficientNets (arXiv 1905.11946) on RegNet's blocks (arXiv 2003.13678).
     """
     depths, widths = network.stage_sizes(depths=depths, widths=widths)
-    # (Bounded, because larger ones are no numbers of channels.)
+    # Bounded, as larger factors are meaningless.
     width_multiplier = checks.number(
         "width_multiplier", width_multiplier, below=1e3, exclusive=True
     )
@@ -101,7 +102,7 @@ def NFRegNet(
     group_size = checks.integer("group_size", group_size)
     inputs = network.network_input(input_tensor, input_shape)
     style = network.Style(activation, convention)
-    # As the heads of EfficientNets, 1280 channels for 440.
+    # In proportion to EfficientNet's head: 1280 channels for 440 in the last stage.
     final_width = style.details.width(1280 * int(widths[-1] * width_multiplier) // 440)
     widths = [style.details.width(width * width_multiplier) for width in widths]
     checks.integer("width of the first stage", widths[0])
@@ -134,7 +135,7 @@ def NFRegNet(
     )
     x = style.convolution(x, max(1, final_width), 1, name="final_conv")
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
-    # The authors start its classifier at zero.
+    # The authors initialize the classifier of this family with zeros.
     zeros = keras.initializers.Zeros() if convention == "authors" else None
     return network.finish(
         inputs, x, head, style, name=name, classifier_initializer=zeros

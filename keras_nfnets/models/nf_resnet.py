@@ -10,10 +10,10 @@ from keras_nfnets.models import network
 
 
 class Variant(typing.NamedTuple):
-    """One row of the table of NF-ResNets. Sizes are pixels a side."""
+    """Row of the table of NF-ResNets. Image sizes are in pixels."""
 
     depths: tuple
-    # Of the authors' experiment.py.
+    # As in the authors' experiment.py.
     train_size: int = 224
     test_size: int = 224
     attention: str | None = None
@@ -34,7 +34,7 @@ def _of_timm(depths, attention):
     )
 
 
-# `variant_dict` in the authors' nf_resnet.py, and the 26 of timm.
+# `variant_dict` in the authors' nf_resnet.py; depth 26 is timm's.
 VARIANTS = {
     "NFResNet26": Variant((2, 2, 2, 2)),
     "NFResNet50": Variant((3, 4, 6, 3)),
@@ -72,29 +72,31 @@ def NFResNet(
     drop_rate=0.0,
     convention="authors",
 ):
-    """Builds an NF-ResNet of one's own.
+    """Build a custom NF-ResNet.
 
-    A strided 7x7 convolution and a max pooling, then stages of bottleneck `NFBlock`s
-    without groups (each stage after the first halves the resolution), the head.
+    The network consists of a strided 7x7 convolution, a max pooling, stages of
+    bottleneck `NFBlock`s without groups (each stage after the first halves the
+    resolution) and the head.
 
     Args:
-        depths: number of blocks, one a stage.
-        width: multiplier of the channels: the stem has `16 * width`, the stages
-            `64 * width`, `128 * width` and so on. 4 is that of the common ResNets.
-        attention: `"se"` for squeeze-and-excitation, `"eca"` for efficient channel
-            attention, or None.
-        convention: `"authors"` or `"timm"`, see `NFBlock`. In timm's networks a strided
-            shortcut pools and then projects; the authors' projects with strides.
+        depths: list of ints. Number of blocks per stage.
+        width: int. Multiplier of the channels: the stem has `16 * width`, the stages
+            `64 * width`, `128 * width` and so on. 4 gives the standard ResNet widths.
+        attention: str or None. `"se"` for squeeze-and-excitation, `"eca"` for efficient
+            channel attention, or None.
+        convention: str. `"authors"` or `"timm"`, see `NFBlock`. A shortcut that reduces
+            the resolution pools and then projects in timm's networks; in the authors'
+            it is a strided projection.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
             stochastic_depth_rate, drop_rate: see `NFNet`.
 
     Returns:
-        An `AGCModel`, with endpoints, as of `NFNet`.
+        An `AGCModel` with endpoints, see `NFNet`.
 
     Raises:
-        ValueError: arguments that do not fit, or weights of another network.
-        OSError: weights that could not be fetched.
+        ValueError: invalid or inconsistent arguments, or weights of another network.
+        OSError: the weights cannot be fetched.
 
     Example:
 

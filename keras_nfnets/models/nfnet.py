@@ -7,7 +7,7 @@ from keras_nfnets.models import network
 
 
 class Variant(typing.NamedTuple):
-    """One row of the table of NFNets. Sizes are pixels a side."""
+    """Row of the table of NFNets. Image sizes are in pixels."""
 
     depths: tuple
     widths: tuple
@@ -17,7 +17,7 @@ class Variant(typing.NamedTuple):
     train_size: int
     test_size: int
     activation: str = "gelu"
-    # Of every F variant (experiment_nfnets.py).
+    # The value of all F variants (experiment_nfnets.py).
     stochastic_depth_rate: float = 0.25
     stem_width: int | None = None
     final_width: int | None = None
@@ -70,10 +70,10 @@ def _light(multiple, train_size, test_size, **options):
 
 VARIANTS = {
     # arXiv 2102.06171, table 1; `nfnet_params` in the authors' base.py. Bottlenecks
-    # are half the width, rounded down to whole groups: 128, not 192, in F+.
+    # are half the width, rounded down to complete groups: 128, not 192, in F+.
     **_f_series("", (256, 512, 1536, 1536), (128, 256, 768, 768)),
     **_f_series("Plus", (384, 768, 2048, 2048), (128, 384, 1024, 1024)),
-    # Ours, for small pictures on a CPU: no published counterpart.
+    # For small images on a CPU; it has no published counterpart.
     "NFNetTiny": Variant(
         depths=(1, 1, 1, 1),
         widths=(32, 64, 96, 96),
@@ -133,50 +133,57 @@ def NFNet(
     drop_rate=0.0,
     convention="authors",
 ):
-    """Builds an NFNet of one's own.
+    """Build a custom NFNet.
 
-    A stem of four 3x3 convolutions (stride 4 in all), stages of `NFBlock`s (each
-    after the first halves the resolution), a 1x1 convolution, the head.
+    The network consists of a stem of four 3x3 convolutions (total stride 4), stages of
+    `NFBlock`s (each after the first halves the resolution), a 1x1 convolution and the
+    head.
 
     Args:
-        depths: number of blocks, one a stage.
-        widths: number of channels, one a stage.
-        include_top: whether to pool, drop out and classify. If not, the output is
-            the last feature map, or what `pooling` makes of it.
-        weights: None for random ones; `"imagenet"` for the best published ones of this
-            network; the name of a checkpoint of `pretrained.list_checkpoints()`; or the
-            path of a file of the same network: a `.keras` or `.weights.h5`, a
-            `.safetensors` with timm's names or one of the authors' `.npz`. A classifier
-            of another number of classes stays random, with a warning.
-        input_tensor: a symbolic tensor to use as the input.
-        input_shape: `(height, width, channels)` without the batch; height and width
-            may be None. By default RGB of any size.
-        pooling: without top: None, `"avg"` or `"max"`.
-        classes: number of classes.
-        classifier_activation: of the classifier; None for logits.
-        name: of the model.
-        bottleneck_widths: channels of the 3x3 convolutions, one a stage; by default
-            half of `widths`. `group_size` must divide them.
-        group_size: channels a group of the 3x3 convolutions.
-        stem_width: channels after the stem; by default half of the first width.
-        final_width: channels of the last convolution; by default twice the last width.
-        alpha: scale of the residual branches.
-        se_ratio: hidden width of squeeze-and-excitation as a share of the channels.
-        attention: `"se"`, `"eca"` or None.
-        activation: see `ScaledActivation`.
-        stochastic_depth_rate: of the last block; grows linearly from zero.
-        drop_rate: of the dropout before the classifier.
-        convention: `"authors"` or `"timm"`, see `NFBlock`.
+        depths: list of ints. Number of blocks per stage.
+        widths: list of ints. Number of channels per stage.
+        include_top: bool. Whether to add pooling, dropout and the classifier. Otherwise
+            the output is the last feature map, pooled if `pooling` is given.
+        weights: str or None. None for random initialization; `"imagenet"` for the best
+            published weights of this network; the name of a checkpoint in
+            `pretrained.list_checkpoints()`; or the path of a weight file of the same
+            network: a `.keras` or `.weights.h5` file, a `.safetensors` file with timm's
+            names or an `.npz` file of the authors. If the number of classes differs,
+            the classifier stays random, with a warning.
+        input_tensor: `keras.KerasTensor`. Symbolic tensor to use as the input.
+        input_shape: tuple `(height, width, channels)`, without the batch. Height and
+            width may be None. RGB images of any size by default.
+        pooling: str or None. Pooling without top: None, `"avg"` or `"max"`.
+        classes: int. Number of classes.
+        classifier_activation: str or callable. Activation of the classifier; None for
+            logits.
+        name: str. Name of the model.
+        bottleneck_widths: list of ints. Channels of the 3x3 convolutions per stage;
+            half of `widths` by default. They must be multiples of `group_size`.
+        group_size: int. Channels per group of the 3x3 convolutions.
+        stem_width: int. Output channels of the stem; half of the first width by
+            default.
+        final_width: int. Channels of the last convolution; twice the last width by
+            default.
+        alpha: float. Scale of the residual branches.
+        se_ratio: float. Hidden width of squeeze-and-excitation as a fraction of the
+            channels.
+        attention: str or None. `"se"`, `"eca"` or None.
+        activation: str or callable. See `ScaledActivation`.
+        stochastic_depth_rate: float. Block `i` of `n`, counted from zero, has a rate of
+            `stochastic_depth_rate * i / n`.
+        drop_rate: float. Rate of the dropout before the classifier.
+        convention: str. `"authors"` or `"timm"`, see `NFBlock`.
 
     Returns:
-        An `AGCModel` from `(batch, height, width, channels)` float pictures, as
-        `preprocess_input` makes them, to class probabilities `(batch, classes)`.
-        `model.get_layer(name).output` for name in `"stem"`, `"stage1"`, ...,
-        `"features"` (the last feature map, activated) gives the endpoints.
+        An `AGCModel` from float images `(batch, height, width, channels)`, normalized
+        by `preprocess_input`, to class probabilities `(batch, classes)`.
+        `model.get_layer(name).output` is an endpoint for the names `"stem"`,
+        `"stage1"`, ..., `"features"` (the last feature map, activated).
 
     Raises:
-        ValueError: arguments that do not fit, or weights of another network.
-        OSError: weights that could not be fetched.
+        ValueError: invalid or inconsistent arguments, or weights of another network.
+        OSError: the weights cannot be fetched.
 
     Example:
 

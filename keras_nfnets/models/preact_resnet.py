@@ -1,4 +1,4 @@
-"""Pre-activation ResNets with batch normalization: what NF-ResNets are compared with."""
+"""Pre-activation ResNets with batch normalization, the baseline of NF-ResNets."""
 
 import keras
 
@@ -22,27 +22,28 @@ def PreActResNet(
     activation="relu",
     drop_rate=0.0,
 ):
-    """Builds a pre-activation ResNet of the shape of an `NFResNet`.
+    """Build a pre-activation ResNet with the shape of an `NFResNet`.
 
-    The same stem, stages, bottlenecks and shortcuts as of `NFResNet` with these
-    `depths` and this `width`; in front of each activation stands a batch
-    normalization, and convolutions are plain.
+    Stem, stages, bottlenecks and shortcuts are those of an `NFResNet` with the same
+    `depths` and `width`. A batch normalization precedes each activation, and the
+    convolutions are not weight-standardized.
 
     Args:
-        depths: number of blocks, one a stage.
-        width: multiplier of the channels, see `NFResNet`; 4 is the common one.
-        normalization: `"batch"`, or None for none, where convolutions have biases.
-        momentum: of the running mean and variance that batch normalization uses in
-            inference.
+        depths: list of ints. Number of blocks per stage.
+        width: int. Multiplier of the channels, see `NFResNet`. 4 is the standard.
+        normalization: str or None. `"batch"`, or None for no normalization; the
+            convolutions then have biases.
+        momentum: float. Momentum of the running mean and variance that batch
+            normalization uses in inference.
         include_top, input_tensor, input_shape, pooling, classes, classifier_activation,
             name, activation, drop_rate: see `NFNet`.
 
     Returns:
-        An `AGCModel`, with endpoints, as of `NFNet`; without `clip_factor` in `compile`
-        it trains as any `keras.Model`.
+        An `AGCModel` with endpoints, see `NFNet`. Without `clip_factor` in `compile` it
+        trains like any `keras.Model`.
 
     Raises:
-        ValueError: arguments that do not fit.
+        ValueError: invalid or inconsistent arguments.
 
     Example:
 
@@ -94,7 +95,7 @@ class _Style:
         return layer(x)
 
     def activate(self, x, *, name):
-        """`activation(normalization(x))`; the activation has the name."""
+        """Apply the normalization, then the activation, which has the given name."""
         if self.normalization is not None:
             last = keras.config.image_data_format() == "channels_last"
             x = keras.layers.BatchNormalization(

@@ -1,4 +1,4 @@
-"""The networks by their names: ours, and those that timm gives them."""
+"""Registration of the networks under our names and timm's."""
 
 from keras_nfnets import pretrained
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet

@@ -1,4 +1,4 @@
-"""Published weights in: the register of networks and checkpoints, downloads, readers."""
+"""Published weights: registry of networks and checkpoints, downloads, readers."""
 
 from keras_nfnets.pretrained.architectures import (
     Architecture,

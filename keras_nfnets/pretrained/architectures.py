@@ -1,4 +1,4 @@
-"""The networks there are, by name; the zoo (`models`) fills this register."""
+"""Registry of networks by name, which the model zoo (`models`) fills."""
 
 import contextlib
 import typing
@@ -9,12 +9,12 @@ from keras_nfnets import checks
 
 
 class Architecture(typing.NamedTuple):
-    """What makes a network the one it is: its builder and the arguments that matter.
+    """Builder of a network and the arguments that define its weights.
 
     Attributes:
-        builder: name of a builder, such as `"NFNet"`.
-        settings: dict of its arguments, but for those that leave the weights what they
-            are (`classes`, `input_shape`, rates of dropout, ...).
+        builder: str. Name of a builder, such as `"NFNet"`.
+        settings: dict. Arguments of the builder, except those that may vary for the
+            same weights (`classes`, `input_shape`, dropout rates, ...).
 
     Example:
 
@@ -27,14 +27,14 @@ class Architecture(typing.NamedTuple):
 
 
 class Network(typing.NamedTuple):
-    """A network that a name stands for."""
+    """Constructor and its options, registered under a name."""
 
     name: str
     constructor: typing.Callable
     options: dict
 
     def build(self, **options):
-        """The model; `options` override the network's own."""
+        """Build the model; `options` override those of the network."""
         return self.constructor(**{**self.options, **options})
 
     @property
@@ -47,12 +47,13 @@ NETWORKS = {}
 
 
 def register(name, constructor, options):
-    """Makes `constructor(**options)` known by a name, to `create` and the command.
+    """Register `constructor(**options)` under a name, for `create` and the commands.
 
     Args:
-        name: one of ours, or timm's.
-        constructor: one of a network of the zoo, with `architecture(**options)`.
-        options: dict of what is passed to it.
+        name: str. One of our names or timm's.
+        constructor: callable. Constructor of a network in the zoo, with a method
+            `architecture(**options)`.
+        options: dict. Arguments of the constructor.
 
     Example:
 
@@ -63,17 +64,17 @@ def register(name, constructor, options):
 
 
 def find_network(name):
-    """Finds a network of the register.
+    """Find a network in the registry.
 
     Args:
-        name: ours or timm's, in any mixture of cases.
+        name: str. Our name or timm's; case is ignored.
 
     Returns:
-        A `Network`: its name as it is registered, its constructor, the options for it,
-        `build(**options)` and `architecture`.
+        A `Network`: its registered name, its constructor, the options of the
+        constructor, `build(**options)` and `architecture`.
 
     Raises:
-        ValueError: there is none; the message has names like it.
+        ValueError: no network has this name; the message suggests similar names.
 
     Example:
 
@@ -93,11 +94,11 @@ def find_network(name):
 
 @contextlib.contextmanager
 def without_memory():
-    """A context in which networks are built without allocating their weights.
+    """Context in which networks are built without allocating their weights.
 
-    They can be looked at (`count_params`, `summary`) but not run. Clears Keras's
-    session in the end (its counters of automatic names): Keras would otherwise
-    allocate the weights at the next opportunity.
+    Such networks can be inspected (`count_params`, `summary`) but not run. At its end,
+    the context clears the session of Keras (its counters of automatic names), as Keras
+    would otherwise allocate the weights at the next opportunity.
 
     Returns:
         A context manager.

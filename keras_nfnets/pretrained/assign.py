@@ -1,4 +1,4 @@
-"""Arrays into a network: all of them or none, with an account of what does not fit."""
+"""Assignment of arrays to a network: all or none, with a report of mismatches."""
 
 import pathlib
 import warnings
@@ -7,14 +7,15 @@ import numpy as np
 
 from keras_nfnets.backend import keras_internals
 
-# The classifier, under the keys of Keras's files and by names.
+# Keys of the classifier's variables: indices as in Keras files, and names.
 _HEAD = {f"predictions/{variable}" for variable in (0, 1, "kernel", "bias")}
 
 
 def named_variables(model):
-    """`{"layer/.../layer/index": variable}` of a functional model's weights.
+    """Return `{"layer/.../layer/index": variable}` of a functional model's weights.
 
-    The index is the place at which the layer saves the variable.
+    The index is the key under which the layer's `save_own_variables` stores the
+    variable.
     """
     found = {}
 
@@ -33,7 +34,7 @@ def named_variables(model):
 
 
 def existing_file(source):
-    """`source` as the path of a file that is there, or a ValueError."""
+    """Return `source` as the path of an existing file, or raise a ValueError."""
     try:
         path = pathlib.Path(source).expanduser()
         if path.is_file():
@@ -41,7 +42,8 @@ def existing_file(source):
         received = f"{str(source)!r}, where there is no file"
     except TypeError:
         received = f"{type(source).__name__!r}"
-    # Of "~nobody", of a "\0" in the name, of one that is too long or not to be seen.
+    # Raised for "~nobody", for names that contain "\0" or are too long, and for files
+    # in folders without access.
     except (RuntimeError, ValueError, OSError) as error:
         received = f"{str(source)[:200]!r}, where there is no file: {error}"
     raise ValueError(
@@ -51,7 +53,7 @@ def existing_file(source):
 
 
 def variables_by_name(model):
-    """`{"layer/.../layer/variable": variable}` of a functional model's weights."""
+    """Return `{"layer/.../layer/variable": variable}` of a functional model's weights."""
     return {
         f"{key.rpartition('/')[0]}/{variable.name}": variable
         for key, variable in named_variables(model).items()
@@ -59,20 +61,21 @@ def variables_by_name(model):
 
 
 def assign(variables, arrays, source, progress=iter):
-    """Sets each of `variables` to the array of the same key, or nothing at all.
+    """Assign to each of `variables` the array of the same key, or change nothing.
 
-    The classifier (the layer `"predictions"`) is left out where the network has none;
-    and, with a warning, where the arrays have one of another number of classes.
+    The classifier (the layer `"predictions"`) is skipped if the network has none. It is
+    also skipped, with a warning, if the arrays have another number of classes.
 
     Args:
-        variables: `{key: keras.Variable}`.
-        arrays: `{key: array}`, of real numbers.
-        source: what to call the arrays in an error.
-        progress: wraps the list of what is set, as `tqdm.tqdm` does.
+        variables: dict `{key: keras.Variable}`.
+        arrays: dict `{key: array}`, of real numbers.
+        source: str. Name of the arrays in errors and warnings.
+        progress: callable that wraps the list of variables to assign, as `tqdm.tqdm`
+            does.
 
     Raises:
-        ValueError: keys missing or left over, shapes that differ, or values that are
-            no real numbers or too large for the variable.
+        ValueError: keys are missing or left over, shapes differ, or values are not
+            real numbers or too large for the variable.
     """
     variables, arrays, other_classes = _without_head(variables, arrays)
     problems = [
@@ -108,9 +111,11 @@ def assign(variables, arrays, source, progress=iter):
 
 
 def _without_head(variables, arrays):
-    """Both without the classifier where it is not to be set, and (ours, theirs).
+    """Remove the classifier from both dicts if it must not be assigned.
 
-    The last are the numbers of classes where they differ, else None.
+    Returns:
+        The variables, the arrays, and the numbers of classes `(ours, theirs)` if they
+        differ, else None.
     """
     head = {key: v for key, v in variables.items() if key in _HEAD}
     given = {key: a for key, a in arrays.items() if key in _HEAD}
@@ -134,12 +139,12 @@ def _without_head(variables, arrays):
 
 
 def _value_for(variable, array):
-    """The array as the variable's dtype, or a ValueError that says what is wrong."""
+    """Convert an array to the dtype of a variable, or raise a ValueError."""
     try:
         array = np.asarray(array)
-    except Exception as error:  # of whatever type the thing is
+    except Exception as error:  # its type depends on that of the object
         raise ValueError(f"is no array here: {error}") from error
-    # Kind "V" is that of bfloat16 and its like.
+    # NumPy's kind of bfloat16 and similar dtypes is "V".
     is_small_float = array.dtype.kind == "V" and array.dtype.names is None
     if array.dtype.kind not in "fiu" and not (
         is_small_float and array.dtype.isbuiltin == 2

@@ -1,4 +1,4 @@
-"""What is known of every published checkpoint; the facts stand in checkpoints.json."""
+"""Metadata of all published checkpoints, read from checkpoints.json."""
 
 import functools
 import json
@@ -9,31 +9,34 @@ from keras_nfnets.pretrained.download import hub_file, url_file
 
 
 class Checkpoint(typing.NamedTuple):
-    """A published checkpoint: where it is and how pictures are prepared for it.
+    """Published checkpoint: its location and the preprocessing of its images.
 
     Attributes:
-        name: by which it loads, timm's name and tag.
-        network: of `pretrained.create`.
-        file: name of the file, in the Hugging Face repository `repo` or, where that is
-            None, beside this package's code.
-        licence: of the weights.
-        classes: how many it tells apart.
-        train_size, size: pixels a side of the pictures it was trained on, and of those
-            it is best used with.
-        crop: share of a resized picture's side that is used.
-        crop_mode: `"center"` resizes the shorter side and crops the middle, `"squash"`
-            resizes both sides alike and crops the middle.
-        interpolation: of the resizing.
-        mean, deviation: of the channels, for values in [0, 1].
-        top1: published accuracy in percent on ImageNet's validation pictures (for
-            `"digits"` on its own held-out ones), or None.
-        class_names: what its classes are called, or None for ImageNet's.
-        authors_url, authors_md5: the same weights as the authors published them.
-        release, release_sha256: the same weights in timm's release, and the first eight
-            digits of that file's checksum.
+        name: str. Name by which it loads: timm's name and tag.
+        network: str. Name of its network, as in `pretrained.create`.
+        file: str. Name of the file, in the Hugging Face repository `repo`, or in the
+            folder of this module if `repo` is None.
+        licence: str. License of the weights.
+        classes: int. Number of classes.
+        train_size, size: int. Side length of the training images, and of the images
+            for which it is best used, in pixels.
+        crop: float. Fraction of a resized image's side that is used.
+        crop_mode: str. `"center"` resizes the shorter side and crops the center;
+            `"squash"` resizes both sides to the same length and crops the center.
+        interpolation: str. Interpolation of the resizing.
+        mean, deviation: tuple. Mean and standard deviation of the channels, for values
+            in [0, 1].
+        top1: float or None. Published accuracy on the ImageNet validation set, in
+            percent (for `"digits"` on its own test set).
+        class_names: tuple of str, or None for the classes of ImageNet.
+        authors_url, authors_md5: str or None. URL and MD5 of the same weights as
+            published by the authors.
+        release, release_sha256: str or None. URL of the same weights in timm's release,
+            and the first eight digits of that file's SHA-256.
 
     Raises:
-        OSError, ValueError: in `fetch`, a file that cannot be had, or is another one.
+        OSError, ValueError: in `fetch`, the file is not available, or is not the
+            expected one.
 
     Example:
 
@@ -64,7 +67,7 @@ class Checkpoint(typing.NamedTuple):
 
     @property
     def preparation(self):
-        """Of pictures: the keyword arguments of `data.prepare`."""
+        """Preprocessing of images: the keyword arguments of `data.prepare`."""
         return {
             "size": self.size,
             "crop": self.crop,
@@ -76,21 +79,21 @@ class Checkpoint(typing.NamedTuple):
 
     @property
     def authors_file(self):
-        """Name of the authors' file, `"F0_haiku.npz"`, or None."""
+        """Name of the authors' file, such as `"F0_haiku.npz"`, or None."""
         return self.authors_url and self.authors_url.rpartition("/")[2]
 
     @property
     def names(self):
-        """All names by which it loads; those of the authors' file bring that file."""
+        """All names by which it loads; those of the authors' file load that file."""
         if not self.authors_url:
             return (self.name,)
         return (self.name, self.authors_file, self.authors_file.removesuffix(".npz"))
 
     def fetch(self, name=None):
-        """The path of its file, downloaded where it is not here yet.
+        """Return the path of its file, after downloading the file if necessary.
 
         Args:
-            name: one of `names`, which says from where.
+            name: str. One of `names`, which selects the source; by default timm's name.
 
         Returns:
             A `pathlib.Path`.
@@ -117,10 +120,10 @@ def _checkpoints():
 
 
 def find_checkpoint(name):
-    """Finds a published checkpoint.
+    """Find a published checkpoint.
 
     Args:
-        name: one of its `names`: timm's name and tag, or the authors' file.
+        name: str. One of its `names`: timm's name and tag, or the authors' file.
 
     Returns:
         A `Checkpoint`, or None if there is none of that name.
@@ -134,10 +137,10 @@ def find_checkpoint(name):
 
 
 def list_checkpoints():
-    """All published checkpoints that load by name.
+    """List all published checkpoints that load by name.
 
     Returns:
-        A list of `Checkpoint`, the networks in the order of their families and sizes.
+        A list of `Checkpoint`, in the order of the networks' families and sizes.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The authors' parameters into our networks."""
+"""Loader for the authors' parameters."""
 
 import collections
 import re
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from keras_nfnets.layers import NFBlock
 from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
 
-# Their names of layers and parameters, where ours differ.
+# The authors' names of layers and parameters, and ours where they differ.
 _LAYERS = {
     "initial_conv": "stem_conv",
     "linear": "predictions",
@@ -19,21 +19,23 @@ _PARAMETERS = {"w": "kernel", "b": "bias"}
 
 
 def load_deepmind(model, source):
-    """Loads the parameters of the authors' Haiku networks, all of them or none.
+    """Load the parameters of the authors' Haiku networks, all of them or none.
 
     Args:
-        model: a network of this package, of the same shape. If it has no classifier
-            (`include_top=False`), that of the source is left out; if it has one of
-            another number of classes, it stays as it is, with a warning.
-        source: path of one of their files (`F0_haiku.npz`: despite the ending a pickle,
-            which is read without executing anything), or the parameters in memory as
-            Haiku has them, `{module: {parameter: array}}` with modules such as
+        model: a network of this package, of the same architecture. If it has no
+            classifier (`include_top=False`), that of the source is skipped. If its
+            classifier has another number of classes, it stays unchanged, with a
+            warning.
+        source: str, path or mapping. Path of one of their files (`F0_haiku.npz`:
+            despite its extension a pickle, which is read without executing anything),
+            or the parameters in memory, as Haiku has them:
+            `{module: {parameter: array}}` with modules such as
             `"NFNet/~/nf_block_1/~/conv0"`, or flat, `{"module/parameter": array}`.
 
     Raises:
-        ValueError: `source` is no such file or mapping, or its parameters are not those of
-            the model: missing, left over or of other shapes. The model is then as it
-            was.
+        ValueError: `source` is no such file or mapping, or its parameters do not match
+            the model: missing, left over or of other shapes. The model is then
+            unchanged.
 
     Example:
 
@@ -52,14 +54,14 @@ def load_deepmind(model, source):
 
 
 def read(path):
-    """The parameters in one of the authors' files, `{module: {parameter: array}}`."""
+    """Read one of the authors' files, as `{module: {parameter: array}}`."""
     from keras_nfnets.pretrained.pickles import read_pickle
 
     return read_pickle(path)
 
 
 def match(model, parameters):
-    """The model's variables and the parameters under the same keys."""
+    """Return the model's variables, and the parameters under the same names."""
     blocks = [layer.name for layer in model.layers if isinstance(layer, NFBlock)]
     arrays, given = {}, collections.defaultdict(list)
     for name, array in _flatten(parameters):
@@ -76,7 +78,7 @@ def match(model, parameters):
 
 
 def _flatten(source):
-    """`[("module/parameter", array)]` of a mapping of either form."""
+    """Return `[("module/parameter", array)]` for a nested or flat mapping."""
     items = []
     for name, value in source.items():
         if isinstance(value, Mapping):
@@ -87,9 +89,9 @@ def _flatten(source):
 
 
 def _our_name(name, blocks):
-    """`"stage1_block2/conv0/kernel"` for `"NFNet/~/nf_block_1/~/conv0/w"`.
+    """Translate `"NFNet/~/nf_block_1/~/conv0/w"` to `"stage1_block2/conv0/kernel"`.
 
-    A name that means nothing here comes back as it is.
+    Unknown names are returned unchanged.
     """
     if "/~/" not in name:
         return name

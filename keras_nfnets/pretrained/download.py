@@ -1,4 +1,4 @@
-"""Published weight files: fetched, checked, and only then under their final names."""
+"""Download of published weight files, verified before they get their final names."""
 
 import base64
 import concurrent.futures
@@ -16,36 +16,36 @@ import urllib.request
 import warnings
 
 _TIMEOUT = 10  # seconds without a byte from a server
-_PATIENCE = 20  # seconds for its first answer, all its addresses together
-_TRIES = 3  # in a row that bring nothing
-# The hub names a large file by its SHA-256, a small one as git does.
+_PATIENCE = 20  # seconds for its first response, all its addresses together
+_TRIES = 3  # attempts in a row without any bytes
+# The hub names a large file by its SHA-256, and a small one by its git hash.
 _KINDS = {64: "sha256", 40: "git"}
 _DIGEST = "[0-9a-f]{64}|[0-9a-f]{40}"
 _COMMIT = "[0-9a-f]{40}"
 
 
 def hub_file(repo_id, filename, revision=None):
-    """A file of the Hugging Face hub, from the hub's cache or fetched into it.
+    """Return the path of a Hugging Face Hub file, downloading it if it is not cached.
 
-    The environment variables of `huggingface_hub` hold (`HF_HOME`, `HF_ENDPOINT`,
-    `HF_HUB_OFFLINE`, ...). What the cache has is taken without asking for a newer one,
-    but read and compared with the digest under which it is kept. If that differs, the
-    file is removed with a warning and fetched again.
+    The environment variables of `huggingface_hub` apply (`HF_HOME`, `HF_ENDPOINT`,
+    `HF_HUB_OFFLINE`, ...). A cached file is used without looking for a newer version,
+    but its content is compared with the digest under which it is stored. If they
+    differ, the file is removed with a warning and downloaded again.
 
     Args:
-        repo_id: such as `"timm/nfnet_l0.ra2_in1k"`.
-        filename: of the file in that repository.
-        revision: branch, tag or commit; `None` means `"main"`.
+        repo_id: str. Name of the repository, such as `"timm/nfnet_l0.ra2_in1k"`.
+        filename: str. Name of the file in that repository.
+        revision: str or None. Branch, tag or commit; `None` means `"main"`.
 
     Returns:
         `pathlib.Path` of the file in the cache.
 
     Raises:
-        ConnectionError: the file is not in the cache and does not come: no network,
-            no such file, offline mode, or the server keeps hanging up.
-        OSError: the file cannot be written, as on a full disk.
-        ValueError: what came has another checksum than the hub says, or `repo_id` is
-            malformed.
+        ConnectionError: the file is not in the cache and cannot be downloaded: no
+            network, no such file, offline mode, or the server keeps disconnecting.
+        OSError: the file cannot be written, for example because the disk is full.
+        ValueError: the checksum of the download is not that of the hub, or `repo_id`
+            is malformed.
 
     Example:
 
@@ -61,11 +61,12 @@ def hub_file(repo_id, filename, revision=None):
     repo = cache / f"models--{repo_id.replace('/', '--')}"
     staging = cache / f".keras_nfnets-{repo.name}"
     with _lock(cache / ".locks" / repo.name / "keras_nfnets.lock"):
-        # Another process may have fetched it meanwhile, and removes nothing now.
+        # Another process may have downloaded it meanwhile. While this one holds the
+        # lock, no other removes the file.
         if path := _in_hub_cache(cache, repo_id, filename, revision, remove=True):
             return path
         try:
-            # A process that was killed may have left something.
+            # A process that was killed may have left files.
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             return _from_hub(repo, staging, repo_id, filename, revision)
@@ -74,14 +75,14 @@ def hub_file(repo_id, filename, revision=None):
 
 
 def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
-    """The path of a cached file or, if it is not there or corrupt, None."""
+    """Return the path of a cached file, or None if it is missing or corrupt."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo_id, filename, cache, revision)
     if not isinstance(found, str):
         return None
-    # A link to `blobs/<digest>`. Where there are no links (Windows), it is the file
-    # itself, and nothing tells the digest any more.
+    # This is a link to `blobs/<digest>`. Without links (Windows) it is the file itself,
+    # and its digest is not known.
     pointer = pathlib.Path(found)
     blob = os.readlink(pointer) if pointer.is_symlink() else ""
     digest = os.path.basename(blob)
@@ -97,14 +98,14 @@ def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
 
 
 def _from_hub(repo, staging, repo_id, filename, revision):
-    """Fetches by way of `staging` into the folder `repo` of the hub's cache."""
+    """Download a file by way of `staging` into the folder `repo` of the hub's cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import are_symlinks_supported
 
     url = hf_hub_url(repo_id, filename, revision=revision)
     advice = "set HF_ENDPOINT to a mirror of the hub, unset HF_HUB_OFFLINE"
     with _explained(url, repo.parent, advice):
-        # `hf_hub_download` alone tries an unreachable host for minutes.
+        # Without a time limit, `hf_hub_download` tries an unreachable host for minutes.
         known = _in_time(get_hf_file_metadata, url)
         digest, commit = str(known.etag), str(known.commit_hash)
         if not (re.fullmatch(_DIGEST, digest) and re.fullmatch(_COMMIT, commit)):
@@ -115,7 +116,8 @@ def _from_hub(repo, staging, repo_id, filename, revision):
     place = repo / "blobs" / digest if has_links else pointer
     if not place.is_file() or _digest(place, kind) != digest:
         with _explained(url, repo.parent, advice, known.size):
-            # The hub checks the size alone, so its own cache must not get it yet.
+            # `huggingface_hub` checks only the size, so the file must not be written
+            # to its cache yet.
             came = hf_hub_download(
                 repo_id, filename, revision=commit, cache_dir=staging, local_dir=staging
             )
@@ -128,7 +130,7 @@ def _from_hub(repo, staging, repo_id, filename, revision):
     if has_links:
         os.symlink(os.path.relpath(place, pointer.parent), staging / "link")
         os.replace(staging / "link", pointer)
-    # For which commit a branch stands, so that it is found without a network.
+    # Records the commit of a branch, so that the file is found without a network.
     if revision != commit:
         (staging / "ref").write_text(commit)
         ref = repo / "refs" / revision
@@ -138,27 +140,27 @@ def _from_hub(repo, staging, repo_id, filename, revision):
 
 
 def url_file(url, md5=None):
-    """The file at a URL, from the cache in Keras' folder or fetched into it.
+    """Return the path of the file at a URL, downloading it if it is not cached.
 
-    A download that was stopped goes on where it ended, if there is a checksum to tell
-    whether the parts belong together.
+    The cache is in the folder of Keras. An interrupted download resumes if there is a
+    checksum to verify that its parts belong together.
 
     Args:
-        url: of the file, `"https://..."`.
-        md5: its MD5, 32 hexadecimal digits, where it is known. Without it, what comes
-            is checked against the MD5 that Google Cloud Storage sends, or from other
-            servers the size alone, and a file in the cache not at all.
+        url: str. URL of the file, `"https://..."`.
+        md5: str or None. MD5 of the file, 32 hexadecimal digits. Without it, a download
+            is checked against the MD5 that Google Cloud Storage sends, or only by its
+            size if it comes from other servers, and a cached file is not checked.
 
     Returns:
         `pathlib.Path` under `$KERAS_HOME/models/keras_nfnets`, where `KERAS_HOME` is
         `~/.keras` if not set.
 
     Raises:
-        ConnectionError: the file is not in the cache and does not come: no network,
-            no such file, or the server keeps hanging up.
-        OSError: the file cannot be written, as on a full disk.
-        ValueError: what came has another checksum, `url` is not that of a file, or
-            `md5` is no digest.
+        ConnectionError: the file is not in the cache and cannot be downloaded: no
+            network, no such file, or the server keeps disconnecting.
+        OSError: the file cannot be written, for example because the disk is full.
+        ValueError: the checksum of the download is wrong, `url` is not that of a file,
+            or `md5` is not a digest.
 
     Example:
 
@@ -176,7 +178,7 @@ def url_file(url, md5=None):
     if is_there():
         return final
     with _lock(final.with_name(final.name + ".lock")):
-        # Another process may have fetched it meanwhile.
+        # Another process may have downloaded it meanwhile.
         if is_there():
             return final
         if final.exists():
@@ -199,17 +201,17 @@ def _place_in_keras_home(url):
         raise ValueError(
             f"`url` must be that of a file, https://host/file. Received: url={url!r}"
         )
-    # As Keras has it, but for the folder in /tmp to which it resorts: others could
-    # have put something there.
+    # The folder of Keras, but without its fallback in /tmp, where other users could
+    # have put files.
     home = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    # A file of that name from elsewhere is another file.
+    # A file of the same name from another address is another file.
     origin = urllib.parse.quote(parts.netloc.rpartition("@")[2] + folder, safe="")
     folder = home / "models" / "keras_nfnets" / origin
     return folder / urllib.parse.quote(name, safe=" +")
 
 
 def _from_url(url, final, md5):
-    """Fetches by way of `<final>.partial`."""
+    """Download a file by way of `<final>.partial`."""
     with _explained(url, final.parent), _in_time(_open, url, "HEAD") as answer:
         size = int(answer.headers["Content-Length"] or 0)
         if not size:
@@ -221,13 +223,14 @@ def _from_url(url, final, md5):
     partial = final.with_name(final.name + ".partial")
     if not md5 or (partial.exists() and partial.stat().st_size > size):
         partial.unlink(missing_ok=True)
-    # The file may have changed since its first part came: then once more, anew.
+    # The file may have changed since its first part was downloaded. In that case it is
+    # downloaded once more, from the beginning.
     for _ in range(1 + partial.exists()):
         with _explained(url, final.parent, size=size):
             try:
                 _fetch(url, partial, size)
             except OSError as error:
-                # No part of a file is worth a full disk.
+                # A partial file must not fill the disk.
                 if not isinstance(error, ConnectionError):
                     partial.unlink(missing_ok=True)
                 raise
@@ -240,9 +243,9 @@ def _from_url(url, final, md5):
 
 
 def _fetch(url, partial, size):
-    """Writes what `partial` lacks of `size` bytes, however often the server hangs up.
+    """Write the bytes that `partial` lacks of `size`, even if the server disconnects.
 
-    Raises ConnectionError when nothing comes any more.
+    Raises ConnectionError after several attempts in a row without any bytes.
     """
     from tqdm.auto import tqdm
 
@@ -260,7 +263,7 @@ def _fetch(url, partial, size):
             before, failure = at, ConnectionError(f"only {at:,} of {size:,} bytes")
             try:
                 for start, chunk in _chunks(url, at):
-                    # A server that knows no Range begins at the beginning.
+                    # A server that does not support `Range` sends the complete file.
                     if start != at:
                         file.seek(start)
                     file.write(chunk)
@@ -274,7 +277,7 @@ def _fetch(url, partial, size):
 
 
 def _chunks(url, at):
-    """Yields `(position, bytes)` from `at` on, or from 0 if the server will have it."""
+    """Yield `(position, bytes)` from `at`, or from 0 if the server ignores `Range`."""
     try:
         with _open(url, **({"Range": f"bytes={at}-"} if at else {})) as answer:
             at = at if answer.status == 206 else 0
@@ -282,21 +285,21 @@ def _chunks(url, at):
                 yield at, chunk
                 at += len(chunk)
     except (OSError, http.client.HTTPException) as error:
-        # Of a type of which no error of the disk is.
+        # Distinguishes errors of the network from those of the disk.
         raise ConnectionError(_received(error)) from error
 
 
 def _open(url, method="GET", **headers):
-    # Not by the hub's client: nothing of the user's goes to other hosts.
+    # Not with the hub's client, as no user data may be sent to other hosts.
     headers["User-Agent"] = "keras_nfnets"
     request = urllib.request.Request(url, method=method, headers=headers)
     return urllib.request.urlopen(request, timeout=_TIMEOUT)
 
 
 def _in_time(function, *args):
-    """`function(*args)` or a TimeoutError.
+    """Return `function(*args)`, or raise a TimeoutError.
 
-    A host that is cut off may have many addresses, all of them tried for a while.
+    An unreachable host may have many addresses, all of which are tried for a while.
     """
     future = concurrent.futures.Future()
 
@@ -332,10 +335,10 @@ def _digest(path, kind):
 
 @contextlib.contextmanager
 def _explained(url, folder, advice="try again later", size="unknown"):
-    """Raises OSError for a disk that is full or the like, else ConnectionError."""
+    """Context that raises OSError for disk errors, ConnectionError for others."""
     try:
         yield
-    # The HTTP libraries of the hub's releases have no other class in common.
+    # The HTTP libraries of different `huggingface_hub` releases share no other class.
     except Exception as error:
         is_network = isinstance(error, (ConnectionError, TimeoutError))
         if isinstance(error, OSError) and error.errno and not is_network:
@@ -351,13 +354,13 @@ def _explained(url, folder, advice="try again later", size="unknown"):
 
 
 def _received(error):
-    # `code` is urllib's, `response` that of the hub's libraries.
+    # `code` is set by urllib, `response` by the hub's libraries.
     response = getattr(error, "response", None)
     status = getattr(error, "code", None) or getattr(response, "status_code", None)
     if status:
         return f"HTTP {status}"
     text = str(error).partition("\n")[0].rstrip(".") or "no answer"
-    # A ConnectionError of ours has said of which type it was.
+    # The message of our own ConnectionError already contains the original type.
     return text if type(error) is ConnectionError else f"{type(error).__name__}: {text}"
 
 

@@ -1,7 +1,7 @@
-"""Weight files of Keras, read as data: nothing in them is executed.
+"""Reader of Keras weight files, which executes nothing in them.
 
-They are read by layer names. Keras's own loader goes by order, sets weights one by one
-and does not mind what is left over.
+Variables are matched by the names of layers. The loader of Keras matches them by order,
+assigns weights one by one and ignores those that are left over.
 """
 
 import io
@@ -15,13 +15,14 @@ from keras_nfnets.pretrained.assign import named_variables
 
 
 def match(model, arrays):
-    """The model's variables and the arrays under the same keys."""
+    """Return the model's variables, and the arrays, under the same keys."""
     return named_variables(model), arrays
 
 
 def read(path):
-    """The arrays of a Keras weight file, under the keys of `named_variables`."""
-    # Weights hardly shrink: what comes out a hundred times as large is a bomb.
+    """Read the arrays of a Keras weight file, under the keys of `named_variables`."""
+    # Weights hardly compress: content a hundred times as large as the file is a
+    # decompression bomb.
     limit = 100 * path.stat().st_size
     try:
         if zipfile.is_zipfile(path):
@@ -39,7 +40,7 @@ def read(path):
             opened = h5py.File(path, "r")
         with opened as file:
             return _read_layers(file, limit)
-    # A broken file shows by whatever the libraries stumbled over: OSError, KeyError,
+    # For a broken file, the libraries raise errors of many types: OSError, KeyError,
     # RuntimeError, zlib.error, ...
     except Exception as error:
         raise ValueError(
@@ -49,16 +50,17 @@ def read(path):
 
 
 def _check_strings(content):
-    """Refuses HDF5's heaps of strings (global heaps) whose sizes do not add up.
+    """Refuse HDF5's heaps of strings (global heaps) if their sizes are inconsistent.
 
-    In one of these libhdf5 (1.14) may go round for ever.
+    Such a heap may send libhdf5 (1.14) into an infinite loop.
     """
     start = content.find(_HEAP)
     while start >= 0:
         end = start + _integer(content, start + 8, 8)
         at = start + 16
-        # Objects: index, references, four bytes of nothing, size; then as many bytes,
-        # to whole words. Index zero is the rest, whose size counts the header.
+        # An object has an index, a reference count, four reserved bytes, its size and
+        # its data, padded to eight bytes. The object with index zero is the free space;
+        # its size includes the header.
         while at + 16 <= end:
             size = _integer(content, at + 8, 8)
             is_rest = _integer(content, at, 2) == 0
@@ -70,7 +72,7 @@ def _check_strings(content):
         start = content.find(_HEAP, start + 8)
 
 
-# The signature, version 1, and three bytes of nothing.
+# Signature, version 1, and three reserved bytes.
 _HEAP = b"GCOL\1\0\0\0"
 
 
@@ -87,7 +89,7 @@ def _read_layers(file, limit):
     arrays, seen, total = {}, set(), 0
 
     def item_of(group, name):
-        # No links: they may lead to other files, or round in circles.
+        # No other links: they may lead to other files, or form cycles.
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{group.name}/{name} is a link to something else")
         item = group[name]
@@ -99,7 +101,7 @@ def _read_layers(file, limit):
 
     def visit(group, prefix):
         own = item_of(group, "vars") if "vars" in group else None
-        # Keras writes the layer's own name beside the variables.
+        # Keras stores the name of the layer next to its variables.
         if own is not None and "name" in own.attrs:
             prefix = [*prefix, _text(own.attrs["name"])]
         for index in own or ():
@@ -119,7 +121,7 @@ def _read_layers(file, limit):
         total += dataset.nbytes
         _refuse_more(total, limit)
         array = dataset[()]
-        # HDF5 knows no bfloat16: Keras leaves a note beside the bytes.
+        # HDF5 has no bfloat16: Keras stores bytes, and the dtype as an attribute.
         if dataset.attrs.get("dtype") == "bfloat16":
             array = array.view(ml_dtypes.bfloat16)
         return array
@@ -135,7 +137,7 @@ def _text(name):
 
 
 def _is_random_state(key, array):
-    """Whether this is of a `keras.random.SeedGenerator`, and so no weight."""
+    """Whether an array is the state of a `keras.random.SeedGenerator`, not a weight."""
     parts = key.split("/")
     return (
         "seed_generator" in parts and array.shape == (2,) and array.dtype.kind in "iu"

@@ -1,4 +1,4 @@
-"""The authors' parameter files, which are pickles, read without executing anything."""
+"""Reader of the authors' parameter files, pickles, without executing anything."""
 
 import io
 import math
@@ -10,50 +10,50 @@ import types
 import ml_dtypes
 import numpy as np
 
-# A pickle is a program for a stack machine. The standard library's machine can be
-# told which names to let in, but still calls and changes whatever it has built, and
-# takes lengths on trust. So there is a machine of our own here: the standard
-# library only takes the file apart into opcodes (`pickletools`), and of these only
-# the few that a mapping of arrays needs mean anything. No object that it can reach
-# is of a type that could do more than hold data.
+# A pickle is a program for a stack machine. The standard library's machine can restrict
+# the names that are imported, but it still calls and modifies any object that it has
+# built, and does not check lengths. So this module has its own machine: the standard
+# library (`pickletools`) only splits the file into opcodes, and the machine supports
+# only the few that a mapping of arrays needs. All objects that it can reach are of
+# types that only hold data.
 
-# NFNet-F6 takes some 60 thousand. The limit bounds time, and the memory of objects
-# that take a byte in the file.
+# NFNet-F6 takes some 60 thousand. The limit bounds the time, and the memory of objects
+# that take one byte in the file.
 _MOST_OPCODES = 500_000
 _DEEPEST = 16
-_MOST_AXES = 32  # of NumPy 1.x
+_MOST_AXES = 32  # limit of NumPy 1.x
 _MOST_SHOWN = 200  # characters of a reason, which may quote the file
 
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
-# Opcodes that put a value on the stack, and those that put their argument there.
+# Opcodes that push a constant onto the stack, and those that push their argument.
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = {"BININT", "BININT1", "BININT2", "SHORT_BINUNICODE", "BINUNICODE"}
 _LITERALS |= {"SHORT_BINBYTES", "BINBYTES", "BYTEARRAY8"}
 
 
 def read_pickle(path):
-    """Reads a parameter file of the authors, such as `F0_haiku.npz`.
+    """Read a parameter file of the authors, such as `F0_haiku.npz`.
 
-    Despite its name it is no NumPy archive but a pickle, written with dill, of a
+    Despite its name it is not a NumPy archive but a pickle, written with dill, of a
     mapping from modules to mappings from parameters to arrays. A pickle can run any
-    code; this function runs none. It knows the few names by which arrays and
-    mappings (Haiku's too) are pickled, has its own harmless versions of them, and
-    refuses everything else. Neither dill nor Haiku nor JAX is needed.
+    code; this function runs none. It knows the few names by which arrays and mappings
+    (including Haiku's) are pickled, replaces them by harmless versions, and refuses
+    everything else. It needs neither dill nor Haiku nor JAX.
 
     Args:
-        path: of the file, a string or `pathlib.Path`.
+        path: str or `pathlib.Path`. Path of the file.
 
     Returns:
-        The same as plain dicts, nested as in the file: mostly
+        The mapping as plain dicts, nested as in the file: mostly
         `{module: {parameter: array}}`, with modules such as `"NFNet/~/final_conv"`.
-        Keys are strings. Leaves are arrays of the file's shapes and dtypes: floating
-        point (float16, float32, float64, bfloat16), integer or bool. A NumPy scalar
-        becomes an array of shape `()`.
+        Keys are strings. Leaves are arrays with the shapes and dtypes of the file:
+        floating point (float16, float32, float64, bfloat16), integer or bool. A NumPy
+        scalar becomes an array of shape `()`.
 
     Raises:
-        ValueError: there is no such file, it is cut short or goes on after its end,
-            or anything else than such a mapping is in it.
+        ValueError: the file does not exist, is truncated, continues after its end, or
+            contains anything other than such a mapping.
 
     Source: https://github.com/google-deepmind/deepmind-research/tree/master/nfnets
 
@@ -79,8 +79,8 @@ def read_pickle(path):
     try:
         with _File(io.FileIO(full)) as file:
             return _finish(_run(file), file.size)
-    # What a wrong order of opcodes stumbles over: an empty stack, a memo without the
-    # entry, arguments that no function of ours has.
+    # Errors of an invalid sequence of opcodes: an empty stack, a missing memo entry, or
+    # arguments that our functions do not have.
     except (IndexError, KeyError, OSError, TypeError, ValueError) as error:
         reason = str(error)
         if isinstance(error, (IndexError, KeyError, TypeError)):
@@ -93,9 +93,9 @@ def read_pickle(path):
 
 
 class _File(io.BufferedReader):
-    """A file that cannot be asked for more than it has.
+    """File that refuses to read more bytes than it has left.
 
-    To be asked for 2 ** 60 bytes a file would first allocate them.
+    Python's own file would first allocate memory, even for 2 ** 60 bytes.
     """
 
     def __init__(self, raw):
@@ -120,13 +120,13 @@ class _DType:
 
     def build(self, state):
         version, order, *fields, _, _, _ = state
-        # The order of one byte is "|".
+        # The byte order of one-byte types is "|".
         if version != 3 or order not in ("<", "|") or fields != [None, None, None]:
             raise ValueError("a dtype that is not of plain little-endian numbers")
 
 
 class _Array:
-    """An array in the making: all that it is comes later, by BUILD."""
+    """Array under construction, whose content the opcode BUILD sets later."""
 
     value = None
 
@@ -147,7 +147,7 @@ class _Array:
 
 
 class _Module:
-    """The name of a module; nothing was imported."""
+    """Name of a module, which is not imported."""
 
     def __init__(self, name):
         self.name = name
@@ -207,7 +207,7 @@ _KNOWN = {
     "collections.OrderedDict": _mapping,
     "haiku._src.data_structures.FlatMapping": _mapping,
     "haiku._src.data_structures.frozendict": _mapping,
-    # By these dill names what is in a module of C.
+    # dill uses these to name objects of C modules.
     "dill._dill._import_module": _import_module,
     "dill._dill._get_attr": _get_attr,
 }
@@ -219,8 +219,8 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 def _known(module, name):
-    """Our version of what the pickle names."""
-    # (Only strings: to show, compare or hash a tuple of tuples can take for ever.)
+    """Return our version of the object that the pickle names."""
+    # (Only strings: printing, comparing or hashing nested tuples can take forever.)
     if type(module) is not str or type(name) is not str:
         raise ValueError("a name that is no string")
     name = f"{module}.{name}"
@@ -230,7 +230,7 @@ def _known(module, name):
 
 
 def _run(file):
-    """What the pickle builds, with `_Array` for arrays."""
+    """Run the pickle; return what it builds, with `_Array` for arrays."""
     if file.peek(2)[:2] == b"PK":
         raise ValueError(
             "a zip archive, as NumPy writes .npz files; the authors' are pickles"
@@ -300,7 +300,7 @@ def _run(file):
                     raise ValueError(f"a state for {type(target).__name__}")
                 target.build(state)
             case name:
-                # Its argument is not even looked at.
+                # Its argument is not even read.
                 raise ValueError(f"the opcode {name or code}")
     else:
         raise ValueError(f"more than {_MOST_OPCODES} opcodes")
@@ -323,13 +323,13 @@ def _set_items(mapping, items):
 
 
 def _finish(tree, size):
-    """The tree of dicts, whose leaves have become arrays that can be written to."""
+    """Replace each `_Array` in a tree of dicts by a writable array, in place."""
     if type(tree) is not dict:
         raise ValueError(f"{type(tree).__name__} in place of the mapping")
     todo, seen = [(tree, 1)], set()
     for mapping, depth in todo:
-        # A mapping within itself would have no end; one that is in two places, and
-        # so on within it, can double at every step.
+        # A mapping that contains itself would be endless. One that occurs twice, and
+        # whose values do so too, can double the work at every level.
         if id(mapping) in seen or depth > _DEEPEST:
             raise ValueError("a mapping in two places, or nested too deep")
         seen.add(id(mapping))
@@ -341,10 +341,10 @@ def _finish(tree, size):
                 raise ValueError(
                     f"{type(value).__name__} in place of an array, at {key!r}"
                 )
-            # Bytes that many arrays share would multiply in copies.
+            # Copies of bytes that many arrays share would multiply the memory.
             size -= value.value.nbytes
             if size < 0:
                 raise ValueError("more bytes in arrays than in the file")
-            # In place, so that the bytes it came from go before the next is copied.
+            # In place, so that the original bytes are freed before the next copy.
             mapping[key] = value.value.copy()
     return tree

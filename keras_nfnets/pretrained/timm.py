@@ -1,4 +1,4 @@
-"""timm's parameters into our networks."""
+"""Loader for timm's parameters."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.layers import CONVENTIONS, WSConv2D
 from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
 
-# timm's names of layers and parameters, where ours differ.
+# timm's names of layers and parameters, and ours where they differ.
 _LAYERS = [
     (r"stem\.conv(\d)", lambda found: f"stem_conv{int(found[1]) - 1}"),
     (r"stem\.conv", "stem_conv"),
@@ -30,19 +30,20 @@ _PARAMETERS = {"weight": "kernel", "skipinit_gain": "skip_gain"}
 
 
 def load_timm(model, source):
-    """Loads the parameters of timm's normalizer-free networks, all of them or none.
+    """Load the parameters of timm's normalizer-free networks, all of them or none.
 
     Args:
         model: a network of this package, of the same architecture. If it has no
-            classifier, that of the source is left out; if it has one of another number
-            of classes, it stays as it is, with a warning.
-        source: path of a `.safetensors` file, or a mapping in memory, such as a
-            `state_dict()`: `{"stages.0.0.conv1.weight": array, ...}` of real numbers.
+            classifier, that of the source is skipped. If its classifier has another
+            number of classes, it stays unchanged, with a warning.
+        source: str, path or mapping. Path of a `.safetensors` file, or a mapping in
+            memory, such as a `state_dict()`:
+            `{"stages.0.0.conv1.weight": array, ...}` of real numbers.
 
     Raises:
-        ValueError: `source` is no such file or mapping, or its parameters are not those
-            of the model: missing, left over or of other shapes. The model is then as
-            it was.
+        ValueError: `source` is no such file or mapping, or its parameters do not match
+            the model: missing, left over or of other shapes. The model is then
+            unchanged.
 
     Example:
 
@@ -53,9 +54,9 @@ def load_timm(model, source):
     ...     print(str(error).splitlines()[0])
     The weights in the mapping are of another network; nothing was changed. Of 93 parameters these do not fit, or are not there:
 
-    The authors' networks (timm's `dm_nfnet_f0` to `f6`) standardize weights with another
-    epsilon here than in timm. Their gains are set by so much differently that each
-    convolution is the one that timm computes with that file.
+    The authors' networks (timm's `dm_nfnet_f0` to `f6`) standardize weights with
+    another epsilon here than in timm. Loading rescales their gains, so that each
+    convolution has the same filters as in timm.
 
     Reference: `NormFreeNet` of timm 1.0, models/nfnet.py.
     """
@@ -65,12 +66,12 @@ def load_timm(model, source):
 
 
 def read(path):
-    """The arrays of a `.safetensors` file, `{name: array}`."""
+    """Read the arrays of a `.safetensors` file, as `{name: array}`."""
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
-    # Whatever the library stumbles over: SafetensorError, OSError, KeyError, ...
+    # The library raises errors of many types: SafetensorError, OSError, KeyError, ...
     except Exception as error:
         raise ValueError(
             f"{path} is not a whole .safetensors file; nothing was changed. Reading it "
@@ -79,7 +80,7 @@ def read(path):
 
 
 def match(model, arrays):
-    """The model's variables and the arrays under the same keys."""
+    """Return the model's variables, and the arrays under the same names."""
     ours = {}
     for name, array in arrays.items():
         key = _our_name(str(name))
@@ -96,7 +97,7 @@ def match(model, arrays):
 
 
 def _our_gain(layer, gain, kernel):
-    """The gain with which `layer` has the filters that timm's has with `gain`."""
+    """Rescale a gain, so that `layer` has the same filters as timm's layer."""
     theirs = CONVENTIONS["timm"]
     if (layer.eps, layer.variance_eps) == (theirs.eps, theirs.variance_eps):
         return gain
@@ -108,14 +109,14 @@ def _our_gain(layer, gain, kernel):
             np.maximum((variance + layer.variance_eps) * fan_in, layer.eps)
             / np.maximum((variance + theirs.variance_eps) * fan_in, theirs.eps)
         )
-    except (TypeError, ValueError):  # no numbers, or other shapes: refused for that
+    except (TypeError, ValueError):  # not numeric, or wrong shapes: `assign` fails
         return gain
 
 
 def _our_name(name):
-    """`"stage1_block2/conv0/kernel"` for `"stages.0.1.conv1.weight"`.
+    """Translate `"stages.0.1.conv1.weight"` to `"stage1_block2/conv0/kernel"`.
 
-    A name that means nothing here comes back as it is.
+    Unknown names are returned unchanged.
     """
     layer, _, parameter = name.rpartition(".")
     parameter = _PARAMETERS.get(parameter, parameter)
@@ -134,19 +135,19 @@ def _our_name(name):
 
 
 def _our_layout(key, array):
-    """PyTorch's (out, in, height, width) as (height, width, in, out), and so on.
+    """Convert PyTorch's (out, in, height, width) to (height, width, in, out), etc.
 
-    What is of no such shape comes back as it is, to be refused for it.
+    Arrays of unexpected shapes are returned unchanged; `assign` rejects them.
     """
     try:
         array = np.asarray(array)
-    except Exception:  # noqa: BLE001 (of whatever type the thing is; its use says what is wrong)
+    except Exception:  # noqa: BLE001 (of any type; `assign` reports the problem)
         return array
     if key.endswith("/gain"):
         return array.reshape(-1) if array.shape[1:] == (1, 1, 1) else array
     if not key.endswith("/kernel"):
         return array
-    # 1x1 convolutions that are dense layers here.
+    # timm's 1x1 convolutions that are dense layers here.
     if "/fc" in key and array.shape[2:] == (1, 1):
         array = array[:, :, 0, 0]
     axes = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}.get(array.ndim)

@@ -1,4 +1,4 @@
-"""From what a user gives as `weights` to weights in a network."""
+"""Finding and loading the weights that a user names by the argument `weights`."""
 
 import re
 import typing
@@ -18,7 +18,7 @@ from keras_nfnets.pretrained.checkpoints import (
     list_checkpoints,
 )
 
-# By the ending of the file: modules with `read(path)` and `match(model, arrays)`.
+# Modules with `read(path)` and `match(model, arrays)`, by file extension.
 _FORMATS = {
     ".keras": keras_files,
     ".h5": keras_files,
@@ -28,14 +28,14 @@ _FORMATS = {
 
 
 class Source(typing.NamedTuple):
-    """Weights that fit a network, as far as can be told before they are read.
+    """Weights for a network, located but not read yet.
 
     Attributes:
-        name: what the user gave: a checkpoint's name or a path.
+        name: str. Name of a checkpoint or path, as the user gave it.
         checkpoint: the `Checkpoint`, or None for a file.
 
     Raises:
-        OSError, ValueError: in `path()`, a file that cannot be had.
+        OSError, ValueError: in `path()`, the file is not available.
 
     Example:
 
@@ -53,18 +53,20 @@ class Source(typing.NamedTuple):
 
 
 def find(weights, architecture):
-    """What `weights` stands for, for a network of that architecture.
+    """Find the weights that `weights` names, for a network of an architecture.
 
     Args:
-        weights: `"imagenet"`, the name of a checkpoint or the path of a file.
+        weights: str or path. `"imagenet"`, the name of a checkpoint or the path of a
+            file.
         architecture: an `Architecture`.
 
     Returns:
         A `Source`.
 
     Raises:
-        ValueError: it is neither `"imagenet"` nor the name of a checkpoint nor the path
-            of a file, or is published for another network, or not at all.
+        ValueError: `weights` is neither `"imagenet"` nor the name of a checkpoint nor
+            the path of a file; or the checkpoint belongs to another network; or no
+            ImageNet weights of this network are published.
 
     Example:
 
@@ -107,7 +109,7 @@ def find(weights, architecture):
 
 
 def published(architecture):
-    """The checkpoints of an architecture.
+    """List the checkpoints of an architecture.
 
     Args:
         architecture: an `Architecture`.
@@ -129,17 +131,18 @@ def published(architecture):
 
 
 def load(model, source, progress=iter):
-    """Loads a `Source` into a network, all of it or nothing.
+    """Load a `Source` into a network, all of it or nothing.
 
     Args:
         model: a network of this package.
-        source: of `find`.
-        progress: a function that wraps the variables while they are set, such as a bar.
+        source: a `Source`, as returned by `find`.
+        progress: callable that wraps the list of variables to assign, such as a
+            progress bar.
 
     Raises:
-        ValueError: the file is not whole, or of another network; the message lists
-            what differs. Nothing in the model has changed.
-        OSError: it could not be fetched.
+        ValueError: the file is incomplete, or its weights are of another network; the
+            message lists the differences. The model is then unchanged.
+        OSError: the file could not be downloaded.
 
     Example:
 
@@ -152,20 +155,21 @@ def load(model, source, progress=iter):
 
 
 def create(name, /, **options):
-    """Creates a network by its name in timm's spelling, or in ours.
+    """Create a network by its name in timm's spelling or in ours.
 
     Args:
-        name: `"eca_nfnet_l1"`, `"nf_resnet50"`, `"NFNetF0"`, ... in any case. timm's
-            `dm_nfnet_f0` to `f6` are `NFNetF0` to `F6`. With the tag of a checkpoint,
-            as `"eca_nfnet_l1.ra2_in1k"`, the network comes with those weights.
-        **options: of the constructor: `weights`, `include_top`, `classes`, ...
+        name: str. `"eca_nfnet_l1"`, `"nf_resnet50"`, `"NFNetF0"`, ...; case is ignored.
+            timm's `dm_nfnet_f0` to `f6` are `NFNetF0` to `F6`. With the tag of a
+            checkpoint, as in `"eca_nfnet_l1.ra2_in1k"`, the network has those weights.
+        **options: arguments of the constructor: `weights`, `include_top`, `classes`,
+            ...
 
     Returns:
         An `AGCModel`.
 
     Raises:
-        ValueError: there is no such network; or as the constructor.
-        OSError: weights could not be fetched.
+        ValueError: there is no such network, or the constructor raises it.
+        OSError: the weights could not be downloaded.
 
     Example:
 
@@ -180,7 +184,7 @@ def create(name, /, **options):
 
 
 class Recognized(typing.NamedTuple):
-    """The network that a file holds the weights of."""
+    """Network whose weights a file contains."""
 
     name: str
     network: Network
@@ -188,17 +192,17 @@ class Recognized(typing.NamedTuple):
 
 
 def recognize(path):
-    """Tells of which network of the zoo the weights in a file are.
+    """Find out which network of the zoo the weights in a file belong to.
 
     Args:
-        path: of a file of any of the kinds that `weights` takes.
+        path: str or path. Path of a file in any of the formats that `weights` accepts.
 
     Returns:
-        `Recognized`: the network's name, the network, and what to build it with
+        `Recognized`: the network's name, the network, and the options to build it with
         (`classes`, or `include_top=False` if the file has no classifier).
 
     Raises:
-        ValueError: the file is not whole, or of no network of the zoo.
+        ValueError: the file is incomplete, or belongs to no network of the zoo.
 
     Example:
 
@@ -229,33 +233,33 @@ def recognize(path):
     )
 
 
-# In Keras's, timm's and Haiku's names.
+# Residual blocks in the names of Keras, timm and Haiku.
 _BLOCK = re.compile(r"stage\d+_block\d+|stages\.\d+\.\d+|nf_(res_)?block(_\d+)?(?=/|$)")
 
 
 def _fits(variables, arrays):
-    """The `classes` of arrays that are this network's, or None if they are not."""
+    """Return the constructor options with which these arrays fit, or None."""
     head = {key for key in variables if key.startswith("predictions/")}
     if variables.keys() - head != arrays.keys() - head:
         return None
     for key in variables.keys() - head:
         if tuple(variables[key].shape) != getattr(arrays[key], "shape", None):
             return None
-    # In an order of their own: that of a set differs from one process to the next.
+    # Sorted, as the order of a set differs from one process to the next.
     given = [getattr(arrays[key], "shape", ()) for key in sorted(head & arrays.keys())]
     if not given:
         return {"include_top": False}
-    # The bias and the kernel both end in the classes.
+    # The last axis of both the bias and the kernel is the classes.
     return {"classes": int(given[0][-1])} if all(given) else None
 
 
 def is_weight_file(name):
-    """Whether there is a file of that name, of a kind that `weights` takes.
+    """Whether `name` is an existing file in a format that `weights` accepts.
 
     The authors' files have names that are also names of checkpoints.
 
     Args:
-        name: a string or a path.
+        name: str or path.
 
     Returns:
         A bool.

@@ -1,4 +1,4 @@
-"""Recipes: the papers' training runs, and one's own, each a short file."""
+"""Recipes of the papers' training runs and of your own, in one short file each."""
 
 from keras_nfnets import checks
 from keras_nfnets.recipes import (
@@ -47,10 +47,10 @@ RECIPES = {
 
 
 def find(name):
-    """The `Recipe` of that name.
+    """Return the `Recipe` of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such recipe.
 
     Example:
 

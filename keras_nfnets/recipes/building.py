@@ -1,4 +1,4 @@
-"""From a recipe to the pictures and the compiled network of its run."""
+"""Data, network and optimizer of a recipe's training run."""
 
 import dataclasses
 
@@ -8,22 +8,22 @@ import numpy as np
 from keras_nfnets import data, pretrained, training
 from keras_nfnets.models.costs import count_activations
 
-# Of batches to evaluate with; larger ones gain nothing and fill the memory.
+# Largest evaluation batch. Larger ones are not faster and take more memory.
 _LARGEST_TEST_BATCH = 256
 
 
 def image_sizes(recipe):
-    """Pixels a side, to train on and in evaluation."""
+    """Return the image sizes in training and in evaluation, in pixels."""
     network = pretrained.find_network(recipe.model)
     size = recipe.image_size or network.constructor.train_size
     return size, recipe.test_image_size or size
 
 
 def with_parts(recipe, source):
-    """The recipe, with the name that the data has for its part to evaluate with.
+    """Return the recipe with the data set's own name of the evaluation split.
 
     Raises:
-        ValueError: the data has not these parts.
+        ValueError: the data set lacks these splits.
     """
     source.size_of(recipe.train_split)
     usual = ("test", "validation")
@@ -41,16 +41,16 @@ def with_parts(recipe, source):
 
 
 def preparation(recipe, source):
-    """How pictures are prepared in evaluation: the keyword arguments of `data.prepare`.
+    """Return the keyword arguments of `data.prepare` for evaluation.
 
     Raises:
-        ValueError: there are no such weights as it begins with.
+        ValueError: the weights of the recipe do not exist.
     """
     _, size = image_sizes(recipe)
     values = {**source.preparation, "size": size, "channels": source.channels}
     checkpoint = _checkpoint(recipe)
     if checkpoint is not None:
-        # As the network has seen pictures before.
+        # Normalize images as in the pretraining of the network.
         for name in ("mean", "deviation"):
             values[name] = checkpoint.preparation[name]
     if recipe.crop_mode is not None:
@@ -59,7 +59,7 @@ def preparation(recipe, source):
 
 
 def _checkpoint(recipe):
-    """The published checkpoint with which it begins, or None."""
+    """Return the published checkpoint that the recipe starts from, or None."""
     if recipe.weights is None:
         return None
     architecture = pretrained.find_network(recipe.model).architecture
@@ -67,7 +67,7 @@ def _checkpoint(recipe):
 
 
 def load(recipe, source, split, *, training=False, **options):
-    """The pictures of a part, in batches: `data.load` with what the recipe says."""
+    """Load a split in batches: `data.load` with the settings of the recipe."""
     size, test_size = image_sizes(recipe)
     batch_size = recipe.batch_size
     return data.load(
@@ -84,7 +84,7 @@ def load(recipe, source, split, *, training=False, **options):
 
 
 def create_model(recipe, source):
-    """The network, with its classes; not compiled."""
+    """Create the network for the classes of the data, not compiled."""
     size, test_size = image_sizes(recipe)
     sides = (size if size == test_size else None,) * 2
     rates = {
@@ -101,7 +101,7 @@ def create_model(recipe, source):
 
 
 def schedule(recipe, steps_per_epoch):
-    """The learning rate, step by step."""
+    """Return the learning rate schedule, by step."""
     return training.warmup_cosine(
         recipe.learning_rate,
         recipe.batch_size,
@@ -113,7 +113,7 @@ def schedule(recipe, steps_per_epoch):
 
 
 def compile_model(recipe, model, steps_per_epoch):
-    """Compiles with the recipe's optimizer, schedule, loss and clipping."""
+    """Compile a model with the recipe's optimizer, schedule, loss and clipping."""
     rate = schedule(recipe, steps_per_epoch)
     if recipe.weight_decay is None:
         optimizer = keras.optimizers.SGD(
@@ -138,19 +138,18 @@ def compile_model(recipe, model, steps_per_epoch):
 
 
 def train_head(recipe, model, source):
-    """Trains the classifier alone, on features that are computed once.
+    """Train only the classifier, on features that are computed once.
 
-    The rest of the network stays, as in a body that is frozen; there is nothing in it
-    that would differ between training and inference.
+    The rest of the network is frozen and runs in inference mode.
 
     Returns:
-        The accuracy on the pictures trained on, and on the held-out ones.
+        The accuracies on the training split and on the evaluation split.
     """
     head = model.get_layer("predictions")
     body = keras.Model(model.input, model.get_layer("avg_pool").output)
     parts = []
     for split in (recipe.train_split, recipe.test_split):
-        # Pictures are read once, for their features and their labels.
+        # One pass over the images yields both features and labels.
         batches = load(recipe, source, split).as_numpy_iterator()
         pairs = [(body.predict_on_batch(images), labels) for images, labels in batches]
         parts.append([np.concatenate(arrays) for arrays in zip(*pairs)])
@@ -173,16 +172,16 @@ def train_head(recipe, model, source):
 
 
 def memory_estimate(recipe, source):
-    """What a step of training will want, in bytes.
+    """Estimate the memory of a training step.
 
     Returns:
-        `(parameters, state, kept)`: the number of parameters; the bytes, on each
-        replica, of weights, gradients, momentum and what else there is of these; and
-        those of what the backward pass needs of a batch, of all replicas together.
+        `(parameters, state, kept)`: the number of parameters; the bytes per replica of
+        weights, gradients, momentum and further copies of these; and the bytes saved
+        for the backward pass of a batch, over all replicas.
     """
     size, _ = image_sizes(recipe)
     with pretrained.without_memory():
-        # (Their numbers are the same with any weights.)
+        # The counts do not depend on the weights.
         model = create_model(
             dataclasses.replace(recipe, weights=None, test_image_size=size), source
         )

@@ -1,4 +1,4 @@
-"""The first run: scikit-learn's handwritten digits, half a minute on two cores."""
+"""Recipe for a first run: scikit-learn's digits, half a minute on two cores."""
 
 from keras_nfnets.recipes.recipe import Recipe
 

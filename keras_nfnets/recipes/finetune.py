@@ -1,4 +1,4 @@
-"""Pictures of one's own: a folder of class folders, often few of them."""
+"""Recipe for your own images: one folder per class, often with few images."""
 
 from keras_nfnets.recipes.recipe import Recipe
 
@@ -6,18 +6,18 @@ RECIPES = {
     "finetune": Recipe(
         about="your own pictures, from scratch or from published weights",
         data="digits",  # to be replaced by a folder
-        # Of a folder that has both, `test` is for the end.
+        # If a folder has both splits, `test` is reserved for the final evaluation.
         test_split="validation",
         model="NFNetTiny",
-        # Less of a picture may be too little to tell what it is.
+        # A smaller crop may not show enough to recognize the class.
         augmentation="crop_0.6 flip",
-        # Whatever their shape and size, nothing of them is cut away.
+        # Resize the complete image, whatever its shape; crop nothing.
         crop_mode="whole",
         drop_rate=0.2,
         batch_size=16,
         epochs=40,
-        # arXiv 2102.06171, section 4.1: a rate of 0.1 for 256, and larger clip factors
-        # for smaller batches (figure 2b).
+        # arXiv 2102.06171, section 4.1: a learning rate of 0.1 for batches of 256, and
+        # larger clip factors for smaller batches (figure 2b).
         learning_rate=0.4,
         clip_factor=0.04,
         head_epochs=10,

@@ -21,7 +21,7 @@ def _recipe(variant):
         crop_mode="crop_resize",
         batch_size=1024,
         epochs=360,
-        learning_rate=0.1,  # 0.4 for this batch
+        learning_rate=0.1,  # 0.4 at this batch size
         final_learning_rate=0.001,
         warmup_epochs=5,
         weight_decay=_WEIGHT_DECAY[variant],

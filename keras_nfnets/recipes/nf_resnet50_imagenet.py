@@ -2,8 +2,8 @@
 
 from keras_nfnets.recipes.recipe import Recipe
 
-# Read off arXiv 2102.06171, figure 2b: small batches bear weaker clipping, large ones
-# need 0.01.
+# Read off arXiv 2102.06171, figure 2b: small batches tolerate weaker clipping, large
+# ones need 0.01.
 _CLIP_FACTORS = {256: 0.08, 1024: 0.01, 4096: 0.01}
 
 
@@ -17,7 +17,7 @@ def _recipe(batch_size, clip_factor):
         model="NFResNet50",
         image_size=224,
         test_image_size=224,
-        # Section 4.1, and what it leaves open as in the authors' experiment.py.
+        # Section 4.1; what it does not state is as in the authors' experiment.py.
         augmentation="crop flip",
         crop_mode="crop_resize",
         batch_size=batch_size,

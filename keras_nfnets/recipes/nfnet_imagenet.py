@@ -23,7 +23,7 @@ def _recipe(variant):
         data="imagenet2012",
         test_split="validation",
         model=f"NFNet{variant}",
-        # Table 1, dropout too (the network's own). Stochastic depth: section 5.
+        # Table 1, as is the network's default dropout. Stochastic depth: section 5.
         image_size=network.train_size,
         test_image_size=network.test_size,
         stochastic_depth_rate=0.25,

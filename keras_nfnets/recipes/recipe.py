@@ -1,4 +1,4 @@
-"""What a training run is: a `Recipe`, all of whose settings are plain values."""
+"""Settings of a training run: a `Recipe` of plain values."""
 
 import ast
 import dataclasses
@@ -12,39 +12,48 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a training run depends on.
+    """Settings of a training run.
 
     Attributes:
-        about: a sentence, with the table or section of the paper.
-        data: of `data.find`: `"digits"`, a set of TensorFlow Datasets or a folder.
-        train_split, test_split: its parts to train on and to evaluate with.
-        model: a network of the zoo.
-        weights: to begin with, as in `keras.applications`; None for none.
-        drop_rate, stochastic_depth_rate: the network's; None for its own.
-        image_size: pixels a side of pictures to train on; None for the network's own.
-        test_image_size: the same in evaluation; None for `image_size`.
-        augmentation: see `data.Augmentation`; None for what suits the data.
-        crop_mode: see `data.prepare`; None for what suits the data.
-        batch_size: pictures a step, of all replicas together.
-        epochs: passes over the training pictures.
-        learning_rate: its peak for a batch of 256; scaled with `batch_size`.
-        final_learning_rate: at the end of the cosine, not scaled.
-        warmup_epochs: of a linear warm-up from zero; None for `warmup_cosine`'s.
-        momentum: Nesterov's.
-        weight_decay: of kernels, by the authors' optimizer (`SGDAGC`, which clips by
-            itself, uncounted); None for none, by Keras's own SGD.
-        label_smoothing: in [0, 1).
-        clip_factor: of adaptive gradient clipping; None for none.
-        sam_rho: radius of sharpness-aware minimization; None for none.
-        ema_decay: of averaged weights; None for none.
-        precision: Keras's dtype policy.
-        head_epochs: passes in which a new classifier learns on features that stay,
-            before all of a network that begins with `weights` is trained.
-        patience: epochs without a better accuracy on the held-out pictures (or the same
-            and a smaller loss) after which training ends; the best weights are kept.
-            None for all epochs, and the last.
-        report: whether to write a page about the result.
-        seed: of initialization, order and regularization.
+        about: str. Description, with the table or section of the paper.
+        data: str. Data set, as `data.find` accepts it: `"digits"`, a name in TensorFlow
+            Datasets or a folder.
+        train_split, test_split: str. Splits for training and for evaluation.
+        model: str. Name of a network.
+        weights: str or None. Initial weights, as in `keras.applications`; None for
+            random initialization.
+        drop_rate, stochastic_depth_rate: float or None. Rates of dropout and stochastic
+            depth; None for the network's defaults.
+        image_size: int or None. Image size in training, in pixels; None for the
+            network's default.
+        test_image_size: int or None. Image size in evaluation; None for `image_size`.
+        augmentation: str or None. See `data.Augmentation`; None for the default of the
+            data.
+        crop_mode: str or None. See `data.prepare`; None for the default of the data.
+        batch_size: int. Images per step, over all replicas.
+        epochs: int. Passes over the training split.
+        learning_rate: float. Peak learning rate at a batch size of 256; it scales with
+            `batch_size`.
+        final_learning_rate: float. Learning rate at the end of the cosine schedule; it
+            does not scale.
+        warmup_epochs: float or None. Length of the linear warm-up from zero; None for
+            the default of `warmup_cosine`.
+        momentum: float. Nesterov momentum.
+        weight_decay: float or None. Weight decay of kernels by the authors' optimizer,
+            `SGDAGC`, which clips by itself (there is no `clip_share`); None for no
+            weight decay, by Keras's SGD.
+        label_smoothing: float in [0, 1).
+        clip_factor: float or None. Clipping factor of AGC; None for no clipping.
+        sam_rho: float or None. Radius of sharpness-aware minimization; None for none.
+        ema_decay: float or None. Decay of the moving average of weights; None for none.
+        precision: str. Keras dtype policy.
+        head_epochs: int. Epochs of training a new classifier on frozen features, before
+            the complete pretrained network is trained.
+        patience: int or None. Epochs without a higher accuracy on the evaluation split
+            (or an equal one with a lower loss) after which training stops with the best
+            weights. None for all epochs and the last weights.
+        report: bool. Whether to write a report of the result.
+        seed: int. Seed of initialization, data order and regularization.
     """
 
     about: str
@@ -117,7 +126,7 @@ class Recipe:
             )
 
     def changed(self, assignments):
-        """This recipe with settings such as `"epochs=20"`.
+        """Return a copy with changed settings, given as strings like `"epochs=20"`.
 
         Raises:
             ValueError: there is no such setting, or its value is out of range.
@@ -149,7 +158,7 @@ class Recipe:
 
 
 def _value(text):
-    """A number, None, True, False, or else the text itself."""
+    """Parse a number, None, True, False or quoted string; return other text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

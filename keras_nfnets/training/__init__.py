@@ -1,4 +1,4 @@
-"""Training without normalization: adaptive gradient clipping and what goes with it."""
+"""Training of normalizer-free networks: adaptive gradient clipping and related tools."""
 
 from keras_nfnets.training.adaptive_clip import adaptive_clip
 from keras_nfnets.training.agc_model import AGCModel

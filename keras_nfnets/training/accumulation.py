@@ -1,4 +1,4 @@
-"""Clipping before an optimizer that accumulates gradients: what is clipped is their mean."""
+"""Clipping the mean of accumulated gradients."""
 
 import typing
 
@@ -9,22 +9,22 @@ from keras_nfnets.training.adaptive_clip import dense
 
 
 def innermost(optimizer):
-    """The optimizer inside of wrappers (`LossScaleOptimizer`, `AGC`)."""
+    """Return the optimizer inside of wrappers (`LossScaleOptimizer`, `AGC`)."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
 class Clipped(typing.NamedTuple):
-    """What to do in place of `optimizer.apply(gradients, variables)`."""
+    """Clipped gradients, and the accumulator state to write before `optimizer.apply`."""
 
-    gradients: list  # to apply
-    accumulated: list = ()  # what the optimizer must have accumulated before
-    counts: object = None  # that the clip returned beside the gradients
-    is_update: object = True  # whether weights will change, a bool tensor
+    gradients: list  # for `optimizer.apply`
+    accumulated: list = ()  # values for the optimizer's accumulators
+    counts: object = None  # the second result of the clipping function
+    is_update: object = True  # bool tensor: whether this step updates the weights
 
     def set_accumulated(self, optimizer, variables):
-        """Sets what the optimizer has accumulated; then it may apply `gradients`."""
+        """Write the accumulator state, after which `gradients` can be applied."""
         for variable, value in zip(
             _accumulators(optimizer, variables), self.accumulated
         ):
@@ -36,20 +36,22 @@ class Clipped(typing.NamedTuple):
 
 
 def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True):
-    """Clips what an optimizer will apply, be it accumulated or not.
+    """Clip the gradients that an optimizer will apply, or the mean it accumulates.
 
-    Keras's optimizers add up gradients and apply the mean of `steps` of them. At that
-    step we take over what was accumulated, clip the mean, and hand over `steps` times
-    that, to be divided again.
+    With `gradient_accumulation_steps`, a Keras optimizer sums the gradients of `steps`
+    steps and applies their mean. In the step that applies it, this function empties the
+    accumulators, clips the mean and passes `steps` times the result to the optimizer,
+    which divides it again.
 
     Args:
-        clip: function from a list of gradients to a list of clipped ones and anything
-            else.
-        optimizer: what the result's `apply` is called with.
-        gradients, variables: lists, in order.
-        loss_scale: what the gradients, but not what was accumulated, are multiplied by.
-        finite: whether the optimizer will use these gradients; an optimizer that scales
-            the loss may leave them out.
+        clip: callable from a list of gradients to a list of clipped gradients and a
+            second result, for `Clipped.counts`.
+        optimizer: `keras.optimizers.Optimizer` that `Clipped.apply` will be called with.
+        gradients, variables: lists in the same order.
+        loss_scale: float or scalar tensor. Factor of the gradients; the accumulated
+            gradients do not have it.
+        finite: bool or bool tensor. Whether the optimizer will use these gradients; one
+            that scales the loss skips gradients that are not finite.
 
     Returns:
         `Clipped`.

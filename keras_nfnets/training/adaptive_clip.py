@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping (AGC) as one pure function."""
+"""Adaptive gradient clipping (AGC) as a pure function."""
 
 import fnmatch
 import functools
@@ -12,19 +12,19 @@ from keras import ops
 from keras_nfnets import checks
 from keras_nfnets.backend import fusion, keras_internals
 
-# The kernel of this package's classifiers, which the authors never clip (their
-# experiment_nfnets.py; arXiv 2102.06171, section 4.1). Its bias is clipped.
+# The kernel of this package's classifiers. The authors never clip it, but clip its bias
+# (their experiment_nfnets.py; arXiv 2102.06171, section 4.1).
 CLASSIFIER_KERNEL = "predictions/kernel"
 
 
 def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None):
-    """Scales down gradients that are large beside the weights they change.
+    """Scale down gradients whose norm is large compared with that of the weights.
 
     With `W` the weights of one unit and `G` their gradient, `G` becomes
 
         G * min(1, clip_factor * max(|W|, eps) / |G|)
 
-    A unit is what one output is computed from:
+    A unit consists of the weights of one output:
 
     | variable | shape | the norm is over | one unit |
     | --- | --- | --- | --- |
@@ -33,43 +33,43 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     | convolution kernel, 1-D to 3-D | (..., in, out) | all but the last | a filter |
     | depthwise kernel | (..., channels, multiplier) | all but the last two | a filter |
     | transposed convolution kernel | (..., out, in) | all but the last but one | a filter |
-    | embeddings | (vocabulary, size) | axis 1 | a row: one token is looked up, not all |
+    | embeddings | (vocabulary, size) | axis 1 | a row, the embedding of one token |
     | attention query, key, value kernel | (in, heads, size) | axis 0 | an output of a head |
     | attention output kernel | (heads, size, out) | axes 0, 1 | an output |
 
-    An `AGCModel` tells these by its layers. For other variables the last five are told
-    by the names that Keras gives layers and variables ("depthwise_conv2d", "embeddings",
-    "query" of an attention, ...), which stand in a variable's path; a kernel of a layer
-    that was named otherwise, and a plain tensor, is taken for a dense or convolution
-    kernel by its rank.
+    An `AGCModel` recognizes dense, convolution, depthwise and transposed convolution
+    kernels by the class of their layer. Otherwise the last five kinds are recognized by
+    the names that Keras gives layers and variables ("depthwise_conv2d", "embeddings",
+    "query" of an attention, ...), which are part of a variable's path. A kernel of a
+    layer with another name, or a plain tensor, is treated as a dense or convolution
+    kernel, depending on its rank.
 
-    Norms are taken in float32 or better, whatever the dtype of the gradient, and the
+    Norms are computed in float32 or better, whatever the dtype of the gradient, and the
     result has the gradient's dtype. A `None` gradient stays `None`. A sparse gradient
-    (`tf.IndexedSlices`) of embeddings stays sparse; rows that are named twice are
-    summed before their norm is taken. Clipping never hides a number that is not
-    finite: a unit with a NaN is left as it is, in one with an infinity that becomes a
-    NaN (and the rest zero), so that loss scaling and other guards see it. A unit whose
-    numbers are finite but whose norm overflows (from about 1e19 in float32) becomes
-    zero.
+    (`tf.IndexedSlices`) of embeddings stays sparse; duplicate rows are summed before
+    their norm is computed. Clipping never hides a value that is not finite, so that loss
+    scaling and other guards detect it: a unit with a NaN is unchanged; in a unit with an
+    infinity, that value becomes NaN (and the others zero). A unit whose values are finite
+    but whose norm overflows (from about 1e19 in float32) becomes zero.
 
     Args:
         gradients: list of tensors, `tf.IndexedSlices` or `None`.
-        variables: list of the variables they belong to, of the same shapes.
-        clip_factor: largest ratio of a gradient's norm to its weights' norm.
-        eps: norm that weights are taken to have at least, so that those that start at
-            zero can move.
-        exclude: which variables to leave alone: the name of a layer
-            (`"predictions"`), a pattern of variable paths as a shell would have it
-            (`"stage1_*/gain"`; the path's beginning may be left out), a list of
-            these, or a function from variable to bool.
+        variables: list of the corresponding variables, of the same shapes.
+        clip_factor: float. Largest ratio of a gradient's norm to its weights' norm.
+        eps: float. Lower bound of the weights' norm, so that zero-initialized weights
+            can move.
+        exclude: variables that are not clipped: the name of a layer
+            (`"predictions"`), a glob pattern of variable paths (`"stage1_*/gain"`; the
+            beginning of the path may be omitted), a list of these, or a callable from
+            variable to bool.
 
     Returns:
-        A list of clipped gradients, in order.
+        A list of clipped gradients, in the same order.
 
     Raises:
-        ValueError: no variables, lists of different lengths, a gradient of another
-            shape than its variable, a `clip_factor` that is not positive, a negative
-            `eps`, or an `exclude` of another type.
+        ValueError: there are no variables, the lists have different lengths, the shapes
+            of a gradient and its variable differ, `clip_factor` is not positive, `eps`
+            is negative, or `exclude` has another type.
 
     Example:
 
@@ -87,18 +87,27 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
 
 
 class Count(typing.NamedTuple):
-    """Of one variable: how many units were scaled down (a float32 scalar), of how many."""
+    """Number of units of a variable, and how many of these were clipped.
+
+    Attributes:
+        clipped: scalar float32 tensor. Number of clipped units.
+        units: int. Number of units.
+    """
 
     clipped: object = 0.0
     units: int = 0
 
 
 def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
-    """`adaptive_clip` that counts units and takes gradients of a scaled loss.
+    """Clip as `adaptive_clip` does, and count units; gradients may be of a scaled loss.
 
-    The gradients come in and go out multiplied by `loss_scale` (a number or scalar
-    tensor); what is decided and counted is decided as if they were not. Returns the
-    gradients and a list of `Count`, both in order.
+    Args:
+        gradients, variables, clip_factor, eps, exclude: see `adaptive_clip`.
+        loss_scale: float or scalar tensor. Factor of the given and of the returned
+            gradients. It does not affect which units are clipped.
+
+    Returns:
+        The gradients and a list of `Count`s, both in the order of `variables`.
     """
     gradients, variables = list(gradients), list(variables)
     if not variables or len(gradients) != len(variables):
@@ -123,7 +132,7 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
 
 
 def check_settings(clip_factor, eps, exclude):
-    """Raises a ValueError for settings of `adaptive_clip` that cannot be meant."""
+    """Raise a ValueError for invalid settings of `adaptive_clip`."""
     checks.number("clip_factor", clip_factor, exclusive=True)
     checks.number("eps", eps)
     patterns = _patterns(exclude)
@@ -140,9 +149,9 @@ def check_settings(clip_factor, eps, exclude):
 
 
 def check_exclude(exclude, variables):
-    """Raises a ValueError if a name or pattern in `exclude` matches no variable.
+    """Raise a ValueError if a name or pattern in `exclude` matches no variable.
 
-    The default may: not every model has this package's classifier.
+    Only the default need not match: not every model has this package's classifier.
     """
     if exclude is None or callable(exclude):
         return
@@ -161,7 +170,7 @@ def check_exclude(exclude, variables):
 
 
 def is_excluded(variable, exclude):
-    """Whether `exclude` (see `adaptive_clip`) names `variable`."""
+    """Whether `exclude` (see `adaptive_clip`) matches `variable`."""
     if exclude is None:
         return False
     if callable(exclude):
@@ -177,19 +186,19 @@ def is_excluded(variable, exclude):
 
 
 def _patterns(exclude):
-    """A single name or pattern as a list of one; anything else as it is."""
+    """Return a single name or pattern as a list, and anything else unchanged."""
     return [exclude] if isinstance(exclude, str) else exclude
 
 
 def variable_path(variable):
-    """`"layer/.../name"` of a Keras or TensorFlow variable, `""` for a tensor."""
+    """Return `"layer/.../name"` of a Keras or TensorFlow variable, `""` for a tensor."""
     if isinstance(variable, keras.Variable):
         return variable.path
     return str(getattr(variable, "name", "")).partition(":")[0]
 
 
 def norm_axes(shape, path=""):
-    """Axes over which the norm of one unit is taken: the table of `adaptive_clip`."""
+    """Return the axes of a unit's norm, as in the table of `adaptive_clip`."""
     rank = len(shape)
     every_axis = tuple(range(rank))
     *layers, name = path.split("/")
@@ -198,22 +207,22 @@ def norm_axes(shape, path=""):
     layer = layers[-1] if layers else ""
     if name == "embeddings":
         return every_axis[1:]
-    # These two are as Keras names layers by itself, with a number behind.
+    # The default names that Keras gives such layers, without the number at their end.
     if name == "depthwise_kernel" or re.match(r"(ws_)?depthwise_conv", layer):
         return every_axis[:-2]
     if re.match(r"(ws_)?conv\dd_transpose", layer):
         return (*every_axis[:-2], rank - 1)
-    # The parts of an attention layer.
+    # Sublayers of an attention layer.
     if rank == 3 and len(layers) > 1 and layer in ("query", "key", "value"):
         return (0,)
     return every_axis[:-1]
 
 
 def mark_units(model):
-    """Notes on the kernels of a model what a unit is, where the layer's class tells.
+    """Mark the kernels of a model with the axes of a unit's norm, by layer class.
 
-    Names tell only of layers that were not named by hand. The note is an attribute
-    `unit_norm_axes` of the variable, which every way of clipping reads.
+    Names identify only layers with default names. The axes are stored as the attribute
+    `unit_norm_axes` of the variable, which all clipping functions and optimizers read.
     """
     for layer in keras_internals.layers_of(model):
         for name, classes in _CLASSES_BY_NAME.items():
@@ -223,7 +232,7 @@ def mark_units(model):
                     variable.unit_norm_axes = norm_axes(tuple(variable.shape), path)
 
 
-# Layers whose kernels `norm_axes` knows by such a name.
+# Layer classes, by a layer name for which `norm_axes` returns their axes.
 _CLASSES_BY_NAME = {
     "conv2d_transpose": (
         keras.layers.Conv1DTranspose,
@@ -245,7 +254,7 @@ def _is_sparse(gradient):
 
 
 def is_finite(gradient):
-    """Whether all numbers of a gradient are finite, a bool tensor; True for `None`."""
+    """Whether all values of a gradient are finite, a bool tensor; True for `None`."""
     if gradient is None:
         return ops.convert_to_tensor(True)
     values = gradient.values if _is_sparse(gradient) else gradient
@@ -253,11 +262,11 @@ def is_finite(gradient):
 
 
 def dense(gradient, variable):
-    """The gradient as a tensor; rows that `tf.IndexedSlices` name twice are summed."""
+    """Return a gradient as a tensor; duplicate rows of `tf.IndexedSlices` are summed."""
     if _is_sparse(gradient):
         import tensorflow as tf
 
-        # In a graph the shape of slices may not be known before they are.
+        # In a graph, the static shape of the converted slices may be unknown.
         tensor = tf.convert_to_tensor(gradient)
         if tensor.shape.is_compatible_with(variable.shape):
             return tf.ensure_shape(tensor, variable.shape)
@@ -273,7 +282,7 @@ def dense(gradient, variable):
 
 
 def unit_axes(variable):
-    """Axes of a variable over which the norm of one unit is taken."""
+    """Return the axes of a variable over which the norm of a unit is computed."""
     axes = getattr(variable, "unit_norm_axes", None)
     if axes is not None:
         return axes
@@ -281,7 +290,7 @@ def unit_axes(variable):
 
 
 def _clip(gradient, variable, *settings):
-    """The clipped gradient of one variable, and its `Count`."""
+    """Clip the gradient of one variable; return it and its `Count`."""
     tensor = dense(gradient, variable)
     axes = unit_axes(variable)
     units = math.prod(tensor.shape) // math.prod(tensor.shape[axis] for axis in axes)
@@ -290,14 +299,17 @@ def _clip(gradient, variable, *settings):
     if _is_sparse(gradient):
         gradient = _scale_sparse(gradient, tensor, factor)
     else:
-        # Not fused: TensorFlow then multiplies in place.
+        # Not fused, so that TensorFlow multiplies in place.
         gradient = multiply(tensor, factor)
     return gradient, Count(clipped, units)
 
 
 @functools.cache
 def _factors_over(axes):
-    """The one function of what to multiply by, with norms over `axes`, that counts."""
+    """Return a function that computes the factors of units and counts those below one.
+
+    It is cached, as `fusion.fused` compiles each function object once.
+    """
 
     def factors(*arguments):
         factor = unit_factors(*arguments, axes)
@@ -307,10 +319,10 @@ def _factors_over(axes):
 
 
 def _clip_together(pairs, *settings):
-    """As `_clip`, of gradients and variables that are one unit each.
+    """Clip gradients of variables that are one unit each; return pairs as `_clip` does.
 
-    Gains and biases are two thirds of a network's variables: what is computed of their
-    norms is computed once for all.
+    Gains and biases are two thirds of a network's variables, so their norms are stacked
+    and all factors computed at once.
     """
     tensors = [dense(gradient, variable) for gradient, variable in pairs]
     weights = [ops.convert_to_tensor(variable) for _, variable in pairs]
@@ -334,9 +346,9 @@ def _clipped(factor):
 
 
 def unit_factors(gradient, weights, clip_factor, eps, loss_scale, axes):
-    """What to multiply each unit's gradient by, float32 or better, at most 1.
+    """Compute the factor of each unit's gradient: float32 or better, at most 1.
 
-    Of the gradient's rank, with 1 in place of the axes the norms were taken over.
+    The result has the gradient's rank, with size 1 in the axes of the norms.
     """
     dtype = keras.backend.result_type(gradient.dtype, weights.dtype, "float32")
     norms = [_norm(ops.cast(x, dtype), axes) for x in (gradient, weights)]
@@ -344,12 +356,12 @@ def unit_factors(gradient, weights, clip_factor, eps, loss_scale, axes):
 
 
 def _factors(norm, weights_norm, clip_factor, eps, loss_scale):
-    """What to multiply units by whose gradients and weights have these norms."""
+    """Compute the factors of units from the norms of their gradients and weights."""
     clip_factor, eps, loss_scale = (
         ops.cast(number, norm.dtype) for number in (clip_factor, eps, loss_scale)
     )
     largest = clip_factor * loss_scale * ops.maximum(weights_norm, eps)
-    # The guard against a division by zero is the authors'. It matters only where
+    # The authors' guard against division by zero. It has an effect only if
     # clip_factor * eps is below it.
     factor = largest / ops.maximum(norm, 1e-6 * loss_scale)
     return ops.where(norm > largest, factor, ops.ones_like(factor))
@@ -364,10 +376,10 @@ def _norm(x, axes):
 
 
 def _scale_sparse(gradient, tensor, factor):
-    """`gradient * factor` in the gradient's dtype; sparse if it can be."""
+    """Return `gradient * factor` in the gradient's dtype, sparse if possible."""
     if math.prod(factor.shape[1:]) > 1:
         return multiply(tensor, factor)
-    if factor.shape[0] > 1:  # one a row
+    if factor.shape[0] > 1:  # one factor per row
         factor = ops.take(factor, gradient.indices, axis=0)
     values = multiply(gradient.values, factor)
     return type(gradient)(values, gradient.indices, gradient.dense_shape)

@@ -1,4 +1,4 @@
-"""A Keras model that trains with adaptive gradient clipping."""
+"""Keras model that trains with adaptive gradient clipping."""
 
 import functools
 import importlib
@@ -26,33 +26,33 @@ from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class AGCModel(keras_internals.ModelWithHooks):
-    """A `keras.Model` whose `train_step` clips gradients by AGC before `apply_gradients`.
+    """A `keras.Model` whose `train_step` clips gradients by AGC before applying them.
 
-    Use it wherever `keras.Model` stands: functionally (`AGCModel(inputs, outputs)`),
-    as the base of a class of your own, or beside `keras.Sequential`
+    Use it in place of `keras.Model`: functionally (`AGCModel(inputs, outputs)`), as the
+    base class of a custom model, or as a mixin for `keras.Sequential`
     (`class MySequential(AGCModel, keras.Sequential)`). `compile` takes six more
-    arguments, see there. `fit` logs `clip_share`: of the units that may be clipped
-    (see `adaptive_clip`), the share that was, averaged over the epoch's steps. Then
-    `model.clip_shares` has that of each part of the network, `{"clip_share_stem": 0.1,
-    "clip_share_stage1": 0.2, ...}`, if its layers are named so.
+    arguments. `fit` logs `clip_share`: the fraction of the units that may be clipped
+    (see `adaptive_clip`) that were clipped, averaged over the steps of the epoch.
+    `model.clip_shares` then has the fraction of each stage, `{"clip_share_stem": 0.1,
+    "clip_share_stage1": 0.2, ...}`, if layer names begin with `stem`, `stage1` and so on.
 
-    What is clipped is the gradient of the unscaled loss, so that loss scaling
-    (`mixed_float16`) changes nothing, and `jit_compile=True` works.
+    The gradient of the unscaled loss is clipped, so loss scaling (`mixed_float16`) does
+    not change the result. `jit_compile=True` is supported.
 
-    Works on TensorFlow, JAX and PyTorch, and on several devices and machines under
-    `tf.distribute` strategies and `keras.distribution.DataParallel`, where it trains as
-    on one: what is clipped is the gradient of the whole batch.
+    The model works on TensorFlow, JAX and PyTorch, and on several devices and machines
+    under `tf.distribute` strategies and `keras.distribution.DataParallel`. The result
+    does not depend on the number of devices: the gradient of the whole batch is clipped.
 
     Args:
-        *args, **kwargs: of `keras.Model`: `inputs`, `outputs` and `name`, or what a
-            class of your own takes.
+        *args, **kwargs: those of `keras.Model`: `inputs`, `outputs` and `name`, or those
+            of a custom class.
 
-    Input and output: whatever the layers take and give; clipping asks nothing of them.
-    Gradients are of the variables' dtype.
+    Input and output: those of the layers; clipping does not restrict them. Gradients
+    have the dtype of the variables.
 
     Raises:
-        ValueError: in `compile`, settings that are out of range; in the first step, an
-            `agc_exclude` that names no variable of the model.
+        ValueError: in `compile`, a setting is out of range; in the first step,
+            `agc_exclude` matches no variable of the model.
 
     Example:
 
@@ -67,7 +67,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     Reference: Brock et al. (2021), arXiv 2102.06171, section 4.
     """
 
-    # Functional models are of a class of their own, `FunctionalAGCModel`.
+    # Functional models are instances of `FunctionalAGCModel`.
 
     def __new__(cls, *args, **kwargs):
         if cls is AGCModel and keras_internals.is_functional_call(args, kwargs):
@@ -95,36 +95,37 @@ class AGCModel(keras_internals.ModelWithHooks):
         skip_nonfinite=False,
         **kwargs,
     ):
-        """`keras.Model.compile` with the settings of adaptive gradient clipping.
+        """Configure training as `keras.Model.compile` does, with clipping and more.
 
         Args:
             *args: see `keras.Model.compile`.
-            clip_factor: see `adaptive_clip`; None turns clipping off.
-            agc_eps: `eps` of `adaptive_clip`.
+            clip_factor: float or None. See `adaptive_clip`; None disables clipping.
+            agc_eps: float. `eps` of `adaptive_clip`.
             agc_exclude: `exclude` of `adaptive_clip`. By default the kernel (not the
                 bias) of a layer named `"predictions"`, the classifier of this
                 package's networks. None clips everything.
-            sam_rho: the radius of sharpness-aware minimization (arXiv 2010.01412):
-                the gradient is taken where the loss is worst at that distance from
-                the weights, which doubles the cost of a step. The published NFNet-F6
-                was trained with 0.05. None or 0 for none.
-            ema_decay: of an exponential moving average of the weights, in (0, 1), the
-                authors' is 0.99999. After step `t` it is at most
-                `(1 + t) / (10 + t)`. `evaluate`, and validation in `fit`, then give
-                each result once more for the averages, as `ema_loss`, ...; they are
-                saved with the optimizer, and `averaged_weights` gives them. None for
-                none.
-            skip_nonfinite: whether a step in which a gradient is not finite leaves
-                weights, optimizer and averages as they were. The logs count such steps
-                as `skipped`; ten in a row end `fit` with a FloatingPointError.
+            sam_rho: float or None. Radius of sharpness-aware minimization (arXiv
+                2010.01412): the gradient is computed at the approximate maximum of the
+                loss within this distance of the weights, which doubles the cost of a
+                step. The published NFNet-F6 was trained with 0.05. None or 0 disables
+                it.
+            ema_decay: float in (0, 1) or None. Decay of an exponential moving average
+                of the weights; the authors use 0.99999. After step `t` it is at most
+                `(1 + t) / (10 + t)`. `evaluate`, and validation in `fit`, then also
+                report each result for the averages, as `ema_loss`, ... The averages
+                are saved with the optimizer, and `averaged_weights` makes them the
+                weights. None disables averaging.
+            skip_nonfinite: bool. Whether a step with a gradient that is not finite
+                leaves weights, optimizer and averages unchanged. The logs count such
+                steps as `skipped`; ten in a row end `fit` with a FloatingPointError.
             **kwargs: see `keras.Model.compile`.
 
-        An optimizer that clips by itself (`AGC`, `SGDAGC`) is left to do so with its
-        own settings; nothing is clipped twice, and there is no `clip_share`. One that
-        accumulates gradients has their mean clipped.
+        An optimizer that clips (`AGC`, `SGDAGC`) does so with its own settings: the
+        model then does not clip, and there is no `clip_share`. With an optimizer that
+        accumulates gradients, their mean is clipped.
 
         Raises:
-            ValueError: settings that `adaptive_clip` refuses, a negative `sam_rho` or
+            ValueError: settings that `adaptive_clip` rejects, a negative `sam_rho` or
                 an `ema_decay` that is not between 0 and 1.
 
         Example:
@@ -167,7 +168,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        if config:  # empty for a model that was not compiled
+        if config:  # empty if the model was not compiled
             config.update(
                 {
                     name: keras.saving.serialize_keras_object(value)
@@ -182,17 +183,17 @@ class AGCModel(keras_internals.ModelWithHooks):
         if self.built and getattr(self, "optimizer", None) is not None:
             self.build_training_state()
 
-    # The state of training: what the optimizer and the metrics keep. It is made before
-    # the first step, where Keras makes the optimizer's.
+    # The training state: variables of the optimizer and the metrics. They are created
+    # before the first step, where Keras creates those of the optimizer.
 
     def _build_metrics(self):
         for metric in self._own_metrics.values():
             if not metric.built:
-                # Of all: which of them are trainable may change.
+                # For all weights, as layers may be frozen or unfrozen later.
                 metric.build([variable.path for variable in self.weights])
 
     def build_training_state(self):
-        """Makes what training keeps, as the first step would, for a built model."""
+        """Create the training state of a built model, as the first step would."""
         self._build_metrics()
         variables = self.trainable_variables
         if not self.optimizer.built:
@@ -210,13 +211,13 @@ class AGCModel(keras_internals.ModelWithHooks):
             self.build_training_state()
 
     def symbolic_batch(self, iterator, is_distributed):
-        # (Not to evaluate: it would make what training keeps, too.)
+        # Without a strategy only for `fit`: building creates the training state too.
         if is_distributed or self._is_foreseeable(iterator):
             return replicas.symbolic_batch(iterator)
         return None
 
     def _is_foreseeable(self, iterator):
-        """Whether what a training step does with a batch is known before there is one."""
+        """Whether the training step can be built before there is a batch."""
         return (
             self._fits
             and isinstance(self, keras_internals.FunctionalModel)
@@ -226,18 +227,18 @@ class AGCModel(keras_internals.ModelWithHooks):
         )
 
     def make_train_function(self, *args, **kwargs):
-        # Outside of the step, where the averages' first values are at hand.
+        # Outside of the step, where the initial values of the averages are available.
         if self.built:
             self.build_training_state()
         return super().make_train_function(*args, **kwargs)
 
-    _fits = False  # whether `fit` is at work
+    _fits = False  # whether `fit` is running
 
     # The logs.
 
     @property
     def _own_metrics(self):
-        """Those of training, which evaluation does not have, by their names."""
+        """Metrics of training only, not of evaluation, by name."""
         metrics = {}
         if self._clips:
             metrics["clip_share"] = self.clip_share
@@ -250,7 +251,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         return {k: v for k, v in results.items() if k not in ("clip_share", "skipped")}
 
     def finished_logs(self, logs, metrics_of):
-        # The metrics are of all replicas, the logs of the last step.
+        # The metrics cover all replicas; `logs` are those of the last step.
         own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
         if "clip_share" in own:
             self.clip_shares = self.clip_share.of_parts()
@@ -260,7 +261,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     # The step.
 
     def train_step(self, *args):
-        """One step on one batch; its arguments are those of Keras's on this backend."""
+        """Train on one batch; the arguments are those of Keras on this backend."""
         backend = keras.backend.backend()
         module = importlib.import_module(f"keras_nfnets.training.train_step_{backend}")
         return module.train_step(self, *args)
@@ -269,15 +270,16 @@ class AGCModel(keras_internals.ModelWithHooks):
         return replicas.to_be_reduced(super().test_step(*args))
 
     def training_loss(self, x, y, y_pred, sample_weight):
-        """The loss of a training step, by an overridden `compute_loss` too."""
+        """Compute the loss of a training step, also by an overridden `compute_loss`."""
         takes_training = "training" in inspect.signature(self.compute_loss).parameters
         training = {"training": True} if takes_training else {}
         return self.compute_loss(x, y, y_pred, sample_weight, **training)
 
     def update_loss_metric(self, loss, x, finite):
-        """Adds the (unscaled) loss of batch `x` to the average that `fit` logs.
+        """Add the unscaled loss of batch `x` to the average that `fit` logs.
 
-        Where `finite` is not, as `clip_gradients` returns it, nothing is added.
+        Skipped steps are not counted: those where `finite`, the second result of
+        `clip_gradients`, is False.
         """
         metric = next(metric for metric in self.metrics if metric.name == "loss")
         first = next(value for value in keras.tree.flatten(x) if value is not None)
@@ -288,14 +290,17 @@ class AGCModel(keras_internals.ModelWithHooks):
         metric.update_state(loss, sample_weight=weight)
 
     def clip_gradients(self, gradients):
-        """Clips gradients of the (scaled) loss, one a trainable variable, and counts.
+        """Clip gradients of the (scaled) loss, and update the metrics.
+
+        Args:
+            gradients: list, one gradient per trainable variable.
 
         Returns:
-            What the optimizer is to apply, a `Clipped`; and a bool tensor (or True)
-            that says whether it is to do so at all.
+            A `Clipped` for the optimizer to apply, and a bool tensor (or True): whether
+            it should be applied.
         """
         self.build_training_state()
-        mark_units(self)  # for an optimizer that clips, too
+        mark_units(self)  # also for an optimizer that clips
         finite = True
         if self._skips or self._scales_loss:
             each = [is_finite(gradient) for gradient in gradients]
@@ -312,7 +317,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @property
     def leaves_out_by_itself(self):
-        """Whether it is for us, not for the optimizer, to leave out what is not finite."""
+        """Whether this model, not the optimizer, skips steps that are not finite."""
         return self._skips and not self._scales_loss
 
     def _clip_mean(self, gradients, finite):
@@ -337,10 +342,10 @@ class AGCModel(keras_internals.ModelWithHooks):
         return clipped
 
     def apply_clipped(self, gradients):
-        """Clips gradients that are summed over replicas, and applies them.
+        """Clip gradients that are summed over replicas, and apply them.
 
         Returns:
-            As the second of `clip_gradients`.
+            The second result of `clip_gradients`.
         """
         clipped, finite = self.clip_gradients(gradients)
 
@@ -357,17 +362,17 @@ class AGCModel(keras_internals.ModelWithHooks):
         return finite
 
     def update_averages(self, step):
-        """Takes in the weights, if the optimizer has made an update since `step`."""
+        """Update the averages if the optimizer has made an update since `step`."""
         if self._averages:
             self._averages.update(step, self.optimizer.iterations > step)
 
     def training_logs(self, x, y, y_pred, sample_weight):
-        """Updates the compiled metrics and returns the logs of a training step."""
+        """Update the compiled metrics and return the logs of a training step."""
         logs = self.compute_metrics(x, y, y_pred, sample_weight)
         logs.update({k: metric.result() for k, metric in self._own_metrics.items()})
         return replicas.to_be_reduced(logs)
 
-    # Around the steps.
+    # Training and evaluation.
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
@@ -395,14 +400,14 @@ class AGCModel(keras_internals.ModelWithHooks):
         return logs if return_dict else self.logs_as_list(logs)
 
     def averaged_weights(self):
-        """A context in which the weights are their averages, see `ema_decay`.
+        """Context in which the weights are replaced by their averages, see `ema_decay`.
 
         Returns:
-            A context manager; when it ends, the weights are what they were.
+            A context manager, which restores the weights at its end.
 
         Raises:
-            ValueError: there are none: the model was not compiled with `ema_decay`, or
-                has not trained since.
+            ValueError: there are no averages: the model was not compiled with
+                `ema_decay`, or has not been trained since.
 
         Example:
 
@@ -422,4 +427,4 @@ class AGCModel(keras_internals.ModelWithHooks):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class FunctionalAGCModel(AGCModel, keras_internals.FunctionalModel):
-    """What `AGCModel(inputs, outputs)` returns."""
+    """Class of the models that `AGCModel(inputs, outputs)` creates."""

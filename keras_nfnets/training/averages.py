@@ -8,13 +8,18 @@ from keras_nfnets.training.accumulation import innermost
 
 
 class Averages:
-    """Averages of an optimizer's variables, kept among its state and saved with it.
+    """Averages of weights, stored and saved with the state of an optimizer.
 
-    After step `t` (from 0) an average is
+    After step `t` (from 0) an average becomes
 
         d * average + (1 - d) * weights    with    d = min(decay, (1 + t) / (10 + t))
 
-    and before the first step it is the weights.
+    Before the first step it equals the weights.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        variables: list of the weights to average.
+        decay: float.
 
     Reference: `tf1_ema` in the authors' utils.py.
     """
@@ -31,7 +36,7 @@ class Averages:
         ]
 
     def update(self, step, changed):
-        """Takes in the weights after step `step` where `changed`, a bool tensor."""
+        """Update the averages after step `step` if `changed`, a bool tensor."""
         step = ops.cast(step, "float32")
         decay = ops.minimum(self.decay, (1 + step) / (10 + step))
         decay = ops.where(changed, decay, 1.0)
@@ -41,7 +46,7 @@ class Averages:
 
     @contextlib.contextmanager
     def swapped_in(self):
-        """Within it the variables have their averages as values."""
+        """Context in which the variables have the values of their averages."""
         values = [ops.convert_to_numpy(variable).copy() for variable in self.variables]
         for variable, average in zip(self.variables, self.averages):
             variable.assign(ops.convert_to_numpy(average))

@@ -1,4 +1,4 @@
-"""What watches over training."""
+"""Callbacks that monitor training."""
 
 import time
 
@@ -12,16 +12,17 @@ _MOST_SKIPPED_IN_A_ROW = 10
 
 
 class StopAfterSkippedSteps(keras.callbacks.Callback):
-    """Ends training with an explanation after ten steps in a row that were left out.
+    """Callback that ends training with an explanation after ten skipped steps in a row.
 
-    `AGCModel.fit` adds it to models compiled with `skip_nonfinite`.
+    `AGCModel.fit` adds it if the model was compiled with `skip_nonfinite`.
 
     Raises:
-        FloatingPointError: when a batch ends. The weights are those before these steps.
+        FloatingPointError: at the end of a batch. The weights are those before the
+            skipped steps.
     """
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._seen = 0  # in this epoch
+        self._seen = 0  # number of steps skipped in this epoch
 
     def on_train_batch_end(self, batch, logs=None):
         skipped = int(logs["skipped"])
@@ -47,15 +48,15 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
 
 
 class TrainingLog(keras.callbacks.Callback):
-    """Adds to the logs of each epoch what Keras does not log.
+    """Callback that adds learning rate, throughput and clip shares to the logs of epochs.
 
-    `learning_rate` at its end, `images_per_second` (of all replicas, the first epoch
-    with its compilation), and of an `AGCModel` the share of units clipped in each part
-    of the network: `clip_share_stem`, `clip_share_stage1`, ... Put it before callbacks
-    that write logs, such as `keras.callbacks.TensorBoard`.
+    It adds `learning_rate` at the end of the epoch, `images_per_second` (of all
+    replicas; the first epoch includes compilation), and for an `AGCModel` the fraction of
+    clipped units in each stage: `clip_share_stem`, `clip_share_stage1`, ... Put it before
+    callbacks that write logs, such as `keras.callbacks.TensorBoard`.
 
     Args:
-        images_per_epoch: how many examples an epoch has, an integer.
+        images_per_epoch: int. Number of examples per epoch.
 
     Example:
 
@@ -76,7 +77,7 @@ class TrainingLog(keras.callbacks.Callback):
         self._seconds = 0.0
 
     def on_train_batch_end(self, batch, logs=None):
-        # Without validation, which comes before the epoch's end.
+        # Excludes validation, which runs before `on_epoch_end`.
         self._seconds = time.perf_counter() - self._started
 
     def on_epoch_end(self, epoch, logs=None):
@@ -87,5 +88,5 @@ class TrainingLog(keras.callbacks.Callback):
 
 
 def current_learning_rate(model):
-    """The learning rate of the next step, a float."""
+    """Return the learning rate of the next step as a float."""
     return float(ops.convert_to_numpy(model.optimizer.learning_rate))

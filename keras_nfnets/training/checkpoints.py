@@ -1,4 +1,4 @@
-"""The state of training, kept so that a run can go on after it was killed."""
+"""Checkpoints of the training state, to resume a run that was killed."""
 
 import json
 import pathlib
@@ -13,19 +13,21 @@ from keras_nfnets import files
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves the whole state of training after each epoch, and restores it.
+    """Callback that saves the complete training state after each epoch.
 
-    Saved are the weights, the state of random generators, the optimizer with averaged
-    weights, the place in the data (the epoch) and the history. A file appears under its
-    name, `epoch-000012.npz`, only when it is whole; the last two are kept.
+    A checkpoint contains the weights, the state of random generators, the optimizer with
+    averaged weights, the number of epochs and the history. A file appears under its
+    name, such as `epoch-000012.npz`, only when it is complete; the last two files are
+    kept. `restore` loads the last one.
 
     Args:
-        folder: made where it is missing.
-        settings: a dict (of JSON's types) that says what run this is.
-        write: whether to write: of several workers one does, and all read.
+        folder: str or `pathlib.Path`. Created if it does not exist.
+        settings: dict of JSON types. Identifies the run.
+        write: bool. Whether to write: only one of several workers does, but all read.
 
     Raises:
-        OSError: when an epoch ends, if it cannot be saved. The last one saved is kept.
+        OSError: at the end of an epoch, if saving failed. The previous checkpoint is
+            kept.
 
     Example:
 
@@ -56,13 +58,13 @@ class Checkpoints(keras.callbacks.Callback):
             self.save(epoch + 1)
 
     def save(self, epoch):
-        """Saves the state after `epoch` epochs."""
+        """Save the state after `epoch` epochs."""
         about = {"epoch": epoch, "settings": self.settings, "history": self.history}
         arrays = {
             name: ops.convert_to_numpy(variable)
             for name, variable in self._variables(self.model).items()
         }
-        # Types that NumPy's files do not know are kept by their bytes.
+        # Types unknown to NumPy files (bfloat16) are saved as raw bytes.
         arrays = {
             n: a.view("V2") if a.dtype.kind == "V" else a for n, a in arrays.items()
         }
@@ -74,17 +76,17 @@ class Checkpoints(keras.callbacks.Callback):
             old.unlink(missing_ok=True)
 
     def restore(self, model):
-        """Gives a compiled model the state of the last whole checkpoint.
+        """Restore the last complete checkpoint into a compiled model.
 
         Returns:
-            How many epochs are done, and their history, `{name: [value, ...]}`: 0 and
-            `{}` where there is no checkpoint.
+            The number of completed epochs and their history, `{name: [value, ...]}`; 0
+            and `{}` if there is no checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of another run: of other settings, or of a
-                model with other variables.
+            ValueError: the checkpoint is from another run: its settings or the
+                variables of its model differ.
         """
-        # Made in any case: several workers do so together.
+        # Created even without a checkpoint, as all workers must do so together.
         variables = self._variables(model)
         found = self._last_whole()
         if found is None:
@@ -114,7 +116,7 @@ class Checkpoints(keras.callbacks.Callback):
         return about["epoch"], self.history
 
     def _files(self):
-        """The checkpoints, the last first."""
+        """List the checkpoint files, last epoch first."""
         files = (
             path
             for path in self.folder.glob("epoch-*.npz")
@@ -136,12 +138,12 @@ class Checkpoints(keras.callbacks.Callback):
 
     @staticmethod
     def _variables(model):
-        """All that training changes, by names that are the same in each process."""
+        """Return all variables that training changes, by names equal in all processes."""
         if hasattr(model, "build_training_state"):
             model.build_training_state()
         elif not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        # A streak of steps that were skipped goes on over epochs.
+        # The count of consecutive skipped steps continues across epochs.
         skipped = getattr(model, "skipped", None)
         groups = {
             "model": model.variables,

@@ -1,4 +1,4 @@
-"""Optimizers that clip by AGC: a wrapper for any, and the authors' own."""
+"""Optimizers with AGC: a wrapper for any Keras optimizer, and the authors' SGD."""
 
 import functools
 import warnings
@@ -24,9 +24,10 @@ from keras_nfnets.training.adaptive_clip import (
 
 
 def warn_of_exclude(exclude, variables):
-    """Warns of names in `exclude` that match none of an optimizer's variables.
+    """Warn about names in `exclude` that match none of an optimizer's variables.
 
-    No error: an optimizer does not see what is frozen, and may be excluded too.
+    It is not an error: frozen variables may be excluded too, and an optimizer does not
+    see them.
     """
     try:
         check_exclude(exclude, variables)
@@ -36,26 +37,27 @@ def warn_of_exclude(exclude, variables):
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class AGC(keras.optimizers.Optimizer):
-    """Clips gradients by AGC and hands them to another optimizer.
+    """Wrapper that clips gradients by AGC and passes them to another optimizer.
 
-    For models that are not `AGCModel`s and for training loops of your own. The inner
-    optimizer's learning rate, iterations and variables are this one's too. Under
-    `mixed_float16` wrap this in a `LossScaleOptimizer` (Keras's `compile` does so
-    by itself), not the other way round.
+    Use it for models that are not `AGCModel`s and for custom training loops. Its learning
+    rate, iterations and variables are those of the inner optimizer. Under
+    `mixed_float16`, wrap it in a `LossScaleOptimizer` (`compile` of Keras does so
+    automatically), not the reverse.
 
-    Under a `tf.distribute` strategy what is clipped is the sum over the replicas, and
-    if the inner optimizer accumulates gradients their mean: what it then applies.
+    Under a `tf.distribute` strategy, gradients are summed over replicas and then clipped.
+    If the inner optimizer accumulates gradients, their mean is clipped when it is
+    applied.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`, its name or its config.
-        clip_factor, eps: see `adaptive_clip`.
+        clip_factor, eps: float. See `adaptive_clip`.
         exclude: see `adaptive_clip`. By default the kernel of a layer named
             `"predictions"`, the classifier of this package's networks.
-        name: of this optimizer.
+        name: str. Name of this optimizer.
 
     Raises:
-        ValueError: settings that `adaptive_clip` refuses; an optimizer that clips by
-            AGC already or scales the loss dynamically.
+        ValueError: settings that `adaptive_clip` rejects; an optimizer that already
+            clips by AGC or scales the loss dynamically.
 
     Example:
 
@@ -118,7 +120,7 @@ class AGC(keras.optimizers.Optimizer):
 
         replicas.sum_and_update(self, clip_and_apply, list(grads))
 
-    # Everything else is the inner optimizer's.
+    # Everything else is delegated to the inner optimizer.
 
     @property
     def variables(self):
@@ -165,7 +167,15 @@ class AGC(keras.optimizers.Optimizer):
 
 @functools.cache
 def _update(axes, has_momentum, nesterov):
-    """The one function that computes such a step of `SGDAGC`."""
+    """Return a function that computes the update of a variable by `SGDAGC`.
+
+    It is cached, as `fusion.fused` compiles each function object once.
+
+    Args:
+        axes: tuple of ints, the axes of a unit's norm; None for no clipping.
+        has_momentum: bool.
+        nesterov: bool.
+    """
 
     def update(
         gradient, variable, learning_rate, decay, clip_factor, eps, momentum, *velocity
@@ -188,31 +198,32 @@ def _update(axes, has_momentum, nesterov):
 class SGDAGC(keras.optimizers.Optimizer):
     """The authors' optimizer: SGD with AGC and momentum.
 
-    With `g` a variable's gradient and `v` its momentum, both of its shape, a step is
+    With `g` the gradient and `v` the momentum of a variable, of the same shape, a step is
 
         g = adaptive_clip(g) + weight_decay * variable
         v = momentum * v + g
         variable -= learning_rate * (g + momentum * v  if nesterov else  v)
 
-    so weight decay is neither clipped nor scaled apart from the learning rate, and
-    the learning rate stands outside the momentum (in `keras.optimizers.SGD` it is
-    inside: the two differ once it changes). Gains and biases do not decay. `g` is summed
-    over replicas (of a `tf.distribute` strategy), and the mean of accumulated ones.
+    Weight decay is not clipped, and it is scaled by the learning rate. The learning rate
+    is applied after the momentum, but in `keras.optimizers.SGD` before it; the two differ
+    when the learning rate changes. Gains and biases do not decay. `g` is the sum over the
+    replicas of a `tf.distribute` strategy, and the mean of accumulated gradients.
 
     Args:
-        learning_rate: a float or a `LearningRateSchedule`.
-        momentum: in [0, 1); 0 or None for none.
-        nesterov: whether the momentum is Nesterov's.
-        weight_decay: 0 or None for none.
-        clip_factor: see `adaptive_clip`; None turns clipping off.
-        eps: see `adaptive_clip`.
-        exclude: what is not clipped, see `adaptive_clip`. By default the kernel of a
-            layer named `"predictions"`, the classifier of this package's networks.
-        **kwargs: of `keras.optimizers.Optimizer` (`use_ema`, `name`, ...).
+        learning_rate: float or `LearningRateSchedule`.
+        momentum: float in [0, 1); 0 or None for none.
+        nesterov: bool. Whether to use Nesterov momentum.
+        weight_decay: float; 0 or None for none.
+        clip_factor: float or None. See `adaptive_clip`; None disables clipping.
+        eps: float. See `adaptive_clip`.
+        exclude: variables that are not clipped, see `adaptive_clip`. By default the
+            kernel of a layer named `"predictions"`, the classifier of this package's
+            networks.
+        **kwargs: see `keras.optimizers.Optimizer` (`use_ema`, `name`, ...).
 
     Raises:
-        ValueError: settings that `adaptive_clip` refuses, or a momentum or weight
-            decay out of range.
+        ValueError: settings that `adaptive_clip` rejects, or a momentum or weight decay
+            out of range.
 
     Example:
 
@@ -240,7 +251,7 @@ class SGDAGC(keras.optimizers.Optimizer):
         momentum = checks.number("momentum", momentum or 0.0, below=1)
         weight_decay = checks.number("weight_decay", weight_decay or 0.0)
         super().__init__(learning_rate=learning_rate, **kwargs)
-        # Not Keras's `weight_decay`, which is taken off the variable before the step.
+        # Not the `weight_decay` of Keras, which decays the variable before the step.
         self.gradient_weight_decay = weight_decay
         self.momentum = momentum
         self.nesterov = bool(nesterov)
@@ -263,7 +274,7 @@ class SGDAGC(keras.optimizers.Optimizer):
         )
 
     def update_step(self, gradient, variable, learning_rate):
-        # TensorFlow hands over the variable inside Keras's, which has no path.
+        # TensorFlow passes the variable inside of the Keras variable; it has no path.
         index = keras_internals.variable_index(self, variable)
         keras_variable = keras_internals.optimized_variables(self)[index]
         clips = self.clip_factor is not None
@@ -290,7 +301,7 @@ class SGDAGC(keras.optimizers.Optimizer):
         self.assign(variable, new)
 
     def _velocity(self, index):
-        """The momentum of a variable, if there is any, as a list."""
+        """Return a list of the momentum of a variable, empty if there is none."""
         return [self.momentums[index]] if self.momentum else []
 
     def _decays(self, variable):

@@ -1,4 +1,4 @@
-"""What `AGCModel` measures of its training."""
+"""Metrics that `AGCModel` logs in training."""
 
 import re
 
@@ -7,10 +7,11 @@ from keras import ops
 
 
 class _OfVariables(keras.metrics.Metric):
-    """A metric with state for each of a model's variables.
+    """Base class of metrics with state for each variable of a model.
 
-    Keras wants a model's metrics when the model is made, but what they are of is known
-    only when it is built, by `build(paths)` with the paths of all variables.
+    Keras requires metrics when a model is constructed. Their state depends on the
+    variables, which are known only when the model is built: then `build(paths)` is called
+    with the paths of all variables.
     """
 
     built = False
@@ -21,7 +22,7 @@ class _OfVariables(keras.metrics.Metric):
 
 
 class ClipShare(_OfVariables):
-    """The share of units that were clipped, averaged over steps."""
+    """Fraction of units that were clipped, averaged over steps."""
 
     def __init__(self):
         super().__init__(name="clip_share")
@@ -36,7 +37,7 @@ class ClipShare(_OfVariables):
         self._units = self.add_variable(shape, "zeros", name="units")
 
     def update_state(self, counts, paths, weight=1.0):
-        """Adds a step, `weight` times: the `Count`s of the variables of these paths."""
+        """Add a step with weight `weight`: the `Count`s of the variables at `paths`."""
         clipped, units = [0.0] * len(self.parts), [0.0] * len(self.parts)
         for count, path in zip(counts, paths):
             i = self.parts.index(_part(path))
@@ -53,7 +54,7 @@ class ClipShare(_OfVariables):
         return ops.divide_no_nan(ops.sum(self._clipped), ops.sum(self._units))
 
     def of_parts(self):
-        """`{"clip_share_stage1": share, ...}`, floats, for the parts there are."""
+        """Return the fraction of each stage, `{"clip_share_stage1": float, ...}`."""
         shares = ops.divide_no_nan(self._clipped, self._units)
         return {
             f"{self.name}_{part}": float(share)
@@ -67,10 +68,10 @@ def _part(path):
 
 
 class SkippedSteps(_OfVariables):
-    """How many steps were left out because a gradient was not finite.
+    """Number of steps that were skipped because a gradient was not finite.
 
-    The result is of an epoch, `in_a_row` goes on over epochs, and `culprits` says of the
-    last such step which variables' gradients it was.
+    The result counts the steps of an epoch; `in_a_row` continues across epochs.
+    `culprits` lists the variables whose gradients were not finite in the last such step.
     """
 
     def __init__(self):
@@ -78,7 +79,7 @@ class SkippedSteps(_OfVariables):
 
     def build(self, paths):
         super().build(paths)
-        # The same on all replicas.
+        # All replicas have the same values.
         same = {"dtype": "int32", "aggregation": "only_first_replica"}
         self._skipped = self.add_variable((), "zeros", name="skipped", **same)
         self._in_a_row = self.add_variable((), "zeros", name="in_a_row", **same)
@@ -87,7 +88,7 @@ class SkippedSteps(_OfVariables):
         )
 
     def update_state(self, finite, paths):
-        """Adds a step: bools that say whether the gradients at these paths are finite."""
+        """Add a step, given for each path a bool tensor: whether its gradient is finite."""
         flags = dict(zip(paths, finite))
         finite = [flags.get(path, ops.convert_to_tensor(True)) for path in self.paths]
         culprits = 1 - ops.cast(ops.stack(finite), "int32")
@@ -105,10 +106,10 @@ class SkippedSteps(_OfVariables):
             self._skipped.assign(0)
 
     def in_a_row(self):
-        """How many steps up to the last one were left out without a break."""
+        """Return the number of consecutive skipped steps up to the last step."""
         return int(ops.convert_to_numpy(self._in_a_row))
 
     def culprits(self):
-        """The paths of the variables whose gradients were not finite."""
+        """Return the paths of the variables whose gradients were not finite."""
         flags = ops.convert_to_numpy(self._culprits)
         return [path for path, flag in zip(self.paths, flags) if flag]

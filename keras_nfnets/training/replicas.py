@@ -1,34 +1,35 @@
-"""Training on several replicas: gradients are summed once, then all replicas do the same.
+"""Training on several replicas: gradients are summed once, then all make the same update.
 
-Only TensorFlow has replicas that a program sees; JAX's `keras.distribution` and PyTorch's
-single device need none of this, so there the functions do nothing special.
+Only TensorFlow exposes replicas to the program. `keras.distribution` on JAX and the single
+device of PyTorch need no such treatment, so there the functions do nothing special.
 """
 
 import keras
 
 
-def _tensorflow():  # imported where it is used: it may not be installed
+def _tensorflow():  # imported only here, as TensorFlow may not be installed
     from keras_nfnets.training import replicas_tensorflow
 
     return replicas_tensorflow
 
 
 def mean_of_own(loss):
-    """The mean loss of this replica's examples, of what a Keras model computes."""
+    """Return the mean loss of this replica's examples, given the loss of a Keras model."""
     if keras.backend.backend() != "tensorflow":
         return loss
     return _tensorflow().mean_of_own(loss)
 
 
 def update(optimizer, function, arguments, condition=None):
-    """Calls `function(*arguments)`, which has `optimizer` apply summed gradients.
+    """Call `function(*arguments)`, in which `optimizer` applies summed gradients.
 
     Args:
-        optimizer: what `function` calls `apply` of. Until `function` returns, it takes
-            gradients for sums over the replicas.
-        function: changes variables; what it returns is lost.
-        arguments: list of (lists of) tensors; on each replica its own.
-        condition: a bool tensor, the same on all replicas: whether to call at all.
+        optimizer: `keras.optimizers.Optimizer` whose `apply` is called by `function`.
+            Until `function` returns, it does not sum gradients over replicas again.
+        function: callable that changes variables; its result is ignored.
+        arguments: list of (lists of) tensors; each replica passes its own.
+        condition: bool tensor, equal on all replicas, or None. Whether to call the
+            function.
     """
     if keras.backend.backend() == "tensorflow":
         _tensorflow().update(optimizer, function, arguments, condition)
@@ -37,10 +38,11 @@ def update(optimizer, function, arguments, condition=None):
 
 
 def sum_and_update(optimizer, function, gradients):
-    """`update` with one argument: `gradients`, summed if that is still to be done.
+    """Call `update` with `gradients`, summed over replicas unless they already are.
 
-    Under several replicas a sum that is not finite changes nothing: Keras's
-    `LossScaleOptimizer`, which guards against that, sees the first replica only.
+    On several replicas a sum that is not finite changes nothing: the
+    `LossScaleOptimizer` of Keras, which guards against that, checks only the first
+    replica.
     """
     if keras.backend.backend() == "tensorflow":
         _tensorflow().sum_and_update(optimizer, function, gradients)
@@ -49,17 +51,17 @@ def sum_and_update(optimizer, function, gradients):
 
 
 def to_be_reduced(logs):
-    """The logs of a step, in the shape in which Keras reduces them over replicas."""
+    """Return the logs of a step in the shape in which Keras reduces them."""
     if keras.backend.backend() != "tensorflow":
         return logs
     return _tensorflow().to_be_reduced(logs)
 
 
 def symbolic_batch(iterator):
-    """A batch of an epoch's data as `KerasTensor`s; nothing of it is read."""
+    """Return a batch of an epoch's data as `KerasTensor`s, without reading any."""
     return _tensorflow().symbolic_batch(iterator)
 
 
 def has_ranks(iterator):
-    """Whether an epoch's data are tensors with a known number of axes."""
+    """Whether an epoch's data are tensors of known rank."""
     return _tensorflow().has_ranks(iterator)

@@ -1,4 +1,4 @@
-"""Replicas of a `tf.distribute` strategy."""
+"""Training on the replicas of a `tf.distribute` strategy."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def _several_replicas():
 
 
 def sum_over_replicas(tensors):
-    """A list of tensors (or `None`), each summed over the replicas."""
+    """Sum each tensor of a list, which may contain `None`, over the replicas."""
     tensors = list(tensors)
     given = [tensor for tensor in tensors if tensor is not None]
     if not given or not _several_replicas():
@@ -27,20 +27,21 @@ def sum_over_replicas(tensors):
 
 
 def batch_sizes(x):
-    """How many examples of a batch each replica has, `(replicas,)`; None for one.
+    """Return the number of examples of each replica, `(replicas,)`; None for one replica.
 
-    A NumPy array where shapes are static, as they must be on TPUs, else an int32 tensor.
+    The result is a NumPy array if shapes are static, as they must be on TPUs, else an
+    int32 tensor.
     """
     if not _several_replicas():
         return None
     context = tf.distribute.get_replica_context()
     first = next(value for value in keras.tree.flatten(x) if value is not None)
-    # (What runs eagerly knows its own size, which need not be that of others.)
+    # In eager mode a replica's static size need not be that of the others.
     if first.shape[0] is not None and not tf.executing_eagerly():
         return np.full(context.num_replicas_in_sync, first.shape[0], "int32")
     size = tf.shape(first)[0]
     if isinstance(tf.distribute.get_strategy(), tf.distribute.MirroredStrategy):
-        # All of them are at hand; no need to go through the strategy's reduction.
+        # All replicas are in this process, so the sizes need no all-reduce.
         def gather(strategy, sizes):
             return tf.stack(strategy.experimental_local_results(sizes))
 
@@ -53,7 +54,7 @@ def batch_sizes(x):
 
 
 def batch_slice(sizes):
-    """The `BatchSlice` of this replica, given `batch_sizes`; None without replicas."""
+    """Return the `BatchSlice` of this replica, given `batch_sizes`; None for None."""
     if sizes is None:
         return None
     mine = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -63,10 +64,11 @@ def batch_slice(sizes):
 
 
 def share_of_batch(sizes):
-    """This replica's share of the batch, times the number of replicas.
+    """Compute the loss weight of this replica: `n_local * n_replicas / n_total`.
 
-    Keras takes each replica's mean and divides by their number, which is the mean over
-    the batch only where all have as many examples: not at the end of an epoch.
+    Keras averages the loss over a replica's examples and divides it by the number of
+    replicas. This gives the mean over the batch only if all replicas have equally many
+    examples, which may not be so at the end of an epoch.
     """
     if sizes is None:
         return 1.0
@@ -77,9 +79,9 @@ def share_of_batch(sizes):
 
 
 def mean_of_own(loss):
-    if loss.shape.num_elements() == 0:  # that of no examples, where steps run eagerly
+    if loss.shape.num_elements() == 0:  # no examples, which happens in eager steps
         return tf.zeros((), loss.dtype)
-    # Which Keras has divided by their number.
+    # Keras has divided the loss by the number of replicas.
     return loss * tf.distribute.get_strategy().num_replicas_in_sync
 
 
@@ -92,7 +94,7 @@ def update(optimizer, function, arguments, condition):
                 tf.cond(condition, lambda: _nothing(function(*arguments)), lambda: 0)
         return
 
-    # Conditions must stand outside of the replicas, as in Keras's LossScaleOptimizer.
+    # `cond` must be outside of the replicas, as in the LossScaleOptimizer of Keras.
     def on_all_replicas(strategy, arguments, condition):
         def call():
             with internals.taking_sums(optimizer):
@@ -120,13 +122,13 @@ def sum_and_update(optimizer, function, gradients):
 def to_be_reduced(logs):
     if not internals.has_workers(tf.distribute.get_strategy()):
         return logs
-    # Keras takes the mean over workers along this axis (its issue 20585).
+    # Keras averages over workers along this axis (Keras issue 20585).
     return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
 
 
 def symbolic_batch(iterator):
     def symbolic(spec):
-        if isinstance(spec, tf.OptionalSpec):  # Keras's way to say None
+        if isinstance(spec, tf.OptionalSpec):  # how Keras passes None
             return None
         return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
 
@@ -143,5 +145,5 @@ def has_ranks(iterator):
 
 
 def _nothing(_):
-    """What both branches of a `cond` return."""
+    """Return 0, the result of both branches of a `cond`."""
     return 0

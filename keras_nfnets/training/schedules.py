@@ -1,4 +1,4 @@
-"""Learning rates."""
+"""Learning rate schedules."""
 
 import keras
 
@@ -14,23 +14,24 @@ def warmup_cosine(
     warmup_epochs=None,
     final_learning_rate=0.0,
 ):
-    """The papers' schedule: a linear warm-up, then a cosine to (almost) zero.
+    """Create the papers' schedule: linear warm-up, then cosine decay to (almost) zero.
 
     Args:
-        learning_rate: its peak for a batch of 256; it is scaled by `batch_size / 256`.
-            The authors' is 0.1.
-        batch_size: examples a step, of all replicas together.
-        steps_per_epoch: optimizer steps an epoch.
-        epochs: of the whole run.
-        warmup_epochs: length of the warm-up, less than `epochs`. By default the authors'
-            5, or a tenth of a run of fewer than 50.
-        final_learning_rate: at the end, not scaled; at most the peak.
+        learning_rate: float. Peak for a batch size of 256; it is scaled by
+            `batch_size / 256`. The authors use 0.1.
+        batch_size: int. Examples per step, of all replicas together.
+        steps_per_epoch: int. Optimizer steps per epoch.
+        epochs: int. Length of the complete run.
+        warmup_epochs: float. Length of the warm-up, less than `epochs`. By default the
+            authors' 5, or a tenth of a run of fewer than 50 epochs.
+        final_learning_rate: float. Value at the end, which is not scaled; at most the
+            peak.
 
     Returns:
         A `keras.optimizers.schedules.CosineDecay`.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization (SAM): the gradient at the worst point near by."""
+"""Sharpness-aware minimization (SAM): gradients at the worst nearby point."""
 
 import contextlib
 
@@ -8,14 +8,14 @@ from keras_nfnets.training.adaptive_clip import dense
 
 
 def perturbed(values, gradients, variables, rho):
-    """`values + rho * g / |g|`, with the norm over all gradients together.
+    """Compute `values + rho * g / |g|`, with the norm over all gradients together.
 
     Args:
         values: list of tensors, the weights.
-        gradients: list of tensors of their shapes, or `None` (no change). A factor that
-            all of them have, as in loss scaling, changes nothing.
-        variables: list of the variables they belong to.
-        rho: length of the step.
+        gradients: list of tensors of the same shapes, or `None` (no change). A common
+            factor, as in loss scaling, does not change the result.
+        variables: list of the corresponding variables.
+        rho: float. Length of the step.
 
     Reference: Foret et al. (2021), arXiv 2010.01412, equation 2 with p = 2.
     """
@@ -34,7 +34,7 @@ def perturbed(values, gradients, variables, rho):
 
 @contextlib.contextmanager
 def at_worst_point(variables, gradients, rho):
-    """Within it the variables are `perturbed`; then they are exactly as before."""
+    """Context in which the variables are `perturbed`; then their values are restored."""
     before = [ops.copy(variable) for variable in variables]
     for variable, value in zip(variables, perturbed(before, gradients, variables, rho)):
         variable.assign(value)

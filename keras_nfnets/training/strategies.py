@@ -1,4 +1,4 @@
-"""Strategies of `tf.distribute`, by name."""
+"""`tf.distribute` strategies by name."""
 
 import contextlib
 import faulthandler
@@ -12,37 +12,37 @@ from keras_nfnets import checks
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 
-# How long workers wait, in seconds. TensorFlow itself notices within ten seconds that a
-# worker was killed or does not answer; the second is for all else that may stand still.
+# How long workers wait, in seconds. TensorFlow detects within ten seconds that a worker was
+# killed or does not answer; the second timeout is for everything else that may hang.
 START_TIMEOUT = 600
 COLLECTIVE_TIMEOUT = 600
 
 
 def strategy(name="auto", start_timeout=START_TIMEOUT):
-    """Makes the `tf.distribute` strategy of that name.
+    """Create a `tf.distribute` strategy by name.
 
-    Make it before anything else of TensorFlow, and a model in its `scope()`.
+    Create it before any other use of TensorFlow, and create models in its `scope()`.
 
     Args:
-        name: one of
+        name: str. One of
 
             - `"none"`: no strategy; TensorFlow's default device.
-            - `"mirrored"`: all GPUs of this machine, or where there is none its (logical)
-              CPU devices.
-            - `"multi_worker"`: as one of the workers that the environment variable
-              `TF_CONFIG` lists.
-            - `"tpu"`: the TPU at hand, or the one that `TPU_NAME` names.
+            - `"mirrored"`: all GPUs of this machine, or its (logical) CPU devices if
+              there are no GPUs.
+            - `"multi_worker"`: this process is one of the workers that the environment
+              variable `TF_CONFIG` lists.
+            - `"tpu"`: the local TPU, or the one that `TPU_NAME` names.
             - `"auto"`: `"multi_worker"` if `TF_CONFIG` lists several workers, `"tpu"` if
               `TPU_NAME` is set, `"mirrored"` if there are several GPUs, else `"none"`.
-        start_timeout: seconds that `"multi_worker"` waits for the other workers to
-            start; then this process ends, with exit status 1.
+        start_timeout: float. Seconds that `"multi_worker"` waits for the other workers
+            to start; after that this process ends with exit status 1.
 
     Returns:
-        A `tf.distribute.Strategy`; for `"none"` TensorFlow's default one.
+        A `tf.distribute.Strategy`; for `"none"` TensorFlow's default strategy.
 
     Raises:
-        ValueError: another name, no `TF_CONFIG` that tells the workers and which of them
-            this is, or no TPU.
+        ValueError: the name is unknown, `TF_CONFIG` does not list the workers and say
+            which of them this process is, or there is no TPU.
 
     Example:
 
@@ -85,7 +85,7 @@ def has_workers(strategy):
 
 
 def is_chief(strategy):
-    """Whether this process is the one that writes files: the first worker, or the only.
+    """Whether this process is the one that writes files: the first or only worker.
 
     Args:
         strategy: a `tf.distribute.Strategy`.
@@ -162,10 +162,10 @@ def _multi_worker(tf, start_timeout):
 
 @contextlib.contextmanager
 def _not_longer_than(seconds):
-    """Ends the process, with status 1, if it is still within after so many seconds.
+    """Context that ends the process, with status 1, if it takes more than `seconds`.
 
-    TensorFlow waits in native code and lets no other thread of Python run, nor what
-    Python does at a Ctrl-C: that ends the process at once.
+    TensorFlow waits in native code, where neither other Python threads nor Python's
+    handler of Ctrl-C can run. So in this context Ctrl-C ends the process at once.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     with open(os.devnull, "w") as nowhere:

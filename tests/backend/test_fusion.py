@@ -22,7 +22,7 @@ def _small_is_large(monkeypatch):
 
 
 def in_graph(function, *arguments):
-    """What a TensorFlow graph makes of `function`, and the graph."""
+    """Run `function` in a TensorFlow graph; return its results and the graph."""
     compiled = tf.function(function, autograph=False)
     concrete = compiled.get_concrete_function(*arguments)
     return [np.array(x) for x in tf.nest.flatten(compiled(*arguments))], concrete.graph
@@ -36,7 +36,7 @@ def loss_and_gradients(layer, x):
 
 
 def calls(graph):
-    """How many of the graph's operations are functions that XLA compiles."""
+    """Count the operations of a graph that are functions compiled by XLA."""
     return sum(
         "_XlaMustCompile" in op.node_def.attr and op.get_attr("_XlaMustCompile")
         for op in graph.get_operations()
@@ -79,7 +79,7 @@ def test_same_outputs_and_gradients(name, monkeypatch):
     with_large_gains(layer)
     actual, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
     assert calls(graph) >= 2
-    monkeypatch.setattr(fusion, "_is_needed", lambda: False)  # as with an accelerator
+    monkeypatch.setattr(fusion, "_is_needed", lambda: False)  # as on an accelerator
     expected, graph = in_graph(lambda x: loss_and_gradients(layer, x), x)
     assert calls(graph) == 0
     for a, b in zip(actual, expected, strict=True):
@@ -87,7 +87,7 @@ def test_same_outputs_and_gradients(name, monkeypatch):
 
 
 def test_gradient_of_a_gradient():
-    """As of a penalty on gradients."""
+    """A gradient penalty needs second derivatives."""
     layer = WSConv2D(3, 1)
     x = tf.constant(np.random.default_rng(0).normal(size=(1, 2, 2, 4)), tf.float32)
     layer.build(x.shape)
@@ -108,7 +108,7 @@ def test_gradient_of_a_gradient():
 
 
 def test_inference_and_eager_training_compile_nothing():
-    """Each new size of a picture would be compiled anew."""
+    """Each new image size would need another compilation."""
     layer = NFBlock(8, group_size=4)
     x = tf.ones((1, 5, 5, 8))
     _, graph = in_graph(lambda x: layer(x, training=False), x)
@@ -130,7 +130,7 @@ def test_small_networks_compile_nothing(monkeypatch):
 
 
 def test_a_users_function_stays_as_it_is():
-    """It may have variables, of which a compiled function would lose the gradient."""
+    """It may have variables, and a compiled function would lose their gradients."""
     prelu = keras.layers.PReLU(shared_axes=[1, 2])
     prelu.build((None, 4, 4, 3))
     layer = ScaledActivation(prelu, gain=2.0)

@@ -1,4 +1,4 @@
-"""Keras's internals are as `backend/keras_internals.py` expects them."""
+"""Keras has the internals that `backend/keras_internals.py` expects."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ from keras_nfnets.backend import keras_internals
 
 @contextlib.contextmanager
 def expected(function):
-    """Fails with a sentence that names Keras's version, whatever goes wrong."""
+    """Context in which any error fails the test with a message that names the version."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 (of whatever type)
@@ -126,7 +126,7 @@ def test_the_state_of_a_step_can_be_written_into_the_model():
         model.fit(
             np.ones((4, 1)), 5 * np.ones((4, 1)), 1, verbose=0, callbacks=[Watch()]
         )
-        assert len(set(seen)) == 4  # each step has changed it
+        assert len(set(seen)) == 4  # each step changed it
 
 
 def test_functional_models_have_a_class():

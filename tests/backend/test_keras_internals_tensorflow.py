@@ -1,4 +1,4 @@
-"""Internals on TensorFlow are as `backend/keras_internals_tensorflow.py` expects them."""
+"""Keras has the internals that `backend/keras_internals_tensorflow.py` expects."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, run as a user runs it but with `--smoke`: on CPUs, with JAX."""
+"""benchmarks/gpu.py as a user runs it, but with `--smoke`: on CPUs, with JAX."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def command(output, *options):
 
 
 def start(output, *options):
-    # One device; programs run a few times only.
+    # One device and no optimization, as programs run only a few times.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         command(output, *options),
@@ -49,13 +49,13 @@ def wait_for(condition, seconds=120):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """The option by which a run finds what another one has compiled."""
+    """Command-line option that lets runs share compiled programs."""
     return ["--compilation_cache", str(tmp_path_factory.mktemp("cache"))]
 
 
 @pytest.fixture(scope="module")
 def killed_and_continued(cache, tmp_path_factory):
-    """The file after a kill, the one after the second run, and what that printed."""
+    """Results after a killed run and after the next run, and the output of the latter."""
     output = tmp_path_factory.mktemp("with a space") / "results.json"
     first = start(output, *cache)
     try:
@@ -126,7 +126,7 @@ def test_results_of_other_code_are_not_continued(killed_and_continued, tmp_path)
 
 @pytest.fixture
 def broken_bench():
-    """A bench whose worker ends at once."""
+    """Bench whose worker ends at once."""
     bench = gpu_bench.Bench({"ours": ("no_such_worker.py", sys.executable)}, True, None)
     yield bench
     bench.kill()

@@ -20,7 +20,7 @@ def test_measures_a_network_and_says_which_peer_is_missing(capsys, monkeypatch):
             rf"^{row} +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE
         )
         one, two, pictures = map(float, numbers)
-        # Printed with one digit behind the point.
+        # The command prints one decimal place.
         best = max(1e3 / one, 2e3 / two)
         assert one > 0 and two > 0 and pictures == pytest.approx(best, rel=0.1)
     assert re.search("timm is left out: .*timm", out)

@@ -26,7 +26,7 @@ def test_exports_a_network(tmp_path, capsys):
     assert out.read_text() == "precious"
     assert main(["export", "digits", str(out), "--overwrite"]) == 0
     size = out.stat().st_size
-    assert 600_000 < size < 700_000  # 0.16 million parameters of four bytes
+    assert 600_000 < size < 700_000  # 0.16 million parameters of four bytes each
     assert f"{out}  ({size / 2**20:.1f} MB)" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(out))
     [probabilities] = session.run(
@@ -43,7 +43,7 @@ def test_int8_takes_a_folder_of_pictures(tmp_path, pictures, capsys):
     out = tmp_path / "small.tflite"
     arguments = ["export", str(tmp_path / "small.keras"), str(out), "--quantize=int8"]
     assert main([*arguments, f"--examples={pictures}"]) == 0
-    # A byte for a parameter, which otherwise has four.
+    # A parameter takes one byte instead of four.
     assert out.stat().st_size < 3 * model.count_params()
     assert main(arguments) == 2
     assert "needs --examples" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A folder of one's own pictures: train, evaluate, predict, and the page about it."""
+"""Training on a custom folder of images: train, evaluate, predict, and the report."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ NAMES = ["zero", "one & <b>two", "three"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Real digits as PNG files, unbalanced, and two that are broken."""
+    """Folder of real digits as PNG files, with unbalanced classes and two broken files."""
     root = tmp_path_factory.mktemp("pictures") / "my digits"
     [(x, y), _] = data.load_digits()
     for k, (name, count) in enumerate(zip(NAMES, (100, 100, 25))):
@@ -52,7 +52,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    """What a run prints, and its folder."""
+    """Output of a training run, and its folder."""
     where = tmp_path_factory.mktemp("somewhere")
     result = subprocess.run(
         [sys.executable, "-m", "keras_nfnets", "train", f"--data={folder}", *FLAGS],
@@ -73,7 +73,7 @@ def history_of(folder):
 
 
 def printed_by(*arguments):
-    """What a command that succeeds prints."""
+    """Run a command that must succeed; return its output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main([*map(str, arguments)]) == 0
@@ -86,7 +86,7 @@ def evaluated(*arguments):
 
 @pytest.fixture(scope="module")
 def evaluation(run):
-    """What `evaluate` says of the run's network."""
+    """Result of `evaluate` for the network of the run."""
     _, out = run
     return evaluated(out / "model.keras")
 
@@ -118,7 +118,7 @@ def test_evaluate_gives_the_numbers_that_training_ended_with(
     assert set(result["classes"]) == set(NAMES)
     pictures = sum(row["pictures"] for row in result["classes"].values())
     assert pictures == result["pictures"]
-    # And on other pictures, with some of the classes only.
+    # Evaluation of another split.
     other = evaluated(out / "model.keras", f"--data={folder}", "--split=train")
     assert other["pictures"] + result["pictures"] == 225
     assert len(other["left_out"]) + len(result["left_out"]) == 2
@@ -130,7 +130,7 @@ def test_predict_gives_the_same_numbers_from_the_file_alone(
     run, evaluation, folder, tmp_path
 ):
     _, out = run
-    # The model file tells all that is needed.
+    # The model file has everything that prediction needs.
     copy = tmp_path / "moved.keras"
     copy.write_bytes((out / "model.keras").read_bytes())
     source = data.find(folder)
@@ -193,17 +193,17 @@ def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def from_weights(tmp_path_factory):
-    """A run from published weights, on classes with odd names in a folder `digits`."""
+    """Run from published weights, on classes with odd names in a folder `digits`."""
     where = tmp_path_factory.mktemp("from weights")
     for name in ("cost_$5_to_$10", "b"):
         (where / "digits" / name).mkdir(parents=True)
         for i in range(4):
             (where / "digits" / name / f"{i}.jpg").write_bytes(jpeg())
-    # There is a run of that name.
+    # A run of that name exists already.
     (where / "runs" / "digits-NFNetTiny-1").mkdir(parents=True)
     flags = ["--model=nfnettiny", "--weights=digits", "--epochs=1"]
     with contextlib.chdir(where), pytest.warns() as warned:
-        # A folder of the name of what comes along, given by its path.
+        # The folder has the name of a bundled data set, so it is given by its path.
         printed = printed_by(
             "train", "--data=./digits", *flags, "--noagc", "--set=head_epochs=3"
         )
@@ -222,7 +222,7 @@ def test_published_weights_begin_with_a_new_classifier(from_weights):
     with zipfile.ZipFile(out / "model.keras") as archive:
         about = json.loads(archive.read("keras_nfnets.json"))
     assert about["class_names"] == ["b", "cost_$5_to_$10"]
-    # As the checkpoint has seen pictures.
+    # Images are normalized as for the checkpoint.
     checkpoint = pretrained.find_checkpoint("digits")
     assert tuple(about["preparation"]["mean"]) == checkpoint.mean
 
@@ -234,7 +234,7 @@ def test_a_class_may_be_called_as_it_likes(from_weights, tmp_path):
     assert about["class_names"] == ["b", "cost_$5_to_$10"]
     pictures = folder.parent.parent / "digits"
     assert about["data"] == str(pictures)
-    # What is in the file counts, not what is beside it.
+    # The model file takes precedence over the model.json next to it.
     (tmp_path / "model.keras").write_bytes((folder / "model.keras").read_bytes())
     beside = {**about, "class_names": ["x", "y"]}
     (tmp_path / "model.json").write_text(json.dumps(beside))
@@ -243,7 +243,7 @@ def test_a_class_may_be_called_as_it_likes(from_weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def in_vain(folder, tmp_path_factory):
-    """A run that learns nothing and whose drawing fails: what it says, and its folder."""
+    """Error output and folder of a run that learns nothing and fails to draw."""
     out, error = tmp_path_factory.mktemp("in vain"), io.StringIO()
 
     def fail(*arguments):
@@ -291,7 +291,7 @@ def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     assert f"{sheet} shows 32 of them" in out
     with Image.open(sheet) as picture:
         assert min(picture.size) > 500
-        assert len(set(picture.convert("L").tobytes())) > 100  # something is drawn
+        assert len(set(picture.convert("L").tobytes())) > 100  # it is not blank
     assert main(["data"]) == 0
     assert "digits: 10 classes" in capsys.readouterr().out
     assert main([*arguments, "--augmentation=zoom"]) == 2

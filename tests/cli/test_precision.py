@@ -1,4 +1,4 @@
-"""Half precision learns the digits as float32 does."""
+"""Half precision reaches the accuracy of float32 on the digits."""
 
 import contextlib
 import csv
@@ -21,7 +21,7 @@ def accuracy(folder, precision, size, epochs):
     ("network", "precision", "size", "epochs", "difference"),
     [
         (networks_of_one_block, "mixed_bfloat16", 8, 2, 0.02),
-        # Minutes, as half precision is slow on CPUs.
+        # These take minutes, as half precision is slow on CPUs.
         *(
             pytest.param(
                 contextlib.nullcontext, *settings, 0.01, marks=pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`keras-nfnets predict` and `convert`, on real files."""
+"""`keras-nfnets predict` and `convert` on real files."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ def outputs(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Held-out digits as files of many kinds, in a folder with a space in its name."""
+    """Test digits as files of many formats, in a folder with a space in its name."""
     folder = tmp_path_factory.mktemp("some digits")
     _, (x, y) = data.load_digits()
     first = [int(np.flatnonzero(y == k)[0]) for k in range(10)]
@@ -39,7 +39,7 @@ def digits(tmp_path_factory):
     Image.fromarray(sixteen).save(folder / "5.png")
     rgba = images[6].convert("RGBA")
     rgba.putalpha(images[6].convert("L"))
-    # Dark on nothing, as drawing programs save it.
+    # Black strokes on transparency, as drawing programs save them.
     Image.merge("RGBA", [Image.new("L", rgba.size)] * 3 + [rgba.split()[3]]).save(
         folder / "6.png"
     )
@@ -47,7 +47,7 @@ def digits(tmp_path_factory):
     frames = [images[8], images[0]]
     frames[0].save(folder / "8.gif", save_all=True, append_images=frames[1:])
     exif = Image.Exif()
-    exif[0x0112] = 3  # held upside down
+    exif[0x0112] = 3  # the camera was upside down
     images[9].rotate(180).save(folder / "9.jpg", quality=95, exif=exif)
     return folder
 
@@ -182,7 +182,7 @@ def test_convert_recognizes_the_network_and_keeps_its_function(
 
 
 def test_convert_takes_a_network_without_a_classifier(safetensors, tmp_path, capsys):
-    # One of ours.
+    # A weight file of this package.
     body = tmp_path / "body.weights.h5"
     NFNetTest(weights=safetensors, include_top=False).save_weights(body)
     status, text, _ = outputs(capsys, "convert", body, tmp_path / "body.keras")
@@ -202,7 +202,7 @@ def test_convert_names_what_it_does_not_know(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def keras_file(tmp_path_factory):
-    """The shipped checkpoint as a .keras file, as bytes."""
+    """Content of a .keras file of the bundled checkpoint, as bytes."""
     path = tmp_path_factory.mktemp("saved") / "mine.keras"
     NFNetTiny(weights="digits").save(path)
     return path.read_bytes()
@@ -211,7 +211,7 @@ def keras_file(tmp_path_factory):
 def test_models_of_ones_own_predict_as_they_were_trained(
     digits, keras_file, tmp_path, capsys
 ):
-    # A checkpoint converted to .keras, and one with what `train` writes beside it.
+    # A checkpoint converted to .keras, and one with the model.json that `train` writes.
     (tmp_path / "mine.keras").write_bytes(keras_file)
     status, out, _ = outputs(
         capsys, "predict", tmp_path / "mine.keras", digits, "--json"
@@ -250,7 +250,7 @@ def test_models_of_ones_own_predict_as_they_were_trained(
 
 
 def test_convert_keeps_a_models_own_function(tmp_path, capsys):
-    # The same shape as the zoo's network, and another function.
+    # The shapes are those of the network of the zoo, but the function differs.
     model = NFNetTiny(activation="silu", classifier_activation=None, classes=5)
     model.save(tmp_path / "mine.keras")
     out = tmp_path / "other.keras"

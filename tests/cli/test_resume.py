@@ -1,4 +1,4 @@
-"""`keras-nfnets train --resume`, after runs that were killed."""
+"""`keras-nfnets train --resume` after killed runs."""
 
 import contextlib
 import csv
@@ -22,8 +22,8 @@ import pytest
 import keras_nfnets  # noqa: F401  (its layers are needed to load models)
 from keras_nfnets.cli.main import main
 
-# Few steps at a small learning rate: at a large one a difference in the last digit grows
-# a thousandfold an epoch, on one process as between one and many.
+# Few steps at a small learning rate. At a large one, rounding differences grow a
+# thousandfold per epoch, whether on one process or between one and several.
 SMALL = [
     *("--image_size=8", "--epochs=3", "--ema_decay=0.9"),
     *("--learning_rate=0.04", "--batch_size=512"),
@@ -56,7 +56,7 @@ def outputs(process, status=0):
 
 
 def kill_after(process, folder, epoch, seconds=0.0):
-    """SIGKILL, so many seconds after that epoch was saved."""
+    """Kill a process with SIGKILL, `seconds` after it saved that epoch."""
     file = folder / "checkpoints" / f"epoch-{epoch:06}.npz"
     while not file.exists() and epoch:
         assert process.poll() is None, process.communicate()
@@ -87,7 +87,7 @@ def assert_same_run(folder, expected, rtol):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was left alone."""
+    """Folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "left alone"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["train", *SMALL, f"--output_dir={folder}"]) == 0
@@ -97,7 +97,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder of a run that was killed when two of its epochs were saved; to copy."""
+    """Folder, to copy, of a run that was killed when two of its epochs were saved."""
     folder = tmp_path_factory.mktemp("runs") / "killed"
     kill_after(start(folder), folder, epoch=2, seconds=0.02)
     return folder
@@ -110,7 +110,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, killed, tmp_path, capsys
     assert [file.name for file in files][:2] == ["epoch-000001.npz", "epoch-000002.npz"]
     resume = ["train", *SMALL, f"--output_dir={folder}", "--resume"]
 
-    # A disk that is too full for the next checkpoint keeps the last.
+    # If the disk is too full for the next checkpoint, the last one stays.
     size = files[-1].stat().st_size
     with files_of_at_most(size // 2):
         assert main(resume) == 1
@@ -120,7 +120,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, killed, tmp_path, capsys
     left = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert left == [file.name for file in files]
 
-    # The last one is cut, as by a crash of the machine: the one before it is taken.
+    # The last checkpoint is truncated, as by a crash: resume from the one before it.
     whole_file = files[-1].read_bytes()
     files[-1].write_bytes(whole_file[: len(whole_file) // 2])
     out, error = outputs(start(folder, "--resume"))
@@ -131,7 +131,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, killed, tmp_path, capsys
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """Within it, this process cannot make larger files."""
+    """Context in which this process cannot write larger files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -182,7 +182,7 @@ def test_a_run_killed_at_a_random_moment(seed, whole, tmp_path):
 
 
 def workers_of_two(folders):
-    """A function that starts the first or the second of two workers."""
+    """Return a function that starts the first or the second of two workers."""
     with socket.socket() as a, socket.socket() as b:
         for listener in (a, b):
             listener.bind(("localhost", 0))
@@ -208,7 +208,7 @@ def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
     worker = workers_of_two([folder, folder])
     chief, other = worker(0), worker(1)
     kill_after(other, folder, epoch=1)
-    # The one that is left notices, and waits for the other.
+    # The remaining worker notices this and waits for the other one.
     line = ""
     while "Another worker was lost" not in line:
         line = chief.stderr.readline()

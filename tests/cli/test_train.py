@@ -1,4 +1,4 @@
-"""`keras-nfnets train`, also as a process of its own, the way people run it."""
+"""`keras-nfnets train`, also in its own process, as users run it."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ FILES = {
     *("training_curves.png", "predictions.png"),
 }
 
-# Without clipping there is less to trace, and a lower rate is needed.
+# Without clipping, tracing is faster, but training needs a lower learning rate.
 QUICK = ["--image_size=8", "--noagc", "--learning_rate=0.1"]
 
 
@@ -58,7 +58,7 @@ def evaluate(folder, image_size=32):
     return model.evaluate(test, verbose=0, return_dict=True)
 
 
-# In 3 epochs as in 15, but for its accuracy.
+# Runs of 3 and of 15 epochs differ only in accuracy.
 @pytest.mark.parametrize(
     ("flags", "epochs", "accuracy"),
     [
@@ -93,13 +93,13 @@ def test_the_first_command_learns_the_digits(flags, epochs, accuracy, tmp_path):
     for name in ("training_curves.png", "predictions.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
-            assert len(set(picture.convert("L").tobytes())) > 50  # something is drawn
+            assert len(set(picture.convert("L").tobytes())) > 50  # it is not blank
     assert evaluate(folder)["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
 
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
-    """The folder of a run of one epoch."""
+    """Folder of a run of one epoch."""
     folder = tmp_path_factory.mktemp("runs") / "a b"
     arguments = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
     assert main(["train", *QUICK, *arguments]) == 0
@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_what_there_is(tmp_path):
     found = re.search(r"Interrupted: stopped after (\d+) of 1000 epochs", rest)
     assert "Traceback" not in rest and "Next, " not in rest
     [folder] = (tmp_path / "runs").iterdir()
-    # It can be resumed.
+    # The folder has what is needed to resume.
     more = {"checkpoints", "tensorboard"}
     assert {path.name for path in folder.iterdir()} == FILES | more
     [log] = (folder / "tensorboard" / "train").iterdir()
@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_what_there_is(tmp_path):
 
 
 class Impatient(io.StringIO):
-    """An output whose reader presses Ctrl-C when it has read `last`."""
+    """Output stream that raises Ctrl-C when `last` is written."""
 
     def __init__(self, last):
         super().__init__()
@@ -164,7 +164,7 @@ class Impatient(io.StringIO):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run over another one, stopped before its first epoch: what it says, and where."""
+    """Output and folder of a run over another one, stopped before its first epoch ended."""
     folder = tmp_path_factory.mktemp("stopped")
     for name in FILES:
         (folder / name).write_text("old")
@@ -177,7 +177,7 @@ def stopped(tmp_path_factory):
 def test_overwriting_leaves_nothing_of_the_earlier_run(stopped):
     printed, folder = stopped
     assert "stopped after 0 of 1000 epochs" in printed
-    # Without a whole epoch there is no history, and the old one is not this run's.
+    # Without a complete epoch there is no history, and the old one is of another run.
     assert {path.name for path in folder.iterdir()} == {
         "model.keras",
         "model.json",
@@ -191,7 +191,7 @@ def test_what_was_stopped_before_its_first_epoch_starts_again_as_the_same_run(
 ):
     folder = tmp_path / "stopped"
     shutil.copytree(stopped[1], folder)
-    # (Of the flags that say what run it is, only the epochs are another.)
+    # Only the number of epochs differs from the flags of the stopped run.
     flags = ["--epochs=1", "--seed=3", f"--output_dir={folder}"]
     assert main(["train", *QUICK, *flags, "--resume"]) == 0
     assert f"nothing to resume in {folder}: it starts" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The notebooks in `colab`: what is in the files and, slowly, whether they run.
+"""Content of the notebooks in `colab`, and (slow tests) their execution.
 
 pytest -m slow -n 0 tests/colab runs all six, each in a folder outside the repository
 with a space in its name.
@@ -20,10 +20,10 @@ import execute
 
 each = pytest.mark.parametrize("path", execute.NOTEBOOKS, ids=lambda path: path.stem)
 
-# What is imported, where that is not the name of the package.
+# Package -> module, where the names differ.
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 LARGEST = 400_000  # bytes
-LONGEST = 25  # lines of a cell
+LONGEST = 25  # lines per cell
 
 
 def read(path):
@@ -32,14 +32,14 @@ def read(path):
 
 
 def text_of(output):
-    """All that an output shows as text."""
+    """Return all text of an output."""
     texts = [output.get("text", ""), *output.get("data", {}).values()]
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def imported(code):
-    """The top-level modules that a cell imports, in files that it writes too."""
-    # A cell's magic, as `%%writefile`, stands in its first line.
+    """Yield top-level modules that a cell, or a file that it writes, imports."""
+    # A cell magic such as `%%writefile` is in the first line.
     tree = ast.parse(re.sub(r"\A%%.*\n", "", code))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -49,7 +49,7 @@ def imported(code):
 
 
 def declared():
-    """The modules of the packages in setup.cfg: installed always, or by an extra."""
+    """Return the modules of all required and optional packages in setup.cfg."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"].splitlines()
@@ -72,7 +72,7 @@ def test_file_is_valid_and_moderate(path):
     assert path.stat().st_size < LARGEST
     identifiers = [cell.id for cell in notebook.cells]
     assert len(set(identifiers)) == len(identifiers)
-    # Names, which stay when a notebook is changed, and not nbformat's random digits.
+    # Identifiers are names that survive changes, not nbformat's random digits.
     assert not any(re.fullmatch("[0-9a-f]{8}", name) for name in identifiers)
 
 
@@ -97,7 +97,7 @@ def test_outputs_are_those_of_one_run_without_noise(path):
     outputs = [output for cell in code for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     for cell in code:
-        assert "execution" not in cell.metadata  # when it ran
+        assert "execution" not in cell.metadata  # times of execution
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
@@ -124,7 +124,7 @@ def test_imports_are_declared_and_looked_for(path):
     )
     used = set().union(*rest) - sys.stdlib_module_names - {"keras_nfnets"}
     assert used <= declared()
-    # What is installed with the package need not be asked for, all else must.
+    # Notebooks must list all packages that are not installed with this one.
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     always = config["options"]["install_requires"].split()
@@ -166,7 +166,7 @@ def test_runs_from_top_to_bottom(path, tmp_path):
         for cell in shown.cells
         if cell.cell_type == "code"
     ]
-    # The same cells draw as in the file.
+    # The same cells produce figures as in the stored notebook.
     expected = [
         sorted(key for output in cell.outputs for key in output.get("data", {}))
         for cell in read(path)[1]

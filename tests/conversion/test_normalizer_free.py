@@ -1,4 +1,4 @@
-"""Any network without normalization: what becomes of each layer, and of the signal."""
+"""Removal of normalization from any network: layers and signal propagation."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ def noise(*shape, seed=1):
 
 
 def pictures(count, size, seed=0):
-    """Crops of photographs, standardized."""
+    """Return standardized crops of photographs."""
     from sklearn.datasets import load_sample_images
 
     photographs, rng = load_sample_images().images, np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def squeeze_excite(x, ratio=4):
 
 
 def regnet(size=SIZE, depths=(2, 4, 2)):
-    """Grouped bottlenecks with squeeze-and-excitation, summed by `+`."""
+    """Build grouped bottlenecks with squeeze-and-excitation, added by `+`."""
     inputs = keras.Input((size, size, 3))
     x = norm_act(conv(inputs, 32, strides=2))
     for filters, depth in zip((48, 96, 192), depths):
@@ -112,7 +112,7 @@ def sequential():
 
 
 def branches():
-    """Sums of several branches, and of two of which neither is a shortcut."""
+    """Build sums of several branches, and of two branches without a shortcut."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = norm_act(conv(inputs, 32))
     for _ in range(3):
@@ -127,7 +127,7 @@ def branches():
 
 
 def of_residual_blocks():
-    """A network of sequential blocks."""
+    """Build a network of sequential blocks."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = conv(inputs, 32)
     for _ in range(4):
@@ -177,7 +177,7 @@ def measured_over_expected(model, x, variance="variance_at_start"):
     return signal["avg_var"] / list(expected.values()), signal
 
 
-# With ones the branches count from the start, so that all variances are told.
+# With skip gains of one, the branches contribute from the start to all variances.
 @pytest.mark.parametrize(
     "skip_gain", [pytest.param("zeros", marks=pytest.mark.slow), "ones"]
 )
@@ -201,10 +201,10 @@ def test_variance_is_as_expected_on_other_noise(network, skip_gain):
     ratios, signal = measured_over_expected(result, noise(16, *model.input_shape[1:]))
     assert len(ratios) > 4
     assert 0.75 < ratios.min() <= ratios.max() < 1.25
-    # Half the variance is what rectifying leaves of the mean.
+    # After a rectifier, the squared mean is about half of the variance.
     assert np.all(signal["avg_sq_mean"] < 1.5 * signal["avg_var"])
     if skip_gain == "ones":
-        # What is expected is what alpha adds, not something that has drifted.
+        # Expected variances grow by alpha only; they do not drift.
         expected = [s.variance for s in result.conversion.variances.values()]
         assert 0.8 < min(expected) <= max(expected) < 1.8
 
@@ -255,7 +255,7 @@ def test_report_has_every_layer_and_says_what_is_left_alone():
         "Conv2D",
         "left alone: in a gate, where no normalization follows",
     ) in actions
-    # Two a block, of squeeze-and-excitation.
+    # Two per block, in squeeze-and-excitation.
     assert kinds(model).count("Conv2D") == 2 * 8
     assert kinds(model).count("SkipGain") == 8
     printed = str(model.conversion).splitlines()
@@ -276,7 +276,7 @@ def test_images_decide_what_the_first_convolution_gives():
     model = preactivation("relu")
     of_noise = normalizer_free(model)
     of_pictures = normalizer_free(model, pictures(32, SIZE))
-    # Neighbouring pixels are alike: less is left of them by a filter of mean zero.
+    # Neighbouring pixels are similar, so a zero-mean filter outputs a smaller variance.
     assert of_pictures.layers[1].scale > 1.5 * of_noise.layers[1].scale
     ratios, _ = measured_over_expected(of_pictures, pictures(32, SIZE, seed=1))
     assert 0.75 < ratios.min() <= ratios.max() < 1.25
@@ -292,7 +292,7 @@ def test_alpha_is_the_deviation_a_branch_adds():
 
 
 class Subclassed(keras.Model):
-    """With a block of its own, called by `self`, and `training` handed on."""
+    """Subclassed model with a custom block that is called with `training`."""
 
     class Block(layers.Layer):
         def __init__(self, filters):
@@ -328,7 +328,7 @@ def test_subclassed_model_is_traced():
     assert result(x).shape == (8, 4)
     ratios, _ = measured_over_expected(result, x)
     assert 0.75 < ratios.min() <= ratios.max() < 1.25
-    # Dropout is of training still.
+    # Dropout still acts in training only.
     keras.utils.set_random_seed(0)
     for layer in result.layers:
         if type(layer).__name__ == "SkipGain":
@@ -353,12 +353,12 @@ def test_structure_of_inputs_and_outputs_stays():
         "a": (2, 2),
         "map": (2, SIZE - 2, SIZE - 2, 16),
     }
-    # The shared convolution is shared still.
+    # The shared convolution is still shared.
     assert kinds(model).count("WSConv2D") == 2
 
 
 def test_new_kernels_are_drawn_as_the_original_draws_its_own():
-    """Standardized weights learn the faster the smaller they are."""
+    """The smaller standardized weights are, the faster they learn."""
     inputs = keras.Input((16, 16, 32))
     x = layers.DepthwiseConv2D(5, name="depthwise")(inputs)
     x = conv(norm_act(x), 64, kernel_initializer="glorot_uniform", name="glorot")
@@ -373,7 +373,7 @@ def test_new_kernels_are_drawn_as_the_original_draws_its_own():
         )
         assert new.std() == pytest.approx(old.std(), rel=0.1)
         assert not np.array_equal(old, new)
-    # Of zeros, standardized, nothing would be left.
+    # Standardized zeros would stay zero.
     assert result.conversion.variances["zeros"].variance == pytest.approx(1, abs=0.01)
 
 
@@ -461,7 +461,7 @@ def test_images_of_which_nothing_can_be_found_are_refused(images, message):
 
 @pytest.mark.parametrize("deviation", [1.0, 3.0])
 def test_a_mean_that_normalization_took_away_is_taken_away(deviation):
-    """Of whatever variance, one as well: there is a constant against the mean alone."""
+    """With any variance, also with one, where only the mean needs a constant."""
     images = deviation * (noise(64, 8, 8, 4) + [[[[2, -1, 0, 3]]]])
     model = keras.Sequential(
         [
@@ -482,9 +482,9 @@ def test_a_mean_that_normalization_took_away_is_taken_away(deviation):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_variance_of_few_images_is_that_of_all(size):
-    """Their own mean is nearer to them than that of all, by a quarter of four's variance."""
+    """The variance about the mean of four images is too small by a quarter."""
     keras.utils.set_random_seed(0)
-    # Of an image all positions are alike.
+    # All positions of an image are equal.
     x, others = (noise(n, 1, 1, 1024, seed=n).repeat(size, axis=1) for n in (4, 200))
     model = keras.Sequential(
         [
@@ -503,7 +503,7 @@ def test_variance_of_few_images_is_that_of_all(size):
 
 
 def test_depthwise_filters_start_without_a_mean_and_can_have_one():
-    """By the layer or by groups of one channel."""
+    """Depthwise by layer type, or by groups of one channel each."""
     inputs = keras.Input((12, 12, 8))
     x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(inputs)
     x = layers.Conv2D(32, 3, groups=16, name="by_groups")(norm_act(x))
@@ -528,7 +528,7 @@ def test_depthwise_filters_start_without_a_mean_and_can_have_one():
 
 
 def test_a_mean_that_depthwise_filters_learn_moves_no_output():
-    """They know the mean of what they see, of images like those they were made with."""
+    """Layers know the mean of their input, for images like those of the conversion."""
     inputs = keras.Input((24, 24, 4))
     x = layers.DepthwiseConv2D(3, name="of_zero_mean")(norm_act(conv(inputs, 32), None))
     x = layers.DepthwiseConv2D(3, name="rectified")(norm_act(x))
@@ -583,8 +583,8 @@ def test_variance_in_networks_of_keras_is_as_expected(name, kind):
         if kind == "noise":
             x = noise(8, size, size, 3, seed=seed)
         else:
-            # Crops of two photographs differ more from one sample to the next than
-            # noise does, and gates pass that on: those networks see more of them.
+            # Samples of crops of two photographs differ more than samples of noise do,
+            # and gates propagate that, so networks with gates get more crops.
             gated = name.startswith(("MobileNetV3", "EfficientNet"))
             x = pictures(96 if gated else 32, size, seed)
         return 120 + 60 * x if rescales else x

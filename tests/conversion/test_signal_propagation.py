@@ -32,7 +32,7 @@ def test_folded_network_has_the_same_signal(pictures):
     folded = keras_nfnets.signal_propagation(keras_nfnets.fold(model), pictures)
     for name in ("avg_sq_mean", "avg_var"):
         assert_close(folded[name], signal[name], rtol=1e-4)
-    # Residual branches are measured with alpha and the learned gain in them.
+    # The variance of residual branches includes alpha and the learned gain.
     factor = (0.2 * 0.7) ** 2
     assert_close(folded["res_avg_var"], factor * signal["res_avg_var"], rtol=1e-4)
 
@@ -144,7 +144,7 @@ def test_without_blocks_every_layer_with_a_kernel_is_measured():
     assert signal["res_avg_var"].shape == (0,)
     assert_close(signal["avg_var"][0], moments(first)[1], rtol=1e-4)
     assert_close(signal["avg_sq_mean"][0], moments(first)[0], rtol=1e-4)
-    # Nothing listens any more.
+    # The instrumentation is removed.
     assert "call" not in vars(model.layers[0])
 
 

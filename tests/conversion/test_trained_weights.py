@@ -1,4 +1,4 @@
-"""Networks without normalization that start as trained, batch-normalized ones."""
+"""Initialization of normalizer-free networks from trained batch-normalized ones."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def conv(x, filters, size=3, use_bias=False, **options):
 
 
 def as_trained(model, zero_mean=True, seed=0):
-    """Gives a model random statistics, and standardizable kernels of mean zero."""
+    """Set random statistics, and kernels of mean zero that can be standardized."""
     rng = np.random.default_rng(seed)
     for layer in model._flatten_layers():
         if isinstance(layer, layers.BatchNormalization):
@@ -42,11 +42,11 @@ def as_trained(model, zero_mean=True, seed=0):
             continue
         for name in ("kernel", "depthwise_kernel", "pointwise_kernel"):
             kernel = getattr(layer, name, None)
-            # A mean of what is only one is all of it.
+            # (Units of a single weight would become zero: such layers are named "own".)
             if kernel is None or not zero_mean or layer.name.startswith("own"):
                 continue
             if isinstance(layer, layers.DepthwiseConv2D) or name.startswith("depth"):
-                continue  # whatever mean these have, it is kept
+                continue  # the conversion keeps the mean of these
             axes = list(range(len(kernel.shape) - 1))
             if isinstance(layer, layers.Conv2DTranspose):
                 axes = [0, 1, 3]
@@ -58,7 +58,7 @@ def as_trained(model, zero_mean=True, seed=0):
 
 
 def residual():
-    """Additions, one of them with a convolution in its shortcut; a gate, groups."""
+    """Build residual additions (one with a shortcut convolution), a gate and groups."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = norm_act(conv(inputs, 8), scale=False)
     for filters, strides in ((8, 1), (16, 2)):
@@ -94,7 +94,7 @@ def mobile():
 
 
 def several():
-    """Convolutions of which each sees several channels."""
+    """Build convolutions that each see several channels."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = norm_act(conv(inputs, 8, strides=2))
     x = norm_act(conv(x, 8, groups=2), "relu6")
@@ -111,12 +111,12 @@ def unet():
 
 
 def of_others():
-    """Normalization that no convolution is before, or only another way."""
+    """Build normalization without a convolution before it, or with an unusual one."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = norm(inputs)
     x = norm(conv(x, 8, activation="gelu"))
     x = norm(norm(layers.Activation("linear")(x)))
-    y = conv(x, 8)  # seen without its normalization too
+    y = conv(x, 8)  # also used without its normalization
     x = layers.Concatenate()([y, norm(y)])
     x = layers.Flatten()(layers.AveragePooling2D(4)(x))
     x = norm_act(layers.Dense(6)(x), "tanh")
@@ -124,7 +124,7 @@ def of_others():
 
 
 def shared():
-    """A convolution shared with its normalization, and one with several."""
+    """Build a convolution shared with its normalization, and one with several."""
     inputs = keras.Input((SIZE, SIZE, 3))
     first, both = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()
     x = both(first(both(first(inputs))))
@@ -180,7 +180,7 @@ def subclassed():
     return model
 
 
-# Each with how many standardized layers there are to be, and constants of channels.
+# (constructor, expected number of standardized layers, of per-channel constants).
 EXACT = {
     "residual": (residual, 6, 0),
     "preactivation": (preactivation, 5, 3),
@@ -210,7 +210,7 @@ def test_filters_of_mean_zero_give_the_same_outputs(make, standardized, constant
     original = as_trained(make())
     shape = getattr(original, "input_like", None) or original.input_shape[1:]
     model = normalizer_free(original, noise(4, *shape), trained=True)
-    # Noise of another deviation and mean: it is no matter of the images.
+    # Noise of another standard deviation and mean: any images give the same outputs.
     assert_same(model, original, 2 * noise(4, *shape, seed=2) + 1)
     for x in model._flatten_layers():
         assert not isinstance(x, layers.BatchNormalization)
@@ -231,7 +231,7 @@ def test_result_is_saved_and_folded_and_the_original_is_left(tmp_path):
     model.save(path := tmp_path / "model.keras")
     assert_same(keras.models.load_model(path), model, x, 1e-5)
     assert_same(fold(model), model, x)
-    # As new layers have it: the size of what is learned sets how fast.
+    # As in new layers: the norm of the weights determines how fast they learn.
     for layer in model.layers:
         if type(layer).__name__ == "WSConv2D":
             kernel = ops.convert_to_numpy(layer.kernel)
@@ -254,7 +254,7 @@ def of_dense(inputs, units=8):
 
 def with_constant_channel(count, seed):
     x = noise(count, SIZE, SIZE, 4, seed=seed)
-    x[..., 1:3] = 1.5  # one of each group
+    x[..., 1:3] = 1.5  # one per group
     return x
 
 
@@ -273,7 +273,7 @@ def test_any_filter_is_exact_beside_a_channel_that_never_changes(
     assert model.conversion.error < 1e-4
     x = with_constant_channel(8, 2)
     assert_same(model, original, x, 1e-3)
-    x[..., 1:3] = 3.0  # what has to be as it was
+    x[..., 1:3] = 3.0  # the channel must be constant
     with pytest.raises(AssertionError):
         assert_same(model, original, x, 1e-2)
 
@@ -302,12 +302,12 @@ def test_nearest_is_that_of_least_squares():
     linear = keras.Model(original.input, original.layers[-2].output)
     y = ops.convert_to_numpy(linear(x, training=False))
     model = normalizer_free(original, x, trained=True, tolerance=10)
-    # All weights of mean zero, by a basis of them, and a bias.
+    # Least squares over all zero-mean weights, spanned by a basis, and a bias.
     basis = np.linalg.svd(np.ones((1, 6)))[2][1:].T
     seen = np.concatenate([x @ basis, np.ones((len(x), 1))], axis=1)
     fitted = seen @ np.linalg.lstsq(seen, y, rcond=None)[0]
     error = np.sqrt(np.mean((fitted - y) ** 2) / np.mean(y.var(axis=0)))
-    assert error > 0.1  # (else this compares nothing)
+    assert error > 0.1  # (otherwise the comparison is trivial)
     [step] = [step for step in model.conversion.steps if step.error]
     np.testing.assert_allclose(step.error, error, rtol=0.1)
     given = ops.convert_to_numpy(model(x))
@@ -325,7 +325,7 @@ LINEAR = {
 
 
 def of_unequal_variances(*shape, seed):
-    """Each third position, and each channel, of another deviation than others."""
+    """Return noise whose standard deviation varies over channels and positions."""
     x = noise(*shape, seed=seed) * np.array([0.2, 1, 2, 0.3])
     if len(shape) > 3:
         x[:, ::3] *= 0.3
@@ -339,7 +339,7 @@ def test_error_is_what_is_measured_and_less_than_without_means(
 ):
     if fewer:
         monkeypatch.setattr(trained_weights, "_MOST_NUMBERS", 1)
-    monkeypatch.setattr(trained_weights, "_HELD", 50_000)  # several parts
+    monkeypatch.setattr(trained_weights, "_HELD", 50_000)  # several chunks
     keras.utils.set_random_seed(0)
     inputs = keras.Input(shape)
     original = as_trained(keras.Model(inputs, norm(make()(inputs))), zero_mean=False)
@@ -398,7 +398,7 @@ def test_report_names_layers_that_are_off_and_tolerance_leaves_them_plain():
         [line] = [line for line in printed if line.split()[0] == name]
         assert f" {error:.2g} " in line
     assert printed[-1].split()[:2] == ["outputs", f"{loose.conversion.error:.2g}"]
-    # Those of the report, on images that it has not seen.
+    # Errors on new images agree with those of the report.
     expected, given = (
         ops.convert_to_numpy(m(smooth(64, 2), training=False))
         for m in (original, loose)
@@ -406,7 +406,7 @@ def test_report_names_layers_that_are_off_and_tolerance_leaves_them_plain():
     deviation = np.sqrt(np.mean(expected.var(axis=(0, 1, 2))))
     error = np.sqrt(np.mean((given - expected) ** 2)) / deviation
     assert 0.7 < error / loose.conversion.error < 1.4
-    # The two that are worst stay what they were.
+    # The two layers with the largest errors stay unconverted.
     limit = sorted(off.values())[-2]
     some = normalizer_free(original, x, trained=True, tolerance=0.99 * limit)
     assert some.conversion.error < loose.conversion.error
@@ -414,7 +414,7 @@ def test_report_names_layers_that_are_off_and_tolerance_leaves_them_plain():
     assert left and all(off[name] > 0.5 * limit for name in left)
     none = normalizer_free(original, x, trained=True, tolerance=0)
     standardized = [x for x in none.layers if type(x).__name__.startswith("WS")]
-    for layer in standardized:  # beside a channel that is rectified to zeros
+    for layer in standardized:  # only where an input channel is all zeros after ReLU
         before = keras.Model(none.input, layer.input)(x)
         assert np.std(ops.convert_to_numpy(before), axis=(0, 1, 2)).min() == 0
     assert len(standardized) <= 1
@@ -463,7 +463,7 @@ def test_trained_network_keeps_its_accuracy():
     x = (x.reshape(-1, 8, 8, 1) / 16).astype("float32")
     original = digits_network()
     original.compile(
-        # With a rate that ends at zero the running statistics are those of the weights.
+        # As the learning rate decays to zero, running statistics match the final weights.
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 8 * 19)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
@@ -485,7 +485,7 @@ def test_trained_network_keeps_its_accuracy():
         error = np.sqrt(np.mean((after - before) ** 2) / np.mean(before.var(axis=0)))
         assert error < 2 * tolerance
         assert 0.5 < error / report.error < 2
-    # It goes on from there, on what it learns and on what is held out.
+    # Training continues from there, on the training set and on the test set.
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

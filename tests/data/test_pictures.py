@@ -23,7 +23,7 @@ def picture(height, width):
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 def test_the_middle_is_cropped_and_normalized(crop_mode):
-    # 16 / 0.8 = 20 on the shorter side: nothing is resized, or both sides alike.
+    # 16 / 0.8 = 20 pixels on the shorter side, so no resizing is needed.
     x = picture(20, 26 if crop_mode == "center" else 20)
     left = 5 if crop_mode == "center" else 2
     expected = (x[2:18, left : left + 16] / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
@@ -73,7 +73,7 @@ def test_single_files_are_prepared_as_the_data_set_was(crop_mode, channels, tmp_
     preparation = {**PREPARATION, "crop_mode": crop_mode}
     if channels == 1:
         preparation = {**preparation, "mean": [0.4], "deviation": [0.3]}
-    # A picture file, where the data set decodes files; an array for grey ones.
+    # Color images are read from a file, grey ones from an array.
     image = Image.fromarray(picture(50, 70)).convert("L" if channels == 1 else "RGB")
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -98,7 +98,7 @@ def test_a_line_of_a_picture_does_not_fill_the_memory():
     data.prepare(picture(1, 80_000), **PREPARATION)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
-    # The middle is what it would have been.
+    # Only the middle of the image determines the result.
     x = picture(10, 200)
     near = x[:, 60:140]
     np.testing.assert_allclose(

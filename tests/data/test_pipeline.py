@@ -1,4 +1,4 @@
-"""`data.load`: order, augmentation, shards, and files of all kinds."""
+"""`data.load`: order, augmentation, shards, and image files of all formats."""
 
 import io
 import pathlib
@@ -59,7 +59,7 @@ def test_an_epoch_is_the_same_whether_one_begins_with_it_or_not():
     assert zero != one and one != two
     assert sorted(zero) == sorted(one)
     assert epochs(0, seed=4)[0] not in (zero, one, two)
-    # The largest seed, and one of the same lower bits.
+    # The largest seed, and one with the same lower bits.
     assert epochs(0, seed=2**32 - 1)[0] != epochs(0, seed=2**31 - 1)[0]
 
 
@@ -129,7 +129,7 @@ def test_shards_divide_every_batch_evenly(total, batch_size, count):
         if len(batch) < count:
             assert (batch == -1).all()
             continue
-        assert (np.diff(batch) >= 0).all()  # each shard has a piece of it
+        assert (np.diff(batch) >= 0).all()  # each shard has a contiguous piece
         sizes = np.bincount(batch, minlength=count)
         assert sizes.max() - sizes.min() <= 1
     for index in range(count):
@@ -174,7 +174,7 @@ def test_each_shard_reads_its_own_pictures(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def photograph(tmp_path_factory):
-    """A JPEG of 427 x 640 pixels that scikit-learn carries, in a folder of classes."""
+    """Folder of classes with JPEGs of 427 x 640 pixels that scikit-learn bundles."""
     folder = tmp_path_factory.mktemp("photographs")
     images = load_sample_images().images
     for name, image in zip(("china", "flower"), images):
@@ -224,18 +224,18 @@ def test_random_windows_are_inside_and_of_the_area_and_aspect_asked_for():
         assert 3 / 4 - 0.02 < width / height < 4 / 3 + 0.02
         shares.append(height * width / (427 * 640))
     assert min(shares) < 0.12 and max(shares) > 0.6 and 0.3 < np.mean(shares) < 0.6
-    # No window of these shapes fits in a line: the middle is taken.
+    # No such window fits into an image of two rows, so the middle is used.
     window = preprocessing.random_window((2, 1000, 3), 32, (0.9, 1.0), (0, 0))
     assert window.numpy().tolist() == [1, 500, 1, 1]
 
 
 def test_only_the_crop_of_a_jpeg_is_decoded(photograph):
-    """And it gives what decoding all would, but for colours at the crop's border."""
+    """The result equals that of full decoding, but for colors at the crop's border."""
     source = data.find(photograph)
     batches = data.load(source, "train", 96, 1, training=True, augmentation="crop")
     x, _ = arrays(batches)
     slow = data.find(photograph)
-    # The same as PNG, of which all must be decoded.
+    # The same image as PNG, which must be decoded completely.
     for name in ("china", "flower"):
         for path in (photograph / name).glob("*.jpg"):
             Image.open(path).save(path.with_suffix(".png"))
@@ -266,7 +266,7 @@ def test_only_the_crop_of_a_jpeg_is_decoded(photograph):
 
 
 def constant_pictures(count, size=16):
-    """Picture k is k everywhere, and its label is k."""
+    """Return images and labels; all pixels of image k, and its label, are k."""
     values = np.arange(count, dtype="uint8")
     return np.tile(values[:, None, None, None], (1, size, size, 3)), np.arange(count)
 
@@ -286,10 +286,10 @@ def test_labels_are_mixed_as_pictures_are():
     for images, labels in batches.as_numpy_iterator():
         np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
         assert ((labels > 0).sum(axis=1) <= 2).all()
-        # By hand: a mixed picture's mean is the mean of the classes it is of.
+        # The mean of a mixed image is the weighted mean of its classes.
         by_hand = labels @ np.arange(40)
         np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), by_hand, atol=1e-4)
-        # The first half has one value everywhere, the second the two values.
+        # MixUp (first half) gives one value everywhere, CutMix (second half) two values.
         assert np.ptp(images[:10], axis=(1, 2, 3)).max() < 1e-4
         for image, label in zip(images[10:], labels[10:]):
             a, b = np.resize(np.flatnonzero(label), 2)
@@ -327,7 +327,7 @@ def test_ratios_are_of_the_beta_distribution():
 
 
 def test_masks_of_cutmix_are_the_authors():
-    """As `cutmix_padding` in their dataset.py, from the same random numbers."""
+    """Equal to `cutmix_padding` in their dataset.py for the same random numbers."""
     for seed in range(40):
         height, width = tf.random.stateless_uniform((2,), (seed, 9), 0, 24, "int32")
         share = tf.random.stateless_uniform((), tf.random.fold_in((seed, 9), 1))
@@ -339,7 +339,7 @@ def test_masks_of_cutmix_are_the_authors():
         np.testing.assert_array_equal(mask[..., 0], expected)
 
 
-# Files of all kinds.
+# Image files of all formats.
 
 
 def jpeg(mode="RGB", size=(40, 30), **options):
@@ -350,7 +350,7 @@ def jpeg(mode="RGB", size=(40, 30), **options):
 
 
 def write_kinds(folder):
-    """Pictures of many kinds, each of which can be read."""
+    """Write valid images of many formats."""
     folder.mkdir(parents=True)
     image = Image.open(io.BytesIO(jpeg()))
     (folder / "grey.jpg").write_bytes(jpeg("L"))
@@ -361,7 +361,7 @@ def write_kinds(folder):
     (folder / "more behind.jpg").write_bytes(jpeg() + b"\0" * 50)
     (folder / "a JPEG.png").write_bytes(jpeg())
     exif = Image.Exif()
-    exif[0x0112] = 6  # held on its side
+    exif[0x0112] = 6  # the camera was on its side
     (folder / "turned.jpg").write_bytes(jpeg(exif=exif))
     sixteen = np.arange(1200, dtype="uint16").reshape(30, 40) * 50
     Image.fromarray(sixteen).save(folder / "16 bits.png")
@@ -404,11 +404,11 @@ def test_files_of_every_kind_are_read_and_broken_ones_named(training, tmp_path, 
         assert f"{name} is not a whole picture" in why
         assert f"Left out: {name}" in caplog.text
     whole = len(good) + 1
-    # Others take their place in training.
+    # In training, other images replace them.
     assert len(x) == (whole + len(broken) if training else whole)
     if not training:
         assert y.argmax(axis=1).sum() == len(good)
-        # As a single file would be read: the same, whichever way was taken.
+        # Each image equals a single file read on its own, however it was decoded.
         for image, (path, _) in zip(
             x, [f for f in source.files("train") if f[0] not in source.left_out]
         ):
@@ -431,12 +431,12 @@ def test_an_epoch_is_as_long_where_many_pictures_are_broken(words, tmp_path):
     )
     images = [x for x, _ in batches.take(6).as_numpy_iterator()]
     assert [len(x) for x in images] == [8, 8, 4] * 2
-    # Those that stand in for others are cropped in another way.
+    # Images that replace broken ones get another crop.
     assert len({x.tobytes() for x in np.concatenate(images[:3])}) == 20
 
 
 def test_evaluation_in_shards_has_every_picture():
-    # 360 pictures: three are left, fewer than there are shards.
+    # 360 images in batches of 357 leave three, fewer than shards.
     parts = [
         arrays(data.load("digits", "test", 8, 357, shard=(k, 7))) for k in range(7)
     ]
@@ -489,7 +489,7 @@ def damaged_jpegs(tmp_path_factory):
         for i in range(6):
             (folder / name / f"{i}.jpg").write_bytes(jpeg())
     source = data.find(folder)
-    # The same for all: to build it takes longest.
+    # One pipeline for all cases, as building it takes longest.
     batches = data.load(source, "train", 8, 20, training=True, augmentation="crop")
     paths = [path for path, _ in source.files("train")]
 

@@ -1,4 +1,4 @@
-"""RandAugment's operations beside Pillow's, or by their formulas."""
+"""RandAugment operations compared with Pillow or with their formulas."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def ours(name, image, magnitude, seed=SEED):
 )
 def test_colours_are_pillows(name, magnitude, of_pillow, photograph):
     expected = np.asarray(of_pillow(Image.fromarray(photograph)), "int32")
-    # Some round where others cut off, and grey has other weights in the third digit.
+    # Implementations round or truncate, and their grey weights differ in the third digit.
     difference = np.abs(ours(name, photograph, magnitude) - expected)
     assert difference.max() <= 4 and difference.mean() < 1
 
@@ -69,7 +69,7 @@ def test_geometry_is_pillows(name, coefficients, seed, photograph):
         for sign in (1, -1)
     ]
     same = [(ours(name, photograph, 5, seed) == result).mean() for result in results]
-    # (Where a line falls between pixels, one takes this side and one that.)
+    # (Positions halfway between two pixels may be rounded differently.)
     assert max(same) > 0.9 > min(same)
 
 
@@ -93,7 +93,7 @@ def test_signs_are_both():
 
 
 def test_contrast_has_the_authors_mean(photograph):
-    # 64 * 96 pixels over 256 shades.
+    # 24 = 64 * 96 pixels / 256 shades.
     expected = np.clip(24 + 2.8 * (photograph.astype("float32") - 24), 0, 255)
     np.testing.assert_allclose(ours("Contrast", photograph, 15), expected, atol=1)
 
@@ -114,7 +114,7 @@ def test_as_many_operations_as_layers_and_all_of_them(photograph):
     np.testing.assert_array_equal(none, photograph)
     one = tf.function(lambda seed: rand_augment(photograph, 1, 9, seed))
     seen = {one(tf.constant([seed, 5])).numpy().tobytes() for seed in range(150)}
-    # 16 operations, 5 of them with two signs, one at a random place.
+    # 16 operations, 5 of them with two signs, one at a random position.
     assert len(seen) > 20
     again = rand_augment(photograph, 4, 10, SEED)
     np.testing.assert_array_equal(rand_augment(photograph, 4, 10, SEED), again)

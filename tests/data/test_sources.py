@@ -32,7 +32,7 @@ def test_digits_are_all_there_and_held_out_evenly():
     assert not any(picture.tobytes() in train for picture in x_test)
 
 
-# Folders of one's own.
+# Custom folders.
 
 
 def save(path, value=0, size=(20, 16)):
@@ -42,7 +42,7 @@ def save(path, value=0, size=(20, 16)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, 20 and 10 pictures, some in folders further down."""
+    """Folder of two classes with 20 and 10 images, some of them in subfolders."""
     root = tmp_path / "a folder"
     for i in range(20):
         save(root / "cats" / f"{i}.png", i)
@@ -66,17 +66,17 @@ def test_a_folder_is_divided_by_the_names_of_files_alone(folder, tmp_path):
     together = np.array(source.counts("train")) + source.counts("test")
     assert together.tolist() == [20, 10]
     assert min(source.counts("test") + source.counts("train")) > 0
-    # Elsewhere, with other times and in another order of writing, it is the same.
+    # The split does not depend on location, times or order of writing.
     other = tmp_path / "elsewhere"
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.suffix in (".png", ".jpg"):
             copy = other / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
-    # (Of `Path.rglob`, which has the hidden file, too.)
+    # (`Path.rglob` has also copied the hidden file.)
     (other / "cats" / "._1.png").unlink()
     assert files_of(data.find(str(other)), "test") == test
-    # More pictures leave the others where they were.
+    # New images do not move existing ones to another split.
     for i in range(20, 60):
         save(folder / "cats" / f"{i}.png", i)
     more = data.find(folder)
@@ -100,7 +100,7 @@ def test_a_folder_that_is_divided_already(folder, name):
     (folder.parent / "divided").mkdir()
     folder.rename(folder.parent / "divided" / "Train")
     root = folder.parent / "divided"
-    # Without another part, it is divided here.
+    # Without a folder for another split, the images are split automatically.
     assert list(data.find(root).splits) == ["train", "test"]
     part = "test" if name == "test" else "validation"
     for i in range(3):
@@ -152,7 +152,7 @@ def test_folders_that_cannot_be_meant_get_a_sentence(folder, tmp_path):
 
 def test_arrays_are_pictures_too():
     x = np.random.default_rng(0).integers(0, 256, (7, 6, 8, 3)).astype("uint8")
-    y = np.array([[0], [1], [2], [0], [1], [2], [3]])  # as Keras's data sets have them
+    y = np.array([[0], [1], [2], [0], [1], [2], [3]])  # as in Keras data sets
     whole = {"crop_mode": "whole", "interpolation": "bicubic"}
     plain = {**whole, "mean": (0.0,) * 3, "deviation": (1 / 255,) * 3}
     source = data.find({"train": (x, y), "held out": (x[:2], y[:2])})
@@ -189,7 +189,7 @@ def test_arrays_that_are_no_labelled_pictures(x, y, sentence):
 
 
 class TinyPictures(tfds.core.GeneratorBasedBuilder):
-    """A real data set, written and read by TFDS, of pictures made here."""
+    """Data set of synthetic images, written and read by TFDS."""
 
     VERSION = tfds.core.Version("1.0.0")
     PARTS = ("train", "validation")
@@ -224,7 +224,7 @@ class TrainOnly(TinyPictures):
 
 
 class BadRecords(TinyPictures):
-    """As it may come from elsewhere: a broken JPEG, and a label of no class."""
+    """Data set with a broken JPEG and an invalid label."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -265,7 +265,7 @@ def test_records_that_are_broken_are_left_out_and_named(tfds_folder, caplog):
     assert "is not a whole picture" in whys[0]
     assert "its label is -1, of 2 classes" in whys[1]
     assert all(name.startswith("bad_records-train") for name in source.left_out)
-    # To train on, there are as many as there should be, all the same.
+    # In training, the number of images is nevertheless complete.
     batches = data.load(source, "train", 20, 8, training=True, from_epoch=0)
     assert [len(x) for x, _ in batches.take(8)] == [8, 8, 8, 6] * 2
     assert caplog.text.count("Left out: ") == 2

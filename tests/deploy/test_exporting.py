@@ -1,4 +1,4 @@
-"""`export`: each file is loaded again by its own runtime."""
+"""`export`: the runtime of each format loads the file."""
 
 import importlib.util
 import os
@@ -44,7 +44,7 @@ RUNTIMES = {"model": run_saved_model, "m.onnx": run_onnx, "m.tflite": run_litert
 
 @pytest.fixture(scope="module", name="digits")
 def _digits():
-    """The shipped network, all digits as it takes them, and what they are."""
+    """Bundled network, all digits preprocessed for it, and their labels."""
     model = pretrained.create("digits")
     preparation = pretrained.find_checkpoint("digits").preparation
     images, labels = load_digits(return_X_y=True)
@@ -56,14 +56,14 @@ def _digits():
 
 @pytest.fixture(scope="module", name="litert_file")
 def _litert_file(digits, tmp_path_factory):
-    """The shipped network as a LiteRT file, in a folder that the export makes."""
+    """LiteRT file of the bundled network, in a folder that `export` creates."""
     path = tmp_path_factory.mktemp("litert") / "a folder" / "m.tflite"
     export(digits[0], path)
     return path
 
 
 def small(classes=10):
-    """A network that is quick to export, for tests of files, paths and arguments."""
+    """Build a network that is quick to export, for tests of files, paths and arguments."""
     inputs = keras.Input((None, None, 3))
     x = keras_nfnets.WSConv2D(4, 3, activation="relu")(inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
@@ -190,7 +190,7 @@ def test_operations_that_onnx_does_not_have_are_named(tmp_path):
 
 
 def one_block():
-    """A network with every kind of layer that the networks of the package have."""
+    """Build a network with every kind of layer that networks of the package have."""
     inputs = keras.Input((None, None, 3))
     x = keras_nfnets.WSConv2D(16, 3, strides=2)(inputs)
     x = keras_nfnets.NFBlock(32, strides=2, group_size=8)(x)
@@ -213,7 +213,7 @@ def test_other_precisions_are_written_in_float32(policy, name, tmp_path):
     same.set_weights([np.asarray(w, "float32") for w in model.get_weights()])
     x = rng.normal(size=(2, 32, 32, 3)).astype("float32")
     actual, expected = RUNTIMES[name](tmp_path / name, x), np.array(same(x))
-    # (Kernels that are kept in bfloat16 are folded in bfloat16.)
+    # (Kernels stored in bfloat16 are folded in bfloat16.)
     atol = (5e-3 if policy == "bfloat16" else 1e-4) * np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, atol=atol)
 

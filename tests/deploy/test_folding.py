@@ -1,4 +1,4 @@
-"""`fold`: the same outputs from Keras's own layers alone."""
+"""`fold`: equal outputs from Keras layers only."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from keras_nfnets.backend import convolution
 from keras_nfnets.layers import Dropout, SymmetricMaxPooling2D
 
 TIMM = {"convention": "timm"}
-# Of each family a network with all kinds of its blocks.
+# One network of each family, with all kinds of its blocks.
 FAMILIES = {
     "NFNetTiny": keras_nfnets.NFNetTiny,
     "NFNetTest": keras_nfnets.NFNetTest,
@@ -48,13 +48,13 @@ OTHERS = sorted(
 )
 
 
-# Each operation on each shape is compiled by JAX, which takes minutes.
+# JAX compiles each operation for each shape, which takes minutes.
 if keras.backend.backend() == "jax":
     FAMILIES = {name: FAMILIES[name] for name in ("NFNetTiny", "NFNetTest")}
 
 
 def with_random_weights(model, seed=0):
-    """Gains and classifiers that start at zero would hide what they multiply."""
+    """Set random weights, as gains and classifiers of zero would hide other errors."""
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         if str(variable.dtype).startswith(("float", "bfloat")):
@@ -69,7 +69,7 @@ def pictures(*shape, seed=1):
 
 
 def difference(model, folded, x):
-    """The largest, as a share of the original's largest output."""
+    """Return the largest difference relative to the largest original output."""
     expected, actual = (
         ops.convert_to_numpy(ops.cast(f(x, training=False), "float32"))
         for f in (model, folded)
@@ -80,16 +80,16 @@ def difference(model, folded, x):
 
 @pytest.fixture
 def _no_products(monkeypatch):
-    """Every convolution runs as one, in a layer as in what it is folded to.
+    """Let 1 x 1 convolutions run as convolutions, not as matrix products.
 
-    As a product, half precision may be summed in another order, which some CPUs round
-    differently.
+    Folded layers are convolutions. A matrix product may sum half-precision values in
+    another order, which some CPUs round differently.
     """
     monkeypatch.setattr(convolution, "_is_product", lambda *_: False)
 
 
 def assert_plain(model):
-    """Nothing in it is of this package, dropped in inference, or standardized."""
+    """Assert that a model has only Keras layers, and no dropout."""
     for layer in model._flatten_layers():
         assert type(layer).__module__.partition(".")[0] == "keras", layer
         assert not isinstance(layer, keras.layers.Dropout)
@@ -120,11 +120,11 @@ def test_other_networks_of_the_zoo(name):
     assert_folds(with_random_weights(model), (33, 47))
 
 
-# Blocks that change the resolution, the channels and neither.
+# Blocks that change the resolution, the channels, or neither.
 SMALL = {"depths": (1, 2), "widths": (16, 32)}
 
 
-# JAX has no float64 unless it is told to.
+# JAX has no float64 by default.
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize(
     "policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"]
@@ -166,8 +166,8 @@ def test_heads_and_activations(options, nfnet_tiny):
 @pytest.mark.slow
 @pytest.mark.own_process
 def test_graphs_of_the_deepest_networks_can_be_built_and_loaded():
-    """Keras walks through them by recursion; NFNet-F7 has 96 blocks."""
-    # (With attention: without it even one graph would be shallow enough.)
+    """Keras traverses graphs by recursion; NFNet-F7 has 96 blocks."""
+    # (Without attention, the graph would not be deep enough to fail.)
     model = keras_nfnets.NFNet((100,), (8,), group_size=4, classes=10)
     folded = fold(model)
     loaded = keras.models.model_from_json(folded.to_json())
@@ -190,7 +190,7 @@ def test_blocks_with_attention_in_the_bottleneck(nfnet_tiny):
 
 
 def test_models_of_ones_own():
-    """Nested, with several inputs and outputs, shared layers and operations."""
+    """Models may be nested, with several inputs and outputs and shared layers."""
     inner = keras.Sequential(
         [
             keras.Input((None, None, 8)),
@@ -311,7 +311,7 @@ def test_names_are_kept_apart():
 
 
 def test_a_model_loaded_anew_folds(tmp_path):
-    """Keras's automatic names begin anew then."""
+    """Keras restarts its automatic names after loading, so names may collide."""
     inputs = x = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1)(x)
     x = keras_nfnets.NFNetTiny(include_top=False, input_tensor=x).output
@@ -347,7 +347,7 @@ def test_loads_without_this_package(tmp_path, nfnet_tiny):
 
 
 def test_trained_skip_gain_of_zero():
-    """A block as it starts: its branch adds nothing."""
+    """In a block at initialization, the branch adds nothing."""
     model = keras_nfnets.NFNetTiny(classifier_activation=None)
     assert_folds(model, (32, 32))
 

@@ -28,7 +28,7 @@ def example(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_of_the_page_are_what_the_results_say(name, example, tmp_path, capsys):
-    """All runs are there: nothing is trained, and the program prints the tables."""
+    """All runs are in the results, so the program trains nothing and prints the tables."""
     shutil.copy(EXAMPLES / "results" / name / "results.csv", tmp_path)
     before = (tmp_path / "results.csv").read_bytes()
     example(name).main(["--output_dir", str(tmp_path)])
@@ -65,7 +65,7 @@ def test_an_example_runs_and_goes_on_where_it_was(name, options, example, tmp_pa
     assert [row["network"] for row in rows] == ["batch norm", "normalizer-free"]
     assert all(0 <= row["validation"] <= 1 for row in rows)
     if name == "contrastive":
-        # No example sees others, in training neither.
+        # Examples do not interact, not even in training.
         [row] = select(rows, network="normalizer-free")
         assert row["training"] == row["inference"]
     written = (folder / "results.csv").read_bytes()
@@ -106,7 +106,7 @@ def test_a_scene_marks_a_whole_digit_alone(example):
     x, y = example("segmentation").scenes(digit, 20, seed=0)
     assert x.shape == y.shape == (20, 48, 48, 1)
     assert (y.sum(axis=(1, 2, 3)) == 40).all()
-    # Of the marked pixels and the others in between: fragments are bright too.
+    # Fragments are bright too, so brightness alone does not mark the digit.
     for picture, mask in zip(x, y, strict=True):
         assert picture[mask > 0].mean() > picture[mask == 0].mean()
         assert (picture[mask == 0] > picture[mask > 0].min()).any()

@@ -16,7 +16,7 @@ from keras_nfnets import experiments
 from keras_nfnets.experiments import fitting, glyphs, images
 from keras_nfnets.experiments.results import Results
 
-# Runs of seconds.
+# Settings of runs that take seconds.
 TINY = {
     "dataset": "digits",
     "depths": [1],
@@ -42,7 +42,7 @@ def nothing(*_):
 @pytest.mark.parametrize("scale", ["small", "full"])
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_plans_end_and_repeat_no_cell(name, scale):
-    """With any results of the sweep: all that is planned is run once, in several seeds."""
+    """With any results of the sweep, each planned cell runs once, with several seeds."""
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, scale)
     rows, accuracies = [], itertools.cycle([0.3, 0.9, 0.5])
@@ -74,7 +74,7 @@ values = st.one_of(
     )
 )
 def test_results_come_back_as_they_were(tmp_path_factory, rows):
-    # (What Python reads as numbers are numbers.)
+    # (Strings that Python parses as numbers come back as numbers.)
     rows = [
         {k: v for k, v in row.items() if str(v).lower() not in _NUMBERS} for row in rows
     ]
@@ -123,7 +123,7 @@ def test_only_missing_cells_are_measured_and_failures_keep_the_others(tmp_path):
         rows = experiments.run(broken, settings, partly, 1, nothing)
     finally:
         experiments.EXPERIMENTS["mean_shift"] = experiment
-    assert len(measured) == 5  # four cells, of which one was tried twice
+    assert len(measured) == 5  # four cells, one of which was tried twice
     assert without_seconds(rows) == without_seconds(expected)
 
 
@@ -246,7 +246,7 @@ def test_another_set_is_read_by_its_own_parts():
 @pytest.mark.parametrize("name", sorted(set(experiments.EXPERIMENTS) - {"efficiency"}))
 @pytest.mark.parametrize("value", [0.1, 0.9])
 def test_nothing_is_borne_out_where_all_are_alike(name, value, tmp_path):
-    """And the page of runs that all failed can be written."""
+    """The page can also be written if all runs failed."""
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, "small", "digits")
     measured = {
@@ -352,7 +352,7 @@ def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
     )
     findings = experiment.conclude(rows, settings)
     assert [finding.holds for finding in findings] == [True, True, None]
-    # A gradient that is no number is none of zero.
+    # A gradient of NaN does not count as zero.
     for row in rows:
         if row["network"] == fitting.NORMALIZER_FREE and row["mode"] == "training":
             row["gradient"] = float("nan")
@@ -364,7 +364,7 @@ def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
     reason="what other processes do is no backend's",
 )
 def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
-    """Two processes of its own, killed with SIGKILL together with the one that waits."""
+    """SIGKILL ends the run and its two worker processes."""
     experiment, settings = tiny("mean_shift", depths=[1], seeds=2)
     path, alone = tmp_path / "results.csv", tmp_path / "alone.csv"
     program = tmp_path / "program.py"
@@ -383,7 +383,7 @@ if __name__ == "__main__":
     finally:
         process.kill()
         process.wait()
-    # Its processes end with it.
+    # Its worker processes end with it.
     wait_until(lambda: not _in_session(process.pid))
     cells = experiment.plan(settings, [])
     there = Results(path)
@@ -424,7 +424,7 @@ def _in_session(session):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """Settings are made as where there are so many fonts, of which no letter is seen."""
+    """Function that fakes a number of installed fonts, with dummy images of letters."""
 
     def as_if(fonts, **described):
         count = fonts * len(glyphs.LETTERS)
@@ -450,7 +450,7 @@ def test_each_experiment_is_published():
 
 @pytest.mark.parametrize("published", PUBLISHED)
 def test_published_pages_are_what_their_results_say(published, tmp_path, elsewhere):
-    """Of a page and its results, or of the code that made it, one was changed alone."""
+    """Fails if a page, its results or the code were changed without the others."""
     folder = PAGES / published
     settings = json.loads((folder / "settings.json").read_text())
     name = settings["experiment"]
@@ -459,7 +459,7 @@ def test_published_pages_are_what_their_results_say(published, tmp_path, elsewhe
         elsewhere(settings["fonts"], pictures_checksum=settings["pictures_checksum"])
     experiment = experiments.find(name)
     usual = experiments.settings_of(experiment, "small", settings.get("dataset"))
-    # They were made elsewhere.
+    # The results come from another machine.
     usual |= {key: settings[key] for key in ("backend", "machine") if key in usual}
     assert settings == usual
     results = Results(folder / experiments.RESULTS)

@@ -16,7 +16,7 @@ OWN = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 @pytest.fixture(autouse=True, scope="module")
 def only_fonts_of_matplotlib():
-    """Everybody has these. Each font is looked at once, as that takes longest."""
+    """Use only bundled fonts; cache opened fonts, as opening takes longest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.font_manager.findSystemFonts", list)
         patch.setattr(glyphs, "_opened", functools.cache(glyphs._opened))
@@ -28,7 +28,7 @@ def only_fonts_of_matplotlib():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Paths of more fonts, none at first."""
+    """List of paths of additional fonts, empty at first."""
     paths = []
     monkeypatch.setattr(
         "matplotlib.font_manager.findSystemFonts", lambda: [str(p) for p in paths]
@@ -43,7 +43,7 @@ def forget():
 
 
 def changed(path, change):
-    """A font like another but for what `change` does to it."""
+    """Write a copy of a font that `change` modifies; return its path."""
     with ttLib.TTFont(OWN / "DejaVuSans.ttf") as font:
         change(font)
         font.save(path)
@@ -60,7 +60,7 @@ def renamed(name):
 
 
 def showing(letter, glyph):
-    """A change: what stands in a letter's place, None for nothing."""
+    """Return a change that maps a letter to another glyph, or to none (None)."""
 
     def change(font):
         for table in font["cmap"].tables:
@@ -73,7 +73,7 @@ def showing(letter, glyph):
 
 
 def slanted(font):
-    """A change: letters lean over so much that they look like no other font's."""
+    """Slant the letters of a font so much that they differ from all other fonts."""
     for letter in string.ascii_letters:
         glyph = font["glyf"][letter]
         if not glyph.isComposite():
@@ -82,7 +82,7 @@ def slanted(font):
 
 
 def another(path):
-    """A font of another family."""
+    """Write a font of another family."""
 
     def change(font):
         renamed("Another")(font)
@@ -92,14 +92,14 @@ def another(path):
 
 
 def boxed(font):
-    """A change: all letters look the same."""
+    """Make all letters of a font look the same."""
     for letter in string.ascii_letters:
         font["glyf"][letter] = font["glyf"]["H"]
         font["hmtx"][letter] = font["hmtx"]["H"]
 
 
 def blank(font):
-    """A change: the letter x is a space."""
+    """Replace the letter x of a font by a space."""
     font["glyf"]["x"] = font["glyf"]["space"]
 
 
@@ -146,7 +146,7 @@ def test_letters_are_whole_and_not_blank():
 
 
 def test_letters_look_like_their_class():
-    """The letters of a font are nearest to those of another one, most of them."""
+    """Letters resemble the same letters of another font far more often than chance."""
     x, y, _ = glyphs.read()
     names = [path.name for path in glyphs.fonts()]
     [sans] = [i for i, name in enumerate(names) if name.startswith("DejaVuSansMono")]
@@ -154,7 +154,7 @@ def test_letters_look_like_their_class():
     of_font = x.reshape(len(names), 52, -1).astype("float32")
     of_font /= np.linalg.norm(of_font, axis=-1, keepdims=True)
     nearest = (of_font[sans] @ of_font[roman].T).argmax(axis=1)
-    assert (y[:52][nearest] == y[:52]).mean() > 0.3  # of guesses 1 in 26 are right
+    assert (y[:52][nearest] == y[:52]).mean() > 0.3  # chance level is 1 in 26
 
 
 def test_no_family_is_on_both_sides():
@@ -275,4 +275,4 @@ def test_they_can_be_learned():
     _, row = fitting.train(
         settings, fitting.NORMALIZER_FREE, batch_size=32, learning_rate=0.8, seed=0
     )
-    assert not row["diverged"] and row["accuracy"] > 0.3  # of guesses 1 in 26 are right
+    assert not row["diverged"] and row["accuracy"] > 0.3  # chance level is 1 in 26

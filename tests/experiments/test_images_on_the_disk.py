@@ -7,7 +7,7 @@ from keras_nfnets.experiments import fitting, images
 
 
 class Shades(tfds.core.GeneratorBasedBuilder):
-    """Grey noise, dark or light."""
+    """Data set of grey noise, dark or light."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -41,7 +41,7 @@ def test_a_set_of_tfds_is_learned_and_tuned_on_a_part_of_it():
     settings |= {"epochs": 2, "depths": [1]}
     pictures = images.load(settings)
     train, test, steps = pictures.batches(8, 0, tuning=True)
-    assert steps == 4  # of three quarters of them
+    assert steps == 4  # from three quarters of the images
     assert sum(len(x) for x, _ in train) == 30
     assert sum(len(x) for x, _ in test) == 10
     x, labels = pictures.some(3)

@@ -1,4 +1,4 @@
-"""The golden cases as Python objects, for the tests and for benchmarks/gpu.py."""
+"""Golden cases as Python objects, for the tests and for benchmarks/gpu.py."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ class GoldenCase:
 
     @property
     def parameters(self):
-        """Haiku's `{module: {leaf: array}}`, or timm's `{name: array}`."""
+        """Parameters: Haiku's `{module: {leaf: array}}` or timm's `{name: array}`."""
         return {
             module: {
                 leaf: rule.value(f"{module}/{leaf}", tuple(shape))
@@ -34,19 +34,19 @@ class GoldenCase:
         }
 
     def series(self, name):
-        """`out/<name>_0`, `out/<name>_1`, ... as one array."""
+        """Return `out/<name>_0`, `out/<name>_1`, ... as one array."""
         count = sum(key.startswith(f"out/{name}_") for key in self.outputs)
         return np.array([self.outputs[f"out/{name}_{i}"] for i in range(count)])
 
 
 def relative_error(actual, expected):
-    """Largest difference divided by the largest expected value."""
+    """Return the largest absolute difference divided by the largest expected value."""
     expected = np.asarray(expected)
     return np.max(np.abs(np.asarray(actual) - expected)) / np.max(np.abs(expected))
 
 
 def nfnet_tiny(**options):
-    """The network that README.md calls `nfnet_tiny`."""
+    """Build the network that README.md calls `nfnet_tiny`."""
     import keras_nfnets
 
     arguments = {

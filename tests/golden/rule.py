@@ -1,4 +1,4 @@
-"""The rule that gives golden cases their parameters and pictures."""
+"""Rule that generates the parameters and images of golden cases."""
 
 import zlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def value(name, shape):
-    """Float32 array for the parameter called `name` in its own framework."""
+    """Return a float32 array for the parameter called `name` in its framework."""
     random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
     z = np.float32(random.standard_normal(shape))
     leaf = name.replace("/", ".").split(".")[-1]
@@ -21,5 +21,5 @@ def value(name, shape):
 
 
 def image(seed, shape):
-    """Float32 pictures, `(batch, height, width, channels)`."""
+    """Return float32 images `(batch, height, width, channels)`."""
     return np.random.RandomState(seed).standard_normal(shape).astype("float32")

@@ -29,7 +29,7 @@ LAYERS = {
 
 
 def set_gains(model):
-    """Skip gains start at zero, which would hide the residual branch."""
+    """Set skip gains, as their initial zeros would hide the residual branch."""
     for variable in model.weights:
         if variable.name == "skip_gain":
             variable.assign(0.7)
@@ -136,7 +136,7 @@ def test_squeeze_excite_doubles_and_gates():
 
 
 def test_squeeze_excite_means_do_not_overflow_in_float16():
-    x = np.full((1, 64, 64, 2), 60_000.0, "float16")  # sums to far over 65504
+    x = np.full((1, 64, 64, 2), 60_000.0, "float16")  # the sum is far above 65504
     layer = SqueezeExcite(dtype="mixed_float16")
     layer.build(x.shape)
     layer.fc0.kernel.assign(np.zeros((2, 1)))
@@ -150,7 +150,7 @@ def test_stochastic_depth_drops_whole_examples_at_its_rate():
     y = ops.convert_to_numpy(layer(x, training=True)).reshape(4000, -1)
     assert (y.min(axis=1) == y.max(axis=1)).all()
     assert y.mean() == pytest.approx(0.7, abs=0.03)
-    assert set(np.unique(y)) == {0.0, 1.0}  # and nothing is rescaled
+    assert set(np.unique(y)) == {0.0, 1.0}  # no rescaling
     assert_close(layer(x, training=False), x, rtol=0)
 
 

@@ -10,7 +10,7 @@ from keras_nfnets import WSConv2D
 
 
 def standardized(kernel, gain, eps=1e-4):
-    """The papers' formula in float64."""
+    """Standardize a kernel in float64, by the papers' formula."""
     kernel = np.asarray(kernel, "float64")
     mean = kernel.mean(axis=(0, 1, 2))
     fan_in = np.prod(kernel.shape[:-1])
@@ -80,7 +80,7 @@ def test_eps_bounds_variance_times_fan_in():
 def test_statistics_are_taken_in_float32(policy):
     layer = WSConv2D(8, 1, dtype=policy)
     layer.build((None, 4, 4, 512))
-    # A large mean: in half precision the variance would be lost to rounding.
+    # With a large mean, half precision would lose the variance to rounding.
     kernel = 100 + np.random.default_rng(0).normal(size=(1, 1, 512, 8))
     layer.kernel.assign(kernel)
     result = layer.standardized_kernel()
@@ -152,7 +152,7 @@ def test_bad_arguments_are_refused():
 
 
 def compiled(layer):
-    """The layer, by XLA on TensorFlow: it has no channels-first convolution for CPUs."""
+    """Compile with XLA: TensorFlow itself has no channels-first convolution on CPUs."""
     if keras.backend.backend() != "tensorflow":
         return layer
     import tensorflow as tf
@@ -181,7 +181,7 @@ def test_symmetric_padding_is_pytorchs(size, kernel_size, strides):
     y = layer(x)
     assert tuple(y.shape) == layer.compute_output_shape(x.shape)
     assert tuple(y.shape[1:3]) == (-(-size // strides), -(-(size + 3) // strides))
-    # The same on a picture that was padded by hand.
+    # Equal to a valid convolution of an explicitly padded image.
     valid = WSConv2D(6, kernel_size, padding="valid", **options)
     half = kernel_size // 2
     padded = np.pad(x, [(0, 0), (half, half), (half, half), (0, 0)])

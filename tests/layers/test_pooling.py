@@ -9,7 +9,7 @@ from keras_nfnets.layers import SymmetricMaxPooling2D
 @pytest.mark.parametrize("size", [6, 7])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_padding_is_symmetric_and_never_the_maximum(size, dtype):
-    # Negative everywhere: zeros from a padding would show.
+    # All values are negative, so zeros from padding would be the maximum.
     x = -np.abs(np.random.default_rng(0).normal(size=(1, size, size, 2))) - 1
     layer = SymmetricMaxPooling2D(3, strides=2, dtype=dtype)
     y = keras.ops.cast(layer(x.astype("float32")), "float32")

@@ -1,4 +1,4 @@
-"""What holds for every layer with standardized kernels."""
+"""Properties of all layers with standardized kernels."""
 
 import math
 
@@ -23,7 +23,7 @@ from keras_nfnets import (
 )
 from keras_nfnets.training.adaptive_clip import norm_axes
 
-# `{name: (our class, Keras's, arguments, shape of an input)}`.
+# `{name: (our class, Keras class, arguments, input shape without batch)}`.
 LAYERS = {
     "1-D": (WSConv1D, keras.layers.Conv1D, (6, 3), (40, 8)),
     "2-D": (WSConv2D, keras.layers.Conv2D, (6, 3), (9, 8, 8)),
@@ -44,7 +44,7 @@ each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 def unit_axes(name, weight):
-    """The axes over which the weights of one unit are spread, of a kernel's four or so."""
+    """Return the axes of a kernel that index the weights of one unit."""
     rank = weight.ndim
     if name == "transposed":
         return (*range(rank - 2), rank - 1)
@@ -67,7 +67,7 @@ def plain_kernel(
     scale=1.0,
     center=True,
 ):
-    """The papers' formula in float64; with `center=False`, about zero."""
+    """Standardize in float64 by the papers' formula; `center=False` keeps the mean."""
     weights = ops.convert_to_numpy(kernel).astype("float64")
     axes = unit_axes(name, kernel)
     fan_in = math.prod(weights.shape[axis] for axis in axes)
@@ -85,9 +85,9 @@ def plain_kernel(
 
 
 def made_of_ones(name, layer, strides):
-    """What a layer of Keras makes of inputs of one, but for its bias, away from edges.
+    """Return outputs of a Keras layer for inputs of one, without bias, away from edges.
 
-    Where its strides are those of the output, on average.
+    For a transposed convolution, return the average over output positions.
     """
     _, keras_layer, arguments, shape = LAYERS[name]
     plain = keras_layer(*arguments, use_bias=False)
@@ -158,13 +158,14 @@ def test_outputs_start_with_unit_variance_and_no_mean(name, strides):
         arguments = (*arguments[:-1], 5)
     options = {} if name == "dense" else {"strides": strides}
     keras.utils.set_random_seed(0)
-    # Of a mean that is not zero, as after an activation, nothing may be left.
+    # An input mean, as after an activation, must not reach the outputs.
     x = 3.0 + some_inputs(
         (*(20,) * (len(shape) - 1), shape[-1]), batch=64 // len(shape)
     )
     outputs = ops.convert_to_numpy(ours(*arguments, **options)(x)).astype("float64")
     if name == "transposed":
-        # What a stride leaves of a filter has a mean of its own; the edges see less.
+        # The subset of a filter that a stride uses has a nonzero mean; edges use fewer
+        # weights.
         outputs = ops.convert_to_numpy(ours(*arguments, **options)(x - 3.0))
         outputs = outputs[:, 5:-5, 5:-5]
     assert np.mean(outputs**2) == pytest.approx(1, abs=0.3)
@@ -186,7 +187,7 @@ def test_new_kernels_have_the_variance_of_the_formula(name):
 @each_layer
 @pytest.mark.parametrize("center", [True, False])
 def test_gradients_are_those_of_the_formula(name, center):
-    """Against differences of the loss, for a step along a random direction."""
+    """Compared with finite differences of the loss along a random direction."""
     ours, _, arguments, shape = LAYERS[name]
     options = {"center": center, "input_mean": 0.7}
     options |= {} if name == "dense" else {"strides": 2}
@@ -250,7 +251,7 @@ def test_units_of_clipping_are_those_of_standardization(name):
     by_name.build((None, *shape))
     for kernel in kernels(by_name):
         assert norm_axes(kernel.shape, kernel.path) == unit_axes(name, kernel)
-    # Weights of zero may move by clip_factor * eps a unit, here of one learning rate.
+    # Weights of zero may move by at most clip_factor * eps per unit.
     randomize(model)
     for kernel in kernels(model):
         kernel.assign(np.ones(kernel.shape))
@@ -271,7 +272,7 @@ def test_statistics_are_taken_in_float32(name, policy):
     layer = ours(*arguments, dtype=policy)
     layer.build((None, *shape))
     for kernel in kernels(layer):
-        # A large mean: in half precision the variance would be lost to rounding.
+        # With a large mean, half precision would lose the variance to rounding.
         kernel.assign(100 + np.random.default_rng(0).normal(size=kernel.shape))
         actual = layer.standardized_kernel(kernel.name)
         dtype = keras.backend.standardize_dtype(actual.dtype)
@@ -390,7 +391,7 @@ def test_channels_first_is_the_transpose(name):
     randomize(last)
     first.set_weights(last.get_weights())
     call = first
-    if keras.backend.backend() == "tensorflow":  # which has none of its own for CPUs
+    if keras.backend.backend() == "tensorflow":  # which lacks it on CPUs
         import tensorflow as tf
 
         call = tf.function(first, jit_compile=True)

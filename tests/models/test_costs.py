@@ -4,7 +4,7 @@ import pytest
 
 from keras_nfnets.models.costs import costs, count_costs, variants
 
-# Networks of more blocks take a second or more to build.
+# Networks of more blocks take at least a second to build.
 _DEEP = 30
 
 

@@ -1,4 +1,4 @@
-"""What takes gigabytes and minutes: run with `pytest -m slow`."""
+"""Tests that take gigabytes and minutes: run with `pytest -m slow`."""
 
 import keras
 import numpy as np

@@ -29,8 +29,8 @@ GOLDEN_NETWORKS = {
     "haiku_nf_resnet50": keras_nfnets.NFResNet50,
     "haiku_nf_regnet_b0": keras_nfnets.NFRegNetB0,
 }
-# The largest difference as a share of the largest value. dm_nfnet_f0 is the authors'
-# network, with the tanh form of GELU where timm has the exact one.
+# Largest difference relative to the largest value. dm_nfnet_f0 is the authors' network,
+# with the tanh form of GELU where timm has the exact one.
 TIMM_NETWORKS = {
     "test_nfnet": 1e-4,
     "nfnet_l0": 1e-4,
@@ -90,7 +90,7 @@ def test_parameter_counts_are_the_published_ones():
         assert count(name) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-# timm 1.0.31 counted its own.
+# Counted in timm 1.0.31.
 TIMM_PARAMETERS = {
     "nf_regnet_b0": 8_764_288,
     "nf_regnet_b2": 14_314_608,
@@ -108,7 +108,7 @@ TIMM_PARAMETERS = {
 
 def test_parameter_counts_of_nf_regnets_follow_from_their_table():
     # Block by block as in the authors' nf_regnet.py: three convolutions with gain and
-    # bias, squeeze-and-excitation of half the width, a gain, a shortcut where needed.
+    # bias, squeeze-and-excitation of half the width, a gain, and a shortcut if needed.
     def convolution(size, inputs, outputs):
         return size * size * inputs * outputs + 2 * outputs
 
@@ -235,7 +235,7 @@ def test_input_tensor_and_input_shape():
 def test_beta_is_one_over_the_expected_deviation():
     model = NFNet((2, 3), (16, 32), group_size=8, alpha=0.5)
     betas = [layer.beta for layer in model.layers if isinstance(layer, NFBlock)]
-    # Variance grows by alpha^2 a block and restarts after each transition block.
+    # Variance grows by alpha^2 per block and restarts after each transition block.
     assert_close(betas, 1 / np.sqrt([1, 1.25, 1.5, 1.25, 1.5]), rtol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""A server of files, on this machine, that can be told to fail."""
+"""Local HTTP server of files that can be made to fail."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 class File:
     content: bytes
     headers: dict = dataclasses.field(default_factory=dict)
-    # Of the GETs in turn: after how many bytes to hang up (None: not at all).
+    # For each GET in order: number of bytes after which to hang up (None: never).
     cuts: Iterator = dataclasses.field(default_factory=lambda: iter(()))
-    # Whether that is the end of the connection in good order or a reset.
+    # Whether the connection is then reset instead of closed.
     resets: bool = False
     knows_range: bool = True
-    # Called when all but the last byte is sent.
+    # Called when all but the last byte has been sent.
     before_last_byte: Callable = lambda: None
 
 
@@ -68,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`, `{path: File or status}`; `requests` has what was asked."""
+    """Server of `files`, `{path: File or status}`, that records `requests`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -76,7 +76,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def gets(self, path):
-        """The value of Range, or None, of each GET of `path`."""
+        """Return the Range header, or None, of each GET of `path`."""
         return [
             headers.get("Range")
             for command, at, headers in self.requests
@@ -84,7 +84,7 @@ class Server(http.server.ThreadingHTTPServer):
         ]
 
     def handle_error(self, request, client_address):
-        pass  # a client that went away
+        pass  # the client has disconnected
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Published checkpoints by name: the register, and weights from a hub of the test's own."""
+"""Published checkpoints by name: the registry, and weights from a local hub."""
 
 import hashlib
 import pathlib
@@ -16,7 +16,7 @@ import keras_nfnets
 from keras_nfnets import pretrained
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
-# By network: what timm's release files are called.
+# Network -> hash in the name of timm's release file.
 RELEASES = {
     "dm_nfnet_f0": "604f9c3a",
     "dm_nfnet_f1": "fc540f82",
@@ -37,7 +37,7 @@ RELEASES = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub on this machine that has test_nfnet, made by the rule of the golden data."""
+    """Local hub that has test_nfnet, with weights by the rule of the golden data."""
     from huggingface_hub import constants
 
     content = save(GoldenCase("timm_test_nfnet").parameters)
@@ -96,12 +96,12 @@ def test_what_weights_stand_for():
 @pytest.mark.parametrize(
     "make, message",
     [
-        # The authors published no weights of these.
+        # Networks without published ImageNet weights by the authors.
         (lambda: keras_nfnets.NFResNet50(weights="imagenet"), "nf_resnet50.ra2_in1k"),
         (lambda: keras_nfnets.NFRegNetB1(weights="imagenet"), "no published"),
         (lambda: keras_nfnets.NFNetF7Plus(weights="imagenet"), "dm_nfnet_f0"),
         (lambda: keras_nfnets.NFNetTiny(weights="imagenet"), "digits"),
-        # Another activation computes something else with them.
+        # With another activation, the weights would compute something else.
         (
             lambda: keras_nfnets.NFNetF0(weights="imagenet", activation="relu"),
             "activation='relu'",

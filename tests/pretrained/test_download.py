@@ -1,4 +1,4 @@
-"""Fetching weight files from a server that may fail in every way but one."""
+"""Downloads of weight files from a server that fails in many ways."""
 
 import base64
 import dataclasses
@@ -33,7 +33,7 @@ def on_hub(content, digest=SHA256, commit=COMMIT, **options):
 
 
 def files_in(folder):
-    """`{path: content or target}` of all files but those that are locks."""
+    """Return `{path: content or link target}` of all files except locks."""
     return {
         str(path.relative_to(folder)): os.readlink(path)
         if path.is_symlink()
@@ -45,7 +45,7 @@ def files_in(folder):
 
 @dataclasses.dataclass
 class Door:
-    """One of the two functions, its file on the server, and its cache."""
+    """One of the two download functions, its file on the server, and its cache."""
 
     fetch: callable
     path: str
@@ -109,7 +109,7 @@ def door(request):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """No pause between tries."""
+    """Remove the pauses between retries."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
 
 
@@ -130,7 +130,7 @@ def test_a_file_comes_once(door, server):
     assert isinstance(path, pathlib.Path)
     assert server.gets(door.path) == [None]
     asked = len(server.requests)
-    # Nor is anything written then: the folder may be one to read only.
+    # A cached file needs no writing either, as the folder may be read-only.
     for lock in door.cache.rglob("*.lock"):
         lock.unlink()
     assert door.fetch() == path
@@ -154,10 +154,10 @@ def test_nothing_has_the_final_name_before_it_is_checked(door):
 
 
 def test_a_file_cut_short(door, impatient):
-    # It says that there is more and never sends it.
+    # The server announces more bytes than it ever sends.
     door.file.cuts = itertools.chain([1_000_000], itertools.repeat(0))
     _, partial = assert_refused(door, ConnectionError, "Received: .*by hand and pass")
-    # For the next time, where there is one.
+    # A partial file stays for the next call only if the download can be resumed.
     assert len(partial) == (door.path == PLAIN)
 
 
@@ -172,7 +172,7 @@ def test_a_wrong_checksum(door, at):
 def test_a_server_that_hangs_up_half_way(door, server, impatient):
     door.file.cuts = iter([1_000_000, 500_000])
     assert door.fetch().read_bytes() == CONTENT
-    # The hub's client counts in chunks, and forgets the last one.
+    # The hub's client writes complete chunks and loses the last one.
     first, second, third = server.gets(door.path)
     assert first is None
     for asked, come in ((second, 1_000_000), (third, 1_500_000)):
@@ -192,7 +192,7 @@ def test_a_full_disk(door):
     resource = pytest.importorskip("resource")
     before = files_in(door.cache)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Writing beyond it fails as it does where there is no room.
+    # Writing beyond this limit fails as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
     try:
         with pytest.raises(OSError, match=f"{len(CONTENT)} bytes.*{door.cache}") as e:
@@ -242,7 +242,7 @@ def test_a_large_file_comes_from_another_host_than_the_hub(hub, server, monkeypa
         "X-Repo-Commit": COMMIT,
         "X-Linked-Etag": f'"{SHA256}"',
         "X-Linked-Size": str(len(CONTENT)),
-        # Another name of the same server: only another host keeps the token back.
+        # Another name for the same server, as the token must not be sent to another host.
         "Location": server.url.replace("127.0.0.1", "localhost") + "/large",
     }
     server.files["/large"] = File(CONTENT, headers={"ETag": '"of the other host"'})
@@ -314,7 +314,7 @@ def test_a_system_without_symlinks(hub, server, monkeypatch):
     assert not (hub.cache / "models--timm--nfnet" / "blobs").exists()
     server.files.clear()
     assert hub.fetch() == path
-    # Its name is no digest, whatever its length.
+    # The name is not a digest, in spite of its length.
     path = path.rename(path.with_name("a" * 40))
     assert download.hub_file("timm/nfnet", path.name) == path
 
@@ -336,7 +336,7 @@ def test_a_name_that_is_none_of_a_repository(hub, server):
 
 @pytest.mark.parametrize("md5", [MD5, MD5.upper()])
 def test_a_given_checksum(url, md5):
-    # Whatever the server says.
+    # The given checksum takes precedence over that of the server.
     url.file.headers = {"x-goog-hash": f"md5={'A' * 22}=="}
     assert url.fetch(md5=md5).read_bytes() == CONTENT
 
@@ -346,7 +346,7 @@ def test_a_given_checksum_that_is_wrong(url, server):
     with pytest.raises(ValueError, match=f"checksum 0{{32}}. Received: {MD5}"):
         url.fetch(md5="0" * 32)
     assert files_in(url.cache) == before
-    # Once: it is what the server has.
+    # Only one try, as the server has no other content.
     assert server.gets(PLAIN) == [None]
 
 
@@ -499,8 +499,8 @@ def test_no_url_leads_out_of_the_folder(url, server, name):
     assert "pw" not in str(place)
 
 
-# Processes of their own, which read the environment as a user sets it. The module is
-# loaded by itself, without Keras, which takes seconds to import.
+# Child processes read the environment as a user sets it. They load the module alone,
+# without Keras, which takes seconds to import.
 CHILD = f"""
 import runpy, signal, sys
 # Processes of a shell's background ignore Ctrl-C.
@@ -515,7 +515,7 @@ HUB_CALL = "hub_file('timm/nfnet', 'model.safetensors')"
 
 @pytest.fixture
 def start(server, hub, url):
-    """Starts a process that evaluates calls and prints what they return."""
+    """Function that starts a process that evaluates calls and prints their results."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": server.url,

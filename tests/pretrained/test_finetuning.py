@@ -1,4 +1,4 @@
-"""The checkpoint that comes along, from loading to a network for another task."""
+"""Bundled checkpoint, from loading to fine-tuning for another task."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""The authors' parameter files: what is in them, and nothing is executed."""
+"""Reading the authors' parameter files, without executing anything in them."""
 
 import collections
 import contextlib
@@ -52,7 +52,7 @@ def test_a_file_as_the_authors_made_it_loads_exactly(path, golden, monkeypatch):
             assert array.dtype == "float32"
             assert array.shape == expected[module][leaf].shape
             assert array.flags.writeable
-            # NumPy 1.x, of the file, rounds the quotient of a kernel otherwise.
+            # NumPy 1.x, which made the file, rounds the division of kernels differently.
             np.testing.assert_array_max_ulp(
                 array, expected[module][leaf], maxulp=1 if leaf == "w" else 0
             )
@@ -67,7 +67,7 @@ def test_reading_takes_little_more_memory_than_the_file(tmp_path):
 
 
 def read_with_peak(path):
-    """What came of reading, a tree or a ValueError, and the memory it took."""
+    """Read a file; return the tree or the ValueError, and the peak memory."""
     tracemalloc.start()
     try:
         return read_pickle(path), tracemalloc.get_traced_memory()[1]
@@ -100,7 +100,7 @@ def test_other_shapes_dtypes_and_protocols_load(protocol, tmp_path):
     assert_same(read_pickle(path), {**ALL_KINDS, "scalar": np.array(2, "f4")})
 
 
-# Pickles put together by hand: what opcodes leave one value on the stack.
+# Pickles made by hand: opcodes that leave one value on the stack.
 
 
 def text(string):
@@ -119,7 +119,7 @@ W = text("w")
 
 
 def item(value, key=W):
-    """The whole pickle of a mapping with one item."""
+    """Return a complete pickle of a mapping with one item."""
     return b"\x80\x04}" + key + value + b"s."
 
 
@@ -132,7 +132,7 @@ TWO = b"C\x08" + bytes(8)
 
 
 def array(shape=b"K\x02\x85", dtype=F4, data=TWO, version=b"K\x01"):
-    """An array of two float32, or of what is given."""
+    """Return the opcodes of an array, by default of two float32."""
     state = b"(" + version + shape + dtype + b"\x89" + data + b"t"
     return UNBUILT + state + b"b"
 
@@ -147,7 +147,7 @@ NO_STATE = b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00"
 
 
 def test_pickles_put_together_by_hand_are_right(tmp_path):
-    # Or the refusals below would mean nothing.
+    # Otherwise the tests of rejected pickles below would prove nothing.
     path = tmp_path / "x"
     for one in (
         array(),
@@ -168,7 +168,7 @@ def test_pickles_put_together_by_hand_are_right(tmp_path):
 
 
 class Call:
-    """Pickled as a call of a function."""
+    """Object that is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -220,7 +220,7 @@ def test_nothing_is_executed(content, tmp_path, monkeypatch):
         read_pickle(path)
     assert set(sys.modules) == before
     assert not os.path.exists("ran")
-    # The attack is a real one. (What it makes of the rest is of no interest.)
+    # The attack is real: `pickle` executes it. (Other errors do not matter.)
     with contextlib.suppress(Exception):
         pickle.loads(content)
     assert os.path.exists("ran")
@@ -231,7 +231,7 @@ def number(value, size):
 
 
 def doubling(depth):
-    """A mapping that holds one of less depth twice, and so on."""
+    """Return the opcodes of a mapping that has a less deep one twice, and so on."""
     if depth == 0:
         return b"}q\x00"
     twice = text("a") + doubling(depth - 1) + text("b") + b"h%c" % (depth - 1)
@@ -344,7 +344,7 @@ def test_anything_but_arrays_is_refused(content, what, tmp_path):
 
 
 DEEP = b")" + b"\x85" * 100_000
-# Without an end to repr, == or hash of it.
+# Its repr, == or hash would never end.
 DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(100))
 SHARED = b"B" + number(100_000, 4) + bytes(100_000)
 LARGE = {
@@ -438,7 +438,7 @@ SNIPPETS += [EXEC, b")R", b"}b", b"N}" + text("a") + b"Ns\x86b", b"h\x01", b"q\x
 
 
 def mutated(content, places, chance):
-    """The content with one to three of its opcodes changed."""
+    """Return the content with one to three opcodes changed."""
     content = bytearray(content)
     for _ in range(chance.choice([1, 1, 2, 3])):
         at = min(chance.choice(places) + chance.randrange(4), len(content) - 1)
@@ -502,5 +502,5 @@ def test_changed_files_are_refused_or_harmless(content, count, tmp_path, monkeyp
         assert time.monotonic() - start < 5
     assert set(sys.modules) == before
     assert os.listdir() == ["x"]
-    # Of both there is some, or the changes are too wild or too tame.
+    # Some files load and some do not; otherwise the mutations are too weak or too strong.
     assert 0 < loaded < count

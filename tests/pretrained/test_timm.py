@@ -1,4 +1,4 @@
-"""timm's files and mappings: all of one into all of a network, or nothing."""
+"""timm files and mappings: loaded completely, or not at all."""
 
 import pathlib
 
@@ -45,7 +45,7 @@ def test_file_and_mapping_and_weights_are_the_same(file, parameters, model):
 
 
 def test_every_parameter_is_used_once(parameters, model):
-    # Each by itself: a change of one array changes one weight.
+    # A change of one array changes exactly one weight.
     pretrained.load_timm(model, parameters)
     before = snapshot(model)
     assert len(before) == len(parameters)
@@ -104,7 +104,7 @@ def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
         {**parameters, "stem.conv1.weight": np.ones((16, 3, 5, 5))},
         "has shape (3, 3, 3, 16) in the network, (5, 5, 3, 16) here",
     )
-    # A kernel and a bias of different numbers of classes are no classifier.
+    # Kernel and bias of the classifier must have the same number of classes.
     refused({**parameters, "head.fc.bias": np.ones(10)}, "predictions/bias has shape")
     refused({**parameters, "head.fc.weight": "x"}, "predictions/kernel is of dtype")
     refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain is of dtype")
@@ -116,8 +116,8 @@ def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
 
 
 def test_gains_make_up_for_the_other_epsilon():
-    # With the authors' lower bound the filters must be those of timm, whatever the
-    # variance: also of a kernel much smaller than usual.
+    # With the authors' lower bound, the filters must equal those of timm for any
+    # variance, also for a kernel much smaller than usual.
     model = NFNetF0(include_top=False)
     layer = model.get_layer("stem_conv1")
     kernel = np.random.default_rng(0).normal(size=(32, 16, 3, 3)) * np.logspace(
@@ -189,7 +189,7 @@ def test_paths_that_are_none(model, tmp_path):
 )
 @given(data=st.data())
 def test_broken_files_are_refused_or_harmless(file, model, data):
-    """Cut short or with bytes changed, a file loads whole or not at all."""
+    """A file that is truncated or has changed bytes loads completely or not at all."""
     content = bytearray(file.read_bytes())
     header = int.from_bytes(content[:8], "little") + 8
     if data.draw(st.booleans()):

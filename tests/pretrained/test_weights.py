@@ -1,4 +1,4 @@
-"""Weight files: all of a file into all of a network, or nothing."""
+"""Weight files: loaded completely, or not at all."""
 
 import pathlib
 import zipfile
@@ -40,7 +40,7 @@ def target():
 
 @pytest.fixture(params=["m.weights.h5", "m.keras"])
 def saved(request, trained, tmp_path):
-    """A network and a file of its weights, one with optimizer state and all."""
+    """Network and a file of its weights: weights only, or a complete model."""
     path = tmp_path / "a folder" / request.param
     path.parent.mkdir()
     (trained.save if path.suffix == ".keras" else trained.save_weights)(path)
@@ -55,7 +55,7 @@ def test_saved_weights_come_back(saved):
 
 
 def test_rates_and_names_may_differ(saved):
-    # A network may be regularized otherwise than the one that wrote the file.
+    # The network may have other regularization than the one that wrote the file.
     model, path = saved
     again = network(
         weights=path, drop_rate=0.5, stochastic_depth_rate=0.5, name="other"
@@ -115,7 +115,7 @@ def test_classifier_of_another_size_stays_and_the_rest_is_loaded(saved):
 )
 @given(data=st.data())
 def test_broken_files_are_refused_or_harmless(saved, target, data):
-    """Cut short or with bytes changed, a file loads whole or not at all."""
+    """A file that is truncated or has changed bytes loads completely or not at all."""
     _, path = saved
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
@@ -253,12 +253,12 @@ def test_hostile_hdf5_files_are_refused(attack, trained, tmp_path):
 
 
 def test_broken_heaps_of_strings_are_refused(trained, tmp_path):
-    # In most of these libhdf5 itself goes round for ever.
+    # With most of these files, libhdf5 itself would loop forever.
     path = tmp_path / "m.weights.h5"
     trained.save_weights(path)
     whole = path.read_bytes()
     heap = whole.index(b"GCOL")
-    # Of the heap, and of its first objects.
+    # Offsets of sizes: of the heap and of its first objects.
     for at in (8, 24, 48, 72, 96, 120):
         broken = bytearray(whole)
         broken[heap + at : heap + at + 8] = b"\xec" * 8

@@ -1,4 +1,4 @@
-"""Recipes: their numbers are the papers', and each can be started."""
+"""Recipes: their settings are those of the papers, and each can be started."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ def test_the_recipes_there_are():
 
 
 def test_nfnets_train_as_published():
-    """The settings of the authors' experiment_nfnets.py."""
+    """The settings are those of the authors' experiment_nfnets.py."""
     layers_and_magnitude = [(4, 5), (4, 10), (4, 10)] + [(4, 15)] * 4
     train_sizes = [192, 224, 256, 320, 384, 416, 448]
     test_sizes = [256, 320, 352, 416, 512, 544, 576]
@@ -51,7 +51,7 @@ def test_nfnets_train_as_published():
 
 
 def test_regnets_train_as_published():
-    """The settings of the authors' experiment_nf_regnets.py."""
+    """The settings are those of the authors' experiment_nf_regnets.py."""
     for i in range(6):
         recipe = recipes.find(f"nf_regnet_b{i}")
         schedule = recipes.schedule(recipe, 1251)
@@ -146,7 +146,7 @@ def test_a_recipe_that_cannot_be_started_says_why(capsys):
 
 @pytest.mark.parametrize("name", ["nfnet_f0_imagenet", "nf_regnet_b0"])
 def test_with_weight_decay_the_optimizer_is_the_authors(name):
-    """All of its settings reach it, and nothing is clipped twice."""
+    """The optimizer gets all settings, and nothing is clipped twice."""
     recipe = dataclasses.replace(
         recipes.find(name), model="NFNetTiny", precision="float32", data="digits"
     )
@@ -157,7 +157,7 @@ def test_with_weight_decay_the_optimizer_is_the_authors(name):
     assert optimizer.gradient_weight_decay == recipe.weight_decay
     assert optimizer.clip_factor == recipe.clip_factor
     assert (optimizer.momentum, optimizer.nesterov) == (0.9, True)
-    model.run_eagerly = True  # to compile would take longest
+    model.run_eagerly = True  # compilation would take longest
     x, y = next(data.load("digits", "train", 32, 16).as_numpy_iterator())
     history = model.fit(x, y, batch_size=16, verbose=0).history
     assert "clip_share" not in history
@@ -183,6 +183,6 @@ def test_a_new_classifier_learns_alone_first():
         v.path for v in model.weights if not np.array_equal(before[v.path], v.numpy())
     }
     assert changed == {"predictions/kernel", "predictions/bias"}
-    # Pictures are prepared as the checkpoint has seen them.
+    # Images are normalized as for the checkpoint.
     checkpoint = pretrained.find_checkpoint("digits")
     assert recipes.preparation(recipe, source)["mean"] == checkpoint.mean

@@ -1,7 +1,7 @@
-"""Writes `compiled.keras`, `converted.keras` and what they compute, next to this file.
+"""Script that writes `compiled.keras`, `converted.keras` and their outputs.
 
-`run` is the folder of a run that was killed when its first epoch was saved:
-`python tests/one_block.py train` with the flags in `test_saved.py`.
+The files go next to this one. `run` is the folder of a run that was killed when its first
+epoch was saved: `python tests/one_block.py train` with the flags in `test_saved.py`.
 """
 
 import pathlib

@@ -1,6 +1,6 @@
-"""Files that version 0.1.0 (commit 9f9f64f) has written load and compute the same.
+"""Files written by version 0.1.0 (commit 9f9f64f) load and give the same outputs.
 
-`make.py` has written them.
+`make.py` wrote them.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ def test_a_compiled_model_goes_on_where_it_was():
     results = model.evaluate(X, Y, verbose=0, return_dict=True)
     assert results["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
     assert results["ema_loss"] == pytest.approx(float(expected["ema_loss"]), rel=1e-5)
-    # Its momentum and its schedule are those of the run.
+    # The optimizer state was restored: momentum and schedule continue.
     model.train_on_batch(X, Y)
     np.testing.assert_allclose(
         model.predict(X, verbose=0), expected["after_a_step"], rtol=1e-3

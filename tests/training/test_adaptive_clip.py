@@ -21,7 +21,7 @@ def norm(x, axes):
 
 
 def expected_clip(gradient, weights, axes, clip_factor, eps=1e-3):
-    """Equation 3 of the paper in float64, norms over `axes`."""
+    """Clip by equation 3 of the paper in float64, with norms over `axes`."""
     largest = clip_factor * np.maximum(norm(weights, axes), eps)
     size = norm(gradient, axes)
     return gradient * np.where(size > largest, largest / np.maximum(size, 1e-6), 1)
@@ -110,7 +110,7 @@ def test_a_unit_is_what_computes_one_output(kind):
     seen = set()
     for variable in layer.trainable_variables:
         weights = random.normal(size=variable.shape).astype("float32")
-        # Gradients from far below to far above the threshold, unit by unit.
+        # Units have gradients from far below to far above the threshold.
         gradient = weights * random.lognormal(-4, 2, size=variable.shape)
         gradient = gradient.astype("float32")
         variable.assign(weights)
@@ -127,7 +127,7 @@ def test_a_unit_is_what_computes_one_output(kind):
     assert seen >= set(axes_of)
 
 
-# Arithmetic on CPUs may take subnormal numbers for zero.
+# Arithmetic on CPUs may flush subnormal numbers to zero.
 FLOATS = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 
 
@@ -192,7 +192,7 @@ def test_clipped_norm_is_bounded_and_direction_kept(weights, gradient, clip_fact
     small = norm(gradient, 0) <= largest * (1 - 1e-5)
     np.testing.assert_array_equal(
         clipped[:, small[0]], gradient[:, small[0]]
-    )  # not a bit of them changes
+    )  # bit-identical
     assert (clipped * gradient >= 0).all()
 
 
@@ -219,7 +219,7 @@ def test_gradients_that_are_not_finite_are_never_hidden(bad):
     gradient[1, 0] = bad
     clipped = clip_one(gradient, keras.Variable(np.ones((3, 2), "float32")))
     assert not np.isfinite(clipped[1, 0])
-    # The other unit is clipped as if nothing had been.
+    # The other unit is clipped as usual.
     assert_close(clipped[:, 1], 0.01, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""AGCModel, AGC and SGDAGC: three front doors to one clip."""
+"""AGCModel, AGC and SGDAGC: three ways to the same clipping."""
 
 import functools
 
@@ -20,7 +20,7 @@ def small_model(cls=AGCModel, seed=0):
 
 
 def small_data(scale=30):
-    """A regression so steep that all is clipped."""
+    """Return a regression task with gradients so large that all units are clipped."""
     random = np.random.default_rng(0)
     x = random.normal(size=(32, 6)).astype("float32")
     return x, scale * random.normal(size=(32, 3)).astype("float32")
@@ -99,7 +99,7 @@ def test_three_front_doors_give_the_same_weights():
     assert min(history["clip_share"]) > 0.9
     assert_same_weights(by_model, by_wrapper)
     assert_same_weights(by_model, by_optimizer)
-    # ... which are not those of a run without clipping.
+    # A run without clipping gives other weights.
     unclipped = small_model()
     train(unclipped, optimizer=sgd(), clip_factor=None)
     kernels = (by_model.weights[0], unclipped.weights[0])
@@ -140,7 +140,7 @@ def test_weight_decay_of_sgdagc_spares_gains_and_biases_and_the_clip():
             self.gain = self.add_weight(shape=(2, 2), name="gain", initializer="ones")
             self.bias = self.add_weight(shape=(2,), name="bias", initializer="ones")
 
-        def call(self, x):  # with no gradient but exactly zero
+        def call(self, x):  # all gradients are exactly zero
             total = self.kernel + self.gain + self.bias
             return ops.sum(x) * 0 * ops.sum(total) + x
 
@@ -205,7 +205,7 @@ def trained_with_momentum(cls, nesterov, dtype, **options):
     return model, optimizer
 
 
-# By Keras itself, once for all cases.
+# Trained by Keras itself, once for all cases.
 trained_by_keras = functools.cache(
     functools.partial(trained_with_momentum, keras.Model, jit_compile=False)
 )
@@ -215,7 +215,7 @@ trained_by_keras = functools.cache(
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_momentum_is_that_of_keras(nesterov, jit_compile, dtype, rtol):
-    """`AGCModel` has an operation of its own for it on TensorFlow."""
+    """`AGCModel` uses another momentum operation on TensorFlow."""
     ours, our_sgd = trained_with_momentum(
         AGCModel, nesterov, dtype, jit_compile=jit_compile, clip_factor=None
     )
@@ -272,7 +272,7 @@ def test_exclude_that_matches_nothing_is_refused():
     "optimizer", [lambda e: AGC("sgd", exclude=e), lambda e: SGDAGC(exclude=e)]
 )
 def test_optimizers_warn_of_an_exclude_that_matches_nothing(optimizer):
-    # They cannot know what is frozen, so it is no error.
+    # They cannot know which variables are frozen, so this is not an error.
     model = small_model(keras.Model)
     with pytest.warns(UserWarning, match="'predictoins'"):
         optimizer("predictoins").build(model.trainable_variables)
@@ -386,7 +386,7 @@ def test_every_way_to_write_a_model_trains_alike(kind, built):
 
 
 def test_functional_use_does_not_break_subclassing():
-    # Keras rewrites the bases of a class that is used functionally.
+    # Keras changes the bases of a class that is used as a functional model.
     small_model()
     small_model(FunctionalSubclass)
     FunctionalInside(8, 3)
@@ -410,7 +410,7 @@ def test_clip_share_is_logged_in_training_only_and_is_a_mean():
     assert set(history) == {"loss", "mae", "clip_share", "val_loss", "val_mae"}
     assert all(0 < share <= 1 for share in history["clip_share"])
     assert set(model.evaluate(x, y, return_dict=True, verbose=0)) == {"loss", "mae"}
-    # Recompiled without clipping there is no share; with it again there is one.
+    # Only models compiled with clipping log `clip_share`.
     model.compile("sgd", "mse", clip_factor=None)
     assert "clip_share" not in model.fit(x, y, verbose=0).history
     model.compile("sgd", "mse")
@@ -464,7 +464,7 @@ def test_loss_scaling_changes_nothing(door):
 
 
 def test_mixed_float16_clips_the_unscaled_gradient():
-    # Not so steep that the loss overflows under the initial loss scale.
+    # The scale is small enough for the loss not to overflow at the initial loss scale.
     options = {"clip_factor": 2e-3, "data": small_data(scale=0.3)}
     full = small_model()
     history = train(full, optimizer=sgd(), **options)
@@ -494,7 +494,7 @@ def test_loss_scaling_skips_a_step_that_overflows():
 
 
 def test_jit_compiled_steps_are_the_same():
-    # On PyTorch this would be torch.compile, which needs a C++ compiler.
+    # On PyTorch this would use torch.compile, which needs a C++ compiler.
     plain, compiled = small_model(), small_model()
     train(plain, optimizer=sgd(), clip_factor=0.02, jit_compile=False)
     train(compiled, optimizer=sgd(), clip_factor=0.02, jit_compile=True)

@@ -1,4 +1,4 @@
-"""The training step as XLA compiles it for accelerators (TensorFlow)."""
+"""Training step compiled by XLA as for accelerators (TensorFlow)."""
 
 import re
 
@@ -14,7 +14,7 @@ from keras_nfnets.backend.per_example import BatchSlice, inputs_are
 
 @pytest.fixture(scope="module")
 def compiled():
-    """What XLA makes of a step of an NFNet with all that `compile` offers."""
+    """Graph and HLO of a training step of an NFNet with all options of `compile`."""
     keras.utils.set_random_seed(0)
     model = keras_nfnets.NFNet(
         (1,),
@@ -39,7 +39,7 @@ def compiled():
         return model.train_step((x, y))
 
     x, y = tf.random.normal((4, 8, 8, 3)), tf.one_hot([0, 1, 2, 3], 10)
-    step(x, y)  # runs
+    step(x, y)  # it must run
     graph = step.get_concrete_function(x, y).graph.as_graph_def()
     return graph, step.experimental_get_compiler_ir(x, y)(stage="hlo")
 
@@ -58,7 +58,7 @@ def test_nothing_in_the_step_calls_the_host(compiled):
 
 def test_all_shapes_are_static(compiled):
     _, hlo = compiled
-    # XLA writes f32[<=8,3] for a size that is known only when it runs.
+    # XLA writes f32[<=8,3] for a size that is known only at run time.
     assert "<=" not in hlo
     assert "dynamic-" not in re.sub("dynamic-(update-)?slice", "", hlo)
 

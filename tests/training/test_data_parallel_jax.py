@@ -1,4 +1,4 @@
-"""`keras.distribution.DataParallel` on eight devices trains what one does (JAX)."""
+"""`keras.distribution.DataParallel` on eight devices trains as on one device (JAX)."""
 
 import contextlib
 
@@ -83,6 +83,6 @@ def test_eight_devices_train_as_one(door):
         np.testing.assert_allclose(history[name], expected[name], 2e-5, err_msg=name)
     for v, w in zip(model.trainable_variables, one.trainable_variables):
         v, w = v.numpy(), w.numpy()
-        scale = max(np.abs(w).max(), 1e-3)  # gains and biases begin at zero
+        scale = max(np.abs(w).max(), 1e-3)  # gains and biases start at zero
         np.testing.assert_allclose(v, w, rtol=0, atol=2e-5 * scale)
     np.testing.assert_allclose(prediction, expected_prediction, rtol=1e-4, atol=1e-4)

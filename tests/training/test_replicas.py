@@ -1,4 +1,4 @@
-"""Several replicas train the network that one trains (TensorFlow)."""
+"""Several replicas give the same training as one (TensorFlow)."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ def sgd(**options):
     return keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **options)
 
 
-# What to make a model of and to compile it with.
+# Class of the model, and arguments of `compile`, for each way to clip.
 DOORS = {
     "model": lambda **o: (AGCModel, {"optimizer": sgd(**o), "clip_factor": 0.02}),
     "wrapper": lambda **o: (keras.Model, {"optimizer": AGC(sgd(**o), **CLIP)}),
@@ -39,8 +39,8 @@ def scope(replicas):
     if replicas == "a strategy of one":
         return tf.distribute.OneDeviceStrategy("CPU:0").scope()
     devices = [f"CPU:{i}" for i in range(replicas)]
-    # Two replicas by TensorFlow's default, collective operations, of which a process can
-    # have one number of devices; others by the other way to reduce.
+    # Two replicas use TensorFlow's default, collective operations, which a process can use
+    # with only one number of devices; others reduce to one device.
     operations = None if replicas == 2 else tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(devices, operations).scope()
 
@@ -55,7 +55,7 @@ def small_model(cls):
 def small_data(scale, size=32):
     random = np.random.default_rng(0)
     x = random.normal(size=(size, 6)).astype("float32")
-    # Of unequal size, so that the parts of a batch have unequal gradients.
+    # Targets of unequal size, so that slices of a batch have unequal gradients.
     y = scale * random.normal(size=(size, 3)) * np.linspace(0.1, 3, size)[:, None]
     return x, y.astype("float32")
 
@@ -71,7 +71,7 @@ def train(
     epochs=1,
     **options,
 ):
-    """The history and the model after several steps."""
+    """Train for several steps; return the history and the model."""
     with scope(replicas):
         cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
         model = small_model(cls)
@@ -84,7 +84,7 @@ def train(
         epochs=epochs,
         shuffle=False,
         verbose=0,
-        # (Evaluation knows nothing of accumulated gradients.)
+        # (Evaluation does not depend on accumulation.)
         validation_data=None if accumulate else (x, y),
     )
     return history.history, model
@@ -98,7 +98,7 @@ def assert_same(result, expected, rtol):
     for v, w in zip(model.variables, one.variables):
         v, w = v.numpy(), w.numpy()
         np.testing.assert_allclose(v, w, rtol=0, atol=rtol * np.abs(w).max())
-    for v in model.trainable_variables:  # every replica has them
+    for v in model.trainable_variables:  # all replicas have the same values
         for copy in model.distribute_strategy.experimental_local_results(v.value):
             np.testing.assert_array_equal(copy.numpy(), v.numpy())
 
@@ -123,7 +123,7 @@ def test_a_strategy_of_one_device_changes_nothing(door):
     "door, replicas, accumulate",
     [
         *((door, 2, 2) for door in DOORS),
-        # Without accumulation, and the other way to reduce.
+        # Without accumulation, or with reduction to one device.
         ("model", 2, None),
         ("wrapper", 4, None),
         ("optimizer", 4, 2),
@@ -147,7 +147,7 @@ def test_replicas_train_as_one(door, replicas, accumulate):
     "batch_size, replicas", [pytest.param(8, 4, marks=pytest.mark.slow), (3, 2)]
 )
 def test_replicas_may_have_unequal_shares_of_a_batch(batch_size, replicas):
-    # 31 examples: the last batch of 7, or of 1, which leaves replicas without any.
+    # 31 examples: the last batch has 7, or 1, which leaves replicas without examples.
     options = {"size": 31, "batch_size": batch_size, "epochs": 2}
     result = train(replicas, "model", **options)
     assert_same(result, trained_on_one("model", **options), rtol=2e-5)
@@ -210,7 +210,7 @@ def test_gradients_may_be_missing_or_sparse_and_batches_empty(make, options):
 
 
 def collective_elements(strategy, model):
-    """The numbers that each collective operation of a step puts on the wire."""
+    """Return the number of elements that each collective operation of a step sends."""
     x, y = small_data(1, 8)
 
     @tf.function
@@ -236,8 +236,8 @@ def test_gradients_cross_the_wire_once_a_step(door, accumulate):
         model.compile(loss="mse", **compiled)
         model.optimizer.build(model.trainable_variables)
     elements = collective_elements(strategy, model)
-    # On each of the two devices, and all gradients together; beside them go numbers of
-    # one element, such as the count of steps.
+    # Each of the two devices sends all gradients in one operation. Others send a single
+    # element, such as the count of steps.
     large = [count for count in elements if count != 1]
     assert large == [model.count_params()] * 2
     assert len(elements) - len(large) <= 2
@@ -260,7 +260,7 @@ def test_loss_scaling_on_replicas_is_that_on_one(door):
     expected = train(1, door, **options)
     history, model = train(2, door, **options)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    # Accuracy of half precision, which validation shows too.
+    # The tolerance is that of half precision, also in validation.
     assert_same((history, model), expected, rtol=1e-2)
 
 
@@ -286,7 +286,7 @@ def test_an_overflow_on_any_replica_is_left_out(door, accumulate):
         model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
         assert np.isfinite(model.trainable_variables[0].numpy()).all()
         trained[replicas] = {}, model
-    if door == "wrapper":  # Keras's model sees the first replica only, and counts on
+    if door == "wrapper":  # Keras checks only the first replica
         return
     assert_same(trained[2], trained[1], rtol=2e-5)
     assert model.optimizer.dynamic_scale.numpy() == 2.0**14
@@ -306,7 +306,7 @@ def trained_with_a_nan(replicas):
     assert history.history["skipped"] == [2, 2]
     assert np.isfinite(history.history["loss"]).all()
     assert model.optimizer.iterations.numpy() == 4
-    del history.history["mae"]  # a NaN, as without clipping
+    del history.history["mae"]  # NaN, as it is without clipping
     return history.history, model
 
 

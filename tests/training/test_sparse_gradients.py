@@ -1,4 +1,4 @@
-"""`tf.IndexedSlices`, which only TensorFlow has."""
+"""Sparse gradients: `tf.IndexedSlices`, which only TensorFlow has."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Strategies by name, and several workers as processes on this machine (TensorFlow)."""
+"""Strategies by name, and several local worker processes (TensorFlow)."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_strategies_by_name(monkeypatch):
         assert training.is_chief(strategy)
         assert not training.has_workers(strategy)
     mirrored = training.strategy("mirrored")
-    # The devices that conftest.py asks for.
+    # The number of devices that conftest.py creates.
     assert isinstance(mirrored, tf.distribute.MirroredStrategy)
     assert mirrored.num_replicas_in_sync == 4
     assert training.is_chief(mirrored)
@@ -70,8 +70,8 @@ def test_a_tpu_that_is_not_there(monkeypatch):
             training.strategy(name)
 
 
-# Trains, evaluates and predicts, and prints what came out; with callbacks, validation
-# and metrics, and an epoch that the workers cannot share evenly.
+# Program that trains, evaluates, predicts and prints the results, with callbacks,
+# validation and metrics, and an epoch that does not divide evenly among the workers.
 WORKER = """
 import json
 import numpy as np
@@ -123,7 +123,7 @@ print("RESULT", json.dumps(result, default=float))
 
 
 def addresses(count):
-    """That many addresses on this machine that nobody listens at."""
+    """Return `count` unused local addresses."""
     sockets = [socket.socket() for _ in range(count)]
     for listener in sockets:
         listener.bind(("localhost", 0))
@@ -134,7 +134,7 @@ def addresses(count):
 
 
 def start(workers, index, *arguments, **options):
-    """Starts a process as one of several workers, or as the only one."""
+    """Start a process as one of several workers, or as the only one."""
     config = {
         "cluster": {"worker": workers},
         "task": {"type": "worker", "index": index},
@@ -162,7 +162,7 @@ def results(processes):
 
 
 def test_workers_compute_what_one_process_computes(monkeypatch, tmp_path):
-    # (Batches of 7 are not shared evenly.)
+    # (Batches of 7 do not divide evenly.)
     count, hosts = 2, addresses(2)
     processes = [start(hosts, index, "-c", WORKER) for index in range(count)]
     monkeypatch.delenv("TF_CONFIG", raising=False)
@@ -196,7 +196,7 @@ def test_ctrl_c_reaches_a_worker_that_waits():
     line = ""
     while "Waiting for all workers" not in line:
         line = process.stderr.readline()
-    time.sleep(1)  # so that it is TensorFlow that waits
+    time.sleep(1)  # so that TensorFlow is waiting
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT

@@ -1,4 +1,4 @@
-"""What `AGCModel` knows of a step before the first batch (TensorFlow)."""
+"""`AGCModel` is built before the first batch, so a step is traced once (TensorFlow)."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ Y = np.eye(2, dtype="float32")[np.arange(10) % 2]
 
 
 class Traced(keras.layers.Dense):
-    """Counts how often a training step is traced through it."""
+    """Dense layer that counts how often it is traced in training."""
 
     traces = 0
 
@@ -50,7 +50,7 @@ def two_of_each():
     ],
 )
 def test_a_step_is_traced_once_and_does_what_it_did(data, outputs):
-    """Else the first step of a deep network takes twice as long."""
+    """Otherwise the first step of a deep network would take twice as long."""
     keras.utils.set_random_seed(0)
     model = network(outputs=outputs)
     metrics = [["accuracy"]] * outputs if outputs > 1 else ["accuracy"]
@@ -58,7 +58,7 @@ def test_a_step_is_traced_once_and_does_what_it_did(data, outputs):
     history = model.fit(data(), epochs=2, shuffle=False, verbose=0).history
     assert model.get_layer("traced").traces == 1
 
-    # Keras's own model finds out at the first step what its metrics keep.
+    # A Keras model creates the variables of its metrics at the first step.
     keras.utils.set_random_seed(0)
     other = network(keras.Model, outputs)
     other.compile("sgd", "mse", metrics=metrics)
@@ -74,7 +74,7 @@ def test_evaluation_before_training_knows_its_metrics():
         "sgd", "mse", metrics=["accuracy"], weighted_metrics=["mae"], ema_decay=0.9
     )
     result = model.evaluate(Batches(), verbose=0, return_dict=True)
-    # No averages before training, and nothing that only training takes.
+    # No averaged weights before training, and no state that only training needs.
     assert set(result) == {"loss", "accuracy", "mae"}
     assert not model.optimizer.built
     predicted = model.predict(X, verbose=0)
@@ -107,7 +107,7 @@ def test_sparse_inputs_are_taken():
 
 
 class OfItsOwn(AGCModel):
-    """Takes batches of a shape that Keras does not know."""
+    """Model with a custom `train_step` for batches of another structure."""
 
     def train_step(self, data):
         x, y, _, _ = data

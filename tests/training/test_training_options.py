@@ -1,4 +1,4 @@
-"""What `AGCModel.compile` adds beside clipping: SAM, averaged weights, skipped steps."""
+"""Options of `AGCModel.compile` besides clipping: SAM, averaged weights, skipping."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ Y = np.zeros((2, 1), "float32")
 
 
 def quadratic(w, **options):
-    """A model of two weights and the loss (4 w0^2 + w1^2) / 2 on X and Y."""
+    """Build a model of two weights, with the loss (4 w0^2 + w1^2) / 2 on X and Y."""
     inputs = keras.Input((2,))
     model = AGCModel(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
     model.set_weights([np.reshape(w, (2, 1))])
@@ -30,7 +30,7 @@ def gradient_at(w):
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-# On PyTorch it would be torch.compile, which needs a C++ compiler.
+# On PyTorch this would use torch.compile, which needs a C++ compiler.
 @pytest.mark.parametrize(
     "jit_compile", [False] if keras.backend.backend() == "torch" else [False, True]
 )
@@ -56,7 +56,7 @@ def test_sam_is_clipped_at_the_weights_themselves():
     model.train_on_batch(X, Y)
     g = gradient_at(w)
     worst = gradient_at(w + 0.5 * g / np.linalg.norm(g))
-    # One unit: both weights, of one output.
+    # Both weights belong to one unit, as there is one output.
     worst *= 0.01 * np.linalg.norm(w) / np.linalg.norm(worst)
     np.testing.assert_allclose(weights_of(model), w - 0.1 * worst, rtol=1e-5)
 
@@ -84,7 +84,7 @@ def test_averages_by_hand(steps, tmp_path):
         model.save(tmp_path / "averaged.keras")
     np.testing.assert_allclose(weights_of(model), w, rtol=1e-5)
 
-    # Evaluated beside the weights, and saved with them.
+    # Averages are evaluated in addition to the weights, and saved with them.
     logs = model.evaluate(X, Y, verbose=0, return_dict=True)
     for name, weights in (("loss", w), ("ema_loss", average)):
         loss = (4 * weights[0] ** 2 + weights[1] ** 2) / 2
@@ -168,7 +168,7 @@ def test_ten_skipped_steps_in_a_row_end_training_with_an_explanation(examples):
     with pytest.raises(FloatingPointError, match=expected):
         model.fit(x, y, batch_size=2, epochs=20, verbose=0)
     np.testing.assert_allclose(weights_of(model), [0.3, -2.0], rtol=1e-6)
-    # Nine are not enough, and one that is finite begins the count anew.
+    # Nine steps in a row do not raise, and a finite step resets the count.
     x = np.concatenate([x[:2]] * 9 + [X] + [x[:2]] * 9)
     model = quadratic([0.3, -2.0], optimizer="sgd", skip_nonfinite=True)
     model.fit(x, np.zeros((len(x), 1)), batch_size=2, shuffle=False, verbose=0)
@@ -226,7 +226,7 @@ def test_clip_shares_of_the_parts_of_a_network():
 
 
 def test_schedule_of_the_papers():
-    # Of 4096 images a step: up to 0.1 * 16 in 5 epochs, then a cosine to 0 at 360.
+    # Batch size 4096: warmup to 0.1 * 16 in 5 epochs, then a cosine to 0 at epoch 360.
     schedule = warmup_cosine(0.1, 4096, steps_per_epoch=312, epochs=360)
     for epoch, expected in (
         (0, 0),
@@ -239,7 +239,7 @@ def test_schedule_of_the_papers():
     ):
         rate = ops.convert_to_numpy(schedule(round(epoch * 312)))
         assert rate == pytest.approx(expected, abs=1e-3)
-    # A short run warms up in a tenth of it at the most.
+    # A short run warms up for at most a tenth of its epochs.
     schedule = warmup_cosine(0.1, 256, steps_per_epoch=10, epochs=10)
     assert ops.convert_to_numpy(schedule(10)) == pytest.approx(0.1)
     for wrong in ({"epochs": 0}, {"steps_per_epoch": 0}, {"warmup_epochs": 10}):
