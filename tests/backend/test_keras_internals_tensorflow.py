@@ -11,11 +11,16 @@ from test_keras_internals import expected
 from keras_nfnets.backend import keras_internals_tensorflow as internals
 
 
+def two_replicas():
+    # Not by collective operations: those of a process must all have the same devices.
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+    )
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_specs_of_an_epoch_are_known_without_reading(replicas):
-    strategy = tf.distribute.get_strategy()
-    if replicas > 1:
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
     seen, found = [], []
 
     class Watched(keras.Sequential):
@@ -43,19 +48,14 @@ def test_specs_of_an_epoch_are_known_without_reading(replicas):
 
 def test_one_process_has_no_workers():
     with expected(internals.has_workers):
-        for strategy in (
-            tf.distribute.get_strategy(),
-            tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
-            tf.distribute.MultiWorkerMirroredStrategy(),
-        ):
+        # (Several processes have: see test_strategies.py.)
+        for strategy in (tf.distribute.get_strategy(), two_replicas()):
             assert not internals.has_workers(strategy)
 
 
 @pytest.mark.parametrize("wraps", [False, True])
 def test_sums_are_not_summed_again(wraps):
-    strategy = tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
-    )
+    strategy = two_replicas()
     with expected(internals.taking_sums):
         with strategy.scope():
             variable = keras.Variable(np.zeros(2, "float32"))
