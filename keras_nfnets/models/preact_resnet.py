@@ -39,7 +39,7 @@ def PreActResNet(
             name, activation, drop_rate: see `NFNet`.
 
     Returns:
-        An `AGCModel` with endpoints, see `NFNet`. Without `clip_factor` in `compile` it
+        An `AGCModel` with endpoints, see `NFNet`. With `clip_factor=None` in `compile` it
         trains like any `keras.Model`.
 
     Raises:
