@@ -10,6 +10,8 @@ import types
 import keras
 import tensorflow as tf
 
+from keras_nfnets.backend.keras_internals import variable_index
+
 # Data.
 
 
@@ -118,7 +120,7 @@ def _momentum_step(sgd, gradient, variable, learning_rate):
     if isinstance(gradient, tf.IndexedSlices):
         keras.optimizers.SGD.update_step(sgd, gradient, variable, learning_rate)
         return
-    velocity = sgd.momentums[sgd._get_variable_index(variable)].value
+    velocity = sgd.momentums[variable_index(sgd, variable)].value
     tf.raw_ops.ResourceApplyKerasMomentum(
         var=variable.handle,
         accum=velocity.handle,
