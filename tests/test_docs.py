@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_nfnets
-from keras_nfnets import data, deploy, layers, models, pretrained, training
+from keras_nfnets import data, deploy, layers, models, pretrained, runs, training
 from keras_nfnets.cli.main import COMMANDS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -39,7 +39,9 @@ def test_examples_of_docstrings(module, tmp_path, monkeypatch):
     assert failures == 0
 
 
-NAMESPACES = (keras_nfnets, training, data, pretrained, layers, deploy, models)
+NAMESPACES = (
+    *(keras_nfnets, training, data, pretrained, layers, deploy, models, runs),
+)
 # A name in several of them is the same object.
 PUBLIC = {
     name: getattr(namespace, name)
@@ -56,7 +58,8 @@ WITHOUT_ERRORS = {
     *("draw_signal_propagation", "find_checkpoint", "folder_of", "has_workers"),
     *("is_chief", "is_weight_file", "list_checkpoints", "load_digits", "published"),
     *("published_name", "random_pictures", "register", "steps_per_epoch"),
-    "without_memory",
+    *("without_memory", "RunError", "LostWorkerError", "ClassScore", "Prediction"),
+    *("Evaluation", "Results", "Run", "RunCallback", "Progress"),
 }
 # Objects without a reference in a paper or in published code.
 OF_OUR_OWN = {
@@ -66,7 +69,7 @@ OF_OUR_OWN = {
     *("fold", "folder_of", "has_workers", "is_chief", "is_weight_file"),
     *("list_checkpoints", "load_digits", "published", "random_pictures"),
     *("read_picture", "recognize", "register", "steps_per_epoch", "strategy"),
-    "without_memory",
+    *("without_memory", *runs.__all__),
 }
 # Functions that return nothing.
 ACTIONS = {

@@ -32,7 +32,7 @@ def run(flags, arguments):
     print(
         f"{model.name}, {size} x {size} pixels, {os.cpu_count()} cores, milliseconds:\n"
     )
-    columns = [f"batch {n}" for n in batches] + ["pictures/s"]
+    columns = [f"batch {n}" for n in batches] + ["images/s"]
     width = max(map(len, makers)) + 2
     print(" " * width + "".join(f"{column:>12}" for column in columns))
     calls = {
@@ -49,10 +49,10 @@ def run(flags, arguments):
             laps[key].append(time.perf_counter() - start)
     for label in makers:
         seconds = [statistics.median(laps[label, batch]) for batch in batches]
-        pictures = max(batch / s for batch, s in zip(batches, seconds))
-        cells = [f"{1e3 * s:.1f}" for s in seconds] + [f"{pictures:.1f}"]
+        images = max(batch / s for batch, s in zip(batches, seconds))
+        cells = [f"{1e3 * s:.1f}" for s in seconds] + [f"{images:.1f}"]
         print(f"{label:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
-    print(f"\nMedians of {flags.rounds} calls, taken in turns; random weights.")
+    print(f"\nMedians of {flags.rounds} calls, in turns; random weights.")
     return 0
 
 
@@ -60,7 +60,7 @@ def _ours(model):
     """Return `{label: function}`; each function makes the call to time at a batch size."""
     return {
         f"{label}{xla}": _maker(network, bool(xla))
-        for label, network in (("as it trains", model), ("folded", fold(model)))
+        for label, network in (("not folded", model), ("folded", fold(model)))
         for xla in _XLA[keras.backend.backend()]
     }
 
@@ -71,7 +71,7 @@ def _maker(model, compiled):
     model.compile(jit_compile=compiled)
 
     def make(batch):
-        x = _pictures(batch, *model.input_shape[1:])
+        x = _noise(batch, *model.input_shape[1:])
         return _ready(lambda: model.predict_on_batch(x))
 
     return make
@@ -104,7 +104,7 @@ def _timm(network, size):
     def maker(layout):
         def make(batch):
             model = timm.create_model(names[0]).eval().to(memory_format=layout)
-            x = torch.from_numpy(_pictures(batch, 3, size, size))
+            x = torch.from_numpy(_noise(batch, 3, size, size))
             x = x.contiguous(memory_format=layout)
 
             def call():
@@ -139,7 +139,7 @@ def _kecam(network, size):
     return {label: _maker(model, False), f"{label}, XLA": _maker(model, True)}
 
 
-def _pictures(*shape):
+def _noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
@@ -154,9 +154,9 @@ COMMAND = Command(
     "benchmark",
     "benchmark NAME [FLAGS]",
     """\
-How long a network takes here for one picture and for several: as it trains and folded
-(keras_nfnets.fold), on TensorFlow each as a graph and compiled by XLA. NAME is one of
-'keras-nfnets list'.
+Measures the inference time of a network on this machine, for one image and for a batch:
+unfolded and folded (keras_nfnets.fold), on TensorFlow each as a graph and compiled by
+XLA. NAME is one of 'keras-nfnets list'.
 
   keras-nfnets benchmark NFNetF0
   keras-nfnets benchmark ECANFNetL0 --image_size=192 --peers
@@ -164,19 +164,25 @@ How long a network takes here for one picture and for several: as it trains and 
     run,
 )
 _flag = COMMAND.define
-_flag("integer", "batch_size", 8, "Pictures at a time, beside one.", lower_bound=1)
+_flag(
+    "integer",
+    "batch_size",
+    8,
+    "Images per batch, measured in addition to one.",
+    lower_bound=1,
+)
 _flag(
     "integer",
     "image_size",
     None,
-    "Pixels a side; by default the network's test size.",
+    "Image size in pixels; by default the network's test size.",
     lower_bound=32,
     upper_bound=4096,
 )
-_flag("integer", "rounds", 7, "How often to measure each.", lower_bound=1)
+_flag("integer", "rounds", 7, "Number of measurements of each.", lower_bound=1)
 _flag(
     "boolean",
     "peers",
     False,
-    "Measure the same network of timm and kecam too, where they are installed.",
+    "Also measure the same network of timm and kecam, if they are installed.",
 )

@@ -1,6 +1,5 @@
 """Flags, help, errors and helpers shared by all subcommands."""
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -97,29 +96,6 @@ def _wanted(flag):
     words = flag.parser.syntactic_help
     # absl omits the article in "number >= 1".
     return words if words.startswith("a") else f"{flag.parser.number_article} {words}"
-
-
-def load_model(path):
-    """Load the model in a .keras file, or raise a `Failure`."""
-    import keras
-
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras raises exceptions of many types
-        raise Failure(f"{path} is not a whole .keras file: {error}") from error
-
-
-@contextlib.contextmanager
-def explained(source):
-    """Context that raises a `Failure` if most images of a `data.Source` are unreadable."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.OpError as error:
-        if source.complaint is None:
-            raise
-        raise Failure(source.complaint) from error
 
 
 def progress_bar(items, what, unit, total=None):

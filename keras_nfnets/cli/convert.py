@@ -3,13 +3,8 @@
 import pathlib
 
 from keras_nfnets import files, pretrained
-from keras_nfnets.cli.command import (
-    Command,
-    Failure,
-    UsageError,
-    load_model,
-    progress_bar,
-)
+from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
+from keras_nfnets.runs.saved_model import load_model
 
 _ENDINGS = (".weights.h5", ".keras")
 
@@ -27,7 +22,7 @@ def run(flags, arguments):
             f"OUT must end in {' or '.join(_ENDINGS)}. Received: {arguments[1]}"
         )
     if out.exists() and not flags.overwrite:
-        raise UsageError(f"{out} is there already; --overwrite replaces it.")
+        raise UsageError(f"{out} exists; --overwrite replaces it.")
     if not out.parent.is_dir():
         raise UsageError(f"There is no folder {out.parent} to write into.")
     try:
@@ -70,13 +65,13 @@ COMMAND = Command(
     "convert SOURCE OUT [--overwrite]",
     """\
 Converts a weight file to Keras's formats. SOURCE is a .safetensors with timm's names,
-one of the authors' .npz, a .weights.h5 or .keras file, or the name of a checkpoint of
-'keras-nfnets list --weights', which is fetched; the network is recognized by its
-weights. OUT ends in .weights.h5 (weights alone) or .keras (the whole model).
+an .npz of the authors, a .weights.h5 or .keras file, or the name of a checkpoint of
+'keras-nfnets list --weights', which is downloaded; the network is recognized by its
+weights. OUT ends in .weights.h5 (only weights) or .keras (the complete model).
 
   keras-nfnets convert F0_haiku.npz f0.keras
   keras-nfnets convert model.safetensors l0.weights.h5
 """,
     run,
 )
-COMMAND.define("boolean", "overwrite", False, "Replace OUT if it is there.")
+COMMAND.define("boolean", "overwrite", False, "Replace OUT if it exists.")

@@ -1,14 +1,10 @@
 """`keras-nfnets data`."""
 
-import os
-
 import numpy as np
 
-from keras_nfnets import data, recipes
-from keras_nfnets.cli import pictures
+from keras_nfnets import data, runs
 from keras_nfnets.cli.command import Command, Failure, UsageError
 
-_ROWS, _COLUMNS = 4, 8
 # Counting the classes of a larger split would take minutes.
 _MOST_COUNTED = 200_000
 
@@ -16,11 +12,11 @@ _MOST_COUNTED = 200_000
 def run(flags, arguments):
     if len(arguments) > 1:
         raise UsageError(
-            "'data' takes one folder, 'digits' or set of TensorFlow Datasets. "
+            "'data' takes one folder, 'digits' or a data set of TensorFlow Datasets. "
             f"Received: {' '.join(arguments)}"
         )
     try:
-        recipe = recipes.find(flags.recipe) if flags.recipe else None
+        recipe = runs.find_recipe(flags.recipe) if flags.recipe else None
         source = data.find(
             arguments[0] if arguments else recipe.data if recipe else "digits"
         )
@@ -28,10 +24,10 @@ def run(flags, arguments):
         total = source.size_of(split)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    parts = {**source.splits, split: total}
+    splits = {**source.splits, split: total}
     print(
         f"{source.name}: {len(source.class_names)} classes; "
-        + ", ".join(f"{count:,} in {part!r}" for part, count in parts.items())
+        + ", ".join(f"{count:,} in {name!r}" for name, count in splits.items())
     )
     names = source.class_names
     if total > _MOST_COUNTED:
@@ -44,61 +40,36 @@ def run(flags, arguments):
     if len(names) > flags.classes:
         print(f"  and {len(names) - flags.classes} more")
     if flags.preview:
-        _preview(flags, source, split, recipe)
+        _preview(flags, source, recipe)
     return 0
 
 
-def _preview(flags, source, split, recipe):
+def _preview(flags, source, recipe):
     """Write a sheet of training images after augmentation."""
-    words = (
-        flags.augmentation or (recipe and recipe.augmentation) or source.augmentation
-    )
-    size = flags.image_size
-    if size is None:
-        size = recipes.image_sizes(recipe)[0] if recipe else 128
-    preparation = recipes.preparation(recipe, source) if recipe else source.preparation
     try:
-        batches = data.load(
+        count = runs.preview(
+            flags.output,
             source,
-            split,
-            size,
-            _ROWS * _COLUMNS,
-            training=True,
-            augmentation=words,
-            preparation=preparation,
+            flags.split,
+            recipe=recipe,
+            augmentation=flags.augmentation,
+            image_size=flags.image_size,
             seed=flags.seed,
         )
-        images, labels = next(batches.as_numpy_iterator())
-    except (ValueError, StopIteration) as error:
-        raise UsageError(str(error) or f"There are no pictures in {split!r}") from error
-    title = f"{source.name}, {split}, {size} x {size}: {words}"
-    images = pictures.from_standardized(images, preparation)
-    captions = [_caption(label, source.class_names) for label in labels]
-    try:
-        pictures.sheet(images, captions, _COLUMNS, flags.output, title)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
         raise Failure(f"Cannot write --output={flags.output}: {error}") from error
-    print(
-        f"{os.fspath(flags.output)} shows {len(images)} of them as they are trained on"
-    )
-
-
-def _caption(label, names):
-    best = np.argsort(-label, kind="stable")[:2]
-    return "\n".join(
-        names[i] if label[i] > 0.995 else f"{names[i]} ({label[i]:.0%})"
-        for i in best
-        if label[i] > 0.005
-    )
+    print(f"{flags.output} shows {count} training images after augmentation.")
 
 
 COMMAND = Command(
     "data",
     "data [FOLDER | NAME] [FLAGS]",
     """\
-Says what pictures there are: of a folder that has a folder of pictures for each class,
-of a set of TensorFlow Datasets, or of the digits that come along. With --preview it
-writes a sheet of them as a network would see them in training.
+Lists the classes and splits of a data set: a folder with one subfolder of images per
+class, a data set of TensorFlow Datasets, or the bundled digits. With --preview it draws
+training images after augmentation.
 
   keras-nfnets data holiday/
   keras-nfnets data holiday/ --preview --augmentation="crop flip mixup cutmix"
@@ -107,16 +78,27 @@ writes a sheet of them as a network would see them in training.
     run,
 )
 _flag = COMMAND.define
-_flag("string", "split", "train", "The part of it.")
-_flag("integer", "classes", 50, "How many classes to name.", lower_bound=1)
-_flag("boolean", "preview", False, "Write a sheet of augmented pictures.")
-_flag("string", "output", "preview.png", "The file for it.")
+_flag("string", "split", "train", "Split of the data set.")
+_flag("integer", "classes", 50, "Number of classes to list.", lower_bound=1)
+_flag("boolean", "preview", False, "Draw augmented training images.")
+_flag("string", "output", "preview.png", "Image file for the preview.")
 _flag(
     "string",
     "augmentation",
     None,
-    f"One or more of {data.WORDS}; by default the recipe's, or what suits the data.",
+    f"One or more of {data.WORDS}; by default that of the recipe or of the data.",
 )
-_flag("string", "recipe", None, "Show what that recipe of 'keras-nfnets train' does.")
-_flag("integer", "image_size", None, "Pixels a side.", lower_bound=8)
-_flag("integer", "seed", 0, "Another one shows others.", lower_bound=0)
+_flag(
+    "string",
+    "recipe",
+    None,
+    "Recipe whose augmentation to show, see 'keras-nfnets train'.",
+)
+_flag("integer", "image_size", None, "Image size in pixels.", lower_bound=8)
+_flag(
+    "integer",
+    "seed",
+    0,
+    "Seed of the choice of images and of the augmentation.",
+    lower_bound=0,
+)

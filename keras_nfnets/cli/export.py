@@ -4,8 +4,7 @@ import pathlib
 
 import numpy as np
 
-from keras_nfnets import data, deploy
-from keras_nfnets.cli import networks
+from keras_nfnets import data, deploy, runs
 from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
 
 # Enough to calibrate the ranges of a network's activations.
@@ -21,16 +20,16 @@ def run(flags, arguments):
     name, out = arguments
     if (flags.quantize == "int8") != (flags.examples is not None):
         raise UsageError(
-            "--quantize=int8 needs --examples, a folder of pictures, and nothing else "
-            "does."
+            "--examples, a folder of images, must be given with --quantize=int8, and only "
+            "then."
         )
     try:
-        network = networks.find(name)
+        classifier = runs.load_classifier(name)
         examples = None
         if flags.examples is not None:
-            examples = _examples(flags.examples, network.preparation)
+            examples = _examples(flags.examples, classifier.preparation)
         deploy.export(
-            network.model,
+            classifier.model,
             out,
             flags.format,
             quantize=flags.quantize,
@@ -43,7 +42,7 @@ def run(flags, arguments):
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     size = sum(file.stat().st_size for file in files)
     print(f"{path}  ({size / 2**20:.1f} MB)")
-    print(f"Pictures must be prepared as for training: {network.preparation}")
+    print(f"Images must be preprocessed as in training: {classifier.preparation}")
     return 0
 
 
@@ -54,7 +53,7 @@ def _examples(folder, preparation):
     return np.stack(
         [
             data.prepare(data.read_picture(file), **preparation)
-            for file in progress_bar(files, "reading", "pictures")
+            for file in progress_bar(files, "reading", "images")
         ]
     )
 
@@ -78,7 +77,7 @@ _flag(
     "enum",
     "format",
     None,
-    "What to write, where the ending of OUT does not say: "
+    "Format, if it does not follow from the ending of OUT: "
     f"{', '.join(deploy.FORMATS)}.",
     enum_values=deploy.FORMATS,
 )
@@ -86,13 +85,13 @@ _flag(
     "enum",
     "quantize",
     None,
-    "For .tflite: 'dynamic' (kernels of 8 bits) or 'int8' (all of it).",
+    "For .tflite: 'dynamic' (8-bit kernels) or 'int8' (kernels and activations).",
     enum_values=deploy.QUANTIZATIONS,
 )
 _flag(
     "string",
     "examples",
     None,
-    f"Folder of pictures for --quantize=int8, of which up to {_EXAMPLES} are used.",
+    f"Folder of images to calibrate --quantize=int8; up to {_EXAMPLES} are used.",
 )
-_flag("boolean", "overwrite", False, "Replace OUT if it is there.")
+_flag("boolean", "overwrite", False, "Replace OUT if it exists.")

@@ -24,7 +24,7 @@ def run(flags, arguments):
 def _list_weights():
     print(f"{'checkpoint':<24}{'network':<14}{'size':>5}{'top-1':>8}  licence, source")
     for c in pretrained.list_checkpoints():
-        source = f"huggingface.co/{c.repo}" if c.repo else "comes along"
+        source = f"huggingface.co/{c.repo}" if c.repo else "bundled"
         top1 = f"{c.top1:.2f} %" if c.top1 else ""
         print(f"{c.name:<24}{c.network:<14}{c.size:>5}{top1:>8}  {c.licence}, {source}")
         if c.authors_url:
@@ -36,16 +36,15 @@ COMMAND = Command(
     "list",
     "list [--weights]",
     """\
-Lists the networks there are, each a function of the same name in keras_nfnets.
+Lists the networks; each is a function of the same name in keras_nfnets.
 
 parameters   with the 1000 classes of ImageNet
-FLOPs        multiply-adds for one picture at the test size, in billions
-train, test  the pixels a side the network was trained and tested at; any size does
+FLOPs        multiply-adds for one image of the test size, in billions
+train, test  image sizes of the published training and evaluation; others work too
 
-With --weights it lists the published checkpoints, each to be given as weights=, to
-'keras-nfnets predict' or to pretrained.create: the network by the name of
-pretrained.create, the pixels a side of its pictures, and the published accuracy on
-ImageNet (of digits: on those held out).
+With --weights it lists the published checkpoints, by the names that weights=,
+'keras-nfnets predict' and pretrained.create accept, with their networks, image sizes
+and published accuracies on ImageNet (for digits: on its test set).
 """,
     run,
 )

@@ -38,18 +38,17 @@ usage: keras-nfnets COMMAND [FLAGS]
 
 Normalizer-free networks for Keras.
 
-  train     train a network with adaptive gradient clipping; without any flags, a
-            small one on handwritten digits, in half a minute; or on a folder of
-            your own pictures
-  evaluate  how many pictures a network tells right
-  predict   what is on pictures, by a network with published or your own weights
-  data      what pictures there are, and how augmentation changes them
-  export    a network for ONNX Runtime, LiteRT or TensorFlow Serving
-  convert   a published weight file to Keras's formats
-  list      the networks there are, or with --weights the published checkpoints
-  summary   one network, layer by layer
-  benchmark how fast a network is here
-  experiment  the papers' claims, each tried here
+  train       train a network with adaptive gradient clipping: without flags a small
+              one on handwritten digits, in half a minute; or on a folder of images
+  evaluate    measure the accuracy of a network
+  predict     classify images, with published or your own weights
+  data        list the classes of a data set, or draw its augmented images
+  export      write a network for ONNX Runtime, LiteRT or TensorFlow Serving
+  convert     convert a published weight file to Keras formats
+  list        list the networks, or with --weights the published checkpoints
+  summary     print the layers of a network
+  benchmark   measure the inference time of a network
+  experiment  test the claims of the papers
 
 'keras-nfnets COMMAND --help' explains a command and its flags.
 """

@@ -20,8 +20,8 @@ def run(flags, arguments):
         model = network.build(input_shape=(size, size, 3))
         model.summary()
         flops = count_flops(model)
-    print(f"FLOPs (multiply-adds) for one {size} x {size} picture: {flops:,}")
-    print(f"Published picture sizes: train {train_size}, test {test_size}")
+    print(f"FLOPs (multiply-adds) for one {size} x {size} image: {flops:,}")
+    print(f"Published image sizes: train {train_size}, test {test_size}")
     print(
         "Endpoints, by model.get_layer(name).output: "
         + ", ".join(
@@ -47,6 +47,6 @@ COMMAND.define(
     "integer",
     "image_size",
     None,
-    "Pixels a side of the picture to count for; by default the network's test size.",
+    "Image size in pixels for shapes and FLOPs; by default the network's test size.",
     lower_bound=1,
 )

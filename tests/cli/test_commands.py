@@ -51,7 +51,7 @@ def test_no_arguments_and_version(capsys):
         (["train", "--model=NFNetF9"], "no network 'NFNetF9'; perhaps NFNetF"),
         (["train", "--dataset=mnsit"], "where there is no folder; perhaps mnist"),
         (["train", "20"], "takes flags only, as --epochs=20. Received: 20"),
-        (["train", "--output_dir=/proc/nowhere"], "Cannot write into --output_dir"),
+        (["train", "--output_dir=/proc/nowhere"], "Cannot write into `output_dir`"),
         (["list", "NFNetF0"], "takes no arguments. Received: NFNetF0"),
         (["summary"], "takes the name of one network. Received: none"),
         (["summary", "ResNet50"], "no network 'ResNet50'; perhaps NFResNet50"),
@@ -85,5 +85,5 @@ def test_summary_shows_layers_figures_and_endpoints(capsys):
     status, out, _ = outputs(capsys, "summary", "nfresnet26", "--image_size=64")
     assert status == 0
     assert "stage4_block2" in out and "15,995,184" in out
-    assert "64 x 64 picture" in out
+    assert "64 x 64 image" in out
     assert "stem, stage1, stage2, stage3, stage4, features, avg_pool" in out

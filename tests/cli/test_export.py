@@ -46,7 +46,7 @@ def test_int8_takes_a_folder_of_pictures(tmp_path, pictures, capsys):
     # A parameter takes one byte instead of four.
     assert out.stat().st_size < 3 * model.count_params()
     assert main(arguments) == 2
-    assert "needs --examples" in capsys.readouterr().err
+    assert "must be given with --quantize=int8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

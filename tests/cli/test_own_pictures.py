@@ -18,7 +18,7 @@ from PIL import Image
 
 from keras_nfnets import data, pretrained
 from keras_nfnets.cli.main import main
-from keras_nfnets.cli.run_folder import best_epoch
+from keras_nfnets.runs.folder import best_epoch
 
 NAMES = ["zero", "one & <b>two", "three"]
 
@@ -96,9 +96,9 @@ def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
     assert out.name == "my_digits-NFNetTiny-1"
     best = max(row["val_accuracy"] for row in history_of(out))
     assert best > 0.9
-    assert f"Accuracy on held-out pictures: {best:.2%} (epoch" in result.stdout
-    assert re.search(r"Unbalanced: .* has \d+ pictures, three \d+\.", result.stdout)
-    assert "2 pictures were left out" in result.stdout
+    assert f"Accuracy on validation images: {best:.2%} (epoch" in result.stdout
+    assert re.search(r"Unbalanced: .* has \d+ images, three has \d+\.", result.stdout)
+    assert "2 images were left out" in result.stdout
     for name in ("broken.png", "cut.jpg"):
         assert f"{name} is not a whole picture" in result.stderr
     assert {path.name for path in out.iterdir()} == {
@@ -169,9 +169,9 @@ def test_the_page_needs_nothing_else_and_tells_all(run):
     )
     for name in NAMES:
         assert name in page.text
-    for heading in ("Classes", "What is taken for what", "Left out", "How to use it"):
+    for heading in ("Classes", "Confusion matrix", "Left out", "How to use the model"):
         assert heading in page.text
-    assert "keras-nfnets predict" in page.text and "load_model" in page.text
+    assert "keras-nfnets predict" in page.text and "load_classifier" in page.text
     best = max(row["val_accuracy"] for row in history_of(out))
     assert f"{best:.1%} of" in page.text
 
@@ -180,14 +180,12 @@ def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
     _, out = run
     page = _Page()
     page.feed((out / "report.html").read_text("utf-8"))
-    code = page.text[
-        page.text.index("import json") : page.text.index("How it was made")
-    ]
+    code = page.text[page.text.index("from keras_nfnets") : page.text.index("Settings")]
     picture = next(
         path for path in (folder / "zero").glob("*.png") if path.stem != "broken"
     )
     monkeypatch.chdir(out.parent.parent)
-    exec(compile(code.replace("picture.jpg", str(picture)), "page", "exec"), {})  # noqa: S102
+    exec(compile(code.replace("image.jpg", str(picture)), "page", "exec"), {})  # noqa: S102
     assert capsys.readouterr().out.splitlines()[-1].startswith("zero ")
 
 
@@ -217,8 +215,8 @@ def test_published_weights_begin_with_a_new_classifier(from_weights):
         for warning in warned
         if warning.category is UserWarning
     )
-    assert "First the new classifier alone, 3 epochs" in printed
-    assert "now all of the network" in printed
+    assert "Training the new classifier alone, 3 epochs" in printed
+    assert "now the complete network" in printed
     with zipfile.ZipFile(out / "model.keras") as archive:
         about = json.loads(archive.read("keras_nfnets.json"))
     assert about["class_names"] == ["b", "cost_$5_to_$10"]
@@ -256,7 +254,7 @@ def in_vain(folder, tmp_path_factory):
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stderr(error),
     ):
-        patch.setattr("keras_nfnets.cli.pictures.predictions", fail)
+        patch.setattr("keras_nfnets.runs.figures.predictions", fail)
         assert main(["train", *flags]) == 0
     return error.getvalue(), out
 
@@ -288,7 +286,7 @@ def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     assert main([*arguments, "--augmentation=crop flip mixup cutmix"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"3 classes; 1\d\d in 'train', \d\d in 'test'", out)
-    assert f"{sheet} shows 32 of them" in out
+    assert f"{sheet} shows 32 training images" in out
     with Image.open(sheet) as picture:
         assert min(picture.size) > 500
         assert len(set(picture.convert("L").tobytes())) > 100  # it is not blank

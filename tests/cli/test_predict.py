@@ -76,7 +76,7 @@ def test_broken_pictures_are_named_and_left_out(digits, capsys, tmp_path):
     assert "one.jpg" in out and "2.png" in out
     for name in ("cut.jpg", "text.png", "empty.png"):
         assert f"{name} is not a whole picture" in err
-    assert "3 of 5 pictures were left out" in err
+    assert "3 of 5 images were left out" in err
     assert "notes" not in out + err
     status, out, _ = outputs(capsys, "predict", "digits", tmp_path, "--json")
     assert status == 1
@@ -99,7 +99,7 @@ def test_plot_draws_the_pictures(digits, capsys, tmp_path):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["predict", "digits"], "one or more pictures .* Received: digits"),
+        (["predict", "digits"], "one or more images .* Received: digits"),
         (["predict", "digits", "nothing.png"], "There is no file 'nothing.png'"),
         (["predict", "digits", ""], "There is no file ''"),
         (["predict", "digits", "FILE", "--top=0"], "--top must be a positive integer"),
@@ -208,7 +208,7 @@ def keras_file(tmp_path_factory):
     return path.read_bytes()
 
 
-def test_models_of_ones_own_predict_as_they_were_trained(
+def test_custom_models_predict_as_they_were_trained(
     digits, keras_file, tmp_path, capsys
 ):
     # A checkpoint converted to .keras, and one with the model.json that `train` writes.
@@ -217,8 +217,8 @@ def test_models_of_ones_own_predict_as_they_were_trained(
         capsys, "predict", tmp_path / "mine.keras", digits, "--json"
     )
     assert status == 0
-    said = [row["predictions"][0]["class"] for row in json.loads(out)]
-    assert said == list(range(10))
+    predicted = [row["predictions"][0]["class"] for row in json.loads(out)]
+    assert predicted == list(range(10))
     about = {
         "preparation": {
             "size": 32,
@@ -239,17 +239,17 @@ def test_models_of_ones_own_predict_as_they_were_trained(
         capsys, "predict", tmp_path / "mine.keras", digits / "7.webp"
     )
     assert status == 1
-    assert "mine.json is not what 'keras-nfnets train' writes" in err
+    assert "mine.json is not metadata of a training run" in err
     (tmp_path / "mine.keras").write_bytes(b"broken")
     (tmp_path / "mine.json").unlink()
     status, _, err = outputs(
         capsys, "predict", tmp_path / "mine.keras", digits / "7.webp"
     )
     assert status == 1
-    assert "not a whole .keras file" in err
+    assert "not a complete .keras file" in err
 
 
-def test_convert_keeps_a_models_own_function(tmp_path, capsys):
+def test_convert_keeps_the_function_of_a_custom_model(tmp_path, capsys):
     # The shapes are those of the network of the zoo, but the function differs.
     model = NFNetTiny(activation="silu", classifier_activation=None, classes=5)
     model.save(tmp_path / "mine.keras")
@@ -266,12 +266,12 @@ def test_convert_keeps_a_models_own_function(tmp_path, capsys):
     [
         ((20, 20, 3), 4, None),
         ((20, 20, 1), 4, None),
-        ((20, 20, 3), 1, "one number for each of two or more classes"),
-        ((20, 20, 7), 4, "grey or RGB"),
-        ((9,), 4, "grey or RGB"),
+        ((20, 20, 3), 1, "one output for each of two or more classes"),
+        ((20, 20, 7), 4, "gray or RGB"),
+        ((9,), 4, "gray or RGB"),
     ],
 )
-def test_any_classifier_of_pictures_predicts(
+def test_any_image_classifier_predicts(
     shape, units, sentence, digits, tmp_path, capsys
 ):
     inputs = keras.Input(shape)
@@ -294,7 +294,7 @@ def test_any_classifier_of_pictures_predicts(
         {"preparation": 3},
     ],
 )
-def test_a_wrong_page_beside_a_model_gets_a_sentence(
+def test_wrong_metadata_next_to_a_model_are_reported(
     change, digits, keras_file, tmp_path, capsys
 ):
     (tmp_path / "mine.keras").write_bytes(keras_file)
@@ -304,7 +304,7 @@ def test_a_wrong_page_beside_a_model_gets_a_sentence(
         capsys, "predict", tmp_path / "mine.keras", digits / "0.png"
     )
     assert (status, out) == (1, "")
-    assert "does not go with pictures" in err
+    assert "does not accept images prepared by" in err
 
 
 def test_list_weights_shows_every_checkpoint(capsys):

@@ -54,6 +54,16 @@ class Recipe:
             weights. None for all epochs and the last weights.
         report: bool. Whether to write a report of the result.
         seed: int. Seed of initialization, data order and regularization.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+
+    >>> recipe = Recipe(about="mine", data="digits", model="NFNetTiny", batch_size=64,
+    ...                 epochs=3)
+    >>> recipe.learning_rate, recipe.clip_factor
+    (0.1, None)
     """
 
     about: str

@@ -1,41 +1,16 @@
-"""Recipes of the papers' training runs and of your own, in one short file each."""
+"""Settings of the papers' training runs and of your own, in one short file each."""
 
 from keras_nfnets import checks
-from keras_nfnets.recipes import (
+from keras_nfnets.runs.recipes import (
     digits,
     finetune,
     nf_regnet_imagenet,
     nf_resnet50_imagenet,
     nfnet_imagenet,
 )
-from keras_nfnets.recipes.building import (
-    compile_model,
-    create_model,
-    image_sizes,
-    load,
-    memory_estimate,
-    preparation,
-    schedule,
-    train_head,
-    with_parts,
-)
-from keras_nfnets.recipes.recipe import PRECISIONS, Recipe
+from keras_nfnets.runs.recipes.recipe import PRECISIONS, Recipe
 
-__all__ = [
-    "PRECISIONS",
-    "RECIPES",
-    "Recipe",
-    "compile_model",
-    "create_model",
-    "find",
-    "image_sizes",
-    "load",
-    "memory_estimate",
-    "preparation",
-    "schedule",
-    "train_head",
-    "with_parts",
-]
+__all__ = ["PRECISIONS", "RECIPES", "Recipe", "find"]
 
 RECIPES = {
     **digits.RECIPES,
@@ -48,6 +23,12 @@ RECIPES = {
 
 def find(name):
     """Return the `Recipe` of this name.
+
+    Args:
+        name: str.
+
+    Returns:
+        A `Recipe`.
 
     Raises:
         ValueError: there is no such recipe.

@@ -35,8 +35,8 @@ def with_parts(recipe, source):
             continue
         return dataclasses.replace(recipe, test_split=name)
     raise ValueError(
-        f"A data set must have a part {' or '.join(dict.fromkeys(names))} to evaluate "
-        f"with. Received: {source.name!r} with parts {list(source.splits)}"
+        f"A data set must have a split {' or '.join(dict.fromkeys(names))} for evaluation. "
+        f"Received: {source.name!r} with splits {list(source.splits)}"
     )
 
 
@@ -147,13 +147,13 @@ def train_head(recipe, model, source):
     """
     head = model.get_layer("predictions")
     body = keras.Model(model.input, model.get_layer("avg_pool").output)
-    parts = []
+    arrays = []
     for split in (recipe.train_split, recipe.test_split):
         # One pass over the images yields both features and labels.
         batches = load(recipe, source, split).as_numpy_iterator()
         pairs = [(body.predict_on_batch(images), labels) for images, labels in batches]
-        parts.append([np.concatenate(arrays) for arrays in zip(*pairs)])
-    (x, y), (x_test, y_test) = parts
+        arrays.append([np.concatenate(batches) for batches in zip(*pairs)])
+    (x, y), (x_test, y_test) = arrays
     classifier = keras.Sequential([keras.Input(x.shape[1:]), head])
     classifier.compile(
         keras.optimizers.Adam(1e-3),
@@ -175,7 +175,7 @@ def memory_estimate(recipe, source):
     """Estimate the memory of a training step.
 
     Returns:
-        `(parameters, state, kept)`: the number of parameters; the bytes per replica of
+        `(parameters, state, saved)`: the number of parameters; the bytes per replica of
         weights, gradients, momentum and further copies of these; and the bytes saved
         for the backward pass of a batch, over all replicas.
     """
@@ -186,7 +186,7 @@ def memory_estimate(recipe, source):
             dataclasses.replace(recipe, weights=None, test_image_size=size), source
         )
         parameters = model.count_params()
-        kept = count_activations(model)
+        saved = count_activations(model)
     copies = 3 + (recipe.ema_decay is not None) + bool(recipe.sam_rho)
     width = 2 if "16" in recipe.precision else 4
-    return parameters, 4 * copies * parameters, recipe.batch_size * width * kept
+    return parameters, 4 * copies * parameters, recipe.batch_size * width * saved

@@ -112,7 +112,7 @@ def assert_dry_run(name, changes, capsys):
     assert status == 0
     recipe = recipes.find(name).changed(changes)
     for row in (
-        "pictures",
+        "data",
         "sizes",
         "augmentation",
         "steps",
@@ -136,7 +136,7 @@ def test_a_recipe_that_cannot_be_started_says_why(capsys):
         (["--dry-run", "--set=weights=none.h5"], "'none.h5', where there is no file"),
         (["--dry-run", "--set=weights=imagenet"], "no published ImageNet weights"),
         (["--dry-run", "--set=train_split=tset"], "`split` must be one of 'train'"),
-        (["--dry-run", "--set=test_split=tset"], "must have a part tset"),
+        (["--dry-run", "--set=test_split=tset"], "must have a split tset"),
         (["--set=crop_mode=center"], "`crop_mode` must be one of"),
         (["--dry-run", "--set=clip_factor=abc"], "`clip_factor` must be"),
     ]:

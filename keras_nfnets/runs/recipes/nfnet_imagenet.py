@@ -1,7 +1,7 @@
 """NFNet-F0 to F6 on ImageNet, as published."""
 
 from keras_nfnets.models.nfnet import VARIANTS
-from keras_nfnets.recipes.recipe import Recipe
+from keras_nfnets.runs.recipes.recipe import Recipe
 
 # Layers x magnitude, larger for larger networks: `augment` in experiment_nfnets.py;
 # arXiv 2102.06171, section 5.

@@ -7,8 +7,8 @@ def training_curves(history, path, title):
     """Plot the loss, the accuracy and the share of clipped units over the epochs.
 
     `history` is that of `keras.callbacks.History`; `clip_share` is optional. So are the
-    results of averaged weights (`val_ema_loss`, ...) and the shares of parts of the
-    network (`clip_share_stage1`, ...).
+    results of averaged weights (`val_ema_loss`, ...) and the shares of each stage
+    (`clip_share_stage1`, ...).
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -24,8 +24,8 @@ def training_curves(history, path, title):
     ):
         lines = {
             key: "all" if key == "clip_share" else "training",
-            f"val_{key}": "held out",
-            f"val_ema_{key}": "held out, averaged weights",
+            f"val_{key}": "validation",
+            f"val_ema_{key}": "validation, averaged weights",
         }
         for name, line in lines.items():
             if name in history:
@@ -33,8 +33,8 @@ def training_curves(history, path, title):
                 axis.plot(epochs, values, marker="o", markersize=3, label=line)
         for name in history:
             if name.startswith(f"{key}_"):
-                values, part = percent * np.array(history[name]), name.split("_")[-1]
-                axis.plot(epochs, values, linewidth=1, alpha=0.7, label=part)
+                values, stage = percent * np.array(history[name]), name.split("_")[-1]
+                axis.plot(epochs, values, linewidth=1, alpha=0.7, label=stage)
         axis.set(xlabel="epoch", title=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
@@ -47,7 +47,7 @@ def training_curves(history, path, title):
 
 
 def predictions(images, labels, probabilities, class_names, path, title):
-    """Draw test images with their predicted classes, mistakes first.
+    """Draw images with their predicted classes, mistakes first.
 
     Args:
         images: array `(n, height, width, 1 or 3)`, of any range.
@@ -58,33 +58,33 @@ def predictions(images, labels, probabilities, class_names, path, title):
         title: str. Title of the figure.
     """
     rows, columns = 5, 8
-    said = probabilities.argmax(axis=1)
-    mistakes_first = np.argsort(said == labels, kind="stable")[: rows * columns]
+    predicted = probabilities.argmax(axis=1)
+    mistakes_first = np.argsort(predicted == labels, kind="stable")[: rows * columns]
     shown, captions, colors = [], [], []
     for i in mistakes_first:
         image = images[i] - images[i].min()
         image = image / max(image.max(), 1e-9)
         shown.append(image if image.shape[-1] == 3 else 1 - image)
-        caption = f"{class_names[said[i]]}  {probabilities[i, said[i]]:.0%}"
-        if said[i] != labels[i]:
+        caption = f"{class_names[predicted[i]]}  {probabilities[i, predicted[i]]:.0%}"
+        if predicted[i] != labels[i]:
             caption += f"\nis {class_names[labels[i]]}"
         captions.append(caption)
-        colors.append("seagreen" if said[i] == labels[i] else "crimson")
+        colors.append("seagreen" if predicted[i] == labels[i] else "crimson")
     _draw(shown, captions, columns, path, title, side=1.2, colors=colors)
 
 
-def labelled(shown, path):
+def labeled(shown, path):
     """Draw images with their most probable classes.
 
     Args:
-        shown: list of tuples: an image (uint8), its name and its predictions, most
-            probable first, each a dict with `"name"` and `"probability"`.
+        shown: list of tuples: an image (uint8), its name and its `ClassScore`s, most
+            probable first.
         path: path of the file to write.
     """
     images = [image for image, _, _ in shown]
     captions = []
     for _, name, best in shown:
-        lines = [f"{row['name']}  {row['probability']:.0%}" for row in best]
+        lines = [f"{score.name}  {score.probability:.0%}" for score in best]
         captions.append("\n".join([_short(name), *lines]))
     _draw(images, captions, min(4, len(shown)), path, side=3)
 
@@ -150,11 +150,11 @@ def from_standardized(images, preparation):
     return np.uint8((values * 255).round().clip(0, 255))
 
 
-def small(picture, longest):
+def shrink(image, longest):
     """Shrink an image (uint8) to at most `longest` pixels a side."""
     from PIL import Image
 
-    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     image.thumbnail((longest, longest))
     return np.asarray(image)
 

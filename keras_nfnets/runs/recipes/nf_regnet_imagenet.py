@@ -1,7 +1,7 @@
 """NF-RegNet-B0 to B5 on ImageNet, as published."""
 
 from keras_nfnets.models.nf_regnet import VARIANTS
-from keras_nfnets.recipes.recipe import Recipe
+from keras_nfnets.runs.recipes.recipe import Recipe
 
 # arXiv 2101.08692, section 4.3 and appendix; the authors' experiment_nf_regnets.py.
 _WEIGHT_DECAY = {"b0": 5e-5, "b1": 6e-5, "b2": 7e-5, "b3": 8e-5, "b4": 9e-5, "b5": 1e-4}

@@ -7,61 +7,64 @@ import shlex
 
 import numpy as np
 
-from keras_nfnets.cli import held_out, pictures, run_folder
+from keras_nfnets.runs import evaluation, figures, folder
+from keras_nfnets.runs.progress import is_unbalanced
 
 # A larger confusion matrix is hard to read; then the most frequent confusions are listed.
 _LARGEST_MATRIX = 25
-_MOST_WRONG, _PAIRS = 24, 15
+_MISTAKES, _PAIRS = 24, 15
 
 
-def page(title, recipe, source, history, results, curves, model):
+def page(run, results):
     """Return the report as HTML text.
 
     Args:
-        title: str. Title of the run.
-        recipe: `recipes.Recipe` of the run.
-        source: `data.Source` of the run.
-        history: dict `{name: [value, ...]}`, one value per epoch.
-        results: `Results` on the test images.
-        curves: `pathlib.Path` of the figure of training curves.
-        model: `pathlib.Path` where the model will be.
+        run: `Run` of which at least one epoch is completed.
+        results: `Results` of its model on its validation split.
     """
-    wrong = results.said != results.labels
-    epochs = len(history["loss"])
-    best = run_folder.best_epoch(history) if recipe.patience else epochs - 1
+    wrong = results.predicted != results.labels
+    patience = run.recipe.patience
+    best = folder.best_epoch(run.history) if patience else run.epochs - 1
     facts = (
-        f"{results.accuracy:.1%} of {len(results.labels):,} held-out pictures are told "
-        f"right, {int(wrong.sum()):,} are not. "
-        f"{epochs} epochs; the network is that of epoch {best + 1}"
-        + (", the best." if recipe.patience else ".")
+        f"{results.accuracy:.1%} of {len(results.labels):,} validation images are "
+        f"classified correctly, {int(wrong.sum()):,} are not. The run had {run.epochs} "
+        f"epochs; the model is that of epoch {best + 1}"
+        + (", the best." if patience else ".")
     )
-    left_out = ""
-    if source.left_out:
-        rows = "".join(
-            f"<li>{_text(name)}: {_text(why)}</li>"
-            for name, why in source.left_out.items()
-        )
-        left_out = (
-            f"<h2>Left out</h2><p>{len(source.left_out)} pictures could not be read:</p>"
-            f"<ul>{rows}</ul>"
-        )
     sections = [
-        f"<h1>{_text(title)}</h1><p class=lead>{_text(facts)}</p>",
-        "<h2>Training</h2>"
-        + _image(curves.read_bytes(), "loss, accuracy and clipping"),
-        "<h2>Classes</h2>" + _classes(recipe, source, results),
-        "<h2>What is taken for what</h2>" + _confusion(source.class_names, results),
-        "<h2>The most wrong</h2>" + _most_wrong(recipe, source, results),
-        left_out,
-        "<h2>How to use it</h2>" + _usage(model),
-        "<h2>How it was made</h2>" + _recipe(recipe),
+        f"<h1>{_text(run.title)}</h1><p class=lead>{_text(facts)}</p>",
+        "<h2>Training</h2>" + _curves(run),
+        "<h2>Classes</h2>" + _classes(run, results),
+        "<h2>Confusion matrix</h2>" + _confusion(run.source.class_names, results),
+        "<h2>Worst mistakes</h2>" + _worst_mistakes(run, results),
+        _left_out(run.source),
+        "<h2>How to use the model</h2>" + _usage(run.folder),
+        "<h2>Settings</h2>" + _settings(run.recipe),
     ]
     body = "\n".join(f"<section>{s}</section>" for s in sections if s)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{_text(run.title)}</title><style>{_STYLE}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _curves(run):
+    file = io.BytesIO()
+    figures.training_curves(run.history, file, run.title)
+    return _image(file.getvalue(), "loss, accuracy and clipping")
+
+
+def _left_out(source):
+    if not source.left_out:
+        return ""
+    rows = "".join(
+        f"<li>{_text(name)}: {_text(why)}</li>" for name, why in source.left_out.items()
+    )
+    return (
+        f"<h2>Left out</h2><p>{len(source.left_out)} images could not be read:</p>"
+        f"<ul>{rows}</ul>"
     )
 
 
@@ -78,29 +81,30 @@ def _image(content, alternative, kind="png", options=""):
     )
 
 
-def _classes(recipe, source, results):
+def _classes(run, results):
+    names = run.source.class_names
     accuracy, counts = results.accuracy_by_class()
-    trained_on = source.counts(recipe.train_split)
+    trained_on = run.source.counts(run.recipe.train_split)
     worst_first = np.argsort(np.nan_to_num(accuracy, nan=2.0), kind="stable")
     rows = "".join(
-        f"<tr><td>{_text(source.class_names[i])}<td class=n>{trained_on[i]:,}"
+        f"<tr><td>{_text(names[i])}<td class=n>{trained_on[i]:,}"
         f"<td class=n>{counts[i]:,}"
         + (
             f"<td class=n>{accuracy[i]:.0%}<td><div class=bar>"
             f'<div style="width:{accuracy[i]:.1%}"></div></div>'
             if counts[i]
-            else "<td class=n>none held out<td>"
+            else "<td class=n>no images<td>"
         )
         for i in worst_first
     )
     unbalanced = ""
-    if max(trained_on) > 3 * max(min(trained_on), 1):
+    if is_unbalanced(trained_on):
         unbalanced = (
-            "<p>The classes have very different numbers of pictures: those with few are "
-            "told less well than the accuracy of all says.</p>"
+            "<p>The classes have very different numbers of images. Accuracy is often "
+            "lower for classes with few images.</p>"
         )
     return (
-        f"{unbalanced}<table><tr><th>class<th>trained on<th>held out<th>accuracy<th>"
+        f"{unbalanced}<table><tr><th>class<th>training images<th>validation images<th>accuracy<th>"
         f"{rows}</table>"
     )
 
@@ -116,13 +120,13 @@ def _confusion(names, results):
         cells = "".join(
             f'<td class="c {"right" if i == j else "wrong"}" '
             f'style="--share:{100 * shares[i, j]:.0f}%" '
-            f'title="{matrix[i, j]} of {_text(name)} said to be {_text(names[j])}">'
+            f'title="{matrix[i, j]} of {_text(name)} predicted as {_text(names[j])}">'
             f"{matrix[i, j] or ''}"
             for j in range(len(names))
         )
         rows += f"<tr><th class=side>{_text(name)}{cells}"
     return (
-        "<p>A row for what pictures are, a column for what the network says.</p>"
+        "<p>Rows: true class; columns: predicted class.</p>"
         f"<div class=wide><table class=matrix><tr><th>{header}{rows}</table></div>"
     )
 
@@ -136,60 +140,58 @@ def _pairs(names, matrix):
         if wrong[i, j]
     )
     if not rows:
-        return "<p>No picture is taken for another class.</p>"
-    return f"<table><tr><th>is<th>said to be<th>pictures{rows}</table>"
+        return "<p>All images are classified correctly.</p>"
+    return f"<table><tr><th>true class<th>predicted class<th>images{rows}</table>"
 
 
-def _most_wrong(recipe, source, results):
+def _worst_mistakes(run, results):
     of_label = results.probabilities[np.arange(len(results.labels)), results.labels]
     order = np.argsort(of_label, kind="stable")
-    order = [i for i in order if results.said[i] != results.labels[i]][:_MOST_WRONG]
+    wrong = results.predicted != results.labels
+    order = [i for i in order if wrong[i]][:_MISTAKES]
     if not order:
-        return "<p>None is wrong.</p>"
-    found = held_out.pictures_at(source, recipe.test_split, results.places[order])
+        return "<p>All images are classified correctly.</p>"
+    indices, names = results.indices, run.source.class_names
+    found = evaluation.images_at(run.source, run.recipe.test_split, indices[order])
     figures = ""
     for i in order:
-        name, picture = found[results.places[i]]
-        said = results.said[i]
+        name, image = found[indices[i]]
+        predicted = results.predicted[i]
         figures += (
-            f"<figure>{_thumbnail(picture, name)}<figcaption>"
-            f"said: <b>{_text(source.class_names[said])}</b> "
-            f"({results.probabilities[i, said]:.0%})<br>"
-            f"is: {_text(source.class_names[results.labels[i]])} "
+            f"<figure>{_thumbnail(image, name)}<figcaption>"
+            f"predicted: <b>{_text(names[predicted])}</b> "
+            f"({results.probabilities[i, predicted]:.0%})<br>"
+            f"true: {_text(names[results.labels[i]])} "
             f"({of_label[i]:.0%})<br>"
             f"<small>{_text(name.rpartition('/')[2])}</small></figcaption></figure>"
         )
     return (
-        "<p>Held-out pictures of whose class the network thought least. Some may be in "
-        f"the wrong folder.</p><div class=sheet>{figures}</div>"
+        "<p>Validation images whose true class has the lowest predicted probability. Some "
+        f"may be in the wrong folder.</p><div class=sheet>{figures}</div>"
     )
 
 
-def _thumbnail(picture, name):
+def _thumbnail(image, name):
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(pictures.small(picture, 200)).save(file, "PNG", optimize=True)
+    Image.fromarray(figures.shrink(image, 200)).save(file, "PNG", optimize=True)
     options = f'title="{_text(name)}"'
     return _image(file.getvalue(), name.rpartition("/")[2], options=options)
 
 
-def _usage(model):
-    path = shlex.quote(str(model))
+def _usage(path):
+    quoted = shlex.quote(str(path))
     commands = (
-        f"keras-nfnets predict {path} picture.jpg\n"
-        f"keras-nfnets evaluate {path}\n"
-        f"keras-nfnets export {path} model.tflite"
+        f"keras-nfnets predict {quoted} image.jpg\n"
+        f"keras-nfnets evaluate {quoted}\n"
+        f"keras-nfnets export {quoted} model.tflite"
     )
     code = (
-        "import json\nimport keras\nimport keras_nfnets  # its layers\n"
-        "from keras_nfnets import data\n\n"
-        f"model = keras.saving.load_model({str(model)!r})\n"
-        f"about = json.load(open({str(model.with_suffix('.json'))!r}))\n"
-        'picture = data.read_picture("picture.jpg")\n'
-        'x = data.prepare(picture, **about["preparation"])\n'
-        "probabilities = model.predict(x[None])[0]\n"
-        'print(about["class_names"][probabilities.argmax()], probabilities.max())'
+        "from keras_nfnets import runs\n\n"
+        f"classifier = runs.load_classifier({str(path)!r})\n"
+        '[classes] = classifier.predict_classes(["image.jpg"])\n'
+        "print(classes[0].name, classes[0].probability)"
     )
     return (
         "<p>On the command line, in the folder where it was trained:</p>"
@@ -197,7 +199,7 @@ def _usage(model):
     )
 
 
-def _recipe(recipe):
+def _settings(recipe):
     settings = "".join(
         f"<tr><td>{_text(name)}<td>{_text(value)}"
         for name, value in vars(recipe).items()

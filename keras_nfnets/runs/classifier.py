@@ -1,0 +1,384 @@
+"""Classifiers: a model with the preprocessing of its images and its class names."""
+
+import contextlib
+import os
+import pathlib
+import sys
+import typing
+
+import numpy as np
+from absl import logging
+
+from keras_nfnets import checks, data, pretrained
+from keras_nfnets.models import decode_predictions
+from keras_nfnets.pretrained import architectures
+from keras_nfnets.runs import folder
+from keras_nfnets.runs.saved_model import load_metadata, load_model
+
+# Preprocessing for a model whose training is unknown.
+_IMAGENET = {
+    "size": 224,
+    "crop": 0.875,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    **data.IMAGENET,
+}
+
+
+class Classifier:
+    """Model with the preprocessing of its images and the names of its classes.
+
+    Args:
+        model: `keras.Model` with outputs `(batch, classes)`, probabilities or logits.
+        preparation: dict. Keyword arguments of `data.prepare`.
+        class_names: list of str or None. Names of the classes, in the order of the
+            outputs.
+        metadata: dict or None. What `train` has saved with the model: `"data"`,
+            `"split"` and `"label_smoothing"`, for `evaluate`.
+
+    Raises:
+        ValueError: the model does not classify images prepared in this way, or the
+            number of names differs from that of classes.
+
+    Example:
+
+    >>> classifier = load_classifier("digits")
+    >>> eight = np.kron([[0, 1, 0], [1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]],
+    ...                 np.full((4, 4, 1), 255)).astype("uint8")
+    >>> eight = np.pad(eight.repeat(3, axis=-1), [(4, 4), (8, 8), (0, 0)])
+    >>> classifier.predict(eight).shape
+    (1, 10)
+    >>> classifier.predict_classes(eight, top=1)[0][0].name
+    '8'
+    """
+
+    def __init__(self, model, preparation, class_names=None, metadata=None):
+        self.model = model
+        self.preparation = preparation
+        self.class_names = class_names
+        self.metadata = metadata or {}
+        self._check()
+
+    def _check(self):
+        outputs = self.model.output_shape
+        if not (isinstance(outputs, tuple) and len(outputs) == 2 and outputs[1] > 1):
+            raise ValueError(
+                "A classifier must have one output for each of two or more classes. "
+                f"Received: a model with outputs of shape {outputs}"
+            )
+        names = self.class_names
+        try:
+            if names is not None and len(names) != outputs[1]:
+                raise ValueError(f"{len(names)} names for {outputs[1]} classes")
+            x = self.preprocess(np.zeros((2, 2, 3), "uint8"))
+            self.model.predict(x[np.newaxis], verbose=0)
+        except Exception as error:  # models raise exceptions of many types
+            raise ValueError(
+                f"The model does not accept images prepared by {self.preparation}: {error}"
+            ) from error
+
+    @property
+    def classes(self):
+        """Number of classes."""
+        return self.model.output_shape[1]
+
+    def preprocess(self, image):
+        """Read and preprocess an image.
+
+        Args:
+            image: path of an image file of any format, or uint8 array
+                `(height, width, 3)`.
+
+        Returns:
+            float32 array `(size, size, channels)`.
+
+        Raises:
+            ValueError: the file is not an image.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = data.read_picture(image)
+        return data.prepare(image, **self.preparation)
+
+    def predict(self, images, batch_size=8):
+        """Predict the probability of each class.
+
+        Args:
+            images: a path or uint8 array `(height, width, 3)`, or a sequence of these,
+                which may differ in size.
+            batch_size: int. Number of images per batch.
+
+        Returns:
+            float64 array `(images, classes)`.
+
+        Raises:
+            ValueError: a file is not an image, or the model's output for an image is not
+                finite.
+        """
+        images = _sequence(images)
+        outputs = [np.zeros((0, self.classes))]
+        for start in range(0, len(images), batch_size):
+            x = np.stack(
+                [self.preprocess(i) for i in images[start : start + batch_size]]
+            )
+            outputs.append(self.predict_prepared(x))
+        outputs = np.concatenate(outputs)
+        [wrong] = np.nonzero(~np.isfinite(outputs).all(axis=1))
+        if len(wrong):
+            raise ValueError(
+                f"The model's output for image {wrong[0]} of {len(images)} is not finite."
+            )
+        return outputs
+
+    def predict_prepared(self, x):
+        """Predict the probabilities of preprocessed images `(n, size, size, channels)`."""
+        return probabilities(self.model.predict(x, verbose=0))
+
+    def predict_classes(self, images, top=3, batch_size=8):
+        """Return the `top` most probable classes of each image, a list of `ClassScore`s.
+
+        The other arguments are those of `predict`.
+        """
+        return [
+            self.most_probable(row, top) for row in self.predict(images, batch_size)
+        ]
+
+    def most_probable(self, probabilities, top=3):
+        """Return the `top` most probable classes, given one row of `predict`."""
+        names = self.class_names
+        return [
+            ClassScore(int(i), names[i] if names else str(i), float(probabilities[i]))
+            for i in np.argsort(-probabilities, kind="stable")[:top]
+        ]
+
+
+class ClassScore(typing.NamedTuple):
+    """Predicted class.
+
+    Attributes:
+        index: int. Index among the classes of the model.
+        name: str. Name of the class; the index as text if the names are unknown.
+        probability: float.
+
+    Example:
+
+    >>> [[best]] = load_classifier("digits").predict_classes(data.load_digits()[1][0][0], 1)
+    >>> best.index, best.name, best.probability > 0.5
+    (2, '2', True)
+    """
+
+    index: int
+    name: str
+    probability: float
+
+
+class Prediction(typing.NamedTuple):
+    """Predicted classes of an image file.
+
+    Attributes:
+        path: `pathlib.Path`.
+        image: uint8 array `(height, width, 3)`, or None if it cannot be read.
+        classes: list of `ClassScore`, the most probable first.
+        error: str or None. Why there is no prediction.
+
+    Example:
+
+    >>> pathlib.Path("broken.png").touch()
+    >>> [prediction] = predict("digits", ["broken.png"])
+    >>> prediction.image is None, prediction.classes, "broken.png" in prediction.error
+    (True, [], True)
+    """
+
+    path: pathlib.Path
+    image: np.ndarray | None
+    classes: list
+    error: str | None
+
+
+def predict(classifier, paths, top=3, batch_size=8, progress=iter):
+    """Yield a `Prediction` for each image file, also for those that cannot be read.
+
+    Args:
+        classifier: a `Classifier`, or what `load_classifier` accepts.
+        paths: sequence of paths of image files and of folders of them.
+        top: int. Number of classes per image.
+        batch_size: int. Number of images per batch.
+        progress: callable that wraps the list of batches, such as `tqdm.tqdm`.
+
+    Raises:
+        ValueError: a path does not exist, or a folder contains no images.
+
+    Example:
+
+    >>> from PIL import Image
+    >>> Image.fromarray(data.load_digits()[1][0][0]).save("digit.png")
+    >>> for prediction in predict("digits", ["digit.png"]):
+    ...     print(prediction.path, prediction.classes[0].name)
+    digit.png 2
+    """
+    files = data.find_pictures(paths)
+    if not isinstance(classifier, Classifier):
+        classifier = load_classifier(classifier)
+    batches = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
+    for batch in progress(batches):
+        yield from _predict_batch(classifier, batch, top)
+
+
+def _predict_batch(classifier, files, top):
+    read = {}
+    for file in files:
+        try:
+            image = data.read_picture(file)
+            read[file] = image, classifier.preprocess(image), None
+        except ValueError as error:
+            read[file] = None, None, str(error)
+    x = [x for _, x, error in read.values() if error is None]
+    rows = iter(classifier.predict_prepared(np.stack(x)) if x else ())
+    for file in files:
+        image, _, error = read[file]
+        classes = []
+        if error is None:
+            row = next(rows)
+            if np.isfinite(row).all():
+                classes = classifier.most_probable(row, top)
+            else:
+                error = f"The model's output for {file} is not finite."
+        yield Prediction(file, image, classes, error)
+
+
+def _sequence(images):
+    """Return a list of images or paths, given one or several."""
+    is_one = isinstance(images, (str, os.PathLike)) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
+    return [images] if is_one else list(images)
+
+
+def probabilities(outputs):
+    """Convert outputs, probabilities or logits, to probabilities, float64."""
+    outputs = np.asarray(outputs, "float64")
+    sums = outputs.sum(axis=-1, keepdims=True)
+    if outputs.min() >= 0 and np.abs(sums - 1).max() < 1e-2:
+        return outputs
+    exponentials = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def load_classifier(name):
+    """Load a `Classifier` from a training run, a file or the published checkpoints.
+
+    Args:
+        name: str or path. One of
+
+            - the folder of a training run, or a `.keras` file;
+            - a weight file of a network of this package;
+            - a checkpoint of `pretrained.list_checkpoints()`, or a network that has
+              published weights, which are downloaded on first use.
+
+    Raises:
+        ValueError, OSError: there is no such classifier, or it cannot be loaded or
+            downloaded.
+
+    Example:
+
+    >>> load_classifier("digits").class_names[:3]
+    ['0', '1', '2']
+    """
+    for path in (pathlib.Path(name), pathlib.Path(name, folder.MODEL)):
+        if pretrained.is_weight_file(path):
+            try:
+                return _from_file(path.expanduser())
+            except ValueError as error:
+                raise ValueError(f"{path} cannot be used: {error}") from error
+    checkpoint, name = _published(str(name))
+    model = pretrained.create(name, classes=checkpoint.classes)
+    return Classifier(model, checkpoint.preparation, _class_names(checkpoint))
+
+
+def _published(name):
+    """Return the checkpoint of a name, or the most accurate one of a network, and a name.
+
+    A checkpoint has several names; the one that is given may say where to load it from.
+    """
+    checkpoint = pretrained.find_checkpoint(name)
+    if checkpoint is not None:
+        return checkpoint, name
+    try:
+        network = pretrained.find_network(name)
+    except ValueError as error:
+        names = [n for c in pretrained.list_checkpoints() for n in c.names]
+        suggestion = checks.perhaps(name, [*names, *architectures.NETWORKS]) or "."
+        raise ValueError(
+            f"{name!r} is neither a weight file, nor the folder of a run with its "
+            "model, nor a checkpoint or network of 'keras-nfnets list --weights'"
+            f"{suggestion}"
+        ) from error
+    published = pretrained.published(network.architecture)
+    if not published:
+        raise ValueError(
+            f"There are no published weights of {name!r}. 'keras-nfnets list "
+            "--weights' lists all that there are."
+        )
+    best = published[0]
+    return best, best.name
+
+
+def _from_file(path):
+    is_model = path.suffix.lower() == ".keras"
+    model = load_model(path) if is_model else None
+    metadata = load_metadata(path) if is_model else None
+    if metadata is not None:
+        try:
+            names, preparation = metadata["class_names"], metadata["preparation"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path.with_suffix('.json')} is not metadata of a training run: {error!r}"
+            ) from error
+        return Classifier(model, preparation, names, metadata)
+    try:
+        found = pretrained.recognize(path)
+    except ValueError:
+        if not is_model:
+            raise
+        return Classifier(model, _preparation_for(model))
+    if not is_model:
+        model = found.network.build(weights=path, **found.options)
+    for checkpoint in pretrained.published(found.network.architecture):
+        if checkpoint.classes == found.options.get("classes"):
+            logging.warning(
+                "%s has the shape of the checkpoint %s, so that checkpoint's preprocessing "
+                "and class names are used.",
+                path,
+                checkpoint.name,
+            )
+            return Classifier(model, checkpoint.preparation, _class_names(checkpoint))
+    return Classifier(model, _preparation_for(model))
+
+
+def _preparation_for(model):
+    """Return the preprocessing of ImageNet's images, for the input shape of a model."""
+    shape = model.input_shape
+    if not (isinstance(shape, tuple) and len(shape) == 4 and shape[3] in (1, 3)):
+        raise ValueError(
+            "A classifier must have one input: images, gray or RGB, channels last. "
+            f"Received: a model with inputs of shape {shape}"
+        )
+    preparation = {**_IMAGENET, "size": shape[1] or _IMAGENET["size"]}
+    if shape[3] == 1:
+        gray = {name: np.mean(_IMAGENET[name]) for name in ("mean", "deviation")}
+        preparation = {**preparation, **gray, "channels": 1}
+    return preparation
+
+
+def _class_names(checkpoint):
+    return checkpoint.class_names or _imagenet_names()
+
+
+def _imagenet_names():
+    try:
+        # Keras reports the download of the names on the standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            return [best[0][1] for best in decode_predictions(np.eye(1000), top=1)]
+    # A download can fail with exceptions of many types.
+    except Exception as error:  # noqa: BLE001
+        logging.warning("Classes are numbered, as their names are missing: %s", error)
+        return None

@@ -1,0 +1,247 @@
+"""Evaluation of a classifier on every image of a split."""
+
+import os
+import typing
+
+import numpy as np
+
+from keras_nfnets.data import Source, find, load, read_picture
+from keras_nfnets.runs.classifier import Classifier, load_classifier, probabilities
+from keras_nfnets.runs.errors import explained
+
+
+class Results(typing.NamedTuple):
+    """Predictions of a model on the images of a split that were not left out.
+
+    Attributes:
+        indices: ints `(n,)`. Index of each image among the records of its split.
+        labels: ints `(n,)`. True class of each image.
+        probabilities: float64 `(n, classes)`. Predicted probabilities.
+
+    Example:
+
+    >>> probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> results = Results(np.arange(3), np.array([0, 1, 1]), probabilities)
+    >>> results.predicted.tolist(), results.confusion().tolist()
+    ([0, 1, 0], [[1, 0], [1, 1]])
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predicted(self):
+        """Predicted class of each image, ints `(n,)`."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def accuracy(self):
+        """Fraction of images that are classified correctly."""
+        return float((self.predicted == self.labels).mean())
+
+    def loss(self, label_smoothing=0.0):
+        """Compute the mean loss, as `keras.losses.CategoricalCrossentropy` does."""
+        p = self.probabilities / self.probabilities.sum(axis=1, keepdims=True)
+        logs = np.log(p.clip(1e-7, 1 - 1e-7))
+        of_label = logs[np.arange(len(logs)), self.labels]
+        uniform = logs.mean(axis=1)
+        return float(
+            -np.mean((1 - label_smoothing) * of_label + label_smoothing * uniform)
+        )
+
+    def accuracy_by_class(self):
+        """Return the accuracy of each class, NaN without images, and its image count."""
+        classes = self.probabilities.shape[1]
+        counts = np.bincount(self.labels, minlength=classes)
+        correct = np.bincount(
+            self.labels, weights=self.predicted == self.labels, minlength=classes
+        )
+        return np.where(counts, correct / np.maximum(counts, 1), np.nan), counts
+
+    def confusion(self):
+        """Return the confusion matrix, ints `(true classes, predicted classes)`."""
+        classes = self.probabilities.shape[1]
+        matrix = np.zeros((classes, classes), int)
+        np.add.at(matrix, (self.labels, self.predicted), 1)
+        return matrix
+
+
+class Evaluation(typing.NamedTuple):
+    """Results of a classifier on a split of a data set.
+
+    Attributes:
+        results: `Results`. Labels are class indices of the classifier.
+        class_names: list of str. Names of the classifier's classes.
+        data: str. Name of the data set.
+        source: `data.Source`. Its `left_out` names images that could not be read.
+        split: str. Name of the split.
+        label_smoothing: float. Label smoothing of the loss, as in training.
+
+    Example:
+
+    >>> probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> results = Results(np.arange(3), np.array([0, 1, 1]), probabilities)
+    >>> source = find((np.zeros((3, 8, 8, 3), "uint8"), [0, 1, 1]))
+    >>> Evaluation(results, ["cat", "dog"], "mine", source, "train", 0.0).classes
+    {'dog': (0.5, 2), 'cat': (1.0, 1)}
+    """
+
+    results: Results
+    class_names: list
+    data: str
+    source: Source
+    split: str
+    label_smoothing: float
+
+    @property
+    def accuracy(self):
+        """Fraction of images that are classified correctly."""
+        return self.results.accuracy
+
+    @property
+    def loss(self):
+        """Mean cross-entropy with the label smoothing of training."""
+        return self.results.loss(self.label_smoothing)
+
+    @property
+    def classes(self):
+        """dict `{class name: (accuracy, number of images)}`, lowest accuracy first.
+
+        Classes without images are left out.
+        """
+        accuracy, counts = self.results.accuracy_by_class()
+        order = np.argsort(accuracy, kind="stable")  # NaN is last
+        return {
+            self.class_names[i]: (float(accuracy[i]), int(counts[i]))
+            for i in order
+            if counts[i]
+        }
+
+
+def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
+    """Evaluate a classifier on a split of a data set.
+
+    A model that `train` has written is evaluated on its validation images by default,
+    with the results that training ended with.
+
+    Args:
+        classifier: a `Classifier`, or what `load_classifier` accepts.
+        data: what `data.find` accepts; None for the data that the model was trained on.
+        split: str or None. None for the validation split of training, or `"test"`.
+        batch_size: int. Number of images per batch.
+        progress: callable that wraps the iterable of batch numbers, such as `tqdm.tqdm`.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: the classifier, data set or split does not exist, or the data set has
+            classes that the classifier does not know.
+        RunError: more than half of the images cannot be read.
+
+    Example:
+
+    >>> evaluation = evaluate("digits", "digits")
+    >>> evaluation.accuracy > 0.95, len(evaluation.classes)
+    (True, 10)
+    """
+    if not isinstance(classifier, Classifier):
+        classifier = load_classifier(classifier)
+    metadata = classifier.metadata
+    trained_on = metadata.get("data")
+    if data is None:
+        data = trained_on
+    if data is None:
+        raise ValueError(
+            "`data` must be given: it is not known what the classifier was trained on."
+        )
+    if split is None:
+        split = metadata.get("split", "test") if data == trained_on else "test"
+    source = find(data)
+    source.size_of(split)  # raises if there is no such split
+    labels = _labels_of_classifier(source, classifier)
+    preparation = {"channels": 3, **classifier.preparation}
+    predict = classifier.model.predict_on_batch
+    with explained(source):
+        results = predict_split(
+            predict, source, split, preparation, batch_size, progress
+        )
+    return Evaluation(
+        results._replace(labels=labels[results.labels]),
+        classifier.class_names or [str(i) for i in range(classifier.classes)],
+        str(data) if isinstance(data, (str, os.PathLike)) else source.name,
+        source,
+        split,
+        metadata.get("label_smoothing", 0.0),
+    )
+
+
+def _labels_of_classifier(source, classifier):
+    """Return the classifier's class index for each class of the data set."""
+    known = classifier.class_names
+    if known is None or list(known) == list(source.class_names):
+        if len(source.class_names) > classifier.classes:
+            raise ValueError(
+                f"The data set has {len(source.class_names)} classes, the classifier "
+                f"knows {classifier.classes}"
+            )
+        return np.arange(len(source.class_names))
+    unknown = [name for name in source.class_names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"The classifier does not know the classes {', '.join(unknown[:10])}; it "
+            f"knows {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
+        )
+    return np.array([known.index(name) for name in source.class_names])
+
+
+def predict_split(predict, source, split, preparation, batch_size=64, progress=iter):
+    """Compute the predictions of a model on a split.
+
+    Args:
+        predict: callable from a batch of images to their probabilities or logits.
+        source: `data.Source`.
+        split: str. Name of a split, see `data.load`.
+        preparation: dict. Preprocessing of the images, see `data.load`, with their `size`.
+        batch_size: int. Number of images per batch.
+        progress: callable that wraps the iterable of batch numbers.
+
+    Returns:
+        `Results`.
+
+    Raises:
+        ValueError: no image of the split can be read.
+    """
+    batches = load(
+        source, split, preparation["size"], batch_size, preparation=preparation
+    )
+    labels, outputs = [], []
+    count = -(-source.size_of(split) // batch_size)
+    for _, (images, targets) in zip(progress(range(count)), batches):
+        outputs.append(probabilities(predict(images)))
+        labels.append(np.asarray(targets).argmax(axis=1))
+    if not outputs:
+        raise ValueError(f"There are no images in {split!r} of {source.name}")
+    names = source.records(split).map(lambda name, *_: name).as_numpy_iterator()
+    indices = [
+        i for i, name in enumerate(map(_text, names)) if name not in source.left_out
+    ]
+    return Results(np.array(indices), np.concatenate(labels), np.concatenate(outputs))
+
+
+def images_at(source, split, indices):
+    """Return `{index: (name, image)}` of the records at these indices; images are uint8."""
+    wanted, found = set(map(int, indices)), {}
+    for index, (name, image, _) in enumerate(source.records(split).as_numpy_iterator()):
+        if index in wanted:
+            name = _text(name)
+            if isinstance(image, bytes):
+                image = read_picture(name if source.reads_files else image)
+            found[index] = name, image
+    return found
+
+
+def _text(name):
+    # File names may contain bytes that are not valid text.
+    return name.decode(errors="surrogateescape")

@@ -1,0 +1,206 @@
+"""Console output of a training run."""
+
+import sys
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from keras_nfnets.runs import folder
+
+
+class RunCallback(keras.callbacks.Callback):
+    """Keras callback that `train` also tells about the run: base class of `Progress`.
+
+    With several workers, only the first one calls it. Its methods are those of
+    `keras.callbacks.Callback` (Attributes: `model`, `params`) and the following.
+
+    Example:
+
+    >>> class PrintFolder(RunCallback):
+    ...     def on_run_begin(self, run):
+    ...         print(f"Results will be in {run.folder}")
+    >>> from keras_nfnets import runs
+    >>> callbacks = [PrintFolder()]  # for `runs.train`
+    """
+
+    def on_run_begin(self, run):
+        """Called with the `Run` before anything is trained."""
+
+    def on_head_begin(self, epochs):
+        """Called before a new classifier is trained alone."""
+
+    def on_head_end(self, accuracy, val_accuracy):
+        """Called after that, with its accuracies in training and validation."""
+
+    def on_run_end(self, run, stopped):
+        """Called when all files are written.
+
+        `stopped` is the exception that ended training early, such as
+        `KeyboardInterrupt`, or None.
+        """
+
+    def track(self, batches):
+        """Wrap the batch numbers of the final evaluation, as a progress bar does."""
+        return batches
+
+
+class Progress(RunCallback):
+    """Callback that prints the plan of a run, its epochs and its results.
+
+    During an epoch it shows a progress bar if the standard error stream is a terminal.
+    Attributes: those of `RunCallback`.
+
+    Example:
+
+    >>> from keras_nfnets import runs
+    >>> runs.Progress().on_head_end(accuracy=0.8, val_accuracy=0.75)
+      accuracy 80.0%, on validation images 75.0%; now the complete network.
+    """
+
+    def on_run_begin(self, run):
+        self._run = run
+        self._header = None
+        if run.recipe.report:
+            _print_data(run)
+
+    def on_head_begin(self, epochs):
+        print(f"Training the new classifier alone, {epochs} epochs ...", flush=True)
+
+    def on_head_end(self, accuracy, val_accuracy):
+        print(
+            f"  accuracy {accuracy:.1%}, on validation images {val_accuracy:.1%}; "
+            "now the complete network."
+        )
+
+    def on_train_begin(self, logs=None):
+        print(self._run.plan, flush=True)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._bar = tqdm(
+            total=self._run.steps_per_epoch,
+            desc=f"Epoch {epoch + 1}/{self._run.recipe.epochs}",
+            unit=" batches",
+            leave=False,
+            disable=None,  # unless the output is a terminal
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        # With `steps_per_execution`, several batches end at once.
+        self._bar.update(batch + 1 - self._bar.n)
+        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._bar.close()
+        columns = _columns(logs)
+        number = f"Epoch {epoch + 1}/{self._run.recipe.epochs}".ljust(12)
+        header = "  ".join([" " * len(number), *columns])
+        if header != self._header:
+            print(header)
+            self._header = header
+        values = (value.rjust(len(name)) for name, value in columns.items())
+        print("  ".join([number, *values]), flush=True)
+
+    def track(self, batches):
+        return tqdm(batches, "evaluating", unit=" batches", leave=False, disable=None)
+
+    def on_run_end(self, run, stopped):
+        # Nobody may be reading the standard output any more.
+        file = sys.stderr if isinstance(stopped, BrokenPipeError) else sys.stdout
+        print("\n".join(["", *_results(run, stopped)]), file=file)
+
+
+def _print_data(run):
+    """Print the number of images per class, and hints about imbalance and weights."""
+    source, recipe = run.source, run.recipe
+    train, test = (source.counts(s) for s in (recipe.train_split, recipe.test_split))
+    print(
+        f"{sum(train):,} training images and {sum(test):,} validation images of "
+        f"{len(source.class_names)} classes:"
+    )
+    width = max(map(len, source.class_names))
+    for name, a, b in zip(source.class_names, train, test):
+        print(f"  {name.ljust(width)}  {a:>6,}  {b:>6,}")
+    if is_unbalanced(train):
+        most, least = np.argmax(train), np.argmin(train)
+        print(
+            f"Unbalanced: {source.class_names[most]} has {train[most]:,} images, "
+            f"{source.class_names[least]} has {train[least]:,}. Look at the accuracy of "
+            "each class, not only at the overall accuracy."
+        )
+    if recipe.weights is None:
+        print(
+            "Training from scratch. With few images, weights=imagenet does better, for a "
+            "network with published weights, such as model=NFNetL0."
+        )
+
+
+def is_unbalanced(counts):
+    """Whether the largest class has more than three times as many images as the smallest."""
+    return max(counts) > 3 * min(counts)
+
+
+def _columns(logs):
+    """Format the logs of an epoch as `{heading: value}`."""
+    columns = {
+        "  loss": f"{logs['loss']:.3f}",
+        "accuracy": f"{logs['accuracy']:.1%}",
+        "val acc.": f"{logs['val_accuracy']:.1%}",
+    }
+    if "val_ema_accuracy" in logs:
+        columns["averaged"] = f"{logs['val_ema_accuracy']:.1%}"
+    if "clip_share" in logs:
+        stages = [
+            name.removeprefix("clip_share_")
+            for name in logs
+            if name.startswith("clip_share_")
+        ]
+        columns["clipped"] = f"{logs['clip_share']:.0%}"
+        short = [stage.replace("stage", "").rjust(3) for stage in stages]
+        shares = [f"{100 * logs[f'clip_share_{stage}']:3.0f}" for stage in stages]
+        columns[f"({' '.join(short)})"] = f"({' '.join(shares)})"
+    columns["  rate"] = f"{logs['learning_rate']:.3g}"
+    columns["images/s"] = f"{logs['images_per_second']:,.0f}"
+    if logs.get("skipped"):
+        columns["skipped"] = f"{np.rint(logs['skipped']):.0f}"
+    return columns
+
+
+def _results(run, stopped):
+    """Return the lines that say how a run ended."""
+    history, epochs = run.history, run.epochs
+    lines = []
+    if isinstance(stopped, FloatingPointError):
+        lines.append(f"The run diverged in epoch {epochs + 1}. {stopped}")
+    elif stopped:
+        why = (
+            "Interrupted"
+            if isinstance(stopped, KeyboardInterrupt)
+            else "The output was closed"
+        )
+        lines.append(
+            f"{why}: stopped after {epochs} of {run.recipe.epochs} epochs. The results so "
+            "far are below; `resume` continues the run."
+        )
+    for name, kind in (
+        ("val_accuracy", ""),
+        ("val_ema_accuracy", ", averaged weights"),
+    ):
+        if not history.get(name):
+            continue
+        values, best = history[name], ""
+        value = values[-1]
+        if run.recipe.patience and not kind:
+            number = folder.best_epoch(history)
+            value, best = values[number], f" (epoch {number + 1}, the best of {epochs})"
+        lines.append(f"Accuracy on validation images{kind}: {value:.2%}{best}")
+    if run.source.left_out:
+        names = [str(name) for name in run.source.left_out]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        lines.append(
+            f"{len(names)} images were left out, with the warnings above: "
+            f"{', '.join(names[:5])}{more}"
+        )
+    return lines + [
+        f"  {path}  ({folder.DESCRIPTIONS[name]})" for name, path in run.paths.items()
+    ]

@@ -1,0 +1,498 @@
+"""A training run: from a recipe to a trained model in a folder."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+from absl import logging
+
+from keras_nfnets import data, files, training
+from keras_nfnets.runs import (
+    building,
+    evaluation,
+    figures,
+    folder,
+    html_report,
+    recipes,
+    workers,
+)
+from keras_nfnets.runs.errors import LostWorkerError, RunError, explained
+from keras_nfnets.runs.interrupts import InterruptBetweenBatches, ignored
+from keras_nfnets.runs.progress import RunCallback
+from keras_nfnets.runs.saved_model import save_model
+
+
+@dataclasses.dataclass
+class Run:
+    """A training run and its results.
+
+    Attributes:
+        recipe: `Recipe`. Its settings, with the data set's name of the validation split.
+        source: `data.Source`. Its data.
+        folder: `pathlib.Path`. Where its files are.
+        model: the network, an `AGCModel`. After training it has the weights of the best
+            epoch if the recipe has a `patience`, otherwise those of the last epoch.
+        steps_per_epoch: int.
+        replicas: int. Number of devices that share a batch.
+        resumed_after: int. Number of epochs that were trained before it was resumed.
+        history: dict `{name: [value, ...]}` of losses, metrics, learning rate, ... with
+            one value per epoch, including the epochs before it was resumed.
+        paths: dict `{name: pathlib.Path}` of its files, such as `"model.keras"`; empty
+            until they are written.
+
+    Example:
+
+    >>> from keras_nfnets import runs
+    >>> recipe, source = runs.find_recipe("digits"), data.find("digits")
+    >>> run = runs.Run(recipe, source, pathlib.Path("runs/mine"), None, 22, 1)
+    >>> run.title, run.epochs
+    ('NFNetTiny on digits, AGC, clip factor 0.01', 0)
+    """
+
+    recipe: recipes.Recipe
+    source: data.Source
+    folder: pathlib.Path
+    model: keras.Model
+    steps_per_epoch: int
+    replicas: int
+    resumed_after: int = 0
+    history: dict = dataclasses.field(default_factory=dict)
+    paths: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def epochs(self):
+        """Number of epochs that are completed."""
+        return len(self.history.get("loss", ()))
+
+    @property
+    def validation(self):
+        """dict of the validation results of the model: `"accuracy"`, `"loss"`, ...
+
+        It is empty before the first epoch is completed.
+        """
+        if not self.epochs:
+            return {}
+        kept = folder.best_epoch(self.history) if self.recipe.patience else -1
+        return {
+            name.removeprefix("val_"): values[kept]
+            for name, values in self.history.items()
+            if name.startswith("val_") and not name.startswith("val_ema_")
+        }
+
+    @property
+    def preparation(self):
+        """Preprocessing of the validation images, see `data.prepare`."""
+        return building.preparation(self.recipe, self.source)
+
+    @property
+    def title(self):
+        """One line: the network, the data and the clipping."""
+        factor = self.recipe.clip_factor
+        clipping = f"AGC, clip factor {factor:g}" if factor else "no clipping"
+        return f"{self.recipe.model} on {_short(self.recipe.data)}, {clipping}"
+
+    @property
+    def plan(self):
+        """One line: the size of the network, of the data and of the run."""
+        size, _ = building.image_sizes(self.recipe)
+        return (
+            f"{self.title}: {self.model.count_params():,} parameters, "
+            f"{self.steps_per_epoch} batches of {self.recipe.batch_size} images, "
+            f"{size} x {size} pixels, {self.recipe.epochs} epochs"
+            + (f", on {self.replicas} replicas" if self.replicas > 1 else "")
+            + (
+                f", resumed after epoch {self.resumed_after}"
+                if self.resumed_after
+                else ""
+            )
+        )
+
+
+def train(
+    recipe,
+    output_dir=None,
+    *,
+    strategy="auto",
+    resume=False,
+    overwrite=False,
+    tensorboard=False,
+    callbacks=(),
+):
+    """Train a recipe and write the model and its history into a folder.
+
+    The folder gets `model.keras` with preprocessing and class names, for
+    `load_classifier`; `history.csv`; plots; with `recipe.report` a `report.html`; and
+    with `recipe.ema_decay` an `averaged.keras`. During training it has checkpoints, from
+    which a run that was stopped or killed can be resumed, with the same result.
+
+    Ctrl-C ends training at the end of the batch; the files are written as they would be
+    at the end, then `KeyboardInterrupt` is raised. Global random seeds are set to
+    `recipe.seed`.
+
+    Args:
+        recipe: a `Recipe`, or the name of one, see `find_recipe`.
+        output_dir: str, path or None. The folder, which is created; None for a new one
+            under `runs/`, or with `resume` for that of the last unfinished run.
+        strategy: str, see `training.strategy`, or a `tf.distribute.Strategy`. Create
+            the latter before any other use of TensorFlow.
+        resume: bool. Whether to continue the run in the folder after its last completed
+            epoch. Without a checkpoint there, the run starts from the beginning.
+        overwrite: bool. Whether to replace the results in the folder.
+        tensorboard: bool. Whether to write logs for TensorBoard into the folder.
+        callbacks: list of `keras.callbacks.Callback`, such as `Progress()`, which prints
+            what happens.
+
+    Returns:
+        A `Run`. With several workers, only that of the first has `paths`.
+
+    Raises:
+        ValueError: a setting cannot be used, the data set or network does not exist, the
+            folder has results of another run, or there is nothing to resume.
+        RunError: the folder cannot be written to, or more than half of the images cannot
+            be read. Checkpoints are kept.
+        LostWorkerError: another worker no longer responds. Resume on all workers.
+        KeyboardInterrupt, FloatingPointError: training was interrupted, or it diverged.
+            The files are written.
+
+    Example:
+
+    >>> from keras_nfnets import runs
+    >>> recipe = runs.find_recipe("digits").changed(["epochs=1", "image_size=8"])
+    >>> run = runs.train(recipe, "runs/example")
+    >>> run.epochs, sorted(run.paths)[:2]
+    (1, ['history.csv', 'model.json'])
+    """
+    if isinstance(recipe, str):
+        recipe = recipes.find(recipe)
+    if isinstance(strategy, str):
+        # TensorFlow requires that a strategy is created before anything else.
+        strategy = training.strategy(strategy)
+    chief = training.is_chief(strategy)
+    with _precision(recipe.precision):
+        run = _prepare(recipe, output_dir, strategy, resume, overwrite)
+        checkpoints = training.Checkpoints(
+            run.folder / folder.CHECKPOINTS, dataclasses.asdict(run.recipe), write=chief
+        )
+        if resume:
+            _resume(run, checkpoints, strategy)
+        if training.has_workers(strategy):
+            workers.check_same_epoch(run.resumed_after, strategy)
+        if not chief:
+            callbacks = [c for c in callbacks if not isinstance(c, RunCallback)]
+        listeners = [c for c in callbacks if isinstance(c, RunCallback)]
+        for listener in listeners:
+            listener.on_run_begin(run)
+        if not training.has_workers(strategy):
+            _train_head(run, listeners)
+        if tensorboard and chief:
+            log = run.folder / folder.TENSORBOARD
+            callbacks = [
+                *callbacks,
+                keras.callbacks.TensorBoard(log, write_graph=False),
+            ]
+        stopped = _fit(run, strategy, checkpoints, callbacks)
+        if chief:
+            _write_all(run, stopped, listeners)
+    for listener in listeners:
+        listener.on_run_end(run, stopped)
+    if stopped:
+        raise stopped
+    return run
+
+
+@contextlib.contextmanager
+def _precision(policy):
+    """Context with a global dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _prepare(recipe, output_dir, strategy, resume, overwrite):
+    """Return the `Run` to be trained, with a compiled model and an existing folder."""
+    keras.utils.set_random_seed(recipe.seed)
+    source = data.find(recipe.data)
+    recipe = building.with_parts(recipe, source)
+    _check_not_in_data(output_dir, recipe)
+    steps_per_epoch = workers.steps_per_epoch(recipe, source, strategy)
+    with strategy.scope():
+        model = building.create_model(recipe, source)
+        building.compile_model(recipe, model, steps_per_epoch)
+    if training.has_workers(strategy) and not output_dir:
+        raise ValueError(
+            "Several workers need one `output_dir`, in a file system that all of them see"
+        )
+    chief = training.is_chief(strategy)
+    path = folder.choose(
+        f"{_short(recipe.data)}-{recipe.model}",
+        output_dir,
+        resume=resume,
+        overwrite=overwrite or not chief,
+    )
+    if chief:
+        folder.create(path, resume=resume, overwrite=overwrite)
+    replicas = strategy.num_replicas_in_sync
+    return Run(recipe, source, path, model, steps_per_epoch, replicas)
+
+
+def _check_not_in_data(output_dir, recipe):
+    """Raise a ValueError if the results would be in the data folder, as a class."""
+    images = data.folder_of(recipe.data)
+    out = pathlib.Path(output_dir or "runs").expanduser().resolve()
+    if images is not None and out.is_relative_to(images.resolve()):
+        raise ValueError(
+            f"The results would be in the folder of images, {images}, and would be taken "
+            "for a class. Choose another `output_dir`, or start in another folder."
+        )
+
+
+def _short(name):
+    """Return the name of a data set or a folder for file names and titles."""
+    path = data.folder_of(name)
+    return re.sub(r"[^\w.-]+", "_", path.resolve().name if path else name)
+
+
+def _resume(run, checkpoints, strategy):
+    """Restore the last checkpoint, if there is one."""
+    try:
+        with strategy.scope():
+            run.resumed_after, run.history = checkpoints.restore(run.model)
+    except ValueError as error:
+        raise ValueError(f"Cannot resume: {error}") from error
+    if not run.resumed_after and checkpoints.write:
+        logging.warning(
+            "There is no checkpoint in %s: the run starts from the beginning.",
+            run.folder,
+        )
+
+
+def _train_head(run, listeners):
+    """Train a new classifier alone, if the recipe has that and it is not done yet."""
+    recipe = run.recipe
+    if not (recipe.head_epochs and recipe.weights) or run.resumed_after:
+        return
+    for listener in listeners:
+        listener.on_head_begin(recipe.head_epochs)
+    with explained(run.source):
+        accuracies = building.train_head(recipe, run.model, run.source)
+    for listener in listeners:
+        listener.on_head_end(*accuracies)
+
+
+def _fit(run, strategy, checkpoints, callbacks):
+    """Train, and return the exception that ended training early, or None."""
+    import tensorflow as tf
+
+    recipe, epochs = run.recipe, run.recipe.epochs
+    first = [training.TrainingLog(run.source.size_of(recipe.train_split))]
+    if recipe.patience:
+        keep_best = KeepBest(
+            run.folder / folder.BEST,
+            checkpoints.history,
+            recipe.patience,
+            checkpoints.write,
+        )
+        first.append(keep_best)
+        if keep_best.is_over:
+            epochs = run.resumed_after  # the run was killed just before its end
+    try:
+        with (
+            explained(run.source),
+            warnings.catch_warnings(),
+            InterruptBetweenBatches() as interrupt,
+        ):
+            # Keras warns if a split has fewer images than files: some were left out.
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            run.model.fit(
+                workers.batches(recipe, run.source, run.resumed_after, strategy),
+                validation_data=building.load(recipe, run.source, recipe.test_split),
+                initial_epoch=run.resumed_after,
+                epochs=epochs,
+                steps_per_epoch=run.steps_per_epoch,
+                shuffle=False,  # the data set shuffles
+                callbacks=[*first, checkpoints, interrupt, *callbacks],
+                verbose=0,
+            )
+    except (KeyboardInterrupt, FloatingPointError, BrokenPipeError) as error:
+        return error
+    except tf.errors.OpError as error:
+        out_of_memory = isinstance(error, tf.errors.ResourceExhaustedError)
+        if training.has_workers(strategy) and not out_of_memory:
+            raise LostWorkerError("Another worker no longer responds.") from error
+        raise
+    except OSError as error:
+        raise RunError(
+            f"Cannot write into {run.folder}: {error}. The last checkpoint is kept; "
+            "when there is room, `resume` continues from it."
+        ) from error
+    finally:
+        run.history = checkpoints.history
+    return None
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Callback that keeps the weights of the best epoch, and stops training early.
+
+    Keras callbacks neither break ties nor know the epochs before a run was resumed. Put
+    it before `Checkpoints`: a run that is killed between the two repeats the epoch.
+
+    Args:
+        path: `pathlib.Path` of the weights.
+        history: dict `{name: [value, ...]}` of the epochs before.
+        patience: int. Number of epochs without a better one after which training stops.
+        write: bool. Whether to write the weights: only one of several workers does.
+    """
+
+    def __init__(self, path, history, patience, write):
+        super().__init__()
+        names = ("val_accuracy", "val_loss")
+        self._history = {name: list(history.get(name, ())) for name in names}
+        self._path, self._patience, self._write = path, patience, write
+
+    @property
+    def is_over(self):
+        done = len(self._history["val_accuracy"])
+        return done > 0 and (
+            done - 1 - folder.best_epoch(self._history) >= self._patience
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, values in self._history.items():
+            values.append(logs[name])
+        is_best = folder.best_epoch(self._history) == epoch
+        if is_best and self._write:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with files.written(self._path) as partial:
+                self.model.save_weights(partial)
+        self.model.stop_training = self.is_over
+
+
+def _write_all(run, stopped, listeners):
+    """Write the files of a run, all together: those of an earlier run stay until then."""
+    # This takes seconds; a second Ctrl-C must not lose the model.
+    with ignored():
+        try:
+            with tempfile.TemporaryDirectory(
+                prefix=folder.PARTIAL, dir=run.folder, ignore_cleanup_errors=True
+            ) as partial:
+                partial = pathlib.Path(partial)
+                best = run.folder / folder.BEST
+                if run.recipe.patience and best.exists():
+                    run.model.load_weights(best)
+                _write_model(run, partial)
+                _write_pictures(run, partial, listeners)
+                run.paths = folder.replace(run.folder, partial)
+            if not stopped:  # a stopped run can be resumed
+                shutil.rmtree(run.folder / folder.CHECKPOINTS, ignore_errors=True)
+        except OSError as error:
+            raise RunError(
+                f"Cannot write the results into {run.folder}: {error}"
+            ) from error
+
+
+def _write_model(run, partial):
+    metadata = {
+        "preparation": run.preparation,
+        "class_names": run.source.class_names,
+        "data": run.recipe.data,
+        "split": run.recipe.test_split,
+        "label_smoothing": run.recipe.label_smoothing,
+    }
+    save_model(run.model, partial / folder.MODEL, metadata)
+    (partial / folder.METADATA).write_text(json.dumps(metadata, indent=2), "utf-8")
+    if any(name.startswith("val_ema_") for name in run.history):
+        with run.model.averaged_weights():
+            save_model(run.model, partial / folder.AVERAGED, metadata)
+    if run.history:
+        with open(partial / folder.HISTORY, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["epoch", *run.history])
+            writer.writerows(
+                [epoch, *row] for epoch, row in enumerate(zip(*run.history.values()))
+            )
+
+
+def _write_pictures(run, partial, listeners):
+    """Draw the plots and write the report; without them if that fails."""
+    try:
+        if run.epochs:
+            figures.training_curves(run.history, partial / folder.CURVES, run.title)
+        _draw_predictions(run, partial / folder.PREDICTIONS)
+        if run.recipe.report and run.epochs:
+            track = listeners[-1].track if listeners else iter
+            report(run, partial / folder.REPORT, progress=track)
+    except Exception as error:  # noqa: BLE001 (a failed drawing must not lose the model)
+        logging.warning("Not all results could be drawn: %r", error)
+
+
+def _draw_predictions(run, path):
+    """Draw validation images with their predicted classes."""
+    batches = building.load(run.recipe, run.source, run.recipe.test_split).take(8)
+    images, labels = (
+        np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator())
+    )
+    # `predict` would wait for other workers.
+    parts = np.array_split(images, -(-len(images) // 64))
+    probabilities = np.concatenate([np.asarray(run.model(part)) for part in parts])
+    probabilities = probabilities.astype("float32")
+    if np.isfinite(probabilities).all():
+        figures.predictions(
+            images,
+            labels.argmax(axis=1),
+            probabilities,
+            run.source.class_names,
+            path,
+            f"{run.title}: validation images, mistakes first",
+        )
+
+
+def report(run, path=None, progress=iter):
+    """Write a report of a run: one self-contained HTML file.
+
+    It shows the training curves, the accuracy of each class, the confusion matrix and
+    the images with the highest losses, on the validation split.
+
+    Args:
+        run: `Run` of which at least one epoch is completed.
+        path: str, path or None. None for `report.html` in the folder of the run.
+        progress: callable that wraps the iterable of batch numbers, such as `tqdm.tqdm`.
+
+    Returns:
+        `pathlib.Path` of the file.
+
+    Raises:
+        ValueError: no epoch is completed.
+        OSError: the file cannot be written.
+
+    Example:
+
+    >>> from keras_nfnets import runs
+    >>> recipe = runs.find_recipe("digits").changed(
+    ...     ["epochs=1", "image_size=8", "clip_factor=None"])
+    >>> report(runs.train(recipe, "runs/reported")).name
+    'report.html'
+    """
+    if not run.epochs:
+        raise ValueError("A report needs a run with at least one completed epoch.")
+    path = pathlib.Path(path or run.folder / folder.REPORT)
+    results = evaluation.predict_split(
+        run.model,  # `predict_on_batch` would wait for other workers
+        run.source,
+        run.recipe.test_split,
+        run.preparation,
+        progress=progress,
+    )
+    with files.written(path) as partial:
+        partial.write_text(html_report.page(run, results), "utf-8")
+    return path

@@ -1,0 +1,207 @@
+"""Training runs from Python: what is returned, written, restored and raised."""
+
+import csv
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+from one_block import networks_of_one_block
+from PIL import Image
+
+from keras_nfnets import data, runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_block():
+    with networks_of_one_block():
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Folder of digits as PNG files, one subfolder per class."""
+    folder = tmp_path_factory.mktemp("images") / "two digits"
+    [(x, y), _] = data.load_digits()
+    for label in (0, 1):
+        (folder / f"digit {label}").mkdir(parents=True)
+        for i in np.flatnonzero(y == label)[:40]:
+            Image.fromarray(x[i]).save(folder / f"digit {label}" / f"{i}.png")
+    return folder
+
+
+SETTINGS = ["image_size=16", "clip_factor=None", "learning_rate=0.2", "batch_size=8"]
+
+
+def recipe_for(images, *settings):
+    recipe = runs.find_recipe("finetune")
+    return recipe.changed([f"data={images}", *SETTINGS, *settings])
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A run of four epochs without any callback."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    return runs.train(recipe_for(images, "epochs=4"), folder)
+
+
+def test_training_prints_nothing_and_restores_global_settings(images, tmp_path, capfd):
+    policy = keras.config.dtype_policy().name
+    handler = signal.getsignal(signal.SIGINT)
+    recipe = recipe_for(images, "epochs=1", "precision=mixed_bfloat16")
+    run = runs.train(recipe, tmp_path / "quiet")
+    assert capfd.readouterr().out == ""
+    assert keras.config.dtype_policy().name == policy
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert run.model.compute_dtype == "bfloat16"
+
+
+def test_a_run_returns_what_it_has_written(trained):
+    assert trained.epochs == 4
+    assert set(trained.paths) == {
+        *("model.keras", "model.json", "history.csv", "report.html"),
+        *("training_curves.png", "predictions.png"),
+    }
+    assert all(path.is_file() for path in trained.paths.values())
+    assert {path.name for path in trained.folder.iterdir()} == set(trained.paths)
+    with open(trained.paths["history.csv"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == trained.history["loss"]
+    best = max(trained.history["val_accuracy"])
+    assert trained.validation["accuracy"] == best > 0.5
+    assert set(trained.validation) == {"accuracy", "loss"}
+
+
+def test_evaluation_of_the_folder_gives_the_validation_results(trained):
+    evaluation = runs.evaluate(trained.folder)
+    assert evaluation.accuracy == pytest.approx(trained.validation["accuracy"])
+    assert evaluation.loss == pytest.approx(trained.validation["loss"], rel=1e-4)
+    counts = [count for _, count in evaluation.classes.values()]
+    assert sum(counts) == trained.source.size_of(trained.recipe.test_split)
+    accuracies = [accuracy for accuracy, _ in evaluation.classes.values()]
+    assert accuracies == sorted(accuracies)
+
+
+def test_a_loaded_classifier_predicts_as_the_trained_model(trained, images):
+    classifier = runs.load_classifier(trained.folder)
+    assert classifier.class_names == ["digit 0", "digit 1"]
+    paths = sorted((images / "digit 1").iterdir())[:3]
+    x = np.stack(
+        [data.prepare(data.read_picture(path), **trained.preparation) for path in paths]
+    )
+    expected = trained.model.predict(x, verbose=0)
+    probabilities = classifier.predict(paths, batch_size=2)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    arrays = [data.read_picture(path) for path in paths]
+    for given in (arrays, np.stack(arrays), [str(path) for path in paths]):
+        np.testing.assert_allclose(classifier.predict(given), probabilities, atol=1e-6)
+    np.testing.assert_allclose(
+        classifier.predict(arrays[0])[0], probabilities[0], atol=1e-6
+    )
+    assert classifier.predict([]).shape == (0, 2)
+    [[best]] = classifier.predict_classes(paths[0], top=1)
+    assert best.name == classifier.class_names[probabilities[0].argmax()]
+    assert best.probability == pytest.approx(probabilities[0].max())
+
+
+def test_a_report_can_be_written_elsewhere(trained, tmp_path):
+    path = runs.report(trained, tmp_path / "a report.html")
+    text = path.read_text("utf-8")
+    assert f"{trained.validation['accuracy']:.1%} of" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["a report.html"]
+
+
+class InterruptAt(keras.callbacks.Callback):
+    """Raise `error` at the end of an epoch."""
+
+    def __init__(self, epoch, error):
+        super().__init__()
+        self.epoch, self.error = epoch, error
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), FloatingPointError("diverged")], ids=repr
+)
+def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
+    recipe = recipe_for(images, "epochs=4")
+    with pytest.raises(type(error)):
+        runs.train(recipe, tmp_path, callbacks=[InterruptAt(1, error)])
+    # The files are complete, with what there was.
+    assert runs.load_classifier(tmp_path).class_names == ["digit 0", "digit 1"]
+    run = runs.train(recipe, tmp_path, resume=True)
+    assert (run.resumed_after, run.epochs) == (2, 4)
+    np.testing.assert_allclose(run.history["loss"], trained.history["loss"], rtol=1e-5)
+
+
+def test_callbacks_are_told_of_the_run(images, tmp_path):
+    told = []
+
+    class Listener(runs.RunCallback):
+        def on_run_begin(self, run):
+            told.append(("begin", run.epochs, run.paths))
+
+        def on_run_end(self, run, stopped):
+            told.append(("end", run.epochs, set(run.paths) > {"model.keras"}, stopped))
+
+    runs.train(recipe_for(images, "epochs=1"), tmp_path, callbacks=[Listener()])
+    assert told == [("begin", 0, {}), ("end", 1, True, None)]
+
+
+def test_training_works_in_a_thread(images, tmp_path):
+    """Only the main thread may handle signals."""
+    results = []
+
+    def train():
+        results.append(runs.train(recipe_for(images, "epochs=1"), tmp_path).epochs)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert results == [1]
+
+
+def test_predictions_name_files_that_cannot_be_used(trained, images, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    good = min((images / "digit 0").iterdir())
+    first, second = runs.predict(trained.folder, [broken, good], batch_size=1)
+    assert "broken.png" in first.error and first.classes == []
+    assert second.error is None and len(second.classes) == 2
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        runs.load_classifier(trained.folder).predict([good, broken])
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    model.add(
+        keras.layers.Dense(2, bias_initializer=keras.initializers.Constant(np.nan))
+    )
+    preparation = {**trained.preparation, "size": 8}
+    classifier = runs.Classifier(model, preparation)
+    [prediction] = runs.predict(classifier, [good])
+    assert "not finite" in prediction.error
+    with pytest.raises(ValueError, match="image 0 of 1 is not finite"):
+        classifier.predict(good)
+
+
+def test_errors_name_the_argument(images, trained, tmp_path):
+    recipe = recipe_for(images, "epochs=1")
+    for arguments, message in [
+        ({"recipe": "digit"}, "no recipe 'digit'; perhaps digits"),
+        ({"recipe": recipe, "strategy": "all"}, "`strategy` must be one of"),
+        ({"recipe": recipe, "output_dir": trained.folder}, "holds .* of another run"),
+        ({"recipe": recipe, "output_dir": images / "x"}, "folder of images"),
+        ({"recipe": recipe, "output_dir": trained.folder, "resume": True}, "finished"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            runs.train(**arguments)
+    with pytest.raises(ValueError, match="`data` must be given"):
+        runs.evaluate("digits")
+    with pytest.raises(ValueError, match="does not know the classes 0, 1"):
+        runs.evaluate(trained.folder, "digits")
+    with pytest.raises(ValueError, match="names for 10 classes"):
+        classifier = runs.load_classifier("digits")
+        runs.Classifier(classifier.model, classifier.preparation, ["one"])
