@@ -43,13 +43,12 @@ class Classifier:
     Example:
 
     >>> classifier = load_classifier("digits")
-    >>> eight = np.kron([[0, 1, 0], [1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]],
-    ...                 np.full((4, 4, 1), 255)).astype("uint8")
-    >>> eight = np.pad(eight.repeat(3, axis=-1), [(4, 4), (8, 8), (0, 0)])
-    >>> classifier.predict(eight).shape
-    (1, 10)
-    >>> classifier.predict_classes(eight, top=1)[0][0].name
-    '8'
+    >>> _, (images, labels) = data.load_digits()
+    >>> classifier.predict(images[:4]).shape
+    (4, 10)
+    >>> [[best, second]] = classifier.predict_classes(images[0], top=2)
+    >>> best.name
+    '7'
     """
 
     def __init__(self, model, preparation, class_names=None, metadata=None):
@@ -87,32 +86,32 @@ class Classifier:
 
         Args:
             image: path of an image file of any format, or uint8 array
-                `(height, width, 3)`.
+                `(height, width, 3)`, `(height, width, 1)` or `(height, width)`.
 
         Returns:
             float32 array `(size, size, channels)`.
 
         Raises:
-            ValueError: the file is not an image.
+            ValueError: the file or the array is not an image.
         """
         if isinstance(image, (str, os.PathLike)):
             image = data.read_picture(image)
-        return data.prepare(image, **self.preparation)
+        return data.prepare(_rgb(image), **self.preparation)
 
     def predict(self, images, batch_size=8):
         """Predict the probability of each class.
 
         Args:
-            images: a path or uint8 array `(height, width, 3)`, or a sequence of these,
-                which may differ in size.
+            images: a path or array, see `preprocess`, or a sequence of these, which may
+                differ in size.
             batch_size: int. Number of images per batch.
 
         Returns:
             float64 array `(images, classes)`.
 
         Raises:
-            ValueError: a file is not an image, or the model's output for an image is not
-                finite.
+            ValueError: a file or array is not an image, or the model's output for an
+                image is not finite.
         """
         images = _sequence(images)
         outputs = [np.zeros((0, self.classes))]
@@ -163,7 +162,7 @@ class ClassScore(typing.NamedTuple):
 
     >>> [[best]] = load_classifier("digits").predict_classes(data.load_digits()[1][0][0], 1)
     >>> best.index, best.name, best.probability > 0.5
-    (2, '2', True)
+    (7, '7', True)
     """
 
     index: int
@@ -195,7 +194,7 @@ class Prediction(typing.NamedTuple):
 
 
 def predict(classifier, paths, top=3, batch_size=8, progress=iter):
-    """Yield a `Prediction` for each image file, also for those that cannot be read.
+    """Predict the classes of image files, also if some cannot be read.
 
     Args:
         classifier: a `Classifier`, or what `load_classifier` accepts.
@@ -203,6 +202,9 @@ def predict(classifier, paths, top=3, batch_size=8, progress=iter):
         top: int. Number of classes per image.
         batch_size: int. Number of images per batch.
         progress: callable that wraps the list of batches, such as `tqdm.tqdm`.
+
+    Returns:
+        Iterator of one `Prediction` per file.
 
     Raises:
         ValueError: a path does not exist, or a folder contains no images.
@@ -213,14 +215,17 @@ def predict(classifier, paths, top=3, batch_size=8, progress=iter):
     >>> Image.fromarray(data.load_digits()[1][0][0]).save("digit.png")
     >>> for prediction in predict("digits", ["digit.png"]):
     ...     print(prediction.path, prediction.classes[0].name)
-    digit.png 2
+    digit.png 7
     """
     files = data.find_pictures(paths)
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier)
     batches = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
-    for batch in progress(batches):
-        yield from _predict_batch(classifier, batch, top)
+    return (
+        prediction
+        for batch in progress(batches)
+        for prediction in _predict_batch(classifier, batch, top)
+    )
 
 
 def _predict_batch(classifier, files, top):
@@ -243,6 +248,19 @@ def _predict_batch(classifier, files, top):
             else:
                 error = f"The model's output for {file} is not finite."
         yield Prediction(file, image, classes, error)
+
+
+def _rgb(image):
+    """Return an array as an RGB image, or raise a ValueError."""
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., np.newaxis]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(
+            "An image must be a path or a uint8 array (height, width, 3), or (height, "
+            f"width) if it is gray. Received: {image.dtype} of shape {image.shape}"
+        )
+    return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
 def _sequence(images):
@@ -274,6 +292,9 @@ def load_classifier(name):
             - a checkpoint of `pretrained.list_checkpoints()`, or a network that has
               published weights, which are downloaded on first use.
 
+    Returns:
+        A `Classifier`.
+
     Raises:
         ValueError, OSError: there is no such classifier, or it cannot be loaded or
             downloaded.
@@ -281,7 +302,7 @@ def load_classifier(name):
     Example:
 
     >>> load_classifier("digits").class_names[:3]
-    ['0', '1', '2']
+    ('0', '1', '2')
     """
     for path in (pathlib.Path(name), pathlib.Path(name, folder.MODEL)):
         if pretrained.is_weight_file(path):

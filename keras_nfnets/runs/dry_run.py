@@ -30,7 +30,7 @@ def plan(recipe):
 
     >>> from keras_nfnets import runs
     >>> plan(runs.find_recipe("digits"))["steps"]
-    '22 of 64 images per epoch, 15 epochs: 330'
+    '23 of 64 images per epoch, 15 epochs: 345'
     """
     source, recipe = _source_of(recipe)
     size, test_size = building.image_sizes(recipe)

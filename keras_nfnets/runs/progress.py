@@ -12,8 +12,10 @@ from keras_nfnets.runs import folder
 class RunCallback(keras.callbacks.Callback):
     """Keras callback that `train` also tells about the run: base class of `Progress`.
 
-    With several workers, only the first one calls it. Its methods are those of
-    `keras.callbacks.Callback` (Attributes: `model`, `params`) and the following.
+    With several workers, only the first one calls it.
+
+    Attributes:
+        model: the `keras.Model`, while it trains.
 
     Example:
 
@@ -49,7 +51,9 @@ class Progress(RunCallback):
     """Callback that prints the plan of a run, its epochs and its results.
 
     During an epoch it shows a progress bar if the standard error stream is a terminal.
-    Attributes: those of `RunCallback`.
+
+    Attributes:
+        model: the `keras.Model`, while it trains.
 
     Example:
 

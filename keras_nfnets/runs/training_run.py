@@ -479,7 +479,7 @@ def report(run, path=None, progress=iter):
 
     >>> from keras_nfnets import runs
     >>> recipe = runs.find_recipe("digits").changed(
-    ...     ["epochs=1", "image_size=8", "clip_factor=None"])
+    ...     ["epochs=1", "image_size=8", "clip_factor=None", "learning_rate=0.1"])
     >>> report(runs.train(recipe, "runs/reported")).name
     'report.html'
     """

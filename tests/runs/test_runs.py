@@ -100,6 +100,19 @@ def test_a_loaded_classifier_predicts_as_the_trained_model(trained, images):
         classifier.predict(arrays[0])[0], probabilities[0], atol=1e-6
     )
     assert classifier.predict([]).shape == (0, 2)
+    gray = arrays[0][..., :1]
+    for given in (gray, gray[..., 0]):
+        rgb = np.broadcast_to(gray, arrays[0].shape)
+        np.testing.assert_array_equal(
+            classifier.predict(given), classifier.predict(rgb)
+        )
+    for wrong in (
+        arrays[0] / 255,
+        arrays[0][..., :2],
+        np.zeros((2, 2, 2, 2, 3), "uint8"),
+    ):
+        with pytest.raises(ValueError, match="uint8 array .* Received: "):
+            classifier.predict(wrong)
     [[best]] = classifier.predict_classes(paths[0], top=1)
     assert best.name == classifier.class_names[probabilities[0].argmax()]
     assert best.probability == pytest.approx(probabilities[0].max())
