@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 import textwrap
 import typing
 
@@ -68,6 +69,14 @@ class Command:
                 subsequent_indent="      ",
             )
         return "\n".join(lines)
+
+    def with_flags(self, message):
+        """Write the names of arguments in an error message of Python as flags."""
+        return re.sub(
+            r"`(\w+)`",
+            lambda match: f"--{match[1]}" if match[1] in self.values else match[0],
+            message,
+        )
 
     def define(self, kind, name, default, help, **options):
         """Define a flag of this command; `kind` is `"integer"`, `"float"`, ..."""

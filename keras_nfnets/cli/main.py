@@ -97,11 +97,13 @@ def main(arguments):
     try:
         return command.run(*command.parse(rest))
     except Failure as error:
-        print(f"keras-nfnets {name}: {error}", file=sys.stderr)
+        message = command.with_flags(str(error))
+        print(f"keras-nfnets {name}: {message}", file=sys.stderr)
         return 1
     except UsageError as error:
+        message = command.with_flags(str(error))
         print(
-            f"keras-nfnets {name}: {error}\n"
+            f"keras-nfnets {name}: {message}\n"
             f"'keras-nfnets {name} --help' explains the command.",
             file=sys.stderr,
         )

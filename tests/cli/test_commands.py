@@ -51,7 +51,7 @@ def test_no_arguments_and_version(capsys):
         (["train", "--model=NFNetF9"], "no network 'NFNetF9'; perhaps NFNetF"),
         (["train", "--dataset=mnsit"], "where there is no folder; perhaps mnist"),
         (["train", "20"], "takes flags only, as --epochs=20. Received: 20"),
-        (["train", "--output_dir=/proc/nowhere"], "Cannot write into `output_dir`"),
+        (["train", "--output_dir=/proc/nowhere"], "Cannot write into --output_dir"),
         (["list", "NFNetF0"], "takes no arguments. Received: NFNetF0"),
         (["summary"], "takes the name of one network. Received: none"),
         (["summary", "ResNet50"], "no network 'ResNet50'; perhaps NFResNet50"),

@@ -295,7 +295,7 @@ def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     assert main([*arguments, "--augmentation=zoom"]) == 2
     assert "Received: 'zoom'" in capsys.readouterr().err
     assert main(["data", "--split=none"]) == 2
-    assert "`split` must be one of 'train', 'test'" in capsys.readouterr().err
+    assert "--split must be one of 'train', 'test'" in capsys.readouterr().err
 
 
 def test_nothing_but_broken_pictures_gets_a_sentence(tmp_path, capsys):

@@ -154,7 +154,7 @@ def test_resuming_what_is_finished_or_other_is_refused(whole, killed, tmp_path, 
     status, error = train(folder, "--resume", "--seed=5")
     assert (status, "other settings: seed=0 there, 5 here" in error) == (2, True)
     status, error = train(folder)
-    assert (status, "or --resume to go on with it" in error) == (2, True)
+    assert (status, "or --resume to continue it" in error) == (2, True)
     assert [file.read_bytes() for file in sorted(folder.rglob("*.npz"))] == before
 
 
@@ -228,5 +228,5 @@ def test_workers_that_do_not_see_one_folder_are_refused(tmp_path):
     both = [worker(0, "--resume"), worker(1, "--resume")]
     for process in both:
         _, error = outputs(process, status=2)
-        assert "do not begin at one epoch" in error
+        assert "do not start at the same epoch" in error
     assert not (tmp_path / "second").exists()

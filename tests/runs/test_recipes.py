@@ -130,15 +130,15 @@ def test_a_recipe_that_cannot_be_started_says_why(capsys):
     for arguments, sentence in [
         (["--recipe=digit"], "perhaps digits"),
         (["--dry-run", "--set=model=NFNetF9"], "no network 'NFNetF9'"),
-        (["--dry-run", "--set=learning_rate=-1"], "`learning_rate` must be"),
+        (["--dry-run", "--set=learning_rate=-1"], "--learning_rate must be"),
         (["--dry-run", "--data=/nowhere"], "There is no folder '/nowhere'"),
-        (["--dry-run", "--set=precision=banana"], "`precision` must be one of"),
+        (["--dry-run", "--set=precision=banana"], "--precision must be one of"),
         (["--dry-run", "--set=weights=none.h5"], "'none.h5', where there is no file"),
         (["--dry-run", "--set=weights=imagenet"], "no published ImageNet weights"),
         (["--dry-run", "--set=train_split=tset"], "`split` must be one of 'train'"),
         (["--dry-run", "--set=test_split=tset"], "must have a split tset"),
         (["--set=crop_mode=center"], "`crop_mode` must be one of"),
-        (["--dry-run", "--set=clip_factor=abc"], "`clip_factor` must be"),
+        (["--dry-run", "--set=clip_factor=abc"], "--clip_factor must be"),
     ]:
         assert main(["train", *arguments]) == 2
         assert re.search(sentence, capsys.readouterr().err)
