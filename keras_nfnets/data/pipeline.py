@@ -7,7 +7,7 @@ import numpy as np
 from keras_nfnets import checks
 from keras_nfnets.data import augmentation as augmenting
 from keras_nfnets.data import preprocessing
-from keras_nfnets.data.pictures import as_grey, crop_as_timm, read_picture
+from keras_nfnets.data.images import as_grey, crop_as_timm, read_picture
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import checks
-from keras_nfnets.data.pictures import ENDINGS, is_picture
+from keras_nfnets.data.images import ENDINGS, is_picture
 from keras_nfnets.data.preprocessing import IMAGENET
 
 # Fraction of test images, for the digits and for folders that have no splits.

@@ -18,9 +18,9 @@ from keras_nfnets.training.adaptive_clip import (
     is_finite,
     mark_units,
 )
-from keras_nfnets.training.averages import Averages
 from keras_nfnets.training.callbacks import StopAfterSkippedSteps
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
+from keras_nfnets.training.ema import MovingAverages
 from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 
 
@@ -200,7 +200,7 @@ class AGCModel(keras_internals.ModelWithHooks):
             self.optimizer.build(variables)
         decay = self._training_config["ema_decay"]
         if decay is not None and self._averages is None:
-            self._averages = Averages(self.optimizer, variables, decay)
+            self._averages = MovingAverages(self.optimizer, variables, decay)
 
     @property
     def _trainable_paths(self):

@@ -4,7 +4,7 @@ import jax
 import keras
 
 from keras_nfnets.backend.keras_internals import JaxState, jax_loss
-from keras_nfnets.training.sharpness import perturbed
+from keras_nfnets.training.sam import perturbed
 
 
 def train_step(model, state, data):

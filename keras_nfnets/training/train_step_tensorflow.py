@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_nfnets.backend.per_example import inputs_are
 from keras_nfnets.training import replicas_tensorflow as replicas
-from keras_nfnets.training.sharpness import at_worst_point
+from keras_nfnets.training.sam import perturbed_variables
 
 
 def train_step(model, data):
@@ -23,7 +23,7 @@ def train_step(model, data):
 
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
-        with at_worst_point(model.trainable_variables, gradients, model.sam_rho):
+        with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
             _, _, gradients = loss_and_gradients()
     finite = model.apply_clipped(gradients)
     model.update_loss_metric(loss, x, finite)

@@ -61,6 +61,26 @@ def test_sam_is_clipped_at_the_weights_themselves():
     np.testing.assert_allclose(weights_of(model), w - 0.1 * worst, rtol=1e-5)
 
 
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_sam_restores_the_weights_when_an_eager_step_fails(failing_call):
+    calls = 0
+
+    def fail(x):
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise ArithmeticError("at the worst point")
+        return x
+
+    w = np.array([0.3, -2.0], "float32")
+    model = quadratic(w, optimizer="sgd", sam_rho=0.5, run_eagerly=True)
+    model.layers[-1].activation = fail
+    with pytest.raises(ArithmeticError, match="at the worst point"):
+        model.train_on_batch(X, Y)
+    assert calls == failing_call
+    np.testing.assert_array_equal(weights_of(model), w)
+
+
 def test_sam_at_a_minimum_stays_there():
     model = quadratic([0.0, 0.0], optimizer="sgd", clip_factor=None, sam_rho=0.5)
     model.train_on_batch(X, Y)
