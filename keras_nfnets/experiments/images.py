@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import data
+from keras_nfnets.data.sources import raw_digits
 from keras_nfnets.experiments import glyphs
 
 # Default settings for data sets that are not held in memory.
@@ -259,11 +260,8 @@ def _mnist5k():
 
 
 def _digits():
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = digits.images.repeat(3, axis=1).repeat(3, axis=2)
-    return x, digits.target, np.arange(len(x))
+    x, y = raw_digits()
+    return x.repeat(3, axis=1).repeat(3, axis=2), y, np.arange(len(x))
 
 
 # Functions that return images, labels and the group of each image. All images of a group

@@ -75,7 +75,7 @@ def test_broken_pictures_are_named_and_left_out(digits, capsys, tmp_path):
     assert out.count("%") == 2 * 3
     assert "one.jpg" in out and "2.png" in out
     for name in ("cut.jpg", "text.png", "empty.png"):
-        assert f"{name} is not a whole picture" in err
+        assert f"{name} is not a complete image" in err
     assert "3 of 5 pictures were left out" in err
     assert "notes" not in out + err
     status, out, _ = outputs(capsys, "predict", "digits", tmp_path, "--json")
@@ -103,7 +103,7 @@ def test_plot_draws_the_pictures(digits, capsys, tmp_path):
         (["predict", "digits", "nothing.png"], "There is no file 'nothing.png'"),
         (["predict", "digits", ""], "There is no file ''"),
         (["predict", "digits", "FILE", "--top=0"], "--top must be a positive integer"),
-        (["predict", "digits", "FOLDER"], "no pictures in the folder"),
+        (["predict", "digits", "FOLDER"], "no images in the folder"),
         (["convert", "FILE"], "a weight file and the file to write"),
         (["convert", "FILE", "x.h5"], "OUT must end in .weights.h5 or .keras"),
         (["convert", "FILE", "nowhere/x.keras"], "no folder nowhere"),
