@@ -173,14 +173,14 @@ def prepare(
     return preprocessing.standardize(x, mean, deviation).numpy()
 
 
-def to_grayscale(picture):
+def to_grayscale(pixels):
     """Convert an image to grayscale, `(height, width, 1)`."""
     from PIL import Image
 
-    return np.asarray(Image.fromarray(picture).convert("L"))[..., np.newaxis]
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., np.newaxis]
 
 
-def crop_as_timm(picture, size, crop, crop_mode, interpolation):
+def crop_as_timm(pixels, size, crop, crop_mode, interpolation):
     """Resize and crop an image as timm does.
 
     Returns:
@@ -188,8 +188,8 @@ def crop_as_timm(picture, size, crop, crop_mode, interpolation):
     """
     from PIL import Image
 
-    channels = picture.shape[-1]
-    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    channels = pixels.shape[-1]
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     side = math.floor(size / crop)
     width = height = side
     if crop_mode == "center":

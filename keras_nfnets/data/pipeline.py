@@ -398,9 +398,9 @@ class _Preprocessor:
         """Return a window of an image as uint8; it is empty if left out."""
         import tensorflow as tf
 
-        def window(picture):
+        def window(decoded):
             return tf.image.crop_to_bounding_box(
-                picture, *tf.unstack(window_of(tf.shape(picture), self.size))
+                decoded, *tf.unstack(window_of(tf.shape(decoded), self.size))
             )
 
         if image.dtype != tf.string:
@@ -434,9 +434,9 @@ class _Preprocessor:
             return window(tf.image.decode_jpeg(content, **options))
 
         def otherwise():
-            picture = self._read(name, image)
+            decoded = self._read(name, image)
             return tf.cond(
-                tf.size(picture) > 0, lambda: window(picture), lambda: picture
+                tf.size(decoded) > 0, lambda: window(decoded), lambda: decoded
             )
 
         cropped = _try(jpeg, image, tf.zeros((0, 0, self.channels), "uint8"))
@@ -462,26 +462,26 @@ class _Preprocessor:
         def read(name, image):
             name = name.decode(errors="surrogateescape")
             try:
-                picture = read_picture(name if self.source.reads_files else image)
+                decoded = read_picture(name if self.source.reads_files else image)
             except ValueError as error:
                 self.source.leave_out(name, error, self.split)
                 return np.zeros((0, 0, self.channels), "uint8")
-            return to_grayscale(picture) if self.channels == 1 else picture
+            return to_grayscale(decoded) if self.channels == 1 else decoded
 
-        picture = tf.numpy_function(read, [name, image], "uint8")
-        picture.set_shape((None, None, self.channels))
-        return picture
+        decoded = tf.numpy_function(read, [name, image], "uint8")
+        decoded.set_shape((None, None, self.channels))
+        return decoded
 
-    def _cropped_as_timm(self, picture, size):
+    def _cropped_as_timm(self, decoded, size):
         import tensorflow as tf
 
-        def cropped(picture):
+        def cropped(decoded):
             settings = (
                 self.preparation[k] for k in ("crop", "crop_mode", "interpolation")
             )
-            return crop_as_timm(picture, size, *settings)
+            return crop_as_timm(decoded, size, *settings)
 
-        return tf.numpy_function(cropped, [picture], "float32")
+        return tf.numpy_function(cropped, [decoded], "float32")
 
 
 # A camera may record the orientation of an image, in Exif data near the beginning.

@@ -126,9 +126,9 @@ def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_pa
         (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
         (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
         (["predict", "FILE", "FILE"], "is neither a weight file, nor"),
-        (["convert", "FILE", "x.keras"], "A weight file ends in"),
+        (["convert", "FILE", "x.keras"], "A weight file must end in"),
         (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
-        (["convert", "BROKEN", "x.keras"], "is not a whole .safetensors file"),
+        (["convert", "BROKEN", "x.keras"], "is not a complete .safetensors file"),
         (["convert", "TORN", "x.keras"], "predictions/kernel has shape"),
     ],
 )

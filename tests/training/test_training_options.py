@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_nfnets import AGCModel, NFNetTiny
-from keras_nfnets.training import TrainingLog, warmup_cosine
+from keras_nfnets.training import Checkpoints, TrainingLog, warmup_cosine
 
 X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
 Y = np.zeros((2, 1), "float32")
@@ -211,6 +211,27 @@ def test_loss_scaling_still_lowers_its_scale_when_steps_are_skipped():
         np.testing.assert_array_equal(weights_of(model), average)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_checkpoints_restore_types_unknown_to_numpy(dtype, tmp_path):
+    def compiled_model(value):
+        model = quadratic([0.3, -2.0], optimizer="sgd")
+        layer = model.layers[-1]
+        layer._tracker.unlock()
+        layer.scale = layer.add_weight((3,), value, dtype, trainable=False)
+        layer._tracker.lock()
+        return model, layer.scale
+
+    model, _ = compiled_model("ones")
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.set_model(model)
+    checkpoints.save(1)
+    other, other_scale = compiled_model("zeros")
+    assert Checkpoints(tmp_path, {}).restore(other) == (1, {})
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(other_scale).astype("float32"), np.ones(3)
+    )
+
+
 def test_options_survive_saving(tmp_path):
     options = {"sam_rho": 0.05, "ema_decay": 0.99, "skip_nonfinite": True}
     model = quadratic([0.3, -2.0], optimizer="adam", **options)
@@ -225,7 +246,7 @@ def test_options_survive_saving(tmp_path):
     assert {name: config[name] for name in options} == options
 
 
-def test_clip_shares_of_the_parts_of_a_network():
+def test_clip_shares_of_the_stages_of_a_network():
     model = NFNetTiny(input_shape=(8, 8, 1), classes=3, attention=None)
     loss = "sparse_categorical_crossentropy"
     model.compile(
