@@ -104,13 +104,13 @@ def test_mismatches_are_listed_and_change_nothing(parameters, model):
     )
     refused(
         {**parameters, "stem.conv1.weight": np.ones((16, 3, 5, 5))},
-        "has shape (3, 3, 3, 16) in the network, (5, 5, 3, 16) here",
+        "has shape (3, 3, 3, 16) in the network, (5, 5, 3, 16) in the source",
     )
     # Kernel and bias of the classifier must have the same number of classes.
     refused({**parameters, "head.fc.bias": np.ones(10)}, "predictions/bias has shape")
     refused({**parameters, "head.fc.weight": "x"}, "predictions/kernel is of dtype")
     refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain is of dtype")
-    refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is no array")
+    refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is not an array")
     refused({}, "is missing")
     body = NFNetTest(include_top=False)
     with pytest.raises(ValueError, match="predictions/extra has no place"):
