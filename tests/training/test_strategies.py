@@ -58,7 +58,7 @@ def test_workers_need_a_complete_tf_config(config, monkeypatch):
         monkeypatch.delenv("TF_CONFIG", raising=False)
     else:
         monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(ValueError, match="TF_CONFIG must tell .* Received: TF_CONFIG="):
+    with pytest.raises(ValueError, match="TF_CONFIG must list .* Received: TF_CONFIG="):
         training.strategy("multi_worker")
 
 

@@ -183,7 +183,7 @@ def test_ten_skipped_steps_in_a_row_end_training_with_an_explanation(examples):
     name = model.layers[-1].name
     expected = (
         f"last 10 steps .* those of {name}/kernel. The learning rate is 0.01; "
-        "0% of units clipped. The weights are as they were"
+        "0% of units clipped. The weights are those before"
     )
     with pytest.raises(FloatingPointError, match=expected):
         model.fit(x, y, batch_size=2, epochs=20, verbose=0)
