@@ -129,9 +129,9 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="regularization",
     claim="""\
-Batch normalization regularizes through the noise of its batches; a normalizer-free network
-catches up with explicit regularization: dropout and stochastic depth (arXiv 2102.06171,
-section 2 and appendix).""",
+Batch normalization regularizes through the noise of its batches, and a normalizer-free
+network catches up with explicit regularization: dropout and stochastic depth (arXiv
+2102.06171, section 2 and appendix).""",
     how="""\
 Few images and many epochs: each network memorizes the training images (see the training
 loss). The learning rate of each network is tuned in the same way; the regularized network

@@ -214,4 +214,4 @@ def test_a_worker_stops_waiting_for_the_others():
         _, error = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "Waiting for all workers of TF_CONFIG" in error
-        assert "this one ends after 2 seconds" in error
+        assert "this process ends after 2 seconds" in error
