@@ -65,14 +65,14 @@ if keras.backend.backend() != "tensorflow":
 _ON_EVERY_BACKEND = {
     "test_docs.py": {"test_code_of_a_page", "test_examples_of_docstrings"},
     "test_experiments.py": {
-        "test_a_run_repeats_itself_and_one_that_diverges_is_a_result",
-        "test_batch_norm_leaks_and_the_other_does_not",
+        "test_runs_are_reproducible_and_a_diverged_run_is_a_result",
+        "test_batch_norm_leaks_and_the_normalizer_free_network_does_not",
         "test_only_the_network_with_agc_is_clipped",
     },
     "test_weights.py": {
-        "test_deepmind_parameters_fit_wholly_or_not_at_all",
+        "test_deepmind_parameters_load_completely_or_not_at_all",
         "test_files_of_other_policies_load",
-        "test_nothing_changes_when_one_parameter_does_not_fit",
+        "test_a_mismatch_of_one_parameter_changes_nothing",
         "test_saved_weights_come_back",
     },
 }

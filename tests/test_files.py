@@ -30,7 +30,7 @@ THINGS = [None, "old", {"a": "old", "b": "old"}]
 
 @pytest.mark.parametrize("new", ["new", {"a": "new"}])
 @pytest.mark.parametrize("old", THINGS)
-def test_what_is_complete_replaces_what_was_there(old, new, tmp_path):
+def test_complete_output_replaces_what_existed(old, new, tmp_path):
     path = tmp_path / "with a space.txt"
     if old is not None:
         make(path, old)
@@ -43,7 +43,7 @@ def test_what_is_complete_replaces_what_was_there(old, new, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("old", THINGS)
-def test_a_failure_leaves_what_was_there(old, error, tmp_path):
+def test_a_failure_leaves_what_existed(old, error, tmp_path):
     path = tmp_path / "file.txt"
     if old is not None:
         make(path, old)
@@ -54,7 +54,7 @@ def test_a_failure_leaves_what_was_there(old, error, tmp_path):
     assert list(tmp_path.iterdir()) == ([path] if old else [])
 
 
-def test_what_cannot_be_moved_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_move_leaves_what_existed(tmp_path, monkeypatch):
     path = tmp_path / "folder"
     make(path, {"a": "old"})
     moves = []
@@ -72,7 +72,7 @@ def test_what_cannot_be_moved_leaves_what_was_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_killed_process_leaves_what_was_there(tmp_path):
+def test_a_killed_process_leaves_what_existed(tmp_path):
     path = tmp_path / "file.txt"
     make(path, "old")
     program = f"""
@@ -89,6 +89,6 @@ with files.written({str(path)!r}) as partial:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_missing_is_an_error(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.written(tmp_path / "no" / "file.txt"):
         pass

@@ -65,8 +65,9 @@ class Augmentation:
             new = _setting(name, number)
             if new is None or new.keys() & values.keys():
                 raise ValueError(
-                    f"An augmentation is one or more of {WORDS}, each once, with spaces "
-                    f"between. Received: {word!r} in {text!r}"
+                    f"{word!r} is not a known augmentation, or is repeated. Give one or "
+                    f"more of {WORDS}, each once, separated by spaces. "
+                    f"Received: {word!r} in {text!r}"
                 )
             values.update(new)
         return cls(**values)

@@ -7,13 +7,13 @@ import numpy as np
 from keras_nfnets import checks
 from keras_nfnets.data import augmentation as augmenting
 from keras_nfnets.data import preprocessing
-from keras_nfnets.data.pictures import as_grey, crop_as_timm, read_picture
+from keras_nfnets.data.images import crop_as_timm, read_picture, to_grayscale
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
 
 # Largest number of passes over the data in one epoch, to replace images that are left
 # out. If half of the images are broken, only a quarter of the pairs can be mixed.
-_MOST_TURNS = 8
+_MAX_PASSES = 8
 
 
 def load(
@@ -91,12 +91,17 @@ def load(
     try:
         index, count = shard
     except TypeError:
-        raise ValueError(f"A shard is (index, count). Received: {shard!r}") from None
+        raise ValueError(
+            f"`shard` must be (index, count). Received: shard={shard!r}"
+        ) from None
     if checks.integer("shard", index, minimum=0) >= checks.integer("shard", count):
-        raise ValueError(f"A shard is (index, count). Received: shard={shard}")
+        raise ValueError(
+            "`shard` must be (index, count) with index < count. "
+            f"Received: shard={shard!r}"
+        )
     if batch_size % count:
         raise ValueError(
-            f"A batch must be divisible among the {count} shards. "
+            f"`batch_size` must be divisible by the number of shards, {count}. "
             f"Received: batch_size={batch_size}"
         )
     if augmentation is None:
@@ -108,9 +113,9 @@ def load(
         **(preparation or {}),
         "size": image_size,
     }
-    make = _Maker(source, split, augmentation, preparation)
+    preprocessor = _Preprocessor(source, split, augmentation, preparation)
 
-    mine = _share(total, batch_size, index, count)
+    shard_size = _images_per_shard(total, batch_size, index, count)
     steps = steps_per_epoch(total, batch_size, count)
 
     # (Nothing here needs AutoGraph, which would try to convert TFDS.)
@@ -130,21 +135,24 @@ def load(
                 lambda i, _: _owner(i, total, batch_size, count, training) == index
             )
 
-        def examples_of(turn):
+        def examples_of(number_of_pass):
             return numbered.map(
-                lambda i, record: make(
-                    i % batch_size < batch_size // 2, record, seeds, i + turn * total
+                lambda i, record: preprocessor(
+                    i % batch_size < batch_size // 2,
+                    record,
+                    seeds,
+                    i + number_of_pass * total,
                 ),
                 tf.data.AUTOTUNE,
             ).filter(lambda image, _: tf.size(image) > 0)
 
         if training:
             # Images of further passes, with new random crops, replace those left out.
-            turns = tf.data.Dataset.range(_MOST_TURNS)
-            examples = turns.flat_map(examples_of).take(mine)
+            passes = tf.data.Dataset.range(_MAX_PASSES)
+            examples = passes.flat_map(examples_of).take(shard_size)
         else:
             examples = examples_of(0)
-        shape = (None, image_size, image_size, make.channels)
+        shape = (None, image_size, image_size, preprocessor.channels)
         return examples.batch(
             batch_size // count, num_parallel_calls=tf.data.AUTOTUNE
         ).map(lambda images, labels: (tf.ensure_shape(images, shape), labels))
@@ -197,16 +205,16 @@ def _owner(i, total, batch_size, count, training=True):
     return tf.where(length >= count, owner, -1) if training else owner
 
 
-def _share(total, batch_size, index, count):
+def _images_per_shard(total, batch_size, index, count):
     """Compute the number of images that a shard gets in a training epoch."""
 
-    def part(length):
+    def images_in(length):
         # Smallest i with i * count // length == index, and that for the next index.
         begin, end = (-(-k * length // count) for k in (index, index + 1))
         return end - begin if length >= count else 0
 
     steps, rest = divmod(total, batch_size)
-    return steps * part(batch_size) + part(rest)
+    return steps * images_in(batch_size) + images_in(rest)
 
 
 def _shuffled(source, split, seeds, pairs):
@@ -238,7 +246,7 @@ def _shuffled(source, split, seeds, pairs):
     return order(0).concatenate(order(1)).batch(2, drop_remainder=True)
 
 
-class _Maker:
+class _Preprocessor:
     """Converter of a record, or a pair of records, to an image and its label."""
 
     def __init__(self, source, split, augmentation, preparation):
@@ -249,15 +257,16 @@ class _Maker:
         self.size = preparation["size"]
         self.channels = preparation["channels"]
         self.classes = len(source.class_names)
-        self.by_timm = preparation["crop_mode"] in ("center", "squash")
+        self.crops_as_timm = preparation["crop_mode"] in preprocessing.TIMM_CROP_MODES
         # Preprocessing of images that are not cropped at random.
-        if not self.by_timm:
+        if not self.crops_as_timm:
             self.window_of, self.resize = preprocessing.evaluation_crop(
                 preparation["crop_mode"], preparation["interpolation"]
             )
         elif preparation.get("crop") is None:
             raise ValueError(
-                f"crop_mode={preparation['crop_mode']!r} needs `crop`. "
+                f"crop_mode={preparation['crop_mode']!r} needs `crop` in `preparation`, "
+                "the fraction of the resized image's side that is used. "
                 f"Received: preparation={preparation}"
             )
 
@@ -267,15 +276,17 @@ class _Maker:
 
         seed = tf.random.fold_in(seeds, 2 + tf.cast(i, "int32"))
         if not self.augmentation.mixes:
-            image, label = self._one(*record, tf.random.fold_in(seed, 0))
+            image, label = self._image_and_label(*record, tf.random.fold_in(seed, 0))
             return self._finished(image, seed), label
         first, second = (
-            self._one(*(part[k] for part in record), tf.random.fold_in(seed, k))
+            self._image_and_label(
+                *(values[k] for values in record), tf.random.fold_in(seed, k)
+            )
             for k in range(2)
         )
-        whole = (tf.size(first[0]) > 0) & (tf.size(second[0]) > 0)
+        complete = (tf.size(first[0]) > 0) & (tf.size(second[0]) > 0)
         return tf.cond(
-            whole,
+            complete,
             lambda: self._mixed(first, second, in_first_half, seed),
             lambda: (tf.zeros((0, 0, self.channels)), first[1]),
         )
@@ -312,16 +323,11 @@ class _Maker:
                 lambda: self._rand_augmented(image, seed),
                 lambda: image,
             )
-        return preprocessing.standardize(
-            image,
-            *(self._of_channels(self.preparation[k]) for k in ("mean", "deviation")),
+        mean, deviation = (
+            preprocessing.per_channel(self.preparation[name], self.channels)
+            for name in ("mean", "deviation")
         )
-
-    def _of_channels(self, values):
-        """Average three values if the images are grayscale."""
-        if values is not None and self.channels == 1 and np.size(values) == 3:
-            return [float(np.mean(values))]
-        return values
+        return preprocessing.standardize(image, mean, deviation)
 
     def _rand_augmented(self, image, seed):
         import tensorflow as tf
@@ -334,14 +340,14 @@ class _Maker:
         )
         return tf.cast(image[..., : self.channels], "float32")
 
-    def _one(self, name, image, label, seed):
+    def _image_and_label(self, name, image, label, seed):
         """Return a float32 image of its final size, or an empty one, and its label."""
         import tensorflow as tf
 
-        label_is_right = (label >= 0) & (label < self.classes)
+        label_is_valid = (label >= 0) & (label < self.classes)
         image = tf.cond(
-            label_is_right,
-            lambda: self._picture(name, image, seed),
+            label_is_valid,
+            lambda: self._cropped_and_resized(name, image, seed),
             lambda: self._left_out(name, label),
         )
         image.set_shape((None, None, self.channels))
@@ -351,14 +357,16 @@ class _Maker:
         import tensorflow as tf
 
         def leave_out(name, label):
-            why = f"its label is {label}, of {self.classes} classes (from 0)"
+            reason = (
+                f"its label is {label}, but there are {self.classes} classes, from 0"
+            )
             name = name.decode(errors="surrogateescape")
-            self.source.leave_out(name, why, self.split)
+            self.source.leave_out(name, reason, self.split)
             return np.zeros((0, 0, self.channels), "float32")
 
         return tf.numpy_function(leave_out, [name, label], "float32")
 
-    def _picture(self, name, image, seed):
+    def _cropped_and_resized(self, name, image, seed):
         import tensorflow as tf
 
         crop = self.augmentation.crop
@@ -369,50 +377,52 @@ class _Maker:
             def window_of(shape, size):
                 return preprocessing.random_window(shape, size, area, window_seed)
 
-        elif self.by_timm:
-            window_of, resize = preprocessing.whole_window, self._cropped_as_timm
+        elif self.crops_as_timm:
+            window_of, resize = preprocessing.full_window, self._cropped_as_timm
         else:
             window_of, resize = self.window_of, self.resize
-        part = self._decoded(name, image, window_of)
+        cropped = self._decoded(name, image, window_of)
 
         def resized():
-            turned = part
+            image = cropped
             if self.augmentation.flip:
-                turned = tf.image.stateless_random_flip_left_right(
-                    part, tf.random.fold_in(seed, 2)
+                image = tf.image.stateless_random_flip_left_right(
+                    image, tf.random.fold_in(seed, 2)
                 )
-            return resize(turned, self.size)
+            return resize(image, self.size)
 
         left_out = tf.zeros((0, 0, self.channels))
-        return tf.cond(tf.size(part) > 0, resized, lambda: left_out)
+        return tf.cond(tf.size(cropped) > 0, resized, lambda: left_out)
 
     def _decoded(self, name, image, window_of):
         """Return a window of an image as uint8; it is empty if left out."""
         import tensorflow as tf
 
-        def window(picture):
+        def window(decoded):
             return tf.image.crop_to_bounding_box(
-                picture, *tf.unstack(window_of(tf.shape(picture), self.size))
+                decoded, *tf.unstack(window_of(tf.shape(decoded), self.size))
             )
 
         if image.dtype != tf.string:
-            return window(self._of_its_channels(image))
+            return window(self._with_output_channels(image))
 
         def jpeg(image):
             """Decode a plain JPEG, as almost all images are; fail for others."""
             content = tf.io.read_file(image) if self.source.reads_files else image
             begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
             ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
-            turned = tf.constant(False)
+            has_exif = tf.constant(False)
             if self.source.reads_files:
                 head = tf.strings.substr(content, 0, _HEAD)
-                turned = tf.strings.regex_full_match(head, _HAS_EXIF)
+                has_exif = tf.strings.regex_full_match(head, _HAS_EXIF)
             # (libjpeg would print an error to stderr for a file that is no JPEG.)
-            plain = tf.debugging.Assert(begins & ends & ~turned, [name])
+            plain = tf.debugging.Assert(begins & ends & ~has_exif, [name])
             with tf.control_dependencies([plain]):
                 shape = tf.image.extract_jpeg_shape(tf.identity(content))
-            few = tf.reduce_prod(tf.cast(shape[:2], "int64")) <= _MOST_PIXELS
-            with tf.control_dependencies([tf.debugging.Assert(few, [name])]):
+            is_small_enough = tf.reduce_prod(tf.cast(shape[:2], "int64")) <= _MAX_PIXELS
+            with tf.control_dependencies(
+                [tf.debugging.Assert(is_small_enough, [name])]
+            ):
                 content = tf.identity(content)
             options = {"channels": self.channels, "dct_method": "INTEGER_ACCURATE"}
             if self.augmentation.crop:
@@ -424,24 +434,24 @@ class _Maker:
             return window(tf.image.decode_jpeg(content, **options))
 
         def otherwise():
-            picture = self._read(name, image)
+            decoded = self._read(name, image)
             return tf.cond(
-                tf.size(picture) > 0, lambda: window(picture), lambda: picture
+                tf.size(decoded) > 0, lambda: window(decoded), lambda: decoded
             )
 
-        part = _tried(jpeg, image, tf.zeros((0, 0, self.channels), "uint8"))
-        part = tf.cond(tf.size(part) > 0, lambda: part, otherwise)
-        part.set_shape((None, None, self.channels))
-        return part
+        cropped = _try(jpeg, image, tf.zeros((0, 0, self.channels), "uint8"))
+        cropped = tf.cond(tf.size(cropped) > 0, lambda: cropped, otherwise)
+        cropped.set_shape((None, None, self.channels))
+        return cropped
 
-    def _of_its_channels(self, image):
+    def _with_output_channels(self, image):
         """Convert a uint8 image to the number of channels of the result."""
         import tensorflow as tf
 
         if image.shape[-1] < self.channels:
             return tf.image.grayscale_to_rgb(image)
         if image.shape[-1] > self.channels:
-            image = tf.numpy_function(as_grey, [image], "uint8")
+            image = tf.numpy_function(to_grayscale, [image], "uint8")
             image.set_shape((None, None, 1))
         return image
 
@@ -452,35 +462,35 @@ class _Maker:
         def read(name, image):
             name = name.decode(errors="surrogateescape")
             try:
-                picture = read_picture(name if self.source.reads_files else image)
+                decoded = read_picture(name if self.source.reads_files else image)
             except ValueError as error:
                 self.source.leave_out(name, error, self.split)
                 return np.zeros((0, 0, self.channels), "uint8")
-            return as_grey(picture) if self.channels == 1 else picture
+            return to_grayscale(decoded) if self.channels == 1 else decoded
 
-        picture = tf.numpy_function(read, [name, image], "uint8")
-        picture.set_shape((None, None, self.channels))
-        return picture
+        decoded = tf.numpy_function(read, [name, image], "uint8")
+        decoded.set_shape((None, None, self.channels))
+        return decoded
 
-    def _cropped_as_timm(self, picture, size):
+    def _cropped_as_timm(self, decoded, size):
         import tensorflow as tf
 
-        def cropped(picture):
+        def cropped(decoded):
             settings = (
                 self.preparation[k] for k in ("crop", "crop_mode", "interpolation")
             )
-            return crop_as_timm(picture, size, *settings)
+            return crop_as_timm(decoded, size, *settings)
 
-        return tf.numpy_function(cropped, [picture], "float32")
+        return tf.numpy_function(cropped, [decoded], "float32")
 
 
 # A camera may record the orientation of an image, in Exif data near the beginning.
 _HEAD, _HAS_EXIF = 65_536, r"(?s)\C*Exif\x00\C*"
 # Number of pixels above which Pillow warns of a decompression bomb.
-_MOST_PIXELS = 89_478_485
+_MAX_PIXELS = 89_478_485
 
 
-def _tried(function, value, otherwise):
+def _try(function, value, otherwise):
     """Return `function(value)`, or `otherwise` if that fails, within a graph."""
     import tensorflow as tf
 

@@ -60,7 +60,7 @@ def middle_window(shape, size):
     return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
 
-def whole_window(shape, size):
+def full_window(shape, size):
     """Return the window that covers the complete image."""
     import tensorflow as tf
 
@@ -81,8 +81,8 @@ def resize(image, size, interpolation="bicubic"):
     return tf.image.resize(image, (size, size), interpolation, antialias=antialias)
 
 
-# Crop modes of `prepare`. (The last two are timm's.)
-CROP_MODES = ("crop_resize", "resize_crop_32", "whole", "center", "squash")
+# Crop modes of `prepare` that are timm's, in addition to those of `check_crop_mode`.
+TIMM_CROP_MODES = ("center", "squash")
 
 
 def check_crop_mode(crop_mode):
@@ -101,12 +101,16 @@ def check_crop_mode(crop_mode):
 
     Reference: `_preprocess_image` in the authors' dataset.py.
     """
-    plain = ("crop_resize", "whole")
-    if crop_mode not in plain and not re.fullmatch(
-        r"resize_crop_\d{1,4}", str(crop_mode)
-    ):
+    _check_crop_mode(crop_mode)
+
+
+def _check_crop_mode(crop_mode, others=()):
+    """Check as `check_crop_mode` does; the message also offers the modes `others`."""
+    if not re.fullmatch(r"crop_resize|whole|resize_crop_\d{1,4}", str(crop_mode)):
+        choices = ", ".join(map(repr, ("crop_resize", "whole", *others)))
         raise ValueError(
-            f"`crop_mode` must be one of {', '.join(CROP_MODES)}. Received: {crop_mode!r}"
+            f"`crop_mode` must be one of {choices} and 'resize_crop_32' (or another "
+            f"number of pixels). Received: crop_mode={crop_mode!r}"
         )
 
 
@@ -131,12 +135,12 @@ def evaluation_crop(crop_mode, interpolation="bicubic"):
     """
     import tensorflow as tf
 
-    check_crop_mode(crop_mode)
+    _check_crop_mode(crop_mode, TIMM_CROP_MODES)
     checks.one_of("interpolation", interpolation, ("bicubic", "bilinear"))
     if crop_mode == "crop_resize":
         return middle_window, lambda x, size: resize(x, size, interpolation)
     if crop_mode == "whole":
-        return whole_window, lambda x, size: resize(x, size, interpolation)
+        return full_window, lambda x, size: resize(x, size, interpolation)
     margin = int(crop_mode.rpartition("_")[2])
     begin = (margin + 1) // 2
 
@@ -144,7 +148,7 @@ def evaluation_crop(crop_mode, interpolation="bicubic"):
         x = resize(x, size + margin, interpolation)
         return tf.slice(x, (begin, begin, 0), (size, size, -1))
 
-    return whole_window, resize_crop
+    return full_window, resize_crop
 
 
 def standardize(image, mean, deviation):
@@ -157,6 +161,13 @@ def standardize(image, mean, deviation):
     if mean is None:
         return tf.image.per_image_standardization(image)
     return scale(image, mean, deviation)
+
+
+def per_channel(values, channels):
+    """Average the statistics of three channels if images are grayscale."""
+    if values is not None and channels == 1 and np.size(values) == 3:
+        return [float(np.mean(values))]
+    return values
 
 
 def scale(image, mean, deviation):

@@ -12,19 +12,19 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import checks
-from keras_nfnets.data.pictures import ENDINGS, is_picture
+from keras_nfnets.data.images import EXTENSIONS, is_image
 from keras_nfnets.data.preprocessing import IMAGENET
 
 # Fraction of test images, for the digits and for folders that have no splits.
-_HELD_OUT = 0.2
-_PART_FOLDERS = {
+_TEST_FRACTION = 0.2
+_SPLIT_FOLDERS = {
     "train": "train",
     "test": "test",
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
 }
 
 # Size of the shuffle buffer for encoded images of TFDS: a gigabyte of ImageNet.
-_SHUFFLED = 10_000
+_SHUFFLE_BUFFER = 10_000
 
 # Size in pixels below which images (CIFAR, MNIST) have no margin to crop.
 _SMALL = 96
@@ -106,7 +106,7 @@ class Source:
                 counts[label] += 1
         return counts.tolist()
 
-    def leave_out(self, name, why, split):
+    def leave_out(self, name, reason, split):
         """Record that an image of a split is left out, and warn the first time.
 
         Raises:
@@ -114,14 +114,14 @@ class Source:
         """
         if name in self.left_out:
             return
-        why, shown = _printable(why), _printable(name)
-        self.left_out[name] = why
+        reason, shown = _printable(reason), _printable(name)
+        self.left_out[name] = reason
         self._left_out_of[split] += 1
-        logging.warning("Left out: %s: %s", shown, why)
+        logging.warning("Image left out: %s: %s", shown, reason)
         if self._left_out_of[split] > self.size_of(split) / 2:
             self.complaint = (
-                f"More than half of the pictures of {self.name}, {split}, had to be left "
-                f"out, such as {shown}: {why}"
+                f"More than half of the images of {self.name}, split {split!r}, could not "
+                f"be used, such as {shown}: {reason}. Repair or remove them."
             )
             raise ValueError(self.complaint)
 
@@ -174,8 +174,8 @@ def find(name, download=True):
         return _Arrays("arrays", dict(name))
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(
-            "Pictures are 'digits', a folder, a set of TensorFlow Datasets or arrays "
-            f"(x, y). Received: {type(name).__name__}"
+            "A data set must be 'digits', a folder, a data set of TensorFlow Datasets or "
+            f"arrays (x, y). Received: {type(name).__name__}"
         )
     if name == "digits":
         return _Digits()
@@ -185,10 +185,14 @@ def find(name, download=True):
     path = pathlib.Path(name).expanduser()
     if path.is_file():
         raise ValueError(
-            f"{str(name)!r} is a file; pictures to learn are in a folder of class folders"
+            f"{str(name)!r} is a file. Give a folder with one subfolder of images per "
+            f"class. Received: {str(name)!r}"
         )
     if isinstance(name, os.PathLike) or path.is_absolute() or name.startswith("."):
-        raise ValueError(f"There is no folder {str(name)!r}")
+        raise ValueError(
+            f"There is no folder {str(name)!r}. Give a folder with one subfolder of images "
+            f"per class. Received: {str(name)!r}"
+        )
     return _Tfds(name, download)
 
 
@@ -225,16 +229,27 @@ def load_digits():
     >>> x.shape, x_test.shape
     ((1437, 8, 8, 3), (360, 8, 8, 3))
     """
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits(return_X_y=True)
-    # The digits have 17 gray levels, from 0 to 16.
-    images = np.uint8(np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16)).repeat(3, -1)
+    images, labels = raw_digits()
+    images = np.uint8(np.rint(images[..., np.newaxis] * 255 / 16)).repeat(3, -1)
     x, x_test, y, y_test = train_test_split(
-        images, labels, test_size=_HELD_OUT, stratify=labels, random_state=0
+        images, labels, test_size=_TEST_FRACTION, stratify=labels, random_state=0
     )
     return (x, y), (x_test, y_test)
+
+
+def raw_digits():
+    """Return the handwritten digits of scikit-learn in their original order.
+
+    Returns:
+        Images, float64 `(1797, 8, 8)` with 17 gray levels from 0 to 16, and int labels
+        `(1797,)`.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
 
 
 def random_pictures(name, size, class_names, channels, count):
@@ -264,53 +279,56 @@ def random_pictures(name, size, class_names, channels, count):
 class _Arrays(Source):
     preparation: typing.ClassVar = {**Source.preparation, "crop_mode": "whole"}
 
-    def __init__(self, name, parts, class_names=None):
-        for part, arrays in parts.items():
-            if not isinstance(arrays, (tuple, list)) or len(arrays) != 2:
+    def __init__(self, name, arrays, class_names=None):
+        for split, xy in arrays.items():
+            if not isinstance(xy, (tuple, list)) or len(xy) != 2:
                 raise ValueError(
-                    f"{part!r} must be pictures and labels, (x, y). "
-                    f"Received: {type(arrays).__name__}"
+                    f"Split {split!r} must be images and labels, (x, y). "
+                    f"Received: {type(xy).__name__}"
                 )
-        self._parts = {part: _checked_arrays(part, *xy) for part, xy in parts.items()}
-        channels = {x.shape[-1] for x, _ in self._parts.values()}
+        self._arrays = {
+            split: _checked_arrays(split, *xy) for split, xy in arrays.items()
+        }
+        channels = {x.shape[-1] for x, _ in self._arrays.values()}
         if len(channels) != 1:
             raise ValueError(
-                f"All pictures must have 1 or 3 channels. Received: {channels}"
+                "All splits must have images with the same number of channels. "
+                f"Received: {channels}"
             )
         if class_names is None:
-            classes = 1 + max(int(y.max()) for _, y in self._parts.values())
+            classes = 1 + max(int(y.max()) for _, y in self._arrays.values())
             class_names = [str(label) for label in range(classes)]
         super().__init__(
             name,
             class_names,
             channels.pop(),
-            {part: len(y) for part, (_, y) in self._parts.items()},
+            {split: len(y) for split, (_, y) in self._arrays.items()},
         )
 
     def records(self, split, shuffle=None):
         import tensorflow as tf
 
-        x, y = _tensors(*self._parts[split])
+        x, y = _tensors(*self._arrays[split])
 
         def record(i):
             return _name_of(i, split), x[i], tf.cast(y[i], "int64")
 
-        return _numbers(self.splits[split], shuffle).map(record)
+        return _indices(self.splits[split], shuffle).map(record)
 
 
 def _name_of(i, split):
     """Name the i-th image of a split, for images that have no name."""
     import tensorflow as tf
 
-    return tf.strings.join(["picture ", tf.strings.as_string(i), f" of {split}"])
+    return tf.strings.join(["image ", tf.strings.as_string(i), f" of {split}"])
 
 
-def _numbers(count, shuffle):
+def _indices(count, shuffle):
     """Return the indices of the records, shuffled if `shuffle` is given."""
     import tensorflow as tf
 
-    numbers = tf.data.Dataset.range(count)
-    return shuffle(numbers, count) if shuffle else numbers
+    indices = tf.data.Dataset.range(count)
+    return shuffle(indices, count) if shuffle else indices
 
 
 def _tensors(*arrays):
@@ -332,27 +350,27 @@ class _Digits(_Arrays):
 
     def __init__(self):
         (x, y), (x_test, y_test) = load_digits()
-        parts = {"train": (x[..., :1], y), "test": (x_test[..., :1], y_test)}
-        super().__init__("digits", parts)
+        arrays = {"train": (x[..., :1], y), "test": (x_test[..., :1], y_test)}
+        super().__init__("digits", arrays)
 
 
-def _checked_arrays(part, x, y):
+def _checked_arrays(split, x, y):
     x, y = np.asarray(x), np.asarray(y)
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3) or not len(x):
         raise ValueError(
-            f"The pictures of {part!r} must be uint8 (n, height, width, 1 or 3). "
+            f"Images of split {split!r} must be uint8 (n, height, width, 1 or 3). "
             f"Received: {x.dtype} {x.shape}"
         )
     y = y[:, 0] if y.shape == (len(x), 1) else y
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise ValueError(
-            f"The labels of {part!r} must be {len(x)} integers. "
+            f"Labels of split {split!r} must be {len(x)} integers, one per image. "
             f"Received: {y.dtype} {y.shape}"
         )
     if y.min() < 0:
         raise ValueError(
-            f"Labels must not be negative. Received: {y.min()}, that of picture "
-            f"{y.argmin()} of {part!r}"
+            f"Labels must not be negative. Received: {y.min()}, the label of image "
+            f"{y.argmin()} of split {split!r}"
         )
     return x, y
 
@@ -361,30 +379,31 @@ class _Folder(Source):
     reads_files = True
 
     def __init__(self, folder):
-        parts = _parts_of(folder)
-        class_names = sorted(parts["train"])
+        files_by_split = _splits_of(folder)
+        class_names = sorted(files_by_split["train"])
         if len(class_names) < 2:
             raise ValueError(
-                f"{folder} must have a folder of pictures for each of two or more "
+                f"{folder} must have a subfolder of images for each of two or more "
                 f"classes. Received: {', '.join(class_names) or 'none'}"
             )
         self._files = {}
-        for part, files_of in parts.items():
+        for split, files_of in files_by_split.items():
             unknown = sorted(set(files_of) - set(class_names))
             if unknown:
                 raise ValueError(
-                    f"The {part!r} part of {folder} has classes that its 'train' part "
-                    f"has not: {', '.join(unknown)}"
+                    f"Split {split!r} of {folder} has classes that split 'train' does not "
+                    f"have. Add images of these to 'train', or remove them. "
+                    f"Received: {', '.join(unknown)}"
                 )
-            self._files[part] = [
+            self._files[split] = [
                 (str(path), class_names.index(name))
                 for name, files in files_of.items()
                 for path in files
             ]
-            if not self._files[part]:
+            if not self._files[split]:
                 raise ValueError(
-                    f"There are too few pictures in {folder} to hold some out: none is "
-                    f"left for {part!r}"
+                    f"There are too few images in {folder} for two splits. Add some. "
+                    f"Received: no images for split {split!r}"
                 )
         super().__init__(
             str(folder), class_names, 3, {k: len(v) for k, v in self._files.items()}
@@ -400,25 +419,25 @@ class _Folder(Source):
         paths, labels = _tensors(
             [os.fsencode(path) for path in paths], np.array(labels, "int64")
         )
-        numbers = _numbers(self.splits[split], shuffle)
-        return numbers.map(lambda i: (paths[i], paths[i], labels[i]))
+        indices = _indices(self.splits[split], shuffle)
+        return indices.map(lambda i: (paths[i], paths[i], labels[i]))
 
 
-def _parts_of(folder):
+def _splits_of(folder):
     """Return `{split: {class: files}}`, with the folder's own splits or new ones."""
-    by_part = {}
+    by_split = {}
     for path in sorted(folder.iterdir()):
-        part = _PART_FOLDERS.get(path.name.lower())
-        if part and path.is_dir():
-            by_part[part] = path
+        split = _SPLIT_FOLDERS.get(path.name.lower())
+        if split and path.is_dir():
+            by_split[split] = path
     folders = [path for path in folder.iterdir() if path.is_dir()]
-    if "train" in by_part and len(by_part) > 1:
-        return {part: _class_folders(path) for part, path in by_part.items()}
-    if "train" in by_part and len(folders) == 1:
-        folder = by_part["train"]
+    if "train" in by_split and len(by_split) > 1:
+        return {split: _class_folders(path) for split, path in by_split.items()}
+    if "train" in by_split and len(folders) == 1:
+        folder = by_split["train"]
     train, test = {}, {}
     for name, files in _class_folders(folder).items():
-        test[name], train[name] = _divided(files, folder)
+        test[name], train[name] = _split_files(files, folder)
     return {"train": train, "test": test}
 
 
@@ -429,18 +448,21 @@ def _class_folders(folder):
         if not path.is_dir() or path.name.startswith("."):
             continue
         try:
-            found[path.name] = sorted(_pictures_below(path))
+            found[path.name] = sorted(_images_below(path))
         except OSError as error:
-            raise ValueError(f"Cannot read {path}: {error}") from error
+            raise ValueError(
+                f"A class folder cannot be read. Received: {path}: {error}"
+            ) from error
         if not found[path.name]:
             raise ValueError(
-                f"The class folder {path} has no pictures (files that end in "
-                f"{', '.join(sorted(ENDINGS))}). Put some in, or take it away."
+                "A class folder has no images (files that end in "
+                f"{', '.join(sorted(EXTENSIONS))}). Add some, or remove the folder. "
+                f"Received: {path}"
             )
     return found
 
 
-def _pictures_below(folder):
+def _images_below(folder):
     def fail(error):
         raise error
 
@@ -448,26 +470,26 @@ def _pictures_below(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = pathlib.Path(path, name)
-            if is_picture(file):
+            if is_image(file):
                 yield file
 
 
-def _divided(files, folder):
+def _split_files(files, folder):
     """Divide the files of a class into test and training files.
 
     Only a file's name decides, except that both splits get at least one file if there
     are two.
     """
 
-    def place(path):
+    def position(path):
         name = os.fsencode(path.relative_to(folder).as_posix())
         return int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2**64
 
-    in_order = sorted(files, key=place)
-    count = sum(place(path) < _HELD_OUT for path in files)
+    in_order = sorted(files, key=position)
+    count = sum(position(path) < _TEST_FRACTION for path in files)
     count = min(max(count, 1), len(files) - 1)
-    held_out = set(in_order[:count])
-    return sorted(held_out), [path for path in files if path not in held_out]
+    test = set(in_order[:count])
+    return sorted(test), [path for path in files if path not in test]
 
 
 # Data sets whose sizes TFDS does not know before they are prepared.
@@ -482,7 +504,7 @@ class _Tfds(Source):
         # Checked here, as TFDS would search the network for an unknown name.
         if re.split("[/:]", name)[0] not in known:
             raise ValueError(
-                "A data set is 'digits', a folder or one of TensorFlow Datasets. "
+                "A data set must be 'digits', a folder or one of TensorFlow Datasets. "
                 f"Received: {name!r}, where there is no folder"
                 f"{checks.perhaps(name, ['digits', *known])}"
             )
@@ -490,7 +512,8 @@ class _Tfds(Source):
             self._builder = builder = tfds.builder(name)
         except Exception as error:  # its type depends on what is wrong with the name
             raise ValueError(
-                f"TensorFlow Datasets has no {name!r}: {str(error).splitlines()[0]}"
+                f"TensorFlow Datasets has no data set {name!r}. "
+                f"Received: {name!r}: {str(error).splitlines()[0]}"
             ) from error
         features = builder.info.features
         if features is None or not {"image", "label"} <= set(features):
@@ -505,7 +528,7 @@ class _Tfds(Source):
             name,
             list(features["label"].names),
             1 if channels == 1 else 3,
-            {part: info.num_examples for part, info in builder.info.splits.items()}
+            {split: info.num_examples for split, info in builder.info.splits.items()}
             or _KNOWN_SPLITS.get(builder.name, {}),
         )
         self._sizes = dict(self.splits)
@@ -528,8 +551,9 @@ class _Tfds(Source):
             return int(self._as_dataset(split).cardinality())
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(
-                f"{self.name!r} has no part {split!r} but {list(self.splits)}, and "
-                "slices of these such as 'train[:90%]'"
+                f"{self.name!r} has no split {split!r}. Its splits are "
+                f"{list(self.splits)}, and slices of these such as 'train[:90%]'. "
+                f"Received: {split!r}"
             ) from error
 
     def _as_dataset(self, split):
@@ -549,7 +573,7 @@ class _Tfds(Source):
             return name, example["image"], tf.cast(example["label"], "int64")
 
         records = self._as_dataset(split).enumerate().map(record)
-        size = min(self.size_of(split), _SHUFFLED)
+        size = min(self.size_of(split), _SHUFFLE_BUFFER)
         return shuffle(records, size) if shuffle else records
 
 
@@ -558,4 +582,7 @@ def _prepare(builder, name):
     try:
         builder.download_and_prepare()
     except Exception as error:  # network, server, archive, disk, ...
-        raise ValueError(f"TensorFlow Datasets cannot get {name!r}: {error}") from error
+        raise ValueError(
+            "TensorFlow Datasets cannot download or prepare the data set. "
+            f"Received: {name!r}: {error}"
+        ) from error

@@ -84,8 +84,8 @@ def find(name):
     if name not in EXPERIMENTS:
         suggestion = checks.perhaps(name, EXPERIMENTS) or "."
         raise ValueError(
-            f"There is no experiment {name!r}{suggestion} There are "
-            f"{', '.join(EXPERIMENTS)}."
+            f"There is no experiment {name!r}{suggestion} The experiments are "
+            f"{', '.join(EXPERIMENTS)}. Received: {name!r}"
         )
     return EXPERIMENTS[name]
 

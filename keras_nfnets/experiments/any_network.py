@@ -9,27 +9,27 @@ from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import distinct, markdown, median, select
 
 # Networks of `keras.applications`, with the options that let them take standardized images.
-_AS_THEY_ARE = {"include_preprocessing": False}
+_NO_PREPROCESSING = {"include_preprocessing": False}
 _APPLICATIONS = {
     "ResNet50": {},
     "ResNet50V2": {},
     "VGG16": {},
     "MobileNetV2": {},
-    "MobileNetV3Small": _AS_THEY_ARE,
+    "MobileNetV3Small": _NO_PREPROCESSING,
     "DenseNet121": {},
     "InceptionV3": {},
     "Xception": {},
     "EfficientNetB0": {},
-    "EfficientNetV2B0": _AS_THEY_ARE,
-    "ConvNeXtTiny": _AS_THEY_ARE,
+    "EfficientNetV2B0": _NO_PREPROCESSING,
+    "ConvNeXtTiny": _NO_PREPROCESSING,
 }
 # It has no such option and always rescales its input from the range 0 to 255.
-_OF_PIXELS = ("EfficientNetB0",)
+_RESCALES_PIXELS = ("EfficientNetB0",)
 
 # Families that `keras.applications` lacks.
 _SMALL = ("RegNet", "U-Net")
 
-_NOISE, _PICTURES = "noise", "pictures"
+_NOISE, _IMAGES = "noise", "pictures"
 _ORIGINAL, _DELETED = "original", "normalization deleted"
 _NORMALIZER_FREE = "normalizer_free"
 _VERSIONS = (_ORIGINAL, _DELETED, _NORMALIZER_FREE)
@@ -39,7 +39,7 @@ def _plan(settings, rows):
     return [
         {"network": network, "images": kind, "seed": seed}
         for seed in range(settings["seeds"])
-        for kind in (_NOISE, _PICTURES)
+        for kind in (_NOISE, _IMAGES)
         for network in (*_APPLICATIONS, *_SMALL)
     ]
 
@@ -52,7 +52,7 @@ def _build(network, size):
     return build(weights=None, input_shape=(size, size, 3), **options)
 
 
-def _images(settings, cell):
+def _calibration_and_other_images(settings, cell):
     """Return the images to find the constants with, and other images to measure with."""
     size, known = settings["image_size"], settings["known"][cell["images"]]
     count = known + settings["pictures"]
@@ -60,11 +60,11 @@ def _images(settings, cell):
         generator = np.random.default_rng(cell["seed"])
         x = generator.standard_normal((count, size, size, 3)).astype("float32")
     else:
-        x, _ = images.load(settings).some(count)
+        x, _ = images.load(settings).test_images(count)
         x = keras.ops.image.resize(x, (size, size))
         x = keras.ops.convert_to_numpy(x)
         x = np.broadcast_to(x, (*x.shape[:-1], 3))
-    if cell["network"] in _OF_PIXELS:
+    if cell["network"] in _RESCALES_PIXELS:
         x = 64 * x + 128
     return x[:known], x[known:]
 
@@ -72,9 +72,9 @@ def _images(settings, cell):
 def _measure(settings, cell):
     keras.utils.set_random_seed(cell["seed"])
     original = _build(cell["network"], settings["image_size"])
-    known, others = _images(settings, cell)
+    calibration, others = _calibration_and_other_images(settings, cell)
     # With a skip gain of zero, residual branches would not contribute to the signal.
-    result = models.normalizer_free(original, known, skip_gain_initializer="ones")
+    result = models.normalizer_free(original, calibration, skip_gain_initializer="ones")
     steps = result.conversion.variances
     expected = {name: step.variance for name, step in steps.items()}
     measured = models.signal_propagation(result, others, layers=list(expected))
@@ -83,12 +83,12 @@ def _measure(settings, cell):
     rows = [
         {
             "layers": len(ratios),
-            "least": _short(ratios.min()),
-            "most": _short(ratios.max()),
-            "mean_square": _short(means.max()),
+            "least": _rounded(ratios.min()),
+            "most": _rounded(ratios.max()),
+            "mean_square": _rounded(means.max()),
         }
     ]
-    places = _places(steps, original)
+    compared = _compared_layers(steps, original)
     networks = {
         _ORIGINAL: original,
         _DELETED: small_networks.without_normalization(original),
@@ -96,23 +96,23 @@ def _measure(settings, cell):
     }
     for version, network in networks.items():
         signal = models.signal_propagation(
-            network, others, training=version == _ORIGINAL, layers=places
+            network, others, training=version == _ORIGINAL, layers=compared
         )
         rows += [
-            {"version": version, "place": place, "variance": _short(variance)}
-            for place, variance in enumerate(signal["avg_var"])
+            {"version": version, "place": index, "variance": _rounded(variance)}
+            for index, variance in enumerate(signal["avg_var"])
         ]
         if version == _NORMALIZER_FREE:
-            for row, name in zip(rows[-len(places) :], places):
-                row["expected"] = _short(expected[name])
+            for row, name in zip(rows[-len(compared) :], compared):
+                row["expected"] = _rounded(expected[name])
     return rows
 
 
-def _short(number):
+def _rounded(number):
     return float(f"{number:.4g}")
 
 
-def _places(steps, original):
+def _compared_layers(steps, original):
     """List the layers after which all versions are compared: the ends of blocks.
 
     A network with fewer than six of these is compared after its convolutions.
@@ -133,10 +133,12 @@ def _draw(figure, rows, settings):
         axes.axis("off")
     for axes, network in zip(grid.flat, networks):
         for version, color in styles.items():
-            for kind, style in ((_NOISE, "-"), (_PICTURES, "--")):
-                of_line = select(rows, network=network, images=kind, version=version)
-                places = distinct(of_line, "place")
-                medians = [median(select(of_line, place=p), "variance") for p in places]
+            for kind, style in ((_NOISE, "-"), (_IMAGES, "--")):
+                line_rows = select(rows, network=network, images=kind, version=version)
+                places = distinct(line_rows, "place")
+                medians = [
+                    median(select(line_rows, place=p), "variance") for p in places
+                ]
                 axes.plot(places, medians, style, color=color, linewidth=1.3)
         expected = select(
             rows, network=network, images=_NOISE, version=_NORMALIZER_FREE, seed=0
@@ -157,7 +159,7 @@ def _draw(figure, rows, settings):
     for version, color in styles.items():
         grid[0, 0].plot([], [], color=color, label=version)
     grid[0, 0].plot([], [], "k.", label="expected")
-    grid[0, 0].plot([], [], "k--", label="of pictures")
+    grid[0, 0].plot([], [], "k--", label="on images")
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -174,39 +176,41 @@ def _range(rows, version):
 
 
 def _conclude(rows, settings):
-    of_all = [row for row in rows if "least" in row]
-    least = min(row["least"] for row in of_all)
-    most = max(row["most"] for row in of_all)
+    summaries = [row for row in rows if "least" in row]
+    least = min(row["least"] for row in summaries)
+    most = max(row["most"] for row in summaries)
     outside = {
         row["network"]
-        for row in of_all
+        for row in summaries
         if not (0.75 < row["least"] and row["most"] < 1.25)
     }
-    shifted = max(row["mean_square"] for row in of_all)
+    shifted = max(row["mean_square"] for row in summaries)
     by_network = {n: select(rows, network=n) for n in distinct(rows, "network")}
-    lost = [n for n, some in by_network.items() if _range(some, _DELETED) > 100]
-    kept = [n for n, some in by_network.items() if _range(some, _NORMALIZER_FREE) < 2]
-    where = f" Beyond a quarter: {', '.join(sorted(outside))}." if outside else ""
+    unstable = [n for n, some in by_network.items() if _range(some, _DELETED) > 100]
+    stable = [n for n, some in by_network.items() if _range(some, _NORMALIZER_FREE) < 2]
+    where = (
+        f" Off by more than a quarter: {', '.join(sorted(outside))}." if outside else ""
+    )
     return [
         Finding(
-            f"Of {sum(row['layers'] for row in of_all):,} measurements after layers, on "
-            f"images that the constants were not found by, the variance is {least:.2f} to "
-            f"{most:.2f} times the expected one.{where}",
+            f"In {sum(row['layers'] for row in summaries):,} measurements after layers, on "
+            f"images not used for calibration, the variance is {least:.2f} to {most:.2f} "
+            f"times the expected variance.{where}",
             not outside,
         ),
         Finding(
-            f"The squared mean of a channel is {shifted:.2f} of its variance at most.",
+            f"The squared mean of a channel is at most {shifted:.2f} times its variance.",
             shifted < 1.5,
         ),
         Finding(
-            f"From block to block the variance stays within a factor of two in {len(kept)} "
+            f"From block to block the variance stays within a factor of two in {len(stable)} "
             f"of {len(by_network)} networks.",
-            len(kept) == len(by_network),
+            len(stable) == len(by_network),
         ),
         Finding(
-            "Where normalization is deleted and nothing else done, it changes more than a "
-            f"hundredfold in {len(lost)} of {len(by_network)}: {', '.join(lost)}.",
-            len(lost) > len(by_network) / 2,
+            "With normalization deleted without replacement, it changes more than a "
+            f"hundredfold in {len(unstable)} of {len(by_network)}: {', '.join(unstable)}.",
+            len(unstable) > len(by_network) / 2,
         ),
     ]
 
@@ -215,20 +219,20 @@ def _tables(rows, settings):
     lines = []
     for network in distinct(rows, "network"):
         some = select(rows, network=network)
-        of_all = [row for row in some if "least" in row]
+        summaries = [row for row in some if "least" in row]
         cells = []
-        for kind in (_NOISE, _PICTURES):
-            of_kind = select(of_all, images=kind)
+        for kind in (_NOISE, _IMAGES):
+            of_kind = select(summaries, images=kind)
             least = min((row["least"] for row in of_kind), default=float("nan"))
             most = max((row["most"] for row in of_kind), default=float("nan"))
             cells.append(f"{least:.2f} to {most:.2f}")
         ranges = [f"{_range(some, version):.3g}" for version in _VERSIONS]
-        layers = max((row["layers"] for row in of_all), default=0)
+        layers = max((row["layers"] for row in summaries), default=0)
         lines.append([network, layers, *cells, *ranges])
     return {
-        "Measured variance over the expected one, of all layers it is expected after, and "
-        "the largest variance after a block over the smallest.": markdown(
-            ["network", "layers", "on noise", "on pictures", *_VERSIONS], lines
+        "Measured variance divided by expected variance, over all layers with an expected "
+        "variance; and the largest variance after a block divided by the smallest.": markdown(
+            ["network", "layers", "on noise", "on images", *_VERSIONS], lines
         )
     }
 
@@ -236,28 +240,29 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="any_network",
     claim="""\
-The papers' analysis is of ResNets. With `keras_nfnets.normalizer_free` it holds for networks of
-any shape: at initialization the variance after every layer is what is expected, to a quarter.""",
+The papers analyze ResNets. With `keras_nfnets.normalizer_free` the analysis holds for
+networks of any shape: at initialization the variance after every layer is within a quarter
+of its expected value.""",
     how="""\
-Eleven networks of keras.applications, and a RegNet and a U-Net, each as it is (with the
-statistics of the batch), with its normalization deleted and nothing else done, and after
-`normalizer_free` with the images known to it (residual branches open). Measured with other ones:
-noise, or held-out pictures. Of pictures, which differ more from each other than noise does, more
-are known.""",
+Eleven networks of keras.applications, a RegNet and a U-Net: the original (with batch
+statistics), with normalization deleted without replacement, and after `normalizer_free`
+with calibration images (skip gains of one). They are measured on other images than these:
+noise or test images. Test images differ more from each other than noise does, so more of
+them are used for calibration.""",
     beyond="""\
-The networks are at initialization, and images are smaller than those they are made for. Pictures
-are enlarged, and smoother than photographs of that size.""",
+The networks are at initialization, and the images are smaller than those they are made for.
+Test images are enlarged, and so smoother than photographs of that size.""",
     scales={
         "small": {
             "image_size": 128,
-            "known": {_NOISE: 16, _PICTURES: 96},
+            "known": {_NOISE: 16, _IMAGES: 96},
             "pictures": 64,
             "seeds": 2,
         },
         "full": {
             "dataset": "imagenet2012",
             "image_size": 224,
-            "known": {_NOISE: 32, _PICTURES: 128},
+            "known": {_NOISE: 32, _IMAGES: 128},
             "pictures": 64,
             "test_split": "validation",
             "seeds": 3,

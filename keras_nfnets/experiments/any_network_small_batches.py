@@ -23,16 +23,16 @@ def _conclude(rows, settings):
     for size in settings["batch_sizes"]:
         over_original = leads(rows, ORIGINAL, size)
         behind = {network: by for network, by in over_original.items() if by <= 0}
-        middle = statistics.median(over_original.values())
+        median = statistics.median(over_original.values())
         findings += [
             Finding(
-                f"At batches of {size}, the median of the networks is {100 * middle:+.1f} "
-                "points beside their originals.",
-                middle > 0,
+                f"At batches of {size}, the median difference from the original is "
+                f"{100 * median:+.1f} points.",
+                median > 0,
             ),
             Finding(
-                f"{len(over_original) - len(behind)} of {len(over_original)} are ahead."
-                f"{named('Not ahead', behind)}",
+                f"{len(over_original) - len(behind)} of {len(over_original)} networks are "
+                f"better than their original.{named('Not better', behind)}",
                 not behind,
             ),
         ]
@@ -42,18 +42,19 @@ def _conclude(rows, settings):
 EXPERIMENT = Experiment(
     name="any_network_small_batches",
     claim="""\
-With batches of two or four pictures a network of any shape trains better without normalization,
-after `keras_nfnets.normalizer_free` and with AGC, than with it.""",
+With batches of two or four images a network of any shape trains better without
+normalization, after `keras_nfnets.normalizer_free` and with AGC, than with it.""",
     how="""\
-The networks of [any_network_training](../any_network_training/README.md): as they are, with batch
-norm (ConvNeXt: layer norm), and after `normalizer_free`, trained with AGC. All see the same
-pictures in the same order. The learning rate of each version of each network is tuned in the same
-way, at each batch size apart. The running statistics of batch norm are means over a tenth of the
-run.""",
+The networks of [any_network_training](../any_network_training/README.md): the originals
+with batch normalization (ConvNeXt: layer normalization), and after `normalizer_free`,
+trained with AGC. All see the same images in the same order. The learning rate of each
+version of each network is tuned in the same way, separately for each batch size. The
+running statistics of batch normalization are means over a tenth of the run.""",
     beyond="""\
-Batch norm takes its statistics over positions too: where maps are large, as before a VGG's
-pooling, even two pictures make many numbers. And their noise regularizes, which helps where
-pictures are few (see [regularization](../regularization/README.md)).""",
+Batch normalization computes its statistics over positions too: where feature maps are
+large, as before the pooling of a VGG, even two images give many values. Their noise also
+regularizes, which helps if there are few images (see
+[regularization](../regularization/README.md)).""",
     scales={
         "small": {
             **SMALL_RUN,
@@ -61,7 +62,7 @@ pictures are few (see [regularization](../regularization/README.md)).""",
             "epochs": 1,
             "learning_rates": [0.4, 1.6, 6.4],
             "batch_sizes": [4, 2],
-            "of_dataset": {
+            "settings_by_dataset": {
                 "glyphs": {
                     **SMALL_RUN_ON_GLYPHS,
                     "learning_rates": [0.1, 0.4, 1.6, 6.4],

@@ -14,7 +14,7 @@ _DELETED = "normalization deleted"
 # A network that is behind by no more than this accuracy counts as equally good.
 _POINT = 0.01
 # Number of images with which `normalizer_free` finds its constants.
-_KNOWN = 64
+_CALIBRATION_IMAGES = 64
 # Ticks of the error axis, in percent.
 _ERRORS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100)
 
@@ -26,15 +26,15 @@ def plan_of(*versions):
         sweeps, main = [], []
         for network in small_networks.NETWORKS:
             for size in settings["batch_sizes"]:
-                place = {"network": network, "batch_size": size}
+                condition = {"network": network, "batch_size": size}
                 sweep = fitting.sweep(settings, versions, "version")
-                sweeps += [{**place, **cell} for cell in sweep]
-                done = select(rows, **place)
+                sweeps += [{**condition, **cell} for cell in sweep]
+                done = select(rows, **condition)
                 rates = fitting.tuned(settings, done, versions, "version") or {}
                 main += [
                     {
                         "part": MAIN,
-                        **place,
+                        **condition,
                         "version": version,
                         "learning_rate": rate,
                         "seed": seed,
@@ -50,13 +50,13 @@ def plan_of(*versions):
 def measure(settings, cell):
     """Train the network of a cell of `plan_of`, and return its row."""
     keras.utils.set_random_seed(cell["seed"])
-    pictures = images.load(settings)
+    dataset = images.load(settings)
     tuning = cell["part"] == SWEEP
     if tuning and "sweep_epochs" in settings:
         settings = {**settings, "epochs": settings["sweep_epochs"]}
-    batches = pictures.batches(cell["batch_size"], cell["seed"], tuning)
+    batches = dataset.batches(cell["batch_size"], cell["seed"], tuning)
     steps = batches[-1] * settings["epochs"]
-    model, clipping = _build(settings, cell, pictures, steps)
+    model, clipping = _build(settings, cell, dataset, steps)
     return fitting.fit(
         settings,
         model,
@@ -67,11 +67,9 @@ def measure(settings, cell):
     )
 
 
-def _build(settings, cell, pictures, steps):
+def _build(settings, cell, dataset, steps):
     """Build the network of a cell, and return it with the AGC arguments of `compile`."""
-    model = small_networks.build(
-        cell["network"], pictures.input_shape, pictures.classes
-    )
+    model = small_networks.build(cell["network"], dataset.input_shape, dataset.classes)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = fitting.momentum(steps)
@@ -79,9 +77,9 @@ def _build(settings, cell, pictures, steps):
         return model, {}
     if cell["version"] == _DELETED:
         return small_networks.without_normalization(model), {}
-    known, _ = next(iter(pictures.batches(_KNOWN, cell["seed"])[0]))
+    calibration, _ = next(iter(dataset.batches(_CALIBRATION_IMAGES, cell["seed"])[0]))
     model = models.normalizer_free(
-        model, known, alpha=settings["alpha"], skip_gain_initializer="ones"
+        model, calibration, alpha=settings["alpha"], skip_gain_initializer="ones"
     )
     return model, {name: settings[name] for name in ("clip_factor", "agc_eps")}
 
@@ -101,8 +99,8 @@ def draw(figure, rows, settings):
         for version, (shift, style) in styles.items():
             for row in select(main, version=version, batch_size=size):
                 error = 100 * (1 - row["accuracy"])
-                place = networks.index(row["network"]) + shift
-                axes.plot(error, place, style, markersize=4, alpha=0.7)
+                height = networks.index(row["network"]) + shift
+                axes.plot(error, height, style, markersize=4, alpha=0.7)
         axes.set_title(f"batches of {size}", fontsize=10)
         axes.set_xlabel("error (%)")
         # Failed runs and differences of a point between the others are both visible.
@@ -152,12 +150,12 @@ def _conclude(rows, settings):
         findings += [
             Finding(
                 f"At batches of {size}, {len(over_original) - len(further)} of "
-                f"{len(over_original)} networks without normalization come within a point "
-                f"of their original, or beat it.{named('Further behind', further)}",
+                f"{len(over_original)} networks without normalization are at most a point "
+                f"behind their original, or ahead of it.{named('Further behind', further)}",
                 not further,
             ),
             Finding(
-                "With normalization deleted and nothing else done, "
+                "With normalization deleted without replacement, "
                 f"{sum(by > 0 for by in over_deleted)} of {len(over_deleted)} are behind "
                 f"these, by {100 * min(over_deleted):.1f} to "
                 f"{100 * max(over_deleted):.1f} points.",
@@ -165,8 +163,10 @@ def _conclude(rows, settings):
             ),
         ]
     if "sweep_epochs" in settings:
-        tuned = f"Rates were tuned in runs of {settings['sweep_epochs']} epochs"
-        findings.append(Finding(f"{tuned}; longer ones may want smaller rates.", None))
+        tuned = (
+            f"Learning rates were tuned in runs of {settings['sweep_epochs']} epochs"
+        )
+        findings.append(Finding(f"{tuned}; longer ones may need smaller rates.", None))
     return findings
 
 
@@ -178,13 +178,13 @@ def tables(rows, settings):
     for size in settings["batch_sizes"]:
         of_size = select(main, batch_size=size)
         shown[
-            f"Batches of {size}, {epochs}: accuracy on held-out pictures, median (least to "
-            "most) of the seeds."
+            f"Batches of {size}, {epochs}: test accuracy, median (minimum to "
+            "maximum) of the seeds."
         ] = grid(of_size, "network", "version")
         shown[
-            f"The learning rates at batches of {size} (each for a batch of 256), of "
-            f"{', '.join(f'{rate:g}' for rate in settings['learning_rates'])} the best on "
-            "training pictures put aside for it."
+            f"Learning rates at batches of {size} (for a batch of 256): of "
+            f"{', '.join(f'{rate:g}' for rate in settings['learning_rates'])}, the best on "
+            "validation images taken from the training set."
         ] = grid(of_size, "network", "version", _rates)
     return shown
 
@@ -231,27 +231,28 @@ FULL_RUN = {
 EXPERIMENT = Experiment(
     name="any_network_training",
     claim="""\
-With `keras_nfnets.normalizer_free` and AGC a network of any shape trains without normalization as
-it did with it, within a point; where normalization is deleted and nothing else done, it fails or
-falls behind.""",
+With `keras_nfnets.normalizer_free` and AGC a network of any shape trains without
+normalization as well as with it, to within a point; with normalization deleted without
+replacement, it fails or falls behind.""",
     how="""\
-Small networks of thirteen families, about as deep as six blocks: as they are, with batch norm
-(ConvNeXt: layer norm), with normalization deleted and nothing else done, and after
-`normalizer_free`. This one is trained with AGC, the others without. Its skip gains start at one,
-not at zero, for in so few steps they would hardly open. All see the same pictures in the same
-order, moved by a pixel at most. The learning rate of each version of each network is tuned in the
-same way. The running statistics of batch norm are means over a tenth of the run.""",
+Small networks of thirteen families, about six blocks deep: the originals with batch
+normalization (ConvNeXt: layer normalization), with normalization deleted without
+replacement, and after `normalizer_free`. The last is trained with AGC, the others without.
+Its skip gains start at one instead of zero, because in so few steps they would hardly grow.
+All see the same images in the same order, shifted by at most one pixel. The learning rate
+of each version of each network is tuned in the same way. The running statistics of batch
+normalization are means over a tenth of the run.""",
     beyond="""\
-Networks of a few layers can be trained without normalization more easily than deep ones. In a few
-hundred steps what trains fast is ahead, and with few pictures what regularizes, as batch norm does
-(see [regularization](../regularization/README.md)).""",
+Networks of a few layers are easier to train without normalization than deep ones. In a few
+hundred steps, networks that train fast are ahead, and with few images those that are
+regularized, as by batch normalization (see [regularization](../regularization/README.md)).""",
     scales={
         "small": {
             **SMALL_RUN,
             "epochs": 6,
             "learning_rates": [0.1, 0.4, 1.6],
             "batch_sizes": [64],
-            "of_dataset": {
+            "settings_by_dataset": {
                 "glyphs": {
                     **SMALL_RUN_ON_GLYPHS,
                     "sweep_epochs": 2,

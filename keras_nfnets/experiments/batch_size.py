@@ -17,7 +17,7 @@ from keras_nfnets.experiments.results import (
 )
 
 # A network fails at a batch size if its accuracy is this much below the best.
-_FAILS = 0.1
+_FAILURE_GAP = 0.1
 
 
 def _draw(figure, rows, settings):
@@ -34,7 +34,7 @@ def _conclude(rows, settings):
         """Return the largest batch size up to which the network does not fail, or 0."""
         reached = 0
         for size in sizes:
-            if accuracy(network, size) > best - _FAILS:
+            if accuracy(network, size) > best - _FAILURE_GAP:
                 reached = size
             elif reached:
                 break
@@ -46,39 +46,39 @@ def _conclude(rows, settings):
     at, full = reached[CLIPPED], max(sizes)
     findings = [
         Finding(
-            f"Up to a batch of {at} the network with AGC stays within "
-            f"{100 * _FAILS:.0f} points of the best accuracy of all, {percent(best)}; that "
-            f"without up to {reached[NORMALIZER_FREE]}, the batch-normalized one up to "
+            f"With AGC the accuracy stays within {100 * _FAILURE_GAP:.0f} points of the best of "
+            f"all, {percent(best)}, up to a batch of {at}; without AGC up to "
+            f"{reached[NORMALIZER_FREE]}, with batch normalization up to "
             f"{reached[BATCH_NORM]}.",
             at > reached[NORMALIZER_FREE],
         )
     ]
-    for size, text in {at or full: "There", full: "At the full batch"}.items():
+    for size, text in {at or full: "At a batch of", full: "At the full batch,"}.items():
         values = {network: accuracy(network, size) for network in NETWORKS}
         shown = ", ".join(f"{network} {percent(v)}" for network, v in values.items())
         follows = values[CLIPPED] > values[BATCH_NORM] - plots.NEAR / 2
         # The comparison says nothing if no network trains.
         holds = follows if max(values.values()) > 0.5 else None
-        findings.append(Finding(f"{text}, at {size}: {shown}.", holds))
+        findings.append(Finding(f"{text} {size}: {shown}.", holds))
     return findings
 
 
 EXPERIMENT = Experiment(
     name="batch_size",
     claim="""\
-With the learning rate scaled linearly with the batch, normalizer-free ResNets without AGC
-fail at large batches; with AGC they follow batch-normalized ones, or beat them (arXiv
+With the learning rate scaled linearly with the batch size, normalizer-free ResNets without
+AGC fail at large batches; with AGC they match or beat batch-normalized ones (arXiv
 2102.06171, figure 2a).""",
     how="""\
-Three networks of one shape, the same order of pictures and the same number of epochs at
+Three networks of one shape see the same order of images and the same number of epochs at
 each batch size; the two NF-ResNets start from the same weights. The learning rate of each
 is tuned in the same way at one batch size, and scaled linearly from there."""
-    + fitting.CLIPPING_OF_ZERO,
+    + fitting.AGC_AT_ZERO_TEXT,
     beyond="""\
-The number of epochs is fixed, as in the paper, so at the full batch a run of this scale
-has as many steps as epochs: fewer than a warm-up on ImageNet, where a batch of 4,096 still
-has 28,000. What happens there is decided by how few these steps are. `--scale full` runs the
-paper's (NF-ResNet-50, ImageNet, batches of 256 to 4,096).""",
+The number of epochs is fixed, as in the paper, so at the full batch a run of this scale has
+as many steps as epochs: fewer than a warm-up on ImageNet, where a batch of 4,096 still has
+28,000 steps. The result there depends on how few these steps are. `--scale full` runs the
+paper's setting (NF-ResNet-50, ImageNet, batches of 256 to 4,096).""",
     scales={
         "small": {
             **fitting.SMALL,

@@ -60,13 +60,13 @@ def _measure(settings, cell):
 
 
 def _draw(figure, rows, settings):
-    panels = {"step_seconds": "seconds a training step", "own_mib": "memory (MiB)"}
+    panels = {"step_seconds": "seconds per training step", "own_mib": "memory (MiB)"}
     for axes, (value, label) in zip(figure.subplots(1, 2), panels.items()):
         names = distinct(rows, "network")
-        for place, name in enumerate(names):
+        for i, name in enumerate(names):
             runs = select(rows, network=name)
-            axes.bar(place, median(runs, value), color=f"C{place}", alpha=0.6)
-            axes.plot([place] * len(runs), [row[value] for row in runs], "k.")
+            axes.bar(i, median(runs, value), color=f"C{i}", alpha=0.6)
+            axes.plot([i] * len(runs), [row[value] for row in runs], "k.")
         labels = [
             n.replace(" without", "\nwithout").replace(", ", ",\n") for n in names
         ]
@@ -85,26 +85,27 @@ def _share(rows, value):
 
 def _conclude(rows, settings):
     time, memory = _share(rows, "step_seconds"), _share(rows, "own_mib")
-    of, memory_of = (
+    seconds, mib = (
         {n: median(select(rows, network=n), value) for n in _NETWORKS}
         for value in ("step_seconds", "own_mib")
     )
     return [
         Finding(
-            f"Batch norm takes {time:.0%} of the time of a training step: "
-            f"{of[_BATCH_NORM]:.2f} s, without it {of[_WITHOUT]:.2f} s.",
+            f"Batch normalization takes {time:.0%} of the time of a training step: "
+            f"{seconds[_BATCH_NORM]:.2f} s with it, {seconds[_WITHOUT]:.2f} s without.",
             0.1 < time < 0.35,
         ),
-        Finding(f"Of the memory it takes {memory:.0%}.", 0.1 < memory < 0.35),
+        Finding(f"It takes {memory:.0%} of the memory.", 0.1 < memory < 0.35),
         Finding(
-            f"What stands in its place costs too: the NF-ResNet takes "
-            f"{of[_NORMALIZER_FREE]:.2f} s a step, and {of[_CLIPPED]:.2f} s with AGC, "
-            f"{of[_CLIPPED] / of[_BATCH_NORM] - 1:+.0%} against batch norm.",
-            of[_CLIPPED] < of[_BATCH_NORM],
+            "Its replacement has a cost too: a step of the NF-ResNet takes "
+            f"{seconds[_NORMALIZER_FREE]:.2f} s, with AGC {seconds[_CLIPPED]:.2f} s, "
+            f"{seconds[_CLIPPED] / seconds[_BATCH_NORM] - 1:+.0%} compared with batch "
+            "normalization.",
+            seconds[_CLIPPED] < seconds[_BATCH_NORM],
         ),
         Finding(
             "Its memory with AGC is "
-            f"{memory_of[_CLIPPED] / memory_of[_BATCH_NORM] - 1:+.0%} against batch norm.",
+            f"{mib[_CLIPPED] / mib[_BATCH_NORM] - 1:+.0%} compared with batch normalization.",
             None,
         ),
     ]
@@ -117,7 +118,7 @@ def _tables(rows, settings):
         "own_mib": "{:.0f}".format,
     }
     return {
-        "A training step: median (least to most) of the rounds. The last column is the "
+        "A training step: median (minimum to maximum) of the rounds. The last column is the "
         "memory above that of the process before the network was built.": markdown(
             ["network", "seconds", "peak MiB", "own MiB"],
             [
@@ -137,15 +138,16 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="bn_cost",
     claim="""\
-Batch normalization takes about a fifth of a training step's time, and memory (arXiv
-2102.06171, section 1 and the works named there).""",
+Batch normalization takes about a fifth of the time of a training step, and memory (arXiv
+2102.06171, section 1 and the works cited there).""",
     how="""\
 A training step of a batch-normalized pre-activation ResNet-50, of the same network with
-biases in place of batch norm, and of NF-ResNet-50 without and with AGC, each in a process of
-its own, in turns.""",
+biases instead of batch normalization, and of NF-ResNet-50 without and with AGC. Each is
+measured in a separate process, in alternation.""",
     beyond="""\
-The share depends on the machine: on accelerators, where convolutions are faster against the
-memory's speed, batch norm's is larger than on a CPU. `--scale full` is for these.""",
+The share depends on the machine: on accelerators, where convolutions are faster relative to
+memory, batch normalization takes a larger share than on a CPU. `--scale full` is made for
+these.""",
     scales={
         "small": {
             "depths": [3, 4, 6, 3],

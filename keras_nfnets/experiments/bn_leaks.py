@@ -11,8 +11,8 @@ from keras_nfnets.experiments.results import distinct, markdown, select, with_sp
 
 
 def _measure(settings, cell):
-    model, row = fitting.train_as_set(settings, cell["network"], cell["seed"])
-    x, _ = images.load(settings).some(settings["pictures"])
+    model, row = fitting.train_with_settings(settings, cell["network"], cell["seed"])
+    x, _ = images.load(settings).test_images(settings["pictures"])
     return [
         {
             "mode": mode,
@@ -31,8 +31,8 @@ def _measure(settings, cell):
 def _sensitivities(model, x, training):
     """Compute gradient norms of image i's logits with respect to image j's pixels."""
     squares = np.zeros((len(x), len(x)))
-    for place, gradient in enumerate(_gradients(model, x, training)):
-        i = place // model.output_shape[-1]
+    for index, gradient in enumerate(_gradients(model, x, training)):
+        i = index // model.output_shape[-1]
         gradient = ops.convert_to_numpy(gradient).astype("float64")
         squares[i] += np.sum(gradient**2, axis=(1, 2, 3))
     return np.sqrt(squares)
@@ -44,13 +44,13 @@ def _gradients(model, x, training):
     if backend == "jax":
         import jax
 
-        def numbers(x):
+        def logits(x):
             values = model.stateless_call(
                 model.trainable_variables, model.non_trainable_variables, x, training
             )[0]
             return values.reshape(-1)
 
-        values, pull_back = jax.vjp(numbers, x)
+        values, pull_back = jax.vjp(logits, x)
         pull_back = jax.jit(pull_back)
         for one in np.eye(len(values), dtype=values.dtype):
             yield pull_back(one)[0]
@@ -58,17 +58,17 @@ def _gradients(model, x, training):
         import torch
 
         x = ops.convert_to_tensor(x).requires_grad_()
-        for number in model(x, training=training).reshape(-1):
-            yield torch.autograd.grad(number, x, retain_graph=True)[0]
+        for logit in model(x, training=training).reshape(-1):
+            yield torch.autograd.grad(logit, x, retain_graph=True)[0]
     else:
         import tensorflow as tf
 
         x = tf.constant(x)
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
-            numbers = tf.unstack(tf.reshape(model(x, training=training), [-1]))
-        for number in numbers:
-            yield tape.gradient(number, x)
+            logits = tf.unstack(tf.reshape(model(x, training=training), [-1]))
+        for logit in logits:
+            yield tape.gradient(logit, x)
 
 
 def _matrix(rows, network, mode):
@@ -87,10 +87,10 @@ def _draw(figure, rows, settings):
         matrix = _matrix(rows, network, mode)
         shares = matrix / np.maximum(np.diag(matrix), 1e-30)[:, None]
         shown = axes.imshow(shares, vmin=0, vmax=1, cmap="magma")
-        axes.set(title=f"{network}, {mode}", xlabel="pixels of picture")
-    figure.axes[0].set_ylabel("logits of picture")
+        axes.set(title=f"{network}, {mode}", xlabel="pixels of image")
+    figure.axes[0].set_ylabel("logits of image")
     figure.colorbar(
-        shown, ax=figure.axes, label="gradient, as a share of the own", shrink=0.8
+        shown, ax=figure.axes, label="gradient, relative to the image's own", shrink=0.8
     )
 
 
@@ -126,9 +126,9 @@ def _conclude(rows, settings):
     }
     return [
         Finding(
-            "With batch norm, in training, the gradient of a picture's logits with respect "
-            f"to another one's pixels is {shown} of that with respect to its own: median "
-            "(least to most) of the seeds, means over all pairs.",
+            "With batch normalization, in training, the gradient of an image's logits with "
+            f"respect to the pixels of another image is {shown} of that with respect to its "
+            "own pixels: median (minimum to maximum) of the seeds, means over all pairs.",
             min(leak["mean"] for leak in leaks[BATCH_NORM, "training"]) > 0.01,
         ),
         Finding(
@@ -140,8 +140,8 @@ def _conclude(rows, settings):
             == 0,
         ),
         Finding(
-            "In inference, with running statistics, batch norm's is "
-            f"{most[BATCH_NORM, 'inference']:g}.",
+            "In inference, with running statistics, it is "
+            f"{most[BATCH_NORM, 'inference']:g} with batch normalization.",
             None,
         ),
         *fitting.diverged_findings(rows),
@@ -158,8 +158,8 @@ def _tables(rows, settings):
         for (network, mode), values in _leaks(rows).items()
     ]
     return {
-        "Gradients with respect to other pictures.": markdown(
-            ["", "mean, as a share of that of the own", "largest"], lines
+        "Gradients with respect to other images.": markdown(
+            ["", "mean, relative to the image's own", "largest"], lines
         )
     }
 
@@ -167,15 +167,15 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="bn_leaks",
     claim="""\
-With batch normalization the output for one example depends on the others of its batch, so
-that networks can cheat in some tasks; without it it does not (arXiv 2102.06171, section
-1).""",
+With batch normalization the output for one example depends on the other examples of its
+batch, so that networks can cheat in some tasks; without it, it does not (arXiv 2102.06171,
+section 1).""",
     how="""\
-Both networks are trained in the same way. Then the gradient of the logits of each picture of
-a batch is taken with respect to the pixels of each other one, as in training and as in
-inference.""",
+Both networks are trained in the same way. Then the gradient of the logits of each image of
+a batch is computed with respect to the pixels of every other image, in training and in
+inference mode.""",
     beyond="""\
-Nothing: dependence is there or not at any scale. What a network makes of it, as in
+Nothing: there is a dependence or none, at any scale. Whether a network exploits it, as in
 contrastive learning, is another question.""",
     scales={
         "small": {

@@ -17,28 +17,30 @@ from keras_nfnets.experiments.results import (
 
 
 def _measure(settings, cell):
-    model, row = fitting.train_as_set(settings, cell["network"], cell["seed"])
-    x, labels = images.load(settings).some(settings["pictures"])
-    inference = np.concatenate([_logits(model, part) for part in np.array_split(x, 4)])
+    model, row = fitting.train_with_settings(settings, cell["network"], cell["seed"])
+    x, labels = images.load(settings).test_images(settings["pictures"])
+    inference = np.concatenate(
+        [_logits(model, batch) for batch in np.array_split(x, 4)]
+    )
     rows = []
     # Training mode comes last, as it changes the running statistics.
     for mode in ("inference", "training"):
         for size in settings["batch_sizes"]:
-            whole = len(x) // size * size
+            complete = len(x) // size * size
             logits = np.concatenate(
                 [
-                    _logits(model, part, training=mode == "training")
-                    for part in np.split(x[:whole], whole // size)
+                    _logits(model, batch, training=mode == "training")
+                    for batch in np.split(x[:complete], complete // size)
                 ]
             )
-            expected, right = inference[:whole], labels[:whole]
+            expected, true = inference[:complete], labels[:complete]
             difference = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
             rows.append(
                 {
                     "mode": mode,
                     "batch_size": size,
                     "difference": float(f"{difference:.3g}"),
-                    "accuracy": float(np.mean(logits.argmax(-1) == right)),
+                    "accuracy": float(np.mean(logits.argmax(-1) == true)),
                     "diverged": row["diverged"],
                 }
             )
@@ -60,7 +62,7 @@ def _draw(figure, rows, settings):
             scale = 100 if value == "accuracy" else 1
             plots.line(axes, runs, "batch_size", value, network, scale)
         plots.factor_axis(axes, distinct(rows, "batch_size"))
-        axes.set(xlabel="batch size, computed as in training", ylabel=label)
+        axes.set(xlabel="batch size, in training mode", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         axes.set_ylim(bottom=0 if value == "difference" else None)
@@ -81,7 +83,8 @@ def _conclude(rows, settings):
     )
     return [
         Finding(
-            "Batch norm's logits as in training differ from those of inference by "
+            "The batch-normalized network's logits in training mode differ from those in "
+            "inference by "
             f"{percent(small)} of their norm in batches of {smallest}, by "
             f"{percent(large)} in batches of {largest}; accuracy is "
             f"{percent(median(runs(BATCH_NORM, smallest), 'accuracy'))} and "
@@ -89,13 +92,13 @@ def _conclude(rows, settings):
             small > 0.05 and small > 2 * large,
         ),
         Finding(
-            "The normalizer-free network's differ by "
-            f"{most(NORMALIZER_FREE, 'training'):.1g} of it at most.",
+            "Those of the normalizer-free network differ by at most "
+            f"{most(NORMALIZER_FREE, 'training'):.1g} of their norm.",
             most(NORMALIZER_FREE, "training") < 1e-4,
         ),
         Finding(
-            "In inference, in batches of any of these sizes, the logits differ by at most "
-            f"{most(BATCH_NORM, 'inference'):.1g} with batch norm and "
+            "In inference, between batches of these sizes, the logits differ by at most "
+            f"{most(BATCH_NORM, 'inference'):.1g} with batch normalization and "
             f"{most(NORMALIZER_FREE, 'inference'):.1g} without.",
             None,
         ),
@@ -109,7 +112,7 @@ def _tables(rows, settings):
         runs = select(rows, network=network)
         for value, show in (("difference", "{:.2g}".format), ("accuracy", percent)):
             tables[
-                f"{network}, {value} by mode and batch size: median (least to most)."
+                f"{network}, {value} by mode and batch size: median (minimum to maximum)."
             ] = grid(
                 runs,
                 "mode",
@@ -122,15 +125,15 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="bn_train_test_gap",
     claim="""\
-A batch-normalized network computes something else in inference than in training, and in
-training something else with each size of the batch; a normalizer-free one always computes
-the same (arXiv 2102.06171, section 1).""",
+A batch-normalized network computes different outputs in inference and in training, and in
+training different ones for each batch size; a normalizer-free network always computes the
+same (arXiv 2102.06171, section 1).""",
     how="""\
-Both networks are trained in the same way. Then the logits of held-out pictures are computed
-as in training, in batches of several sizes, and compared with those of inference.""",
+Both networks are trained in the same way. Then the logits of test images are computed in
+training mode, in batches of several sizes, and compared with those of inference.""",
     beyond="""\
-That the outputs differ is shown at any scale; how much that costs in accuracy depends on the
-task, and is little here, where the classes are easy to tell.""",
+Any scale shows that the outputs differ; how much accuracy this costs depends on the task,
+and is little here, where the classes are easy to distinguish.""",
     scales={
         "small": {
             **fitting.SMALL_RUN,

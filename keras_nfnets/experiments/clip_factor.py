@@ -57,14 +57,14 @@ def _conclude(rows, settings):
     findings = []
     if factors:
         text = (
-            f"The largest clip factor within {percent(plots.NEAR)} of the best of its "
-            f"batch size: {shown}."
+            f"The largest clip factor within {percent(plots.NEAR)} of the best accuracy at "
+            f"its batch size: {shown}."
         )
         falling = factors == sorted(factors, reverse=True) and factors[0] > factors[-1]
         findings.append(Finding(text, falling))
     if failing:
         shown = ", ".join(map(str, failing))
-        text = f"With no clip factor does a batch of {shown} reach half."
+        text = f"At a batch of {shown}, no clip factor reaches an accuracy of 50%."
         findings.append(Finding(text, None if factors else False))
     return findings
 
@@ -72,17 +72,17 @@ def _conclude(rows, settings):
 EXPERIMENT = Experiment(
     name="clip_factor",
     claim="""\
-Larger batches need smaller clip factors: small batches train well with any from 0.01 to
-0.16, the largest with 0.01 alone (arXiv 2102.06171, figure 2b).""",
+Larger batches need smaller clip factors: small batches train well with any factor from 0.01
+to 0.16, the largest only with 0.01 (arXiv 2102.06171, figure 2b).""",
     how="""\
-The NF-ResNet with AGC, its learning rate tuned at one batch size with one clip factor and
-scaled linearly with the batch."""
-    + fitting.CLIPPING_OF_ZERO,
+The NF-ResNet with AGC. Its learning rate is tuned at one batch size with one clip factor,
+and scaled linearly with the batch size."""
+    + fitting.AGC_AT_ZERO_TEXT,
     beyond="""\
-How far weights come is bounded by clip factor times learning rate times steps, and runs of a
-few hundred steps are short: with fewer still a small factor would cost accuracy at any batch
-size. At which factor a batch fails depends on all of these; the paper's are of ImageNet
-(`--scale full`).""",
+The distance that weights can move is bounded by clip factor times learning rate times
+steps, and runs of a few hundred steps are short: with fewer steps a small factor would cost
+accuracy at any batch size. The factor at which a batch size fails depends on all of these;
+the paper's values are for ImageNet (`--scale full`).""",
     scales={
         "small": {
             **fitting.SMALL,

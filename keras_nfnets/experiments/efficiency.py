@@ -50,7 +50,7 @@ def _published(network):
         accuracy, test_size = _APPLICATIONS[network]
         return accuracy, _TRAINED_AT.get(network, test_size), test_size
     checkpoint = max(
-        (c for c in pretrained.list_checkpoints() if c.network == network),
+        (c for c in pretrained.list_checkpoints() if c.network == network and c.top1),
         key=lambda checkpoint: checkpoint.top1,
     )
     return checkpoint.top1, checkpoint.train_size, checkpoint.size
@@ -106,8 +106,8 @@ def _measure(settings, cell):
 _COSTS = {
     "parameters": ("parameters (millions)", 1e-6),
     "flops": ("multiply-adds (billions)", 1e-9),
-    "inference_seconds": ("inference, seconds a picture", 1),
-    "step_seconds": ("training step, seconds a picture", 1),
+    "inference_seconds": ("inference, seconds per image", 1),
+    "step_seconds": ("training step, seconds per image", 1),
 }
 
 
@@ -162,9 +162,7 @@ def _conclude(rows, settings):
             n for n in networks if _family(n) == _OURS and of(n, "accuracy") >= least
         ]
         if not candidates:
-            text = (
-                f"{rival} ({of(rival, 'accuracy'):.1%}): none of ours is as accurate."
-            )
+            text = f"{rival} ({of(rival, 'accuracy'):.1%}): no normalizer-free network is as accurate."
             findings.append(Finding(text, False))
             continue
         ours = min(candidates, key=lambda network: of(network, "step_seconds"))
@@ -201,12 +199,12 @@ def _tables(rows, settings):
         )
     header = [
         *("network", "published top-1 (%)", "parameters (M)", "multiply-adds (G)"),
-        *("train / test size", "training step (s a picture)"),
-        *("inference (s a picture)", "peak MiB"),
+        *("train / test size", "training step (s per image)"),
+        *("inference (s per image)", "peak MiB"),
     ]
     caption = (
-        f"Batches of {settings['batch_size']}: medians (least to most) of the rounds. Sizes "
-        "in pixels a side; multiply-adds are those at test size."
+        f"Batches of {settings['batch_size']}: medians (minimum to maximum) of the "
+        "rounds. Sizes are side lengths in pixels; multiply-adds are those at test size."
     )
     return {caption: markdown(header, lines)}
 
@@ -217,19 +215,20 @@ EXPERIMENT = Experiment(
 NFNets reach the accuracy of EfficientNets in a fraction of the time of a training step, and
 higher accuracies than batch-normalized ResNets (arXiv 2102.06171, figure 1 and table 3).""",
     how="""\
-Networks of this package and of keras.applications with random weights: a training step
-(Nesterov momentum, and AGC for the normalizer-free ones) at the size of the published
-training, and inference at that of the published test, compiled by XLA or not, as is faster,
-the normalizer-free ones folded (`keras_nfnets.fold`; nothing does so for batch norms). Those of
-keras.applications were trained at the size of the test, but for EfficientNetV2. Accuracies
-are the published ones of the best checkpoint of each network; they were not measured here.
-Each of keras.applications is compared with the normalizer-free network that trains fastest
-among those that are as accurate, to 0.2 points.""",
+Networks of this package and of keras.applications with random weights are timed: a training
+step (Nesterov momentum, and AGC for the normalizer-free networks) at the published training
+size, and inference at the published test size, with or without XLA, whichever is faster.
+The normalizer-free networks are folded for inference (`keras_nfnets.fold`); batch
+normalization is not. Networks of keras.applications were trained at the test size, except
+EfficientNetV2. Accuracies are the published ones of the best checkpoint of each network;
+they were not measured here. Each network of keras.applications is compared with the
+normalizer-free network that trains fastest among those that are as accurate, to 0.2 points.""",
     beyond="""\
-Times are of this machine: the paper's are of TPUs, and batches of 32 a core, where grouped
-and depthwise convolutions cost more than their multiply-adds. Training recipes differ too, so
-that accuracies are of recipes as much as of networks. The paper's claim is of the larger
-networks, which `--scale full` has; EfficientNetV2 came after it.""",
+Times are those of this machine: the paper measured TPUs and batches of 32 per core, where
+grouped and depthwise convolutions cost more than their multiply-adds. Training recipes
+differ too, so that accuracies depend on the recipe as much as on the network. The paper's
+claim is about the larger networks, which `--scale full` includes; EfficientNetV2 was
+published later.""",
     scales={
         "small": {
             "networks": [

@@ -51,18 +51,19 @@ FULL = {
 # AGC settings at each scale, and the text that explains them on the pages.
 SMALL_CLIPPING = {"clip_factor": 0.02, "agc_eps": 0.1}
 FULL_CLIPPING = {"clip_factor": 0.01, "agc_eps": 1e-3}
-CLIPPING_OF_ZERO = """
-AGC takes weights to have a norm of 0.1 at least in the small runs, of 0.001 in the paper's. What
-starts at zero, such as the skip gains of blocks, moves by that much times clip factor and
-learning rate a step at most: with 0.001 far enough in the hundred thousand steps of ImageNet,
-but in some hundred the residual branches would stay shut."""
+AGC_AT_ZERO_TEXT = """
+AGC bounds the norm of weights from below, by 0.1 in the small runs and by 0.001 in the
+paper's. In one step, weights that start at zero, such as the skip gains of blocks, move by
+at most this bound times the clip factor and the learning rate. With 0.001 this is far
+enough in the hundred thousand steps of ImageNet, but in a few hundred steps the skip gains
+would stay near zero."""
 
 BATCH_NORM, NORMALIZER_FREE, CLIPPED = "BN-ResNet", "NF-ResNet", "NF-ResNet, AGC"
 NETWORKS = (BATCH_NORM, NORMALIZER_FREE, CLIPPED)
 
 # Running statistics are means over 100 batches, or over a tenth of a shorter run: there,
 # means over 100 batches would lag behind the weights.
-_MOMENTUM, _RUN_IN_MEANS = 0.99, 10
+_MOMENTUM, _RUN_PER_MEAN = 0.99, 10
 
 
 def build(settings, network, input_shape, classes, steps=1000, **options):
@@ -86,7 +87,7 @@ def build(settings, network, input_shape, classes, steps=1000, **options):
 
 def momentum(steps):
     """Return the momentum that makes running statistics means over a tenth of the steps."""
-    return min(_MOMENTUM, max(0.5, 1 - _RUN_IN_MEANS / steps))
+    return min(_MOMENTUM, max(0.5, 1 - _RUN_PER_MEAN / steps))
 
 
 def train(
@@ -125,13 +126,13 @@ def train(
         then its accuracy is that of guessing.
     """
     keras.utils.set_random_seed(seed)
-    pictures = images.load(settings)
-    batches = pictures.batches(batch_size, seed, tuning)
+    dataset = images.load(settings)
+    batches = dataset.batches(batch_size, seed, tuning)
     model = build(
         settings,
         network,
-        pictures.input_shape,
-        pictures.classes,
+        dataset.input_shape,
+        dataset.classes,
         batches[-1] * settings["epochs"],
         **(network_options or {}),
     )
@@ -179,12 +180,12 @@ def fit(
         metrics=["accuracy"],
         **(clipping or {}),
     )
-    watch = _StopWhenDiverged()
+    divergence = _StopWhenDiverged()
     history = model.fit(
-        train_batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[watch]
+        train_batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[divergence]
     ).history
     loss, accuracy = (float(v) for v in model.evaluate(test_batches, verbose=0)[:2])
-    diverged = watch.diverged or not math.isfinite(loss)
+    diverged = divergence.diverged or not math.isfinite(loss)
     return {
         "accuracy": round(1 / model.output_shape[-1] if diverged else accuracy, 5),
         "loss": round(loss, 5),
@@ -193,7 +194,7 @@ def fit(
     }
 
 
-def train_as_set(settings, network, seed):
+def train_with_settings(settings, network, seed):
     """Call `train` with the batch size and the learning rate of the settings."""
     return train(
         settings,
@@ -347,14 +348,14 @@ def sweep_table(settings, rows):
     rates = tuned(settings, rows, distinct(done, "network"))
     ends = settings["learning_rates"][0], settings["learning_rates"][-1]
     chosen = ", ".join(
-        f"{rate:g} for {network}" + " (an end of the sweep)" * (rate in ends)
+        f"{rate:g} for {network}" + " (at an end of the sweep)" * (rate in ends)
         for network, rate in rates.items()
     )
     return {
-        "The sweep of learning rates (for a batch of 256; tried at "
-        f"{settings['sweep_batch_size']}, on training pictures put aside for it). The "
-        f"smallest within {100 * settings['sweep_within']:g} points of the best is chosen: "
-        f"{chosen}.": grid(
+        "Sweep of learning rates (for a batch of 256; measured at a batch of "
+        f"{settings['sweep_batch_size']}, on validation images taken from the training "
+        f"set). The smallest within {100 * settings['sweep_within']:g} points of the best is "
+        f"chosen: {chosen}.": grid(
             done, "network", "learning_rate", names=lambda rate: f"{rate:g}"
         )
     }
@@ -365,7 +366,7 @@ def accuracy_tables(down, across):
 
     def tables(rows, settings):
         return {
-            "Accuracy on held-out pictures: median (least to most).": grid(
+            "Test accuracy: median (minimum to maximum).": grid(
                 select(rows, part=MAIN), down, across
             ),
             **sweep_table(settings, rows),

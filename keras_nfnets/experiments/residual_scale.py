@@ -28,15 +28,15 @@ def _plan(settings, rows):
 
 def _measure(settings, cell):
     keras.utils.set_random_seed(cell["seed"])
-    pictures = images.load(settings)
-    x, _ = pictures.some(settings["pictures"])
-    options = settings, CLIPPED, pictures.input_shape, pictures.classes
+    dataset = images.load(settings)
+    x, _ = dataset.test_images(settings["pictures"])
+    options = settings, CLIPPED, dataset.input_shape, dataset.classes
     start = _compared(fitting.build(*options), x, _START)
     model = fitting.build(*options)
     for block in _blocks(model):
         block.skip_gain.assign(1.0)
     gains_one = _compared(model, x, _GAINS_ONE)
-    model, row = fitting.train_as_set(settings, CLIPPED, cell["seed"])
+    model, row = fitting.train_with_settings(settings, CLIPPED, cell["seed"])
     trained = [
         {**compared, "diverged": row["diverged"]}
         for compared in _compared(model, x, _TRAINED)
@@ -65,17 +65,17 @@ def _compared(model, x, when):
 def _draw(figure, rows, settings):
     axes = figure.subplots()
     names = distinct(rows, "block")
-    places = range(len(names))
+    positions = range(len(names))
     predicted = [median(select(rows, block=name), "predicted") for name in names]
-    axes.plot(places, predicted, "k--", label="predicted (1 / beta)")
+    axes.plot(positions, predicted, "k--", label="predicted (1 / beta)")
     for when in distinct(rows, "when"):
         runs = select(rows, when=when)
         values = [median(select(runs, block=name), "measured") for name in names]
-        [line] = axes.plot(places, values, marker="o", markersize=4, label=when)
+        [line] = axes.plot(positions, values, marker="o", markersize=4, label=when)
         for row in runs:
-            place = names.index(row["block"])
-            axes.plot(place, row["measured"], ".", color=line.get_color(), alpha=0.5)
-    axes.set_xticks(places, [n.replace("_", "\n") for n in names], fontsize=8)
+            position = names.index(row["block"])
+            axes.plot(position, row["measured"], ".", color=line.get_color(), alpha=0.5)
+    axes.set_xticks(positions, [n.replace("_", "\n") for n in names], fontsize=8)
     axes.set(xlabel="input of", ylabel="standard deviation")
     if max(row["measured"] for row in rows) > 10 * max(predicted):
         axes.set_yscale("log")
@@ -123,24 +123,25 @@ def _conclude(rows, settings):
     measured = _growth(rows, _GAINS_ONE, "measured")
     findings = [
         Finding(
-            "At initialization, with the blocks' learned gains at one as the analysis has "
-            "them, the measured deviation differs from the predicted one by "
-            f"{described(_GAINS_ONE)}, at the beginnings of stages too.",
+            "At initialization, with skip gains of one as in the analysis, the measured "
+            "standard deviation differs from the predicted one by "
+            f"{described(_GAINS_ONE)}, also at the beginnings of stages.",
             max(map(abs, error[_GAINS_ONE])) < _NEAR,
         ),
         Finding(
-            f"Within the stages the variance grows by {grown(_GAINS_ONE)}; predicted is "
+            f"Within the stages the variance grows by {grown(_GAINS_ONE)}; predicted: "
             f"{grown(_GAINS_ONE, 'predicted')}.",
             all(abs(m / p - 1) < 2 * _NEAR for m, p in zip(measured, predicted)),
         ),
         Finding(
-            f"With these gains at zero, as networks start, by {grown(_START)}; the "
-            f"deviation differs from the predicted one by {described(_START)}.",
+            "With skip gains of zero, as networks start, it grows by "
+            f"{grown(_START)}; the standard deviation differs from the predicted one by "
+            f"{described(_START)}.",
             None,
         ),
         Finding(
-            f"After training it differs by {described(_TRAINED)}: beta is made for the "
-            "start.",
+            f"After training the standard deviation differs by {described(_TRAINED)}: beta "
+            "is meant for initialization.",
             None,
         ),
     ]
@@ -150,7 +151,7 @@ def _conclude(rows, settings):
 def _tables(rows, settings):
     whens = distinct(rows, "when")
     return {
-        "Standard deviation of the input of each block: median (least to most).": markdown(
+        "Standard deviation of the input of each block: median (minimum to maximum).": markdown(
             ["block", "predicted", *whens],
             [
                 [
@@ -174,18 +175,18 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="residual_scale",
     claim="""\
-At initialization the variance of an NF-ResNet's signal grows by alpha squared a block and
-starts from one again in each stage; beta divides by the standard deviation so predicted
-(arXiv 2101.08692, section 3).""",
+At initialization the variance of an NF-ResNet's signal grows by alpha squared per block and
+restarts from one in each stage; beta divides by the standard deviation predicted in this
+way (arXiv 2101.08692, section 3).""",
     how="""\
-An NF-ResNet, its signal measured with held-out pictures at the input of each block: at
-initialization with the learned gains of the blocks at one and at zero, and after it was
-trained with AGC."""
-    + fitting.CLIPPING_OF_ZERO,
+An NF-ResNet. Its signal is measured with test images at the input of each block: at
+initialization with skip gains of one and of zero, and after training with AGC."""
+    + fitting.AGC_AT_ZERO_TEXT,
     beyond="""\
-The prediction is one for signals of many channels and large maps. These networks have three
-stages: in a fourth, whose maps would be one pixel, a padded 3 x 3 convolution sees eight zeros
-and one number, and the deviation falls to 0.6. `--scale full` measures NF-ResNet-50 on ImageNet.""",
+The prediction assumes many channels and large feature maps. These networks have three
+stages: in a fourth, with feature maps of one pixel, a padded 3 x 3 convolution sees eight
+zeros and one value, and the standard deviation falls to 0.6. `--scale full` measures
+NF-ResNet-50 on ImageNet.""",
     scales={
         "small": {
             **fitting.SMALL_RUN,

@@ -28,7 +28,10 @@ class Results:
                 with path.open(newline="", encoding="utf-8-sig") as file:
                     self.rows = [_parsed(row) for row in csv.DictReader(file)]
             except (UnicodeDecodeError, csv.Error, TypeError) as error:
-                raise ValueError(f"{path} holds no results: {error}") from error
+                raise ValueError(
+                    f"{path} does not contain results of an experiment. Move it away, or "
+                    f"give another folder. Received: {error}"
+                ) from error
 
     def has(self, cell):
         """Whether there are rows of a cell."""
@@ -89,7 +92,7 @@ def median(rows, name):
 
 
 def with_spread(rows, name, show):
-    """Format a column as `median (least to most)`, each number with `show`."""
+    """Format a column as `median (minimum to maximum)`, each number with `show`."""
     values = [row[name] for row in rows if name in row]
     if not values:
         return "-"

@@ -17,16 +17,16 @@ from keras_nfnets import files
 SETTINGS, RESULTS = "settings.json", "results.csv"
 
 # Each process has its own TensorFlow in memory.
-_MOST_PROCESSES = 8
+_MAX_PROCESSES = 8
 
 
 def default_jobs():
     """Return the number of cells to measure in parallel.
 
-    It is one per core, at most `_MOST_PROCESSES`, or one with an accelerator.
+    It is one per core, at most `_MAX_PROCESSES`, or one with an accelerator.
     """
     kinds = {name.partition(":")[0] for name in keras.distribution.list_devices()}
-    return min(os.cpu_count(), _MOST_PROCESSES) if kinds <= {"cpu"} else 1
+    return min(os.cpu_count(), _MAX_PROCESSES) if kinds <= {"cpu"} else 1
 
 
 def check_folder(folder, settings):
@@ -49,18 +49,20 @@ def check_folder(folder, settings):
     except FileNotFoundError:
         if (folder / RESULTS).exists():
             raise ValueError(
-                f"{folder} has a {RESULTS} but no {SETTINGS} that says of what; give "
-                "another folder"
+                f"A folder has a {RESULTS} but no {SETTINGS} of its run. Give another "
+                f"folder. Received: {folder}"
             ) from None
         differing = set()
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not hold settings: {error}") from None
+        raise ValueError(
+            f"{path} does not contain settings. Give another folder. Received: {error}"
+        ) from None
     if differing - {"seeds"}:
         name = min(differing - {"seeds"})
         raise ValueError(
-            f"{folder} holds results with other settings: {name} is "
-            f"{before.get(name)!r} there and {settings.get(name)!r} now. Give another "
-            "folder, or move that one away."
+            f"{folder} contains results with other settings. Give another folder, or move "
+            f"that one away. Received: {name}={settings.get(name)!r}, but "
+            f"{before.get(name)!r} in the folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with files.written(path) as partial:

@@ -31,8 +31,8 @@ def _conclude(rows, settings):
         loses = values[-1] - values[0]
         shown = ", ".join(map(percent, values))
         return Finding(
-            f"{network}: {shown} at {', '.join(map(str, sizes))}; from the largest of these "
-            f"batches to the smallest that is {-100 * loses:+.1f} points.",
+            f"{network}: {shown} at batches of {', '.join(map(str, sizes))}; from the "
+            f"largest of these to the smallest it changes by {-100 * loses:+.1f} points.",
             values[-1] > 0.5 and (loses > _COLLAPSE) == collapses,
         )
 
@@ -45,18 +45,17 @@ def _conclude(rows, settings):
 EXPERIMENT = Experiment(
     name="small_batches",
     claim="""\
-At batches of a few pictures the accuracy of batch-normalized networks collapses; that of
-normalizer-free ones does not (arXiv 2101.08692, section 1; 2102.06171, section 1).""",
+At batches of a few images the accuracy of batch-normalized networks collapses; that of
+normalizer-free networks does not (arXiv 2101.08692, section 1; 2102.06171, section 1).""",
     how="""\
-Two networks of one shape, the same pictures in the same order. The learning rate of each
-is tuned in the same way at the largest of these batch sizes, and scaled linearly from there.
-The running statistics of batch normalization are means over the last hundred batches, or a
-tenth of all.""",
+Two networks of one shape see the same images in the same order. The learning rate of each
+is tuned in the same way at the largest of these batch sizes, and scaled linearly from
+there. The running statistics of batch normalization are means over the last hundred
+batches, or over a tenth of all.""",
     beyond="""\
 The last stage of this small network has feature maps of one pixel: at a batch of one, batch
-normalization then has a single number to normalize, and gives zero whatever it is. With the
-7 x 7 maps of ImageNet networks the collapse is less abrupt. How far it goes there is for
-`--scale full` to say.""",
+normalization then has a single value to normalize, and always gives zero. With the 7 x 7
+feature maps of ImageNet networks the collapse is less abrupt; `--scale full` measures it.""",
     scales={
         "small": {
             **fitting.SMALL,

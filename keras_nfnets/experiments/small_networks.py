@@ -34,7 +34,7 @@ def _gated(x, gate="sigmoid"):
     return layers.Multiply()([x, layers.Conv2D(channels, 1, activation=gate)(y)])
 
 
-def _places():
+def _blocks():
     """Yield (width, strides) of each block: two per stage, the first of them strided."""
     for width in _WIDTHS:
         yield width, 2
@@ -42,7 +42,7 @@ def _places():
 
 
 def _resnet(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         y = _convolved(x, width // 2, 1)
         y = _convolved(y, width // 2, 3, strides)
         y = _convolved(y, width, 1, activation=None)
@@ -53,7 +53,7 @@ def _resnet(x):
 
 
 def _resnet_v2(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         y = _normalized(x, "relu")
         if strides > 1:
             x = layers.Conv2D(width, 1, strides)(y)
@@ -84,25 +84,25 @@ def _inverted(x, width, strides, activation, gate=None, fused=False):
 
 
 def _mobilenet_v2(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         x = _inverted(x, width // 2, strides, "relu6")
     return _convolved(x, 128, 1, activation="relu6")
 
 
 def _mobilenet_v3(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         x = _inverted(x, width // 2, strides, "hard_silu", "hard_sigmoid")
     return _convolved(x, 128, 1, activation="hard_silu")
 
 
 def _efficientnet(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         x = _inverted(x, width // 2, strides, "silu", "sigmoid")
     return _convolved(x, 128, 1, activation="silu")
 
 
 def _efficientnet_v2(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         fused = width == _WIDTHS[0]
         gate = None if fused else "sigmoid"
         x = _inverted(x, width // 2, strides, "silu", gate, fused)
@@ -123,22 +123,22 @@ def _densenet(x):
 
 def _inception(x):
     for width in _WIDTHS:
-        part = width // 4
+        filters = width // 4
         x = layers.MaxPooling2D(padding="same")(x)
         pooled = layers.AveragePooling2D(3, 1, padding="same")(x)
         x = layers.Concatenate()(
             [
-                _convolved(x, part, 1),
-                _convolved(_convolved(x, part, 1), part),
-                _convolved(_convolved(_convolved(x, part, 1), part), part),
-                _convolved(pooled, part, 1),
+                _convolved(x, filters, 1),
+                _convolved(_convolved(x, filters, 1), filters),
+                _convolved(_convolved(_convolved(x, filters, 1), filters), filters),
+                _convolved(pooled, filters, 1),
             ]
         )
     return x
 
 
 def _xception(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         y = x
         for filters in (width, width):
             y = layers.Activation("relu")(y)
@@ -152,7 +152,7 @@ def _xception(x):
 
 
 def _convnext(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         if strides > 1:
             x = layers.LayerNormalization()(x)
             x = layers.Conv2D(width, 2, 2, padding="same")(x)
@@ -164,7 +164,7 @@ def _convnext(x):
 
 
 def _regnet(x):
-    for width, strides in _places():
+    for width, strides in _blocks():
         y = _convolved(x, width, 1)
         y = _gated(_convolved(y, width, 3, strides, groups=width // 16))
         y = _convolved(y, width, 1, activation=None)
@@ -225,7 +225,7 @@ def build(network, input_shape, classes):
     return keras.Model(inputs, x, name=network.lower().replace("-", ""))
 
 
-class _Nothing(layers.Layer):
+class _Identity(layers.Layer):
     """Identity layer with the call signature of a normalization layer."""
 
     def call(self, x, training=None, mask=None):
@@ -237,7 +237,7 @@ def without_normalization(model):
 
     def counterpart(layer):
         if isinstance(layer, NORMALIZATIONS):
-            return _Nothing(name=layer.name)
+            return _Identity(name=layer.name)
         if not isinstance(layer, keras.layers.Layer):
             return layer
         return type(layer).from_config(layer.get_config())

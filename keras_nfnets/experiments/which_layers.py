@@ -12,7 +12,7 @@ _EVERYTHING, _NOT_CLASSIFIER = "everything", "all but the classifier"
 _NOT_STEM, _NOTHING = "all but classifier and stem", "nothing"
 
 
-def _parts(stages):
+def _clipped_layers(stages):
     """Return `{what is clipped: prefixes of variable paths}`; None is AGC's default."""
     pairs = itertools.combinations(stages, 2)
     return {
@@ -36,19 +36,19 @@ def _cells(settings, rates):
         }
         for seed in range(settings["seeds"])
         for batch_size in settings["batch_sizes"]
-        for clipped in _parts(_STAGES)
+        for clipped in _clipped_layers(_STAGES)
     ]
 
 
 def _measure(settings, cell):
-    beginnings = _parts(_STAGES)[cell["clipped"]]
-    if beginnings is None:
+    prefixes = _clipped_layers(_STAGES)[cell["clipped"]]
+    if prefixes is None:
         return fitting.train_cell(settings, cell)
-    if not beginnings:
+    if not prefixes:
         return fitting.train_cell(settings, {**cell, "network": NORMALIZER_FREE})
 
     def exclude(variable):
-        return not variable.path.startswith(beginnings)
+        return not variable.path.startswith(prefixes)
 
     return fitting.train_cell(settings, cell, exclude=exclude)
 
@@ -60,15 +60,18 @@ def _draw(figure, rows, settings):
         runs = select(main, batch_size=size)
         clipped = distinct(runs, "clipped")[::-1]
         for height, name in enumerate(clipped):
-            of_name = select(runs, clipped=name)
+            runs_of_name = select(runs, clipped=name)
             axes.barh(
-                height, 100 * median(of_name, "accuracy"), color="tab:blue", alpha=0.5
+                height,
+                100 * median(runs_of_name, "accuracy"),
+                color="tab:blue",
+                alpha=0.5,
             )
-            for row in of_name:
+            for row in runs_of_name:
                 marker = "rx" if row["diverged"] else "k."
                 axes.plot(100 * row["accuracy"], height, marker)
         axes.set_yticks(range(len(clipped)), clipped)
-        axes.set(xlabel="accuracy (%; x: diverged)", title=f"batch size {size}")
+        axes.set(xlabel="test accuracy (%; x: diverged)", title=f"batch size {size}")
         axes.set_xlim(0, 100)
         axes.grid(alpha=0.3, axis="x")
 
@@ -88,8 +91,8 @@ def _conclude(rows, settings):
         trains = max(accuracy.values()) > 0.5
         findings.append(
             Finding(
-                f"At a batch of {size}, all clipped but the classifier gives "
-                f"{percent(most)}, with the classifier clipped too "
+                f"At a batch of {size}, clipping all but the classifier gives "
+                f"{percent(most)}, clipping the classifier too "
                 f"{percent(accuracy[_EVERYTHING])}.",
                 gain > plots.NEAR / 2 if trains else None,
             )
@@ -98,16 +101,16 @@ def _conclude(rows, settings):
         enough = [n for n, v in partly.items() if v > most - plots.NEAR]
         best = max(partly, key=partly.get)
         text = (
-            f"At {size}, of one stage or two clipped alone the best is {best} "
+            f"At {size}, the best of clipping only one or two stages is {best} "
             f"({percent(partly[best])}), the worst {percent(min(partly.values()))}; "
-            f"{len(enough)} of {len(partly)} are within {percent(plots.NEAR)} of all "
-            f"four, nothing clipped gives {percent(accuracy[_NOTHING])}."
+            f"{len(enough)} of {len(partly)} are within {percent(plots.NEAR)} of clipping "
+            f"all four. Without clipping: {percent(accuracy[_NOTHING])}."
         )
         largest = size == max(sizes)
         holds = not enough if largest else bool(enough)
         findings.append(Finding(text, holds if trains else None))
         without_stem = accuracy[_NOT_STEM]
-        text = f"At {size}, without the stem too it is {percent(without_stem)}."
+        text = f"At {size}, clipping neither classifier nor stem gives {percent(without_stem)}."
         holds = abs(without_stem - most) < plots.NEAR
         findings.append(Finding(text, holds if trains else None))
     return findings
@@ -115,7 +118,7 @@ def _conclude(rows, settings):
 
 def _tables(rows, settings):
     return {
-        "Accuracy on held-out pictures, by what is clipped: median (least to most).": grid(
+        "Test accuracy by clipped layers: median (minimum to maximum).": grid(
             select(rows, part=MAIN), "clipped", "batch_size"
         ),
         **fitting.sweep_table(settings, rows),
@@ -125,19 +128,20 @@ def _tables(rows, settings):
 EXPERIMENT = Experiment(
     name="which_layers",
     claim="""\
-The classifier is better not clipped; whether the stem is makes no difference; small batches
-train with some of the stages clipped, large ones need all four (arXiv 2102.06171, section
-4.1).""",
+The classifier should not be clipped; clipping the stem makes no difference; small batches
+train with some of the stages clipped, large ones need all four clipped (arXiv 2102.06171,
+section 4.1).""",
     how="""\
-The NF-ResNet with AGC applied to all its layers, to all but the classifier, to neither
-classifier nor stem, to each stage alone and to each pair of stages, and to none, at a small
-and a large batch. The learning rate is that found for all but the classifier."""
-    + fitting.CLIPPING_OF_ZERO,
+The NF-ResNet with AGC for all its layers, for all but the classifier, for all but
+classifier and stem, for each stage alone, for each pair of stages, and for none, at a small
+and a large batch size. The learning rate is the one tuned with all but the classifier
+clipped."""
+    + fitting.AGC_AT_ZERO_TEXT,
     beyond="""\
-A batch of 256 is not small among 4,000 pictures, and the rate found for the clipped network is
-one at which nothing trains that is not clipped: the small batches of the claim would want a rate
-of their own. Ten classes are few for a classifier, so that clipping it costs nothing and keeps a
-short run at a high rate from going astray. The paper's differences are those of NF-ResNet-50 on
+A batch of 256 is not small compared with 4,000 images, and at the learning rate tuned for
+the clipped network nothing trains without clipping: the small batches of the claim would
+need their own rate. With only ten classes, clipping the classifier costs nothing and
+stabilizes a short run at a high rate. The paper's differences are those of NF-ResNet-50 on
 ImageNet (`--scale full`).""",
     scales={
         "small": {

@@ -22,7 +22,7 @@ class _ChannelAttention(keras.layers.Layer):
     def build(self, input_shape):
         if len(input_shape) != 4:
             raise ValueError(
-                f"{type(self).__name__} expects pictures, a tensor of rank 4. "
+                f"{type(self).__name__} expects images, a tensor of rank 4. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         channels = input_shape[3 if self.data_format == "channels_last" else 1]

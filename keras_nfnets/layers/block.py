@@ -133,10 +133,10 @@ class NFBlock(keras.layers.Layer):
         if group_size is not None:
             if width % group_size:
                 raise ValueError(
-                    "`group_size` must divide the width of the 3x3 convolutions. "
-                    f"Received: group_size={group_size}, a width of {width} "
-                    f"(filters={filters}); group sizes that would do: "
-                    f"{[n for n in range(1, width + 1) if width % n == 0]}"
+                    f"`group_size` must divide the width of the 3x3 convolutions, {width}. "
+                    "Possible group sizes: "
+                    f"{[n for n in range(1, width + 1) if width % n == 0]}. "
+                    f"Received: group_size={group_size}, filters={filters}"
                 )
             groups = width // group_size
         self.gain = activation_gain(activation)

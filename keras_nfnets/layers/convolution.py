@@ -130,7 +130,9 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
         **kwargs,
     ):
         if not isinstance(padding, str):
-            raise ValueError(f"`padding` must be a name. Received: padding={padding!r}")
+            raise ValueError(
+                f"`padding` must be a string. Received: padding={padding!r}"
+            )
         symmetric = padding == "symmetric"
         # For odd kernels both paddings give the same output size.
         keras_padding = "same" if symmetric else padding
@@ -138,7 +140,7 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
         self.symmetric = symmetric
         if self.symmetric and not all(size % 2 for size in self.kernel_size):
             raise ValueError(
-                '`padding="symmetric"` is for kernels of odd sizes. '
+                '`padding="symmetric"` needs odd kernel sizes. '
                 f"Received: kernel_size={kernel_size}"
             )
 

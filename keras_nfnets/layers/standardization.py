@@ -228,8 +228,9 @@ class WeightStandardized:
             outputs = kernel.units(shape)
             if math.prod(shape) == outputs:
                 raise ValueError(
-                    f"{type(self).__name__} standardizes the weights of a unit, and of "
-                    "a single one nothing is left. Received: inputs of shape "
+                    f"A unit of {type(self).__name__} needs at least two weights to "
+                    "standardize: a single one would become a constant. Use more inputs "
+                    "or a larger kernel. Received: inputs of shape "
                     f"{tuple(input_shape)} for a kernel of shape {shape}"
                 )
             gain = self.add_weight(

@@ -86,8 +86,8 @@ def find_network(name):
     if known is None:
         suggestion = checks.perhaps(name, NETWORKS) or "."
         raise ValueError(
-            f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows their "
-            "names; timm's are known, too."
+            f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows the names "
+            f"of all networks; timm's names are accepted too. Received: {name!r}"
         )
     return NETWORKS[known]
 

@@ -83,7 +83,7 @@ def assign(variables, arrays, source, progress=iter):
         for key in variables.keys() - arrays.keys()
     ]
     problems += [
-        f"{key} has no place in the network" for key in arrays.keys() - variables.keys()
+        f"{key} is not in the network" for key in arrays.keys() - variables.keys()
     ]
     values = {}
     for key in variables.keys() & arrays.keys():
@@ -95,9 +95,9 @@ def assign(variables, arrays, source, progress=iter):
         shown = "\n  ".join(sorted(problems)[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(
-            f"The weights in {source} are of another network; nothing was changed. "
-            f"Of {len(variables)} parameters these do not fit, or are not there:\n"
-            f"  {shown}{more}"
+            f"The weights in {source} are those of another network; nothing was changed. "
+            f"Create the network that they belong to. Received, for {len(variables)} "
+            f"parameters:\n  {shown}{more}"
         )
     for key, variable in progress(list(variables.items())):
         variable.assign(values[key])
@@ -105,7 +105,7 @@ def assign(variables, arrays, source, progress=iter):
         ours, theirs = other_classes
         warnings.warn(
             f"The classifier of {source} has {theirs} classes, that of the network "
-            f"{ours}: it stays as it was. All other weights were loaded.",
+            f"{ours}, so it was not loaded. All other weights were.",
             stacklevel=2,
         )
 
@@ -143,21 +143,22 @@ def _value_for(variable, array):
     try:
         array = np.asarray(array)
     except Exception as error:  # its type depends on that of the object
-        raise ValueError(f"is no array here: {error}") from error
+        raise ValueError(f"is not an array in the source: {error}") from error
     # NumPy's kind of bfloat16 and similar dtypes is "V".
     is_small_float = array.dtype.kind == "V" and array.dtype.names is None
     if array.dtype.kind not in "fiu" and not (
         is_small_float and array.dtype.isbuiltin == 2
     ):
-        raise ValueError(f"is of dtype {array.dtype} here, not of real numbers")
+        raise ValueError(f"has dtype {array.dtype} in the source, not of real numbers")
     if tuple(variable.shape) != array.shape:
         raise ValueError(
-            f"has shape {tuple(variable.shape)} in the network, {array.shape} here"
+            f"has shape {tuple(variable.shape)} in the network, {array.shape} in the source"
         )
     with np.errstate(over="ignore"):
         value = array.astype(variable.dtype, copy=False)
     if not np.isfinite(value).all():
         raise ValueError(
-            f"has numbers here that are not finite, or too large for {variable.dtype}"
+            "has values in the source that are not finite, or too large for "
+            f"{variable.dtype}"
         )
     return value

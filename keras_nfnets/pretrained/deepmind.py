@@ -44,7 +44,7 @@ def load_deepmind(model, source):
     ...     load_deepmind(network, {"NFNet/~/linear": {"b": np.zeros(10)}})
     ... except ValueError as error:
     ...     print(str(error).splitlines()[0])
-    The weights in the mapping are of another network; nothing was changed. Of 97 parameters these do not fit, or are not there:
+    The weights in the mapping are those of another network; nothing was changed. Create the network that they belong to. Received, for 97 parameters:
 
     Reference: nfnet.py, nf_resnet.py and nf_regnet.py of the authors' code.
     """
@@ -68,11 +68,13 @@ def match(model, parameters):
         ours = _our_name(name, blocks)
         arrays[ours] = array
         given[ours].append(name)
-    twice = sorted(name for names in given.values() if len(names) > 1 for name in names)
-    if twice:
+    repeated = sorted(
+        name for names in given.values() if len(names) > 1 for name in names
+    )
+    if repeated:
         raise ValueError(
-            "Some parameters are given twice, under names that mean the same. "
-            f"Received: {', '.join(twice)}"
+            "Some parameters are given twice, under equivalent names. "
+            f"Received: {', '.join(repeated)}"
         )
     return variables_by_name(model), arrays
 

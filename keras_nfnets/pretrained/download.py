@@ -16,10 +16,10 @@ import urllib.request
 import warnings
 
 _TIMEOUT = 10  # seconds without a byte from a server
-_PATIENCE = 20  # seconds for its first response, all its addresses together
-_TRIES = 3  # attempts in a row without any bytes
+_RESPONSE_TIMEOUT = 20  # seconds for its first response, all its addresses together
+_MAX_IDLE_ATTEMPTS = 3  # attempts in a row without any bytes
 # The hub names a large file by its SHA-256, and a small one by its git hash.
-_KINDS = {64: "sha256", 40: "git"}
+_ALGORITHMS = {64: "sha256", 40: "git"}
 _DIGEST = "[0-9a-f]{64}|[0-9a-f]{40}"
 _COMMIT = "[0-9a-f]{40}"
 
@@ -88,10 +88,12 @@ def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
     digest = os.path.basename(blob)
     if not re.fullmatch(_DIGEST, digest):
         return pointer
-    if _digest(pointer, _KINDS[len(digest)]) == digest:
+    if _digest(pointer, _ALGORITHMS[len(digest)]) == digest:
         return pointer
     if remove:
-        warnings.warn(f"{found} is corrupt: removed, to be fetched again", stacklevel=3)
+        warnings.warn(
+            f"{found} is corrupt: removed; it will be downloaded again", stacklevel=3
+        )
         (pointer.parent / blob).unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
     return None
@@ -109,26 +111,28 @@ def _from_hub(repo, staging, repo_id, filename, revision):
         known = _in_time(get_hf_file_metadata, url)
         digest, commit = str(known.etag), str(known.commit_hash)
         if not (re.fullmatch(_DIGEST, digest) and re.fullmatch(_COMMIT, commit)):
-            raise ConnectionError(f"no hub: ETag {digest}, X-Repo-Commit {commit}")
-    kind = _KINDS[len(digest)]
+            raise ConnectionError(
+                f"an answer that is not of a hub: ETag {digest}, X-Repo-Commit {commit}"
+            )
+    kind = _ALGORITHMS[len(digest)]
     pointer = repo / "snapshots" / commit / filename
     has_links = are_symlinks_supported(repo.parent)
-    place = repo / "blobs" / digest if has_links else pointer
-    if not place.is_file() or _digest(place, kind) != digest:
+    target = repo / "blobs" / digest if has_links else pointer
+    if not target.is_file() or _digest(target, kind) != digest:
         with _explained(url, repo.parent, advice, known.size):
             # `huggingface_hub` checks only the size, so the file must not be written
             # to its cache yet.
-            came = hf_hub_download(
+            downloaded = hf_hub_download(
                 repo_id, filename, revision=commit, cache_dir=staging, local_dir=staging
             )
-        received = _digest(pathlib.Path(came), kind)
+        received = _digest(pathlib.Path(downloaded), kind)
         if received != digest:
-            raise _wrong(url, kind, digest, received)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(came, place)
+            raise _wrong_checksum(url, kind, digest, received)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(downloaded, target)
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if has_links:
-        os.symlink(os.path.relpath(place, pointer.parent), staging / "link")
+        os.symlink(os.path.relpath(target, pointer.parent), staging / "link")
         os.replace(staging / "link", pointer)
     # Records the commit of a branch, so that the file is found without a network.
     if revision != commit:
@@ -167,39 +171,39 @@ def url_file(url, md5=None):
     >>> url_file("https://storage.googleapis.com/dm-nfnets/F0_haiku.npz")  # doctest: +SKIP
     PosixPath('/home/me/.keras/models/keras_nfnets/.../F0_haiku.npz')
     """
-    final = _place_in_keras_home(url)
+    final = _path_in_keras_home(url)
     md5 = "" if md5 is None else str(md5).lower()
     if not re.fullmatch("([0-9a-f]{32})?", md5):
         raise ValueError(f"`md5` must be 32 hexadecimal digits. Received: md5={md5!r}")
 
-    def is_there():
+    def is_cached():
         return final.is_file() and md5 in ("", _digest(final, "md5"))
 
-    if is_there():
+    if is_cached():
         return final
     with _lock(final.with_name(final.name + ".lock")):
         # Another process may have downloaded it meanwhile.
-        if is_there():
+        if is_cached():
             return final
         if final.exists():
-            wrong = final.with_name(final.name + ".wrong")
-            os.replace(final, wrong)
+            backup = final.with_name(final.name + ".wrong")
+            os.replace(final, backup)
             warnings.warn(
-                f"The MD5 of {final} is not {md5}: moved to {wrong}, to be "
-                "fetched again",
+                f"The MD5 of {final} is not {md5}: moved to {backup}; it will be "
+                "downloaded again",
                 stacklevel=2,
             )
         _from_url(url, final, md5)
     return final
 
 
-def _place_in_keras_home(url):
+def _path_in_keras_home(url):
     parts = urllib.parse.urlsplit(str(url))
     folder, _, name = parts.path.rpartition("/")
     name = urllib.parse.unquote(name)
     if parts.scheme not in ("http", "https") or not parts.netloc or not name.strip("."):
         raise ValueError(
-            f"`url` must be that of a file, https://host/file. Received: url={url!r}"
+            f"`url` must be the URL of a file, https://host/file. Received: url={url!r}"
         )
     # The folder of Keras, but without its fallback in /tmp, where other users could
     # have put files.
@@ -215,7 +219,9 @@ def _from_url(url, final, md5):
     with _explained(url, final.parent), _in_time(_open, url, "HEAD") as answer:
         size = int(answer.headers["Content-Length"] or 0)
         if not size:
-            raise ConnectionError("no Content-Length, to know a whole file from a part")
+            raise ConnectionError(
+                "no Content-Length, so that a complete file cannot be recognized"
+            )
     hashes = ",".join(answer.headers.get_all("x-goog-hash", []))
     sent = re.search(r"\bmd5=([\w+/]{22}==)", hashes)
     if sent and not md5:
@@ -239,7 +245,7 @@ def _from_url(url, final, md5):
             os.replace(partial, final)
             return
         partial.unlink()
-    raise _wrong(url, "md5", md5, received)
+    raise _wrong_checksum(url, "md5", md5, received)
 
 
 def _fetch(url, partial, size):
@@ -256,7 +262,7 @@ def _fetch(url, partial, size):
     ):
         at, failure, idle = file.seek(0, os.SEEK_END), None, 0
         while at != size:
-            if idle == _TRIES:
+            if idle == _MAX_IDLE_ATTEMPTS:
                 raise failure
             if failure:
                 time.sleep(1)
@@ -310,7 +316,7 @@ def _in_time(function, *args):
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future.result(_PATIENCE)
+    return future.result(_RESPONSE_TIMEOUT)
 
 
 @contextlib.contextmanager
@@ -344,12 +350,12 @@ def _explained(url, folder, advice="try again later", size="unknown"):
         if isinstance(error, OSError) and error.errno and not is_network:
             raise OSError(
                 error.errno,
-                f"{error.strerror}: {url}, {size} bytes, cannot be kept in {folder}",
+                f"{error.strerror}: {url}, {size} bytes, cannot be written to {folder}",
             ) from error
         raise ConnectionError(
-            f"{url} is not in {folder} and could not be fetched. Received: "
-            f"{_received(error)}. You may {advice}, or download the file by hand and "
-            "pass its path as `weights=`."
+            f"{url} is not in {folder} and could not be downloaded. You can {advice}, or "
+            "download the file manually and pass its path as `weights=`. "
+            f"Received: {_received(error)}"
         ) from error
 
 
@@ -364,9 +370,9 @@ def _received(error):
     return text if type(error) is ConnectionError else f"{type(error).__name__}: {text}"
 
 
-def _wrong(url, kind, digest, received):
+def _wrong_checksum(url, kind, digest, received):
     return ValueError(
-        f"{url} should have the {kind} checksum {digest}. Received: {received}. It was "
-        "deleted; try again later, or download the file by hand and pass its path as "
-        "`weights=`."
+        f"The {kind} checksum of the download from {url} is wrong; it was deleted. Try "
+        "again later, or download the file manually and pass its path as `weights=`. "
+        f"Expected: {digest}. Received: {received}"
     )

@@ -27,7 +27,7 @@ def read(path):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                _refuse_more(archive.getinfo("model.weights.h5").file_size, limit)
+                _check_size(archive.getinfo("model.weights.h5").file_size, limit)
                 content = archive.read("model.weights.h5")
             _check_strings(content)
             opened = h5py.File(io.BytesIO(content), "r")
@@ -44,8 +44,8 @@ def read(path):
     # RuntimeError, zlib.error, ...
     except Exception as error:
         raise ValueError(
-            f"{path} is not a whole .weights.h5 or .keras file; nothing was changed. "
-            f"Reading it failed with: {error}"
+            f"{path} is not a complete .weights.h5 or .keras file; nothing was changed. "
+            f"Save or download it again. Received: {error}"
         ) from error
 
 
@@ -68,7 +68,7 @@ def _check_strings(content):
             if is_rest:
                 break
         if not start + 16 <= at <= end <= len(content) or (at < end and is_rest):
-            raise ValueError("a heap of strings whose sizes do not add up")
+            raise ValueError("a heap of strings with inconsistent sizes")
         start = content.find(_HEAP, start + 8)
 
 
@@ -80,9 +80,11 @@ def _integer(content, at, size):
     return int.from_bytes(content[at : at + size], "little")
 
 
-def _refuse_more(size, limit):
+def _check_size(size, limit):
     if size > limit:
-        raise ValueError(f"{size:,} bytes come out of a file that holds far fewer")
+        raise ValueError(
+            f"content of {size:,} bytes, far more than the size of the file allows"
+        )
 
 
 def _read_layers(file, limit):
@@ -91,24 +93,24 @@ def _read_layers(file, limit):
     def item_of(group, name):
         # No other links: they may lead to other files, or form cycles.
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{group.name}/{name} is a link to something else")
+            raise ValueError(f"{group.name}/{name}, which is a link")
         item = group[name]
         at = h5py.h5o.get_info(item.id).addr
         if at in seen:
-            raise ValueError(f"{item.name} is there under two names")
+            raise ValueError(f"{item.name}, which has two names")
         seen.add(at)
         return item
 
     def visit(group, prefix):
-        own = item_of(group, "vars") if "vars" in group else None
+        variables = item_of(group, "vars") if "vars" in group else None
         # Keras stores the name of the layer next to its variables.
-        if own is not None and "name" in own.attrs:
-            prefix = [*prefix, _text(own.attrs["name"])]
-        for index in own or ():
+        if variables is not None and "name" in variables.attrs:
+            prefix = [*prefix, _text(variables.attrs["name"])]
+        for index in variables or ():
             key = "/".join([*prefix, index])
             if key in arrays:
-                raise ValueError(f"{key} is there twice")
-            arrays[key] = array_of(item_of(own, index))
+                raise ValueError(f"{key} twice")
+            arrays[key] = array_of(item_of(variables, index))
         for name in group:
             if name != "vars":
                 item = item_of(group, name)
@@ -117,9 +119,9 @@ def _read_layers(file, limit):
     def array_of(dataset):
         nonlocal total
         if dataset.is_virtual or dataset.external:
-            raise ValueError(f"{dataset.name} is kept in another file")
+            raise ValueError(f"{dataset.name}, which is stored in another file")
         total += dataset.nbytes
-        _refuse_more(total, limit)
+        _check_size(total, limit)
         array = dataset[()]
         # HDF5 has no bfloat16: Keras stores bytes, and the dtype as an attribute.
         if dataset.attrs.get("dtype") == "bfloat16":
@@ -132,7 +134,7 @@ def _read_layers(file, limit):
 
 def _text(name):
     if not (isinstance(name, str) and name.isprintable()):
-        raise ValueError(f"a layer's name is no text: {name!a:.100}")
+        raise ValueError(f"a layer name that is not printable text: {name!a:.100}")
     return name
 
 

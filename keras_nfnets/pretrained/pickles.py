@@ -19,12 +19,25 @@ import numpy as np
 
 # NFNet-F6 takes some 60 thousand. The limit bounds the time, and the memory of objects
 # that take one byte in the file.
-_MOST_OPCODES = 500_000
-_DEEPEST = 16
-_MOST_AXES = 32  # limit of NumPy 1.x
-_MOST_SHOWN = 200  # characters of a reason, which may quote the file
+_MAX_OPCODES = 500_000
+_MAX_DEPTH = 16
+_MAX_AXES = 32  # limit of NumPy 1.x
+_MAX_REASON = 200  # characters of a reason, which may quote the file
 
-_NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_NUMERIC_DTYPES = (
+    "f2",
+    "f4",
+    "f8",
+    "i1",
+    "i2",
+    "i4",
+    "i8",
+    "u1",
+    "u2",
+    "u4",
+    "u8",
+    "b1",
+)
 
 # Opcodes that push a constant onto the stack, and those that push their argument.
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -73,7 +86,7 @@ def read_pickle(path):
         exists = False
     if not exists:
         raise ValueError(
-            "`path` must be that of a file of the authors' parameters, such as "
+            "`path` must be the path of a file of the authors' parameters, such as "
             f"F0_haiku.npz. Received: path={str(path)!r}, where there is no file"
         )
     try:
@@ -84,11 +97,13 @@ def read_pickle(path):
     except (IndexError, KeyError, OSError, TypeError, ValueError) as error:
         reason = str(error)
         if isinstance(error, (IndexError, KeyError, TypeError)):
-            reason = f"opcodes that make no sense ({type(error).__name__}: {reason})"
+            reason = (
+                f"an invalid sequence of opcodes ({type(error).__name__}: {reason})"
+            )
         raise ValueError(
-            f"{full} must be a pickle of the authors' parameters, a mapping from "
-            "names to arrays of numbers, and of nothing else; nothing in it was "
-            f"executed. Received: {reason[:_MOST_SHOWN]}"
+            f"{full} must be a pickle of the authors' parameters: a mapping from names "
+            "to numeric arrays, and nothing else. Nothing in it was executed. "
+            f"Received: {reason[:_MAX_REASON]}"
         ) from error
 
 
@@ -104,7 +119,7 @@ class _File(io.BufferedReader):
 
     def read(self, count):
         if count > self.left:
-            raise ValueError("a file that is cut short, or no pickle")
+            raise ValueError("a file that is truncated, or not a pickle")
         self.left -= count
         return super().read(count)
 
@@ -134,10 +149,10 @@ class _Array:
         version, shape, dtype, is_fortran, data = state
         if version != 1 or type(dtype) is not _DType:
             raise ValueError("an array of an unknown form")
-        if type(shape) is not tuple or len(shape) > _MOST_AXES:
-            raise ValueError("an array whose shape is no tuple, or too long")
+        if type(shape) is not tuple or len(shape) > _MAX_AXES:
+            raise ValueError("an array whose shape is not a tuple, or is too long")
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError("an array whose shape has other things than sizes")
+            raise ValueError("an array whose shape does not consist of sizes")
         if type(data) not in (bytes, bytearray) or (
             len(data) != math.prod(shape) * dtype.value.itemsize
         ):
@@ -176,9 +191,9 @@ def _scalar(dtype, data):
 def _dtype(name, align=False, copy=False):
     if name is _BFLOAT16:
         return _DType(np.dtype(ml_dtypes.bfloat16))
-    if type(name) is not str or name not in _NUMBERS:
+    if type(name) is not str or name not in _NUMERIC_DTYPES:
         shown = repr(name) if type(name) is str else type(name).__name__
-        raise ValueError(f"the dtype {shown}, which is not of plain numbers")
+        raise ValueError(f"the dtype {shown}, which is not numeric")
     return _DType(np.dtype(f"<{name}"))
 
 
@@ -222,7 +237,7 @@ def _known(module, name):
     """Return our version of the object that the pickle names."""
     # (Only strings: printing, comparing or hashing nested tuples can take forever.)
     if type(module) is not str or type(name) is not str:
-        raise ValueError("a name that is no string")
+        raise ValueError("a name that is not a string")
     name = f"{module}.{name}"
     if name not in _KNOWN:
         raise ValueError(f"the name {name!r}")
@@ -242,7 +257,7 @@ def _run(file):
     def argument():
         return opcode.arg.reader(file)
 
-    for _ in range(_MOST_OPCODES):
+    for _ in range(_MAX_OPCODES):
         code = file.read(1)
         opcode = pickletools.code2op.get(code.decode("latin-1"))
         match opcode and opcode.name:
@@ -253,7 +268,7 @@ def _run(file):
                     raise ValueError(f"a pickle of protocol {protocol}")
             case "FRAME":
                 if argument() > file.left:
-                    raise ValueError("a file that is cut short")
+                    raise ValueError("a truncated file")
             case name if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             case name if name in _LITERALS:
@@ -303,11 +318,11 @@ def _run(file):
                 # Its argument is not even read.
                 raise ValueError(f"the opcode {name or code}")
     else:
-        raise ValueError(f"more than {_MOST_OPCODES} opcodes")
+        raise ValueError(f"more than {_MAX_OPCODES} opcodes")
     if file.left:
         raise ValueError(f"a pickle with {file.left} bytes after its end")
     if len(stack) != 1 or below:
-        raise ValueError("a pickle that leaves something unused")
+        raise ValueError("a pickle that leaves unused objects")
     return stack[0]
 
 
@@ -316,7 +331,7 @@ def _set_items(mapping, items):
         raise ValueError(f"items for {type(mapping).__name__}")
     for key, value in zip(items[::2], items[1::2]):
         if type(key) is not str:
-            raise ValueError(f"a key that is no string but {type(key).__name__}")
+            raise ValueError(f"a key that is not a string but {type(key).__name__}")
         if key in mapping:
             raise ValueError(f"the key {key!r} twice")
         mapping[key] = value
@@ -330,8 +345,8 @@ def _finish(tree, size):
     for mapping, depth in todo:
         # A mapping that contains itself would be endless. One that occurs twice, and
         # whose values do so too, can double the work at every level.
-        if id(mapping) in seen or depth > _DEEPEST:
-            raise ValueError("a mapping in two places, or nested too deep")
+        if id(mapping) in seen or depth > _MAX_DEPTH:
+            raise ValueError("a mapping that occurs twice, or is nested too deep")
         seen.add(id(mapping))
         for key, value in mapping.items():
             if type(value) is dict:
@@ -344,7 +359,7 @@ def _finish(tree, size):
             # Copies of bytes that many arrays share would multiply the memory.
             size -= value.value.nbytes
             if size < 0:
-                raise ValueError("more bytes in arrays than in the file")
+                raise ValueError("arrays with more bytes than the file")
             # In place, so that the original bytes are freed before the next copy.
             mapping[key] = value.value.copy()
     return tree

@@ -52,7 +52,7 @@ def load_timm(model, source):
     ...     load_timm(network, {"head.fc.bias": np.zeros(10)})
     ... except ValueError as error:
     ...     print(str(error).splitlines()[0])
-    The weights in the mapping are of another network; nothing was changed. Of 93 parameters these do not fit, or are not there:
+    The weights in the mapping are those of another network; nothing was changed. Create the network that they belong to. Received, for 93 parameters:
 
     The authors' networks (timm's `dm_nfnet_f0` to `f6`) standardize weights with
     another epsilon here than in timm. Loading rescales their gains, so that each
@@ -74,8 +74,8 @@ def read(path):
     # The library raises errors of many types: SafetensorError, OSError, KeyError, ...
     except Exception as error:
         raise ValueError(
-            f"{path} is not a whole .safetensors file; nothing was changed. Reading it "
-            f"failed with: {error}"
+            f"{path} is not a complete .safetensors file; nothing was changed. "
+            f"Download it again. Received: {error}"
         ) from error
 
 

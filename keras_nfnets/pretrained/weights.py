@@ -80,18 +80,18 @@ def find(weights, architecture):
         if not trained:
             raise ValueError(
                 "There are no published ImageNet weights of this network with these "
-                f"settings. Received: weights='imagenet' for {_describe(architecture)}. "
-                "Published are, by the names of pretrained.create:\n"
+                "settings. Published weights, by the names of pretrained.create:\n"
                 + "\n".join(f"  {c.network}: {c.name}" for c in checkpoints)
+                + f"\nReceived: weights='imagenet' for {_describe(architecture)}"
             )
         return Source(trained[0].name, trained[0])
     checkpoint = find_checkpoint(weights)
     if checkpoint is not None and not is_weight_file(weights):
         if checkpoint not in ours:
             raise ValueError(
-                f"{weights!r} is a checkpoint of another network: "
-                f"pretrained.create({checkpoint.network!r}, weights={weights!r}) "
-                f"makes it. Received: {_describe(architecture)}"
+                f"{weights!r} is a checkpoint of another network. Create that by "
+                f"pretrained.create({checkpoint.network!r}, weights={weights!r}). "
+                f"Received: {_describe(architecture)}"
             )
         return Source(weights, checkpoint)
     try:
@@ -115,7 +115,7 @@ def published(architecture):
         architecture: an `Architecture`.
 
     Returns:
-        A list of `Checkpoint`, the most accurate first.
+        A list of `Checkpoint`, the most accurate first, those of unknown accuracy last.
 
     Example:
 
@@ -127,7 +127,7 @@ def published(architecture):
         for checkpoint in list_checkpoints()
         if NETWORKS[checkpoint.network].architecture == architecture
     ]
-    return sorted(found, key=lambda checkpoint: -checkpoint.top1)
+    return sorted(found, key=lambda checkpoint: -(checkpoint.top1 or 0.0))
 
 
 def load(model, source, progress=iter):
@@ -227,9 +227,9 @@ def recognize(path):
         if fits is not None:
             return Recognized(name, network, fits)
     raise ValueError(
-        f"The weights in {path} are of no network here. Received: {len(arrays)} arrays, "
-        f"{len(blocks)} residual blocks; networks with as many blocks: "
-        f"{', '.join(tried) or 'none'}"
+        f"The weights in {path} match no network of this package. Networks with as many "
+        f"residual blocks: {', '.join(tried) or 'none'}. "
+        f"Received: {len(arrays)} arrays, {len(blocks)} residual blocks"
     )
 
 
@@ -279,7 +279,7 @@ def _reader(path):
     reader = _FORMATS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
-            f"A weight file ends in {', '.join(_FORMATS)}. Received: {path}"
+            f"A weight file must end in {', '.join(_FORMATS)}. Received: {path}"
         )
     return reader
 

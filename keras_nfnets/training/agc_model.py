@@ -18,9 +18,9 @@ from keras_nfnets.training.adaptive_clip import (
     is_finite,
     mark_units,
 )
-from keras_nfnets.training.averages import Averages
 from keras_nfnets.training.callbacks import StopAfterSkippedSteps
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
+from keras_nfnets.training.ema import MovingAverages
 from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 
 
@@ -200,7 +200,7 @@ class AGCModel(keras_internals.ModelWithHooks):
             self.optimizer.build(variables)
         decay = self._training_config["ema_decay"]
         if decay is not None and self._averages is None:
-            self._averages = Averages(self.optimizer, variables, decay)
+            self._averages = MovingAverages(self.optimizer, variables, decay)
 
     @property
     def _trainable_paths(self):
@@ -212,11 +212,11 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     def symbolic_batch(self, iterator, is_distributed):
         # Without a strategy only for `fit`: building creates the training state too.
-        if is_distributed or self._is_foreseeable(iterator):
+        if is_distributed or self._can_build_without_batch(iterator):
             return replicas.symbolic_batch(iterator)
         return None
 
-    def _is_foreseeable(self, iterator):
+    def _can_build_without_batch(self, iterator):
         """Whether the training step can be built before there is a batch."""
         return (
             self._fits
@@ -254,7 +254,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         # The metrics cover all replicas; `logs` are those of the last step.
         own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
         if "clip_share" in own:
-            self.clip_shares = self.clip_share.of_parts()
+            self.clip_shares = self.clip_share.by_stage()
         rest = {k: value for k, value in logs.items() if k not in own}
         return {**metrics_of(rest), **own}
 
@@ -283,7 +283,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         """
         metric = next(metric for metric in self.metrics if metric.name == "loss")
         first = next(value for value in keras.tree.flatten(x) if value is not None)
-        loss, weight = replicas.mean_of_own(loss), keras.ops.shape(first)[0]
+        loss, weight = replicas.mean_over_own_examples(loss), keras.ops.shape(first)[0]
         if self._skips:
             loss = keras.ops.where(finite, loss, 0.0)
             weight = keras.ops.where(finite, weight, 0)
@@ -316,7 +316,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
 
     @property
-    def leaves_out_by_itself(self):
+    def skips_nonfinite_steps(self):
         """Whether this model, not the optimizer, skips steps that are not finite."""
         return self._skips and not self._scales_loss
 
@@ -357,7 +357,7 @@ class AGCModel(keras_internals.ModelWithHooks):
             self.update_averages(step)
 
         arguments = [clipped.gradients, clipped.accumulated]
-        condition = finite if self.leaves_out_by_itself else None
+        condition = finite if self.skips_nonfinite_steps else None
         replicas.update(self.optimizer, apply, arguments, condition)
         return finite
 
@@ -418,9 +418,10 @@ class AGCModel(keras_internals.ModelWithHooks):
         ...     model.save("averaged.keras")  # doctest: +SKIP
         """
         if not self._averages:
+            ema_decay = getattr(self, "_training_config", {}).get("ema_decay")
             raise ValueError(
-                "There are no averages of the weights: compile with `ema_decay` and "
-                "train first."
+                "The weights have no averages yet. Compile the model with `ema_decay` and "
+                f"train it first. Received: ema_decay={ema_decay}"
             )
         return self._averages.swapped_in()
 

@@ -8,7 +8,7 @@ from keras import ops
 from keras_nfnets.backend import keras_internals
 
 # Loss scaling may have to halve its scale a few times at the beginning.
-_MOST_SKIPPED_IN_A_ROW = 10
+_MAX_CONSECUTIVE_SKIPS = 10
 
 
 class StopAfterSkippedSteps(keras.callbacks.Callback):
@@ -31,7 +31,7 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         self._seen = skipped
         keras_internals.synchronize(self.model)
         count = self.model.skipped.in_a_row()
-        if count < _MOST_SKIPPED_IN_A_ROW:
+        if count < _MAX_CONSECUTIVE_SKIPS:
             return
         culprits = self.model.skipped.culprits()
         shown = ", ".join(culprits[:5])
@@ -39,11 +39,11 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         share = logs.get("clip_share")
         clipped = "" if share is None else f"; {float(share):.0%} of units clipped"
         raise FloatingPointError(
-            f"The last {count} steps were left out, because gradients were not finite: "
+            f"The last {count} steps were skipped, because gradients were not finite: "
             f"those of {shown}{more}. The learning rate is "
-            f"{current_learning_rate(self.model):.3g}{clipped}. The weights are "
-            "as they were before. Look for such numbers in the data; if there are none, "
-            "a smaller learning rate or clip factor may do."
+            f"{current_learning_rate(self.model):.3g}{clipped}. The weights are those "
+            "before these steps. Look for values that are not finite in the data; if "
+            "there are none, try a smaller learning rate or clip factor."
         )
 
 

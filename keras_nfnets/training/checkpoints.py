@@ -61,12 +61,8 @@ class Checkpoints(keras.callbacks.Callback):
         """Save the state after `epoch` epochs."""
         about = {"epoch": epoch, "settings": self.settings, "history": self.history}
         arrays = {
-            name: ops.convert_to_numpy(variable)
+            name: _as_storable(ops.convert_to_numpy(variable))
             for name, variable in self._variables(self.model).items()
-        }
-        # Types unknown to NumPy files (bfloat16) are saved as raw bytes.
-        arrays = {
-            n: a.view("V2") if a.dtype.kind == "V" else a for n, a in arrays.items()
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_partial(self.folder)
@@ -88,7 +84,7 @@ class Checkpoints(keras.callbacks.Callback):
         """
         # Created even without a checkpoint, as all workers must do so together.
         variables = self._variables(model)
-        found = self._last_whole()
+        found = self._last_complete()
         if found is None:
             return 0, {}
         path, about, arrays = found
@@ -99,19 +95,27 @@ class Checkpoints(keras.callbacks.Callback):
         }
         if changed:
             differences = ", ".join(
-                f"{name}={about['settings'].get(name)!r} there, "
-                f"{self.settings.get(name)!r} here"
+                f"{name}={about['settings'].get(name)!r} in the checkpoint, "
+                f"{self.settings.get(name)!r} now"
                 for name in sorted(changed)
             )
-            raise ValueError(f"{path} is of a run with other settings: {differences}")
+            raise ValueError(
+                f"{path} is a checkpoint of a run with other settings. Use the same "
+                f"settings, or another folder. Received: {differences}"
+            )
         shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         if shapes != {name: array.shape for name, array in arrays.items()}:
-            raise ValueError(f"{path} is of another model, or of another optimizer")
+            raise ValueError(
+                f"{path} is a checkpoint of another model or another optimizer: its "
+                "variables have other names or shapes. Use another folder. "
+                f"Received: {len(arrays)} arrays for {len(variables)} variables"
+            )
+        values = {
+            name: _restored(path, variables[name], array)
+            for name, array in arrays.items()
+        }
         for name, variable in variables.items():
-            array = arrays[name]
-            if array.dtype.kind == "V":
-                array = array.view(variable.dtype)
-            variable.assign(array)
+            variable.assign(values[name])
         self.history = about["history"]
         return about["epoch"], self.history
 
@@ -124,7 +128,7 @@ class Checkpoints(keras.callbacks.Callback):
         )
         return sorted(files, key=lambda path: -int(path.stem.partition("-")[2]))
 
-    def _last_whole(self):
+    def _last_complete(self):
         for path in self._files():
             try:
                 with np.load(path, allow_pickle=False) as file:
@@ -132,7 +136,7 @@ class Checkpoints(keras.callbacks.Callback):
                 return path, json.loads(str(arrays.pop("about"))), arrays
             except Exception as error:  # noqa: BLE001 (of whatever type)
                 warnings.warn(
-                    f"{path} is not whole and is left aside: {error}", stacklevel=3
+                    f"{path} is not complete and is skipped: {error}", stacklevel=3
                 )
         return None
 
@@ -155,3 +159,23 @@ class Checkpoints(keras.callbacks.Callback):
             for group, variables in groups.items()
             for i, variable in enumerate(variables)
         }
+
+
+def _as_storable(array):
+    """Return an array as raw bytes if its type is unknown to NumPy (bfloat16, float8)."""
+    is_extension_type = array.dtype.isbuiltin == 2
+    return array.view(f"V{array.itemsize}") if is_extension_type else array
+
+
+def _restored(path, variable, array):
+    """Return a saved array with the type of its variable, if it was saved as raw bytes."""
+    if array.dtype.kind != "V":
+        return array
+    dtype = np.dtype(variable.dtype)
+    if dtype.itemsize != array.itemsize:
+        raise ValueError(
+            f"{path} has values of another type than the model. Use the same dtype policy, "
+            f"or another folder. Received: {array.itemsize} bytes per value for the "
+            f"variable {variable.path} of dtype {variable.dtype}"
+        )
+    return array.view(dtype)

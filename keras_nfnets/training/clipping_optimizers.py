@@ -81,12 +81,12 @@ class AGC(keras.optimizers.Optimizer):
         optimizer = keras.optimizers.get(optimizer)
         if isinstance(optimizer, (AGC, SGDAGC)):
             raise ValueError(
-                f"{type(optimizer).__name__} clips by itself. Received: "
-                f"optimizer={optimizer}"
+                f"{type(optimizer).__name__} clips by itself; use it without AGC. "
+                f"Received: optimizer={optimizer}"
             )
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
-                "Loss scaling goes around clipping: use LossScaleOptimizer(AGC(...)). "
+                "Loss scaling must wrap clipping: use LossScaleOptimizer(AGC(...)). "
                 f"Received: optimizer={optimizer}"
             )
         self.inner_optimizer = optimizer

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 
-class _OfVariables(keras.metrics.Metric):
+class _PerVariableMetric(keras.metrics.Metric):
     """Base class of metrics with state for each variable of a model.
 
     Keras requires metrics when a model is constructed. Their state depends on the
@@ -21,7 +21,7 @@ class _OfVariables(keras.metrics.Metric):
         self.built = True
 
 
-class ClipShare(_OfVariables):
+class ClipShare(_PerVariableMetric):
     """Fraction of units that were clipped, averaged over steps."""
 
     def __init__(self):
@@ -30,20 +30,20 @@ class ClipShare(_OfVariables):
     def build(self, paths):
         super().build(paths)
         # "stem", "stage1", ..., and "" for the rest
-        parts = {_part(path) for path in paths}
-        self.parts = sorted(parts, key=lambda part: (part != "stem", part))
-        shape = (len(self.parts),)
+        stages = {_stage(path) for path in paths}
+        self.stages = sorted(stages, key=lambda stage: (stage != "stem", stage))
+        shape = (len(self.stages),)
         self._clipped = self.add_variable(shape, "zeros", name="clipped")
         self._units = self.add_variable(shape, "zeros", name="units")
 
     def update_state(self, counts, paths, weight=1.0):
         """Add a step with weight `weight`: the `Count`s of the variables at `paths`."""
-        clipped, units = [0.0] * len(self.parts), [0.0] * len(self.parts)
+        clipped, units = [0.0] * len(self.stages), [0.0] * len(self.stages)
         for count, path in zip(counts, paths):
-            i = self.parts.index(_part(path))
+            i = self.stages.index(_stage(path))
             clipped[i] = clipped[i] + count.clipped
             units[i] += count.units
-        clipped = ops.stack([ops.cast(part, "float32") for part in clipped])
+        clipped = ops.stack([ops.cast(value, "float32") for value in clipped])
         weight = ops.cast(weight, "float32")
         self._clipped.assign_add(weight * clipped)
         self._units.assign_add(weight * ops.convert_to_tensor(units, "float32"))
@@ -53,21 +53,21 @@ class ClipShare(_OfVariables):
             return 0.0
         return ops.divide_no_nan(ops.sum(self._clipped), ops.sum(self._units))
 
-    def of_parts(self):
+    def by_stage(self):
         """Return the fraction of each stage, `{"clip_share_stage1": float, ...}`."""
         shares = ops.divide_no_nan(self._clipped, self._units)
         return {
-            f"{self.name}_{part}": float(share)
-            for part, share in zip(self.parts, ops.convert_to_numpy(shares))
-            if part
+            f"{self.name}_{stage}": float(share)
+            for stage, share in zip(self.stages, ops.convert_to_numpy(shares))
+            if stage
         }
 
 
-def _part(path):
+def _stage(path):
     return re.match(r"stem|stage\d+|", path)[0]
 
 
-class SkippedSteps(_OfVariables):
+class SkippedSteps(_PerVariableMetric):
     """Number of steps that were skipped because a gradient was not finite.
 
     The result counts the steps of an epoch; `in_a_row` continues across epochs.

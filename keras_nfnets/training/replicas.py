@@ -13,11 +13,11 @@ def _tensorflow():  # imported only here, as TensorFlow may not be installed
     return replicas_tensorflow
 
 
-def mean_of_own(loss):
+def mean_over_own_examples(loss):
     """Return the mean loss of this replica's examples, given the loss of a Keras model."""
     if keras.backend.backend() != "tensorflow":
         return loss
-    return _tensorflow().mean_of_own(loss)
+    return _tensorflow().mean_over_own_examples(loss)
 
 
 def update(optimizer, function, arguments, condition=None):

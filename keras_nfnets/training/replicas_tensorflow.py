@@ -63,7 +63,7 @@ def batch_slice(sizes):
     return BatchSlice(tf.reduce_sum(before), total)
 
 
-def share_of_batch(sizes):
+def loss_weight(sizes):
     """Compute the loss weight of this replica: `n_local * n_replicas / n_total`.
 
     Keras averages the loss over a replica's examples and divides it by the number of
@@ -78,7 +78,7 @@ def share_of_batch(sizes):
     return tf.cast(share, tf.float32)
 
 
-def mean_of_own(loss):
+def mean_over_own_examples(loss):
     if loss.shape.num_elements() == 0:  # no examples, which happens in eager steps
         return tf.zeros((), loss.dtype)
     # Keras has divided the loss by the number of replicas.

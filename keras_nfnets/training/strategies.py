@@ -53,7 +53,7 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
 
     checks.one_of("strategy", name, STRATEGIES)
     if name == "auto":
-        name = _best(tf)
+        name = _automatic(tf)
     if name == "mirrored":
         cpus = tf.config.list_logical_devices("CPU")
         gpus = tf.config.list_logical_devices("GPU")
@@ -105,7 +105,7 @@ def is_chief(strategy):
     return (resolver.task_type, resolver.task_id) == (first, 0)
 
 
-def _best(tf):
+def _automatic(tf):
     cluster = _tf_config().get("cluster", {})
     if len([*cluster.get("chief", []), *cluster.get("worker", [])]) > 1:
         return "multi_worker"
@@ -122,13 +122,13 @@ def _tf_config():
             return config
     except json.JSONDecodeError:
         pass
-    raise ValueError(_wanted_tf_config(text))
+    raise ValueError(_tf_config_error(text))
 
 
-def _wanted_tf_config(received):
+def _tf_config_error(received):
     return (
-        "The environment variable TF_CONFIG must tell the addresses of all workers and "
-        "which of them this is, such as "
+        "The environment variable TF_CONFIG must list the addresses of all workers and "
+        "say which of them this process is, such as "
         '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
         '"task": {"type": "worker", "index": 0}}. '
         f"Received: TF_CONFIG={received!r}"
@@ -143,16 +143,16 @@ def _multi_worker(tf, start_timeout):
         if not isinstance(addresses[int(task["index"])], str) or int(task["index"]) < 0:
             raise TypeError
     except (TypeError, KeyError, ValueError, IndexError):
-        raise ValueError(_wanted_tf_config(os.environ.get("TF_CONFIG"))) from None
+        raise ValueError(_tf_config_error(os.environ.get("TF_CONFIG"))) from None
 
     workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
     print(
-        f"Waiting for all workers of TF_CONFIG to start: {', '.join(workers)}. Without "
-        f"them this one ends after {start_timeout} seconds.",
+        f"Waiting for all workers of TF_CONFIG to start: {', '.join(workers)}. If "
+        f"they do not, this process ends after {start_timeout} seconds.",
         file=sys.stderr,
         flush=True,
     )
-    with _not_longer_than(start_timeout):
+    with _time_limit(start_timeout):
         return tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=tf.distribute.experimental.CommunicationOptions(
                 timeout_seconds=COLLECTIVE_TIMEOUT
@@ -161,7 +161,7 @@ def _multi_worker(tf, start_timeout):
 
 
 @contextlib.contextmanager
-def _not_longer_than(seconds):
+def _time_limit(seconds):
     """Context that ends the process, with status 1, if it takes more than `seconds`.
 
     TensorFlow waits in native code, where neither other Python threads nor Python's

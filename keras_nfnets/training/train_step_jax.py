@@ -4,7 +4,7 @@ import jax
 import keras
 
 from keras_nfnets.backend.keras_internals import JaxState, jax_loss
-from keras_nfnets.training.sharpness import perturbed
+from keras_nfnets.training.sam import perturbed
 
 
 def train_step(model, state, data):
@@ -12,8 +12,8 @@ def train_step(model, state, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
     def loss(trainable, non_trainable):
-        here = state._replace(trainable=trainable, non_trainable=non_trainable)
-        return jax_loss(model, here, x, y, sample_weight)
+        current = state._replace(trainable=trainable, non_trainable=non_trainable)
+        return jax_loss(model, current, x, y, sample_weight)
 
     loss_and_gradients = jax.value_and_grad(loss, has_aux=True)
     (_, updates), gradients = loss_and_gradients(state.trainable, state.non_trainable)
@@ -33,7 +33,7 @@ def train_step(model, state, data):
     trainable, optimizer = model.optimizer.stateless_apply(
         _values(before, model.optimizer.variables), clipped.gradients, state.trainable
     )
-    if model.leaves_out_by_itself:
+    if model.skips_nonfinite_steps:
         trainable, optimizer = jax.tree.map(
             lambda new, old: jax.numpy.where(finite, new, old),
             (trainable, optimizer),

@@ -5,25 +5,25 @@ import tensorflow as tf
 
 from keras_nfnets.backend.per_example import inputs_are
 from keras_nfnets.training import replicas_tensorflow as replicas
-from keras_nfnets.training.sharpness import at_worst_point
+from keras_nfnets.training.sam import perturbed_variables
 
 
 def train_step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     sizes = replicas.batch_sizes(x)
-    batch_slice, share = replicas.batch_slice(sizes), replicas.share_of_batch(sizes)
+    batch_slice, weight = replicas.batch_slice(sizes), replicas.loss_weight(sizes)
 
     def loss_and_gradients():
         with tf.GradientTape() as tape, inputs_are(batch_slice):
             y_pred = model(x, training=True)
             loss = model.training_loss(x, y, y_pred, sample_weight)
-            scaled_loss = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
+            scaled_loss = model.optimizer.scale_loss(loss) * tf.cast(weight, loss.dtype)
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
         return loss, y_pred, replicas.sum_over_replicas(gradients)
 
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
-        with at_worst_point(model.trainable_variables, gradients, model.sam_rho):
+        with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
             _, _, gradients = loss_and_gradients()
     finite = model.apply_clipped(gradients)
     model.update_loss_metric(loss, x, finite)

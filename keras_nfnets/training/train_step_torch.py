@@ -3,7 +3,7 @@
 import keras
 import torch
 
-from keras_nfnets.training.sharpness import at_worst_point
+from keras_nfnets.training.sam import perturbed_variables
 
 
 def train_step(model, data):
@@ -18,7 +18,7 @@ def train_step(model, data):
 
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
-        with at_worst_point(model.trainable_variables, gradients, model.sam_rho):
+        with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
             _, _, gradients = loss_and_gradients()
     with torch.no_grad():
         finite = model.apply_clipped(gradients)

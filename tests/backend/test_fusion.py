@@ -129,7 +129,7 @@ def test_small_networks_compile_nothing(monkeypatch):
         assert calls(graph_of(*shape)) == 0
 
 
-def test_a_users_function_stays_as_it_is():
+def test_a_custom_function_is_not_fused():
     """It may have variables, and a compiled function would lose their gradients."""
     prelu = keras.layers.PReLU(shared_axes=[1, 2])
     prelu.build((None, 4, 4, 3))

@@ -198,7 +198,7 @@ def test_a_kernel_with_lora_is_the_sum_and_may_be_enabled_late():
         assert layer.lora_enabled and layer.lora_rank == 1
 
 
-def test_operations_are_told_apart_and_renamed():
+def test_operations_are_distinguished_and_renamed():
     with expected(keras_internals.kind_of):
         inputs = keras.Input((3,))
         kinds = {

@@ -29,7 +29,7 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("\n[") == 4 and "[4/4]" in out
-    assert "Result: borne out" in out
+    assert "Result: supported" in out
     folder = tmp_path / "a folder"
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "picture.png", "results.csv", "settings.json")
@@ -57,10 +57,10 @@ def test_wrong_usage_gets_a_sentence_and_nothing_is_lost(tmp_path, capsys):
     (tmp_path / "results.csv").write_text("seed\n1\n")
     folder = f"--output_dir={tmp_path}"
     said = error("bn_leaks", folder)
-    assert "holds results with other settings: " in said
+    assert "contains results with other settings" in said
     assert (tmp_path / "results.csv").read_text() == "seed\n1\n"
     (tmp_path / "settings.json").write_text("{")
-    assert "does not hold settings" in error("bn_leaks", folder)
+    assert "does not contain settings" in error("bn_leaks", folder)
     (tmp_path / "settings.json").unlink()
     assert "no settings.json" in error("bn_leaks", folder)
     assert "/proc/nowhere" in error("bn_leaks", "--output_dir=/proc/nowhere")

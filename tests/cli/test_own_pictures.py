@@ -100,7 +100,7 @@ def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
     assert re.search(r"Unbalanced: .* has \d+ images, three has \d+\.", result.stdout)
     assert "2 images were left out" in result.stdout
     for name in ("broken.png", "cut.jpg"):
-        assert f"{name} is not a whole picture" in result.stderr
+        assert f"{name} is not a complete image" in result.stderr
     assert {path.name for path in out.iterdir()} == {
         *("model.keras", "model.json", "history.csv", "report.html"),
         *("training_curves.png", "predictions.png"),
@@ -306,7 +306,7 @@ def test_nothing_but_broken_pictures_gets_a_sentence(tmp_path, capsys):
             (pictures / name / f"{i}.png").write_text("no picture")
     flags = [*FLAGS, "--image_size=8", "--noagc", f"--output_dir={out}"]
     assert main(["train", f"--data={pictures}", *flags]) == 1
-    assert "More than half of the pictures of" in capsys.readouterr().err
+    assert "More than half of the images of" in capsys.readouterr().err
     assert not (out / "model.keras").exists()
 
 

@@ -75,7 +75,7 @@ def test_broken_pictures_are_named_and_left_out(digits, capsys, tmp_path):
     assert out.count("%") == 2 * 3
     assert "one.jpg" in out and "2.png" in out
     for name in ("cut.jpg", "text.png", "empty.png"):
-        assert f"{name} is not a whole picture" in err
+        assert f"{name} is not a complete image" in err
     assert "3 of 5 images were left out" in err
     assert "notes" not in out + err
     status, out, _ = outputs(capsys, "predict", "digits", tmp_path, "--json")
@@ -103,7 +103,7 @@ def test_plot_draws_the_pictures(digits, capsys, tmp_path):
         (["predict", "digits", "nothing.png"], "There is no file 'nothing.png'"),
         (["predict", "digits", ""], "There is no file ''"),
         (["predict", "digits", "FILE", "--top=0"], "--top must be a positive integer"),
-        (["predict", "digits", "FOLDER"], "no pictures in the folder"),
+        (["predict", "digits", "FOLDER"], "no images in the folder"),
         (["convert", "FILE"], "a weight file and the file to write"),
         (["convert", "FILE", "x.h5"], "OUT must end in .weights.h5 or .keras"),
         (["convert", "FILE", "nowhere/x.keras"], "no folder nowhere"),
@@ -126,9 +126,9 @@ def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_pa
         (["predict", "NFNetF0Plus", "FILE"], "no published weights of 'NFNetF0Plus'"),
         (["predict", "nothing.keras", "FILE"], "'nothing.keras' is neither"),
         (["predict", "FILE", "FILE"], "is neither a weight file, nor"),
-        (["convert", "FILE", "x.keras"], "A weight file ends in"),
+        (["convert", "FILE", "x.keras"], "A weight file must end in"),
         (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
-        (["convert", "BROKEN", "x.keras"], "is not a whole .safetensors file"),
+        (["convert", "BROKEN", "x.keras"], "is not a complete .safetensors file"),
         (["convert", "TORN", "x.keras"], "predictions/kernel has shape"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, killed, tmp_path, capsys
     whole_file = files[-1].read_bytes()
     files[-1].write_bytes(whole_file[: len(whole_file) // 2])
     out, error = outputs(start(folder, "--resume"))
-    assert "epoch-000002.npz is not whole" in error
+    assert "epoch-000002.npz is not complete" in error
     assert "resumed after epoch 1" in out or "resumed after epoch 2" in out
     assert_same_run(folder, whole, rtol=1e-6)
 
@@ -152,7 +152,7 @@ def test_resuming_what_is_finished_or_other_is_refused(whole, killed, tmp_path, 
     shutil.copytree(killed, folder)
     before = [file.read_bytes() for file in sorted(folder.rglob("*.npz"))]
     status, error = train(folder, "--resume", "--seed=5")
-    assert (status, "other settings: seed=0 there, 5 here" in error) == (2, True)
+    assert (status, "seed=0 in the checkpoint, 5 now" in error) == (2, True)
     status, error = train(folder)
     assert (status, "or --resume to continue it" in error) == (2, True)
     assert [file.read_bytes() for file in sorted(folder.rglob("*.npz"))] == before

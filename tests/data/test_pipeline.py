@@ -45,7 +45,7 @@ def test_order_follows_the_seed_and_changes_every_epoch():
     assert epochs(4)[0] != first
 
 
-def test_an_epoch_is_the_same_whether_one_begins_with_it_or_not():
+def test_an_epoch_does_not_depend_on_where_training_begins():
     def epochs(first, seed=3):
         batches = data.load(
             "digits", "train", 8, 1000, training=True, seed=seed, from_epoch=first
@@ -63,10 +63,10 @@ def test_an_epoch_is_the_same_whether_one_begins_with_it_or_not():
     assert epochs(0, seed=2**32 - 1)[0] != epochs(0, seed=2**31 - 1)[0]
 
 
-def test_the_same_seed_gives_the_same_pictures():
+def test_the_same_seed_gives_the_same_images():
     words = "crop flip mixup cutmix randaugment_2x5"
 
-    def pictures(seed, global_seed):
+    def images(seed, global_seed):
         tf.random.set_seed(global_seed)
         x = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3)).astype("uint8")
         batches = data.load(
@@ -80,24 +80,24 @@ def test_the_same_seed_gives_the_same_pictures():
         )
         return arrays(batches), arrays(batches)
 
-    (x, y), (x2, _) = pictures(1, 0)
-    (again, y_again), (again2, _) = pictures(1, 5)
+    (x, y), (x2, _) = images(1, 0)
+    (again, y_again), (again2, _) = images(1, 5)
     np.testing.assert_array_equal(x, again)
     np.testing.assert_array_equal(y, y_again)
     np.testing.assert_array_equal(x2, again2)
     assert np.abs(x - x2).max() > 1
-    assert np.abs(pictures(2, 0)[0][0] - x).max() > 1
+    assert np.abs(images(2, 0)[0][0] - x).max() > 1
 
 
-def test_arguments_out_of_range_get_a_sentence():
+def test_arguments_out_of_range_are_errors_that_name_them():
     for change, sentence in [
         ({"split": "validation"}, "`split` must be one of 'train', 'test'"),
         ({"image_size": 0}, "`image_size` must be"),
         ({"batch_size": 1.5}, "`batch_size` must be"),
         ({"seed": 2**32}, "`seed` must be less"),
         ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
-        ({"shard": 3}, "A shard is"),
-        ({"shard": (0, 3)}, "divisible among the 3 shards"),
+        ({"shard": 3}, "`shard` must be"),
+        ({"shard": (0, 3)}, "divisible by the number of shards, 3"),
         ({"from_epoch": -1}, "`from_epoch` must be"),
         ({"augmentation": "crop zoom"}, "randaugment_4x5 .*Received: 'zoom'"),
         ({"augmentation": "mixup_0"}, "Received: 'mixup_0'"),
@@ -133,11 +133,11 @@ def test_shards_divide_every_batch_evenly(total, batch_size, count):
         sizes = np.bincount(batch, minlength=count)
         assert sizes.max() - sizes.min() <= 1
     for index in range(count):
-        share = pipeline._share(total, batch_size, index, count)
+        share = pipeline._images_per_shard(total, batch_size, index, count)
         assert share == (owners == index).sum()
 
 
-def test_each_shard_reads_its_own_pictures(tmp_path, monkeypatch):
+def test_each_shard_reads_only_its_own_images(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -158,9 +158,9 @@ def test_each_shard_reads_its_own_pictures(tmp_path, monkeypatch):
         )
         return list(dataset.as_numpy_iterator()), set(read)
 
-    whole, _ = batches((0, 1))
+    complete, _ = batches((0, 1))
     parts = [batches((index, 3)) for index in range(3)]
-    for i, (x, y) in enumerate(whole):
+    for i, (x, y) in enumerate(complete):
         together = [np.concatenate([part[i][k] for part, _ in parts]) for k in (0, 1)]
         np.testing.assert_array_equal(together[0], x)
         np.testing.assert_array_equal(together[1], y)
@@ -215,7 +215,7 @@ def test_resize_crop_32_is_the_authors(photograph, size):
     )
 
 
-def test_random_windows_are_inside_and_of_the_area_and_aspect_asked_for():
+def test_random_windows_have_the_area_and_aspect_ratio_requested():
     shape, shares = (427, 640, 3), []
     for seed in range(400):
         window = preprocessing.random_window(shape, 192, (0.08, 1.0), (seed, 7))
@@ -243,8 +243,8 @@ def test_only_the_crop_of_a_jpeg_is_decoded(photograph):
         split: [(path.replace(".jpg", ".png"), label) for path, label in files]
         for split, files in source._files.items()
     }
-    whole = data.load(slow, "train", 96, 1, training=True, augmentation="crop")
-    expected = arrays(whole)[0]
+    full = data.load(slow, "train", 96, 1, training=True, augmentation="crop")
+    expected = arrays(full)[0]
     np.testing.assert_allclose(x, expected, atol=0.05)
     assert (np.abs(x - expected) > 1e-4).mean() < 0.01
     for path in photograph.rglob("*.png"):
@@ -265,14 +265,14 @@ def test_only_the_crop_of_a_jpeg_is_decoded(photograph):
 # Mixing.
 
 
-def constant_pictures(count, size=16):
+def constant_images(count, size=16):
     """Return images and labels; all pixels of image k, and its label, are k."""
     values = np.arange(count, dtype="uint8")
     return np.tile(values[:, None, None, None], (1, size, size, 3)), np.arange(count)
 
 
-def test_labels_are_mixed_as_pictures_are():
-    x, y = constant_pictures(40)
+def test_labels_are_mixed_as_images_are():
+    x, y = constant_images(40)
     batches = data.load(
         (x, y),
         "train",
@@ -301,8 +301,8 @@ def test_labels_are_mixed_as_pictures_are():
 
 
 @pytest.mark.parametrize("words", ["mixup_0.5", "cutmix"])
-def test_each_alone_has_all_of_a_batch(words):
-    x, y = constant_pictures(20)
+def test_mixup_or_cutmix_alone_applies_to_all_of_a_batch(words):
+    x, y = constant_images(20)
     batches = data.load(
         (x, y), "train", 16, 20, training=True, augmentation=words, preparation=PLAIN
     )
@@ -316,7 +316,7 @@ def test_each_alone_has_all_of_a_batch(words):
     )
 
 
-def test_ratios_are_of_the_beta_distribution():
+def test_mixup_ratios_have_the_beta_distribution():
     from scipy import stats
 
     for alpha in (0.2, 1.0):
@@ -326,7 +326,7 @@ def test_ratios_are_of_the_beta_distribution():
         assert stats.kstest(ratios, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_masks_of_cutmix_are_the_authors():
+def test_cutmix_masks_equal_the_authors():
     """Equal to `cutmix_padding` in their dataset.py for the same random numbers."""
     for seed in range(40):
         height, width = tf.random.stateless_uniform((2,), (seed, 9), 0, 24, "int32")
@@ -376,19 +376,19 @@ def write_kinds(folder):
 
 def write_broken(folder):
     folder.mkdir(parents=True)
-    whole = jpeg(size=(200, 200))
-    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "only a head.jpg").write_bytes(whole[:20])
-    (folder / "text.png").write_text("no picture")
+    complete = jpeg(size=(200, 200))
+    (folder / "cut.jpg").write_bytes(complete[: len(complete) // 2])
+    (folder / "only a head.jpg").write_bytes(complete[:20])
+    (folder / "text.png").write_text("no image")
     (folder / "empty.jpg").touch()
-    damaged = bytearray(whole)
+    damaged = bytearray(complete)
     damaged[100:600] = b"\xff" * 500
     (folder / "damaged.jpg").write_bytes(damaged)
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_files_of_every_kind_are_read_and_broken_ones_named(training, tmp_path, caplog):
+def test_all_formats_are_read_and_broken_files_recorded(training, tmp_path, caplog):
     good = write_kinds(tmp_path / "train" / "good")
     broken = write_broken(tmp_path / "train" / "bad")
     (tmp_path / "train" / "bad" / "good.jpg").write_bytes(jpeg())
@@ -400,12 +400,12 @@ def test_files_of_every_kind_are_read_and_broken_ones_named(training, tmp_path, 
     assert np.isfinite(x).all()
     names = sorted(name.rpartition("/")[2] for name in source.left_out)
     assert names == broken
-    for name, why in source.left_out.items():
-        assert f"{name} is not a whole picture" in why
-        assert f"Left out: {name}" in caplog.text
-    whole = len(good) + 1
+    for name, reason in source.left_out.items():
+        assert f"{name} is not a complete image" in reason
+        assert f"left out: {name}" in caplog.text
+    valid = len(good) + 1
     # In training, other images replace them.
-    assert len(x) == (whole + len(broken) if training else whole)
+    assert len(x) == (valid + len(broken) if training else valid)
     if not training:
         assert y.argmax(axis=1).sum() == len(good)
         # Each image equals a single file read on its own, however it was decoded.
@@ -417,13 +417,13 @@ def test_files_of_every_kind_are_read_and_broken_ones_named(training, tmp_path, 
 
 
 @pytest.mark.parametrize("words", ["crop", "crop mixup cutmix"])
-def test_an_epoch_is_as_long_where_many_pictures_are_broken(words, tmp_path):
+def test_an_epoch_has_its_full_length_if_many_images_are_broken(words, tmp_path):
     for name in "ab":
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "test" / name).mkdir(parents=True)
         for i in range(10):
             (tmp_path / "train" / name / f"{i}.jpg").write_bytes(
-                jpeg() if i > 3 else b"no picture"
+                jpeg() if i > 3 else b"no image"
             )
         (tmp_path / "test" / name / "1.jpg").write_bytes(jpeg())
     batches = data.load(
@@ -435,7 +435,7 @@ def test_an_epoch_is_as_long_where_many_pictures_are_broken(words, tmp_path):
     assert len({x.tobytes() for x in np.concatenate(images[:3])}) == 20
 
 
-def test_evaluation_in_shards_has_every_picture():
+def test_evaluation_in_shards_has_every_image():
     # 360 images in batches of 357 leave three, fewer than shards.
     parts = [
         arrays(data.load("digits", "test", 8, 357, shard=(k, 7))) for k in range(7)
@@ -443,7 +443,7 @@ def test_evaluation_in_shards_has_every_picture():
     assert sum(len(x) for x, _ in parts) == 360
 
 
-def test_grey_and_coloured_pictures_for_networks_of_the_other_kind():
+def test_images_are_converted_between_grayscale_and_color():
     preparation = {**PLAIN, "channels": 3}
     batches = data.load("digits", "test", 8, 10, preparation=preparation)
     x = next(batches.as_numpy_iterator())[0]
@@ -457,11 +457,11 @@ def test_grey_and_coloured_pictures_for_networks_of_the_other_kind():
     np.testing.assert_allclose(x[..., 0], expected, atol=1e-3)
 
 
-def test_a_folder_of_nothing_but_broken_pictures_ends_with_a_sentence(tmp_path):
+def test_a_folder_of_broken_images_only_is_an_error(tmp_path):
     for name in "ab":
         write_broken(tmp_path / name)
     batches = data.load(tmp_path, "train", 8, 4, training=True, from_epoch=0)
-    with pytest.raises(tf.errors.OpError, match="More than half of the pictures of"):
+    with pytest.raises(tf.errors.OpError, match="More than half of the images of"):
         next(iter(batches))
 
 
@@ -470,11 +470,11 @@ _damage = st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=40))
 
 @settings(max_examples=10, deadline=None)
 @given(damages=st.lists(_damage, min_size=3, max_size=3))
-def test_no_damage_to_a_jpeg_ends_a_run(damages, damaged_jpegs):
-    whole, batches_of = damaged_jpegs
+def test_damaged_jpegs_never_end_a_run(damages, damaged_jpegs):
+    complete, batches_of = damaged_jpegs
     contents = []
     for position, value in damages:
-        damaged = bytearray(whole)
+        damaged = bytearray(complete)
         damaged[position : position + len(value)] = value
         contents.append(bytes(damaged))
     for x, _ in batches_of(contents):

@@ -38,7 +38,7 @@ def ours(name, image, magnitude, seed=SEED):
         ("Sharpness", 10, lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
     ],
 )
-def test_colours_are_pillows(name, magnitude, of_pillow, photograph):
+def test_color_operations_equal_those_of_pillow(name, magnitude, of_pillow, photograph):
     expected = np.asarray(of_pillow(Image.fromarray(photograph)), "int32")
     # Implementations round or truncate, and their grey weights differ in the third digit.
     difference = np.abs(ours(name, photograph, magnitude) - expected)
@@ -55,7 +55,9 @@ def test_colours_are_pillows(name, magnitude, of_pillow, photograph):
         ("TranslateY", lambda sign: (1, 0, 0, 0, 1, sign * 50)),
     ],
 )
-def test_geometry_is_pillows(name, coefficients, seed, photograph):
+def test_geometric_operations_equal_those_of_pillow(
+    name, coefficients, seed, photograph
+):
     results = [
         np.asarray(
             Image.fromarray(photograph).transform(
@@ -73,7 +75,7 @@ def test_geometry_is_pillows(name, coefficients, seed, photograph):
     assert max(same) > 0.9 > min(same)
 
 
-def test_rotation_is_pillows(photograph):
+def test_rotation_equals_that_of_pillow(photograph):
     turned = ours("Rotate", photograph, 10)
     results = [
         np.asarray(Image.fromarray(photograph).rotate(angle, fillcolor=(128, 128, 128)))
@@ -82,7 +84,7 @@ def test_rotation_is_pillows(photograph):
     assert max((turned == result).mean() for result in results) > 0.95
 
 
-def test_signs_are_both():
+def test_magnitudes_have_both_signs():
     image = np.zeros((9, 9, 3), "uint8")
     image[4, 2] = 255
     brightest = {
@@ -92,7 +94,7 @@ def test_signs_are_both():
     assert len(brightest) == 2
 
 
-def test_contrast_has_the_authors_mean(photograph):
+def test_contrast_uses_the_authors_mean(photograph):
     # 24 = 64 * 96 pixels / 256 shades.
     expected = np.clip(24 + 2.8 * (photograph.astype("float32") - 24), 0, 255)
     np.testing.assert_allclose(ours("Contrast", photograph, 15), expected, atol=1)
@@ -109,7 +111,7 @@ def test_cutout_and_solarize_add(photograph):
     )
 
 
-def test_as_many_operations_as_layers_and_all_of_them(photograph):
+def test_each_layer_applies_one_operation_and_all_occur(photograph):
     none = rand_augment(photograph, 0, 9, SEED)
     np.testing.assert_array_equal(none, photograph)
     one = tf.function(lambda seed: rand_augment(photograph, 1, 9, seed))

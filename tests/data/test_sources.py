@@ -14,7 +14,7 @@ def arrays(dataset):
     return [np.concatenate(part) for part in zip(*dataset.as_numpy_iterator())]
 
 
-def test_digits_are_all_there_and_held_out_evenly():
+def test_digits_are_complete_and_the_test_set_is_stratified():
     source = data.find("digits")
     x, y = arrays(
         data.load(source, "train", image_size=16, batch_size=50, training=True)
@@ -28,8 +28,8 @@ def test_digits_are_all_there_and_held_out_evenly():
     np.testing.assert_allclose(held_out / (y.sum(axis=0) + held_out), 0.2, atol=0.01)
     np.testing.assert_allclose(x_test.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(x_test.var(axis=(1, 2, 3)), 1, rtol=1e-4)
-    train = {picture.tobytes() for picture in x}
-    assert not any(picture.tobytes() in train for picture in x_test)
+    train = {image.tobytes() for image in x}
+    assert not any(image.tobytes() in train for image in x_test)
 
 
 # Custom folders.
@@ -48,7 +48,7 @@ def folder(tmp_path):
         save(root / "cats" / f"{i}.png", i)
     for i in range(10):
         save(root / "dogs" / ("old" if i % 2 else "new") / f"{i}.jpg", 100 + i)
-    (root / "dogs" / "notes.txt").write_text("no picture")
+    (root / "dogs" / "notes.txt").write_text("no image")
     (root / "cats" / "._1.png").write_bytes(b"of another system")
     (root / ".hidden").mkdir()
     return root
@@ -58,7 +58,7 @@ def files_of(source, split):
     return {os.path.relpath(path, source.name) for path, _ in source.files(split)}
 
 
-def test_a_folder_is_divided_by_the_names_of_files_alone(folder, tmp_path):
+def test_a_folder_is_split_by_file_names_alone(folder, tmp_path):
     source = data.find(folder)
     assert source.class_names == ["cats", "dogs"]
     train, test = files_of(source, "train"), files_of(source, "test")
@@ -85,7 +85,7 @@ def test_a_folder_is_divided_by_the_names_of_files_alone(folder, tmp_path):
     assert data.find(folder).splits == more.splits
 
 
-def test_about_a_fifth_is_held_out_and_something_of_each_class(tmp_path):
+def test_the_test_split_is_about_a_fifth_and_has_every_class(tmp_path):
     for name, count in (("many", 400), ("two", 2)):
         (tmp_path / name).mkdir()
         for i in range(count):
@@ -96,7 +96,7 @@ def test_about_a_fifth_is_held_out_and_something_of_each_class(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test", "Val", "validation", "valid"])
-def test_a_folder_that_is_divided_already(folder, name):
+def test_a_folder_with_its_own_splits(folder, name):
     (folder.parent / "divided").mkdir()
     folder.rename(folder.parent / "divided" / "Train")
     root = folder.parent / "divided"
@@ -110,11 +110,13 @@ def test_a_folder_that_is_divided_already(folder, name):
     assert source.counts(part) == [0, 3]
     (root / name / "birds").mkdir()
     save(root / name / "birds" / "1.png")
-    with pytest.raises(ValueError, match="classes that .*has not: birds"):
+    with pytest.raises(
+        ValueError, match="classes that .*does not have. .*Received: birds"
+    ):
         data.find(root)
 
 
-def test_names_need_not_be_text(tmp_path):
+def test_file_names_need_not_be_valid_text(tmp_path):
     for name in (b"caf\xe9", b"b"):
         folder = os.path.join(os.fsencode(tmp_path), name)
         os.mkdir(folder)
@@ -122,7 +124,7 @@ def test_names_need_not_be_text(tmp_path):
             Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
             os.rename(tmp_path / "picture.png", os.path.join(folder, b"%d\xff.png" % i))
     with open(os.path.join(folder, b"broken\xff.png"), "wb") as file:
-        file.write(b"no picture")
+        file.write(b"no image")
     source = data.find(tmp_path)
     count = 0
     for split in source.splits:
@@ -130,9 +132,9 @@ def test_names_need_not_be_text(tmp_path):
     assert count == 6 and len(source.left_out) == 1
 
 
-def test_folders_that_cannot_be_meant_get_a_sentence(folder, tmp_path):
+def test_folders_without_usable_images_are_errors(folder, tmp_path):
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match="class folder .*empty has no pictures"):
+    with pytest.raises(ValueError, match="class folder has no images .*empty"):
         data.find(folder)
     (folder / "empty").rmdir()
     shutil.rmtree(folder / "dogs")
@@ -143,20 +145,22 @@ def test_folders_that_cannot_be_meant_get_a_sentence(folder, tmp_path):
     lonely = tmp_path / "lonely"
     for name in "ab":
         save(lonely / name / "1.png")
-    with pytest.raises(ValueError, match="too few pictures .* none is left for 'test'"):
+    with pytest.raises(
+        ValueError, match="too few images .* no images for split 'test'"
+    ):
         data.find(lonely)
 
 
 # Arrays.
 
 
-def test_arrays_are_pictures_too():
+def test_arrays_are_a_source():
     x = np.random.default_rng(0).integers(0, 256, (7, 6, 8, 3)).astype("uint8")
     y = np.array([[0], [1], [2], [0], [1], [2], [3]])  # as in Keras data sets
-    whole = {"crop_mode": "whole", "interpolation": "bicubic"}
-    plain = {**whole, "mean": (0.0,) * 3, "deviation": (1 / 255,) * 3}
-    source = data.find({"train": (x, y), "held out": (x[:2], y[:2])})
-    assert source.splits == {"train": 7, "held out": 2}
+    full = {"crop_mode": "whole", "interpolation": "bicubic"}
+    plain = {**full, "mean": (0.0,) * 3, "deviation": (1 / 255,) * 3}
+    source = data.find({"train": (x, y), "validation": (x[:2], y[:2])})
+    assert source.splits == {"train": 7, "validation": 2}
     images, labels = arrays(data.load(source, "train", 8, 3, preparation=plain))
     assert labels.argmax(axis=1).tolist() == y[:, 0].tolist()
     np.testing.assert_allclose(images[:, 3:5].mean(), x[:, 2:4].mean(), atol=5)
@@ -172,16 +176,16 @@ def test_arrays_are_pictures_too():
         (np.zeros((0, 4, 4, 3), "uint8"), [], "uint8"),
         (np.zeros((2, 4, 4, 3), "uint8"), [0, 1, 2], "must be 2 integers"),
         (np.zeros((2, 4, 4, 3), "uint8"), [0.5, 1], "must be 2 integers"),
-        (np.zeros((2, 4, 4, 3), "uint8"), [0, -1], "negative. Received: -1.*picture 1"),
+        (np.zeros((2, 4, 4, 3), "uint8"), [0, -1], "negative. Received: -1.*image 1"),
     ],
 )
-def test_arrays_that_are_no_labelled_pictures(x, y, sentence):
+def test_arrays_that_are_not_labeled_images_are_errors(x, y, sentence):
     with pytest.raises(ValueError, match=sentence):
         data.find((x, y))
     for odd in (3, {}):
-        with pytest.raises(ValueError, match="a folder, a set of .*Received: "):
+        with pytest.raises(ValueError, match="a folder, a data set of .*Received: "):
             data.find(odd)
-    with pytest.raises(ValueError, match="'train' must be pictures and labels"):
+    with pytest.raises(ValueError, match="'train' must be images and labels"):
         data.find({"train": x})
 
 
@@ -243,7 +247,7 @@ def tfds_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
 
 
-def test_a_set_of_tfds_is_read(tfds_folder):
+def test_a_data_set_of_tfds_is_read(tfds_folder):
     source = data.find("tiny_pictures")
     assert source.splits == {"train": 30, "validation": 30}
     x, y = arrays(data.load(source, "validation", image_size=20, batch_size=8))
@@ -253,25 +257,25 @@ def test_a_set_of_tfds_is_read(tfds_folder):
     light = y.argmax(axis=1) == 1
     assert (x[light][:, 10, 10] > 0).all() and (x[~light][:, 10, 10] < 0).all()
     assert len(arrays(data.load(source, "train[:50%]", 20, 8))[0]) == 15
-    with pytest.raises(ValueError, match="no part 'test' but .*'validation'"):
+    with pytest.raises(ValueError, match="no split 'test'. .*'validation'"):
         data.load(source, "test", 20, 8)
 
 
-def test_records_that_are_broken_are_left_out_and_named(tfds_folder, caplog):
+def test_broken_records_are_left_out_and_recorded(tfds_folder, caplog):
     source = data.find("bad_records")
     x, y = arrays(data.load(source, "train", image_size=20, batch_size=8))
     assert len(x) == len(y) == 28
-    whys = sorted(source.left_out.values())
-    assert "is not a whole picture" in whys[0]
-    assert "its label is -1, of 2 classes" in whys[1]
+    reasons = sorted(source.left_out.values())
+    assert "is not a complete image" in reasons[0]
+    assert "its label is -1, but there are 2 classes" in reasons[1]
     assert all(name.startswith("bad_records-train") for name in source.left_out)
     # In training, the number of images is nevertheless complete.
     batches = data.load(source, "train", 20, 8, training=True, from_epoch=0)
     assert [len(x) for x, _ in batches.take(8)] == [8, 8, 8, 6] * 2
-    assert caplog.text.count("Left out: ") == 2
+    assert caplog.text.count("left out: ") == 2
 
 
-def test_mocked_sets_of_tfds_load():
+def test_mocked_data_sets_of_tfds_load():
     with tfds.testing.mock_data(num_examples=10):
         x, y = arrays(data.load("cifar10", "train", 32, 4, training=True))
         assert x.shape == (10, 32, 32, 3) and y.shape == (10, 10)
@@ -281,16 +285,14 @@ def test_mocked_sets_of_tfds_load():
         assert x.shape == (10, 28, 28, 1)
 
 
-def test_what_cannot_be_trained_on_is_refused(tfds_folder):
+def test_unknown_or_unlabeled_data_sets_are_errors(tfds_folder):
     with pytest.raises(ValueError, match="'digit', .* no folder; perhaps digits"):
         data.find("digit")
-    with pytest.raises(
-        ValueError, match="is a file; pictures to learn are in a folder"
-    ):
+    with pytest.raises(ValueError, match="is a file. Give a folder with one subfolder"):
         data.find(__file__)
     with pytest.raises(
         ValueError, match="images with labels. Received: 'imdb_reviews'"
     ):
         data.find("imdb_reviews")
-    with pytest.raises(ValueError, match="has no 'mnist:9.9.9'"):
+    with pytest.raises(ValueError, match="has no data set 'mnist:9.9.9'"):
         data.find("mnist:9.9.9")

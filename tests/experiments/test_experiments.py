@@ -73,7 +73,7 @@ values = st.one_of(
         max_size=5,
     )
 )
-def test_results_come_back_as_they_were(tmp_path_factory, rows):
+def test_results_round_trip(tmp_path_factory, rows):
     # (Strings that Python parses as numbers come back as numbers.)
     rows = [
         {k: v for k, v in row.items() if str(v).lower() not in _NUMBERS} for row in rows
@@ -92,11 +92,11 @@ def test_results_come_back_as_they_were(tmp_path_factory, rows):
 _NUMBERS = {"nan", "inf", "infinity", "-inf", "true", "false"}
 
 
-def test_a_file_that_is_no_results_is_refused(tmp_path):
+def test_a_file_without_results_is_refused(tmp_path):
     path = tmp_path / "results.csv"
     for content in (b"a,b\n1,2,3\n", b"a,b\n1\n", b"\xff\xfe\x00"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"results\.csv holds no results"):
+        with pytest.raises(ValueError, match=r"results\.csv does not contain results"):
             Results(path)
 
 
@@ -131,11 +131,11 @@ def without_seconds(rows):
     return [{k: v for k, v in row.items() if k != "cell_seconds"} for row in rows]
 
 
-def test_all_networks_get_the_same_pictures_in_an_order_of_their_own_each_epoch():
-    pictures = images.load({"dataset": "digits"})
+def test_the_order_of_images_depends_on_seed_and_epoch_only():
+    dataset = images.load({"dataset": "digits"})
 
     def epochs(seed):
-        batches, _, steps = pictures.batches(64, seed)
+        batches, _, steps = dataset.batches(64, seed)
         seen = []
         for _ in range(2):
             seen.append(np.concatenate([batches[i][0] for i in range(steps)]))
@@ -149,7 +149,7 @@ def test_all_networks_get_the_same_pictures_in_an_order_of_their_own_each_epoch(
     assert (first != epochs(1)[0]).any()
 
 
-def test_pictures_to_learn_from_are_moved_and_others_are_not():
+def test_training_images_are_shifted_and_test_images_are_not():
     still, moved = (
         images.load({"dataset": "digits", "shift": shift}).batches(64, 0)
         for shift in (0, 2)
@@ -173,10 +173,10 @@ def test_pictures_to_learn_from_are_moved_and_others_are_not():
     np.testing.assert_array_equal(still[1][0][0], moved[1][0][0])
 
 
-def test_what_is_tuned_on_is_neither_trained_with_nor_held_out():
-    pictures = images.load({"dataset": "digits", "examples": 100})
-    train, test, _ = pictures.batches(1000, 0)
-    tuning_train, tuning_test, _ = pictures.batches(1000, 0, tuning=True)
+def test_tuning_images_are_neither_trained_on_nor_test_images():
+    dataset = images.load({"dataset": "digits", "examples": 100})
+    train, test, _ = dataset.batches(1000, 0)
+    tuning_train, tuning_test, _ = dataset.batches(1000, 0, tuning=True)
 
     def contents(batches):
         return {x.tobytes() for i in range(len(batches)) for x in batches[i][0]}
@@ -202,7 +202,7 @@ def test_the_sweep_finds_the_smallest_rate_of_the_best():
     assert fitting.tuned(settings, rows, ["A", "B"]) == {"A": 0.2, "B": 0.4}
 
 
-def test_a_sweep_can_have_epochs_of_its_own(monkeypatch):
+def test_a_sweep_can_have_fewer_epochs(monkeypatch):
     experiment = experiments.find("any_network_training")
     settings = experiments.settings_of(experiment, "small", "digits")
     settings |= {"epochs": 5, "sweep_epochs": 3, "batch_sizes": [64]}
@@ -215,23 +215,23 @@ def test_a_sweep_can_have_epochs_of_its_own(monkeypatch):
     assert epochs == [3, 5]
 
 
-def test_no_batch_is_larger_than_the_set():
+def test_no_batch_is_larger_than_the_training_set():
     experiment = experiments.find("batch_size")
     sizes = experiments.settings_of(experiment, "small", "digits")["batch_sizes"]
     assert sizes == [16, 64, 256, 1000, 1438]
-    pictures = images.load({"dataset": "digits"})
-    assert sum(len(x) for x, _ in pictures.batches(1438, 0)[0]) == 1438
+    dataset = images.load({"dataset": "digits"})
+    assert sum(len(x) for x, _ in dataset.batches(1438, 0)[0]) == 1438
 
 
-def test_settings_for_one_set_stand_before_the_others():
-    settings = {"epochs": 6, "of_dataset": {"digits": {"epochs": 2}}}
+def test_settings_for_one_data_set_take_precedence():
+    settings = {"epochs": 6, "settings_by_dataset": {"digits": {"epochs": 2}}}
     for dataset, epochs in (("digits", 2), ("mnist5k", 6)):
         found = images.with_dataset(settings, dataset)
         assert found == {"dataset": dataset, "epochs": epochs}
     assert settings["epochs"] == 6
 
 
-def test_another_set_is_read_by_its_own_parts():
+def test_another_data_set_is_read_by_its_own_splits():
     settings = experiments.settings_of(
         experiments.find("regularization"), "full", "cifar10"
     )
@@ -245,7 +245,7 @@ def test_another_set_is_read_by_its_own_parts():
 
 @pytest.mark.parametrize("name", sorted(set(experiments.EXPERIMENTS) - {"efficiency"}))
 @pytest.mark.parametrize("value", [0.1, 0.9])
-def test_nothing_is_borne_out_where_all_are_alike(name, value, tmp_path):
+def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
     """The page can also be written if all runs failed."""
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, "small", "digits")
@@ -299,12 +299,12 @@ def test_nothing_is_borne_out_where_all_are_alike(name, value, tmp_path):
     rows = []
     for _ in range(2):
         rows = [
-            {**cell, **measured, **part}
+            {**cell, **measured, **values}
             for cell in experiment.plan(settings, rows)
-            for part in within_a_cell
+            for values in within_a_cell
         ]
     findings = experiments.write(experiment, settings, rows, tmp_path, "a command")
-    assert experiments.verdict(findings) != "borne out", findings
+    assert experiments.verdict(findings) != "supported", findings
 
 
 def train_two_epochs(network, **options):
@@ -318,7 +318,7 @@ def unclipped():
     return train_two_epochs(fitting.NORMALIZER_FREE)
 
 
-def test_a_run_repeats_itself_and_one_that_diverges_is_a_result(unclipped):
+def test_runs_are_reproducible_and_a_diverged_run_is_a_result(unclipped):
     again = train_two_epochs(fitting.NORMALIZER_FREE)
     assert unclipped == pytest.approx(again, rel=1e-3)
     assert not unclipped["diverged"]
@@ -345,7 +345,7 @@ def test_unclipped_and_clipped_networks_start_alike():
         np.testing.assert_array_equal(a, b)
 
 
-def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
+def test_batch_norm_leaks_and_the_normalizer_free_network_does_not(tmp_path):
     experiment, settings = tiny("bn_leaks", seeds=1, pictures=2)
     rows = experiments.run(
         experiment, settings, Results(tmp_path / "results.csv"), 1, nothing
@@ -363,7 +363,7 @@ def test_batch_norm_leaks_and_the_other_does_not(tmp_path):
     keras.backend.backend() != "tensorflow",
     reason="what other processes do is no backend's",
 )
-def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
+def test_a_killed_run_continues_with_the_missing_cells(tmp_path):
     """SIGKILL ends the run and its two worker processes."""
     experiment, settings = tiny("mean_shift", depths=[1], seeds=2)
     path, alone = tmp_path / "results.csv", tmp_path / "alone.csv"
@@ -431,7 +431,7 @@ def elsewhere(monkeypatch):
         letter = (np.arange(28 * 28) % 256).astype("uint8").reshape(1, 28, 28)
         letters = np.broadcast_to(letter, (count, 28, 28))
         classes, groups = np.arange(count) % 26, np.arange(count) // 52
-        monkeypatch.setattr(images, "_parts", images._parts.__wrapped__)  # no cache
+        monkeypatch.setattr(images, "_splits", images._splits.__wrapped__)  # no cache
         monkeypatch.setitem(
             images._IN_MEMORY, "glyphs", lambda: (letters, classes, groups)
         )
@@ -449,7 +449,7 @@ def test_each_experiment_is_published():
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
-def test_published_pages_are_what_their_results_say(published, tmp_path, elsewhere):
+def test_published_pages_agree_with_their_results(published, tmp_path, elsewhere):
     """Fails if a page, its results or the code were changed without the others."""
     folder = PAGES / published
     settings = json.loads((folder / "settings.json").read_text())
@@ -477,5 +477,5 @@ def test_published_pages_are_what_their_results_say(published, tmp_path, elsewhe
     index = (PAGES / experiments.PAGE).read_text()
     if published == name:
         assert f"[{name}]({name}/README.md)" in index
-        said = " ".join(index.split())
-        assert all(" ".join(f.text.split()) in said for f in findings)
+        text = " ".join(index.split())
+        assert all(" ".join(f.text.split()) in text for f in findings)

@@ -20,7 +20,7 @@ def only_fonts_of_matplotlib():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.font_manager.findSystemFonts", list)
         patch.setattr(glyphs, "_opened", functools.cache(glyphs._opened))
-        patch.setattr(glyphs, "FEWEST_FAMILIES", 5)
+        patch.setattr(glyphs, "MIN_FAMILIES", 5)
         forget()
         yield
     forget()
@@ -39,7 +39,7 @@ def installed(monkeypatch):
 
 def forget():
     glyphs.read.cache_clear()
-    images._parts.cache_clear()
+    images._splits.cache_clear()
 
 
 def changed(path, change):
@@ -103,7 +103,7 @@ def blank(font):
     font["glyf"]["x"] = font["glyf"]["space"]
 
 
-def test_pictures_follow_from_the_fonts():
+def test_images_depend_only_on_the_fonts():
     x, y, group = glyphs.read()
     before = glyphs.described()
     forget()
@@ -114,7 +114,7 @@ def test_pictures_follow_from_the_fonts():
     assert before["fonts"] == len(glyphs.fonts()) == len(np.unique(group))
 
 
-def test_a_font_has_the_same_pictures_whichever_others_there_are(installed, tmp_path):
+def test_images_of_a_font_do_not_depend_on_other_fonts(installed, tmp_path):
     x, *_ = glyphs.read()
     before = glyphs.fonts()
     added = another(tmp_path / "Another.ttf")
@@ -127,7 +127,7 @@ def test_a_font_has_the_same_pictures_whichever_others_there_are(installed, tmp_
     np.testing.assert_array_equal(more[left], x)
 
 
-def test_classes_are_letters_and_have_as_many_pictures():
+def test_classes_are_letters_with_equally_many_images():
     x, y, group = glyphs.read()
     assert x.dtype == np.uint8 and x.shape[1:] == (28, 28)
     fonts = len(np.unique(group))
@@ -136,7 +136,7 @@ def test_classes_are_letters_and_have_as_many_pictures():
         np.testing.assert_array_equal(np.bincount(y[group == i]), [2] * 26)
 
 
-def test_letters_are_whole_and_not_blank():
+def test_letters_are_complete_and_not_blank():
     x, _, _ = glyphs.read()
     assert (x.max(axis=(1, 2)) > 127).all()
     assert not x[:, [0, -1]].any() and not x[:, :, [0, -1]].any()
@@ -157,8 +157,8 @@ def test_letters_look_like_their_class():
     assert (y[:52][nearest] == y[:52]).mean() > 0.3  # chance level is 1 in 26
 
 
-def test_no_family_is_on_both_sides():
-    pictures = images.load({"dataset": "glyphs"})
+def test_no_family_is_in_both_splits():
+    dataset = images.load({"dataset": "glyphs"})
     chosen = glyphs.fonts()
     families = [glyphs._family(path) for path in chosen]
     assert len(set(families)) == len(families)
@@ -171,17 +171,17 @@ def test_no_family_is_on_both_sides():
 
     def families_in(batches):
         return {
-            family_of[np.asarray(picture).tobytes()]
+            family_of[np.asarray(image).tobytes()]
             for i in range(len(batches))
-            for picture in batches[i][0]
+            for image in batches[i][0]
         }
 
-    train, test, _ = pictures.batches(len(x), 0)
+    train, test, _ = dataset.batches(len(x), 0)
     assert families_in(train) | families_in(test) == set(families)
     assert not families_in(train) & families_in(test)
-    part, tuned_on, _ = pictures.batches(len(x), 0, tuning=True)
-    assert families_in(part) | families_in(tuned_on) == families_in(train)
-    assert not families_in(part) & families_in(tuned_on)
+    tuning_train, tuned_on, _ = dataset.batches(len(x), 0, tuning=True)
+    assert families_in(tuning_train) | families_in(tuned_on) == families_in(train)
+    assert not families_in(tuning_train) & families_in(tuned_on)
 
 
 def normalized(x):
@@ -194,9 +194,7 @@ def normalized(x):
     [lambda font: None, renamed("Another"), slanted],
     ids=["a copy", "another name", "another look"],
 )
-def test_a_font_of_the_same_name_or_look_is_of_the_same_family(
-    change, installed, tmp_path
-):
+def test_fonts_of_one_name_or_shape_are_one_family(change, installed, tmp_path):
     before = len(glyphs.fonts())
     installed.append(changed(tmp_path / "Another.ttf", change))
     assert len(glyphs.fonts()) == before
@@ -207,12 +205,12 @@ def test_a_font_of_the_same_name_or_look_is_of_the_same_family(
     [showing("q", None), showing("q", "alpha"), boxed, blank],
     ids=["missing", "a symbol", "boxes", "blank"],
 )
-def test_fonts_without_all_letters_are_passed_over(change, tmp_path):
+def test_fonts_without_all_letters_are_skipped(change, tmp_path):
     assert glyphs._opened(changed(tmp_path / "whole.ttf", renamed("A"))).family == "A"
     assert glyphs._opened(changed(tmp_path / "other.ttf", change)) is None
 
 
-def test_files_that_are_no_fonts_are_passed_over(installed, tmp_path):
+def test_files_that_are_not_fonts_are_skipped(installed, tmp_path):
     before = glyphs.fonts()
     whole = io.BytesIO((OWN / "cmr10.ttf").read_bytes())
     contents = {"empty": b"", "text": b"no font", "part": whole.read(2000)}
@@ -223,38 +221,38 @@ def test_files_that_are_no_fonts_are_passed_over(installed, tmp_path):
     assert glyphs.fonts() == before
 
 
-def test_no_more_families_are_drawn_than_are_wanted(monkeypatch):
+def test_at_most_max_families_are_drawn(monkeypatch):
     all_of_them = glyphs.fonts()
-    monkeypatch.setattr(glyphs, "MOST_FAMILIES", 5)
+    monkeypatch.setattr(glyphs, "MAX_FAMILIES", 5)
     assert len(glyphs.fonts()) == 5 and set(glyphs.fonts()) < set(all_of_them)
 
 
-def test_too_few_fonts_are_an_error_that_says_where_there_are_more(monkeypatch):
+def test_too_few_fonts_are_an_error_that_names_packages(monkeypatch):
     there = len(glyphs.fonts())
     forget()
-    monkeypatch.setattr(glyphs, "FEWEST_FAMILIES", there + 1)
-    with pytest.raises(ValueError, match=f"there are {there} here.*fonts-aenigma"):
+    monkeypatch.setattr(glyphs, "MIN_FAMILIES", there + 1)
+    with pytest.raises(ValueError, match=f"fonts-aenigma.*Received: {there} families"):
         images.load({"dataset": "glyphs"})
     monkeypatch.setattr(glyphs, "_paths", list)
-    with pytest.raises(ValueError, match="there are 0 here"):
+    with pytest.raises(ValueError, match="Received: 0 families"):
         experiments.settings_of(experiments.find("bn_leaks"), "small", "glyphs")
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_settings_say_of_which_pictures(name):
+def test_settings_identify_the_images(name):
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, "small", "glyphs")
     if experiment.measures_machine:
         assert "dataset" not in settings and "fonts" not in settings
         return
     assert settings["fonts"] == len(glyphs.fonts())
-    learned = images.load(settings).learned
-    assert all(size <= learned for size in settings.get("batch_sizes", ()))
+    examples = images.load(settings).training_examples
+    assert all(size <= examples for size in settings.get("batch_sizes", ()))
     full = experiments.settings_of(experiment, "full", "glyphs")
     assert not any(key.endswith("_split") for key in full)
 
 
-def test_results_of_other_fonts_are_not_gone_on_with(installed, tmp_path):
+def test_results_of_other_fonts_are_not_continued(installed, tmp_path):
     experiment = experiments.find("bn_leaks")
     experiments.check_folder(
         tmp_path, experiments.settings_of(experiment, "small", "glyphs")
@@ -262,11 +260,11 @@ def test_results_of_other_fonts_are_not_gone_on_with(installed, tmp_path):
     installed.append(another(tmp_path / "Another.ttf"))
     forget()
     settings = experiments.settings_of(experiment, "small", "glyphs")
-    with pytest.raises(ValueError, match="fonts is"):
+    with pytest.raises(ValueError, match="Received: fonts="):
         experiments.check_folder(tmp_path, settings)
 
 
-def test_they_can_be_learned():
+def test_glyphs_can_be_learned():
     settings = {
         **experiments.settings_of(experiments.find("batch_size"), "small", "glyphs"),
         "depths": [1],

@@ -74,7 +74,7 @@ def test_names_follow_the_authors_definitions():
     assert_close(layer(x) / layer.gain, np.where(x > 0, x, 0.01 * x), atol=1e-6)
 
 
-def test_a_function_is_not_taken_for_the_name_it_shares():
+def test_a_function_is_not_confused_with_a_name():
     # Keras's gelu is the exact one; saved by name, it would be loaded as the tanh form.
     layer = ScaledActivation(keras.activations.gelu)
     config = json.loads(json.dumps(layer.get_config()))

@@ -18,7 +18,7 @@ def sigmoid(x):
 @pytest.mark.parametrize(
     "channels, size", [(16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (2048, 7)]
 )
-def test_eca_sees_as_many_neighbours_as_in_the_paper(channels, size):
+def test_eca_kernel_size_is_that_of_the_paper(channels, size):
     layer = EfficientChannelAttention()
     layer.build((None, 4, 4, channels))
     assert layer.conv.kernel.shape == (size, 1, 1)
@@ -54,7 +54,7 @@ def test_width_of_squeeze_and_excitation(channels, ratio, divisor, hidden):
 @pytest.mark.parametrize(
     "layer", [EfficientChannelAttention(5), SqueezeExcite(0.3, divisor=4)]
 )
-def test_channels_may_come_second_and_configs_come_back(layer):
+def test_channels_first_and_configs(layer):
     x = pictures(12)
     y = layer(x)
     again = type(layer).from_config({**layer.get_config(), "name": "again"})
@@ -73,18 +73,18 @@ def test_channels_may_come_second_and_configs_come_back(layer):
 
 
 @pytest.mark.parametrize("bad", [4, 0, -1, 2.5, "3"])
-def test_kernels_of_no_odd_size_are_refused(bad):
+def test_even_kernel_sizes_are_refused(bad):
     with pytest.raises(ValueError, match="kernel_size"):
         EfficientChannelAttention(bad)
 
 
-def test_an_integer_of_numpys_is_saved_as_pythons():
+def test_numpy_integers_are_saved_as_python_integers():
     assert (
         type(EfficientChannelAttention(np.int64(3)).get_config()["kernel_size"]) is int
     )
 
 
-def test_pictures_are_expected():
+def test_inputs_of_another_rank_are_refused():
     with pytest.raises(ValueError, match=r"EfficientChannelAttention .*\(None, 8\)"):
         EfficientChannelAttention().build((None, 8))
     with pytest.raises(ValueError, match="channels of the input"):

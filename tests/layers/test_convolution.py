@@ -174,7 +174,7 @@ def test_channels_first_is_the_transpose_of_channels_last():
 
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("kernel_size, strides", [(3, 2), (7, 2), (3, 1), (5, 3)])
-def test_symmetric_padding_is_pytorchs(size, kernel_size, strides):
+def test_symmetric_padding_equals_that_of_pytorch(size, kernel_size, strides):
     x = np.random.default_rng(0).normal(size=(2, size, size + 3, 4)).astype("float32")
     options = {"strides": strides, "gain_initializer": keras.initializers.Constant(2)}
     layer = WSConv2D(6, kernel_size, padding="symmetric", **options)
@@ -201,7 +201,7 @@ def test_symmetric_padding_survives_saving_and_refuses_even_kernels():
         WSConv2D(6, 3, scale=0)
 
 
-def test_scale_and_variance_eps_are_timms():
+def test_scale_and_variance_eps_equal_those_of_timm():
     layer = WSConv2D(5, 3, eps=0.0, variance_eps=1e-2, scale=1.7)
     layer.build((None, 8, 8, 4))
     kernel = np.random.default_rng(0).normal(size=layer.kernel.shape) * 0.05

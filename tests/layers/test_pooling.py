@@ -31,6 +31,6 @@ def test_even_windows_are_refused():
         SymmetricMaxPooling2D(2)
 
 
-def test_config_comes_back():
+def test_config_round_trip():
     layer = SymmetricMaxPooling2D(5, 3, name="pool")
     assert SymmetricMaxPooling2D.from_config(layer.get_config()).pool_size == (5, 5)

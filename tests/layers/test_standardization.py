@@ -286,7 +286,7 @@ def test_statistics_are_taken_in_float32(name, policy):
 
 
 @each_layer
-def test_arguments_stand_where_keras_has_them(name):
+def test_positional_arguments_are_those_of_keras(name):
     ours, keras_layer, arguments, _ = LAYERS[name]
     config, plain = ours(*arguments).get_config(), keras_layer(*arguments).get_config()
     initializers = {key for key in plain if key.endswith("_initializer")}
@@ -311,10 +311,11 @@ def test_arguments_stand_where_keras_has_them(name):
         (WSSeparableConv2D(4, 3), (None, 8, 8, 1)),
         (WSConv2D(4, 1, groups=2), (None, 8, 8, 2)),
         (WSDense(3), (None, 1)),
+        (WSDense(3, center=False), (None, 1)),
     ],
 )
-def test_a_single_number_cannot_be_standardized(layer, shape):
-    with pytest.raises(ValueError, match="of a single one nothing is left"):
+def test_a_single_weight_cannot_be_standardized(layer, shape):
+    with pytest.raises(ValueError, match="needs at least two weights"):
         layer.build(shape)
 
 
@@ -399,7 +400,7 @@ def test_channels_first_is_the_transpose(name):
     assert_close(np.moveaxis(outputs, 1, -1), last(x), 1e-4, 1e-4)
 
 
-def test_a_folded_layer_has_nothing_of_training():
+def test_a_folded_layer_has_no_training_settings():
     @keras.saving.register_keras_serializable("tests")
     class OfMyOwn(keras.regularizers.Regularizer):
         def __call__(self, x):
@@ -413,7 +414,7 @@ def test_a_folded_layer_has_nothing_of_training():
     assert "OfMyOwn" not in keras_nfnets.fold(model).to_json()
 
 
-def test_a_kernel_there_is_not():
+def test_an_unknown_kernel_is_an_error():
     layer = WSSeparableConv2D(4, 3)
     layer.build((None, 8, 8, 3))
     with pytest.raises(ValueError, match="'depthwise_kernel', 'pointwise_kernel'"):

@@ -14,6 +14,7 @@ from server import File, running
 
 import keras_nfnets
 from keras_nfnets import pretrained
+from keras_nfnets.pretrained import weights
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 # Network -> hash in the name of timm's release file.
@@ -56,7 +57,7 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
-def test_all_published_checkpoints_are_known_with_their_facts():
+def test_all_published_checkpoints_are_registered():
     checkpoints = {c.network: c for c in pretrained.list_checkpoints()}
     assert checkpoints.pop("NFNetTiny").name == "digits"
     assert checkpoints.keys() == RELEASES.keys()
@@ -79,7 +80,7 @@ def test_all_published_checkpoints_are_known_with_their_facts():
     assert all(urllib.parse.urlsplit(url).path for url in urls)
 
 
-def test_what_weights_stand_for():
+def test_names_of_weights_are_found():
     def found(constructor, weights="imagenet", **options):
         return pretrained.find(weights, constructor.architecture(**options)).name
 
@@ -108,7 +109,7 @@ def test_what_weights_stand_for():
         ),
         (
             lambda: keras_nfnets.NFNetL0(weights="eca_nfnet_l0.ra2_in1k"),
-            r"of another network: pretrained.create\('eca_nfnet_l0'",
+            r"of another network. Create that by pretrained.create\('eca_nfnet_l0'",
         ),
         (
             lambda: keras_nfnets.NFNetF0(weights="dm_nfnet_f0.dm_in21k"),
@@ -117,12 +118,20 @@ def test_what_weights_stand_for():
         (lambda: keras_nfnets.NFNetF0(weights="Imagenet"), "perhaps imagenet?"),
         (lambda: keras_nfnets.NFNetTiny(weights=b"x"), "Received: weights="),
         (lambda: keras_nfnets.NFNetTiny(weights="a\0b"), "Received: weights="),
-        (lambda: keras_nfnets.NFNetTiny(weights=__file__), "A weight file ends in"),
+        (lambda: keras_nfnets.NFNetTiny(weights=__file__), "A weight file must end in"),
     ],
 )
-def test_weights_that_there_are_not(make, message):
+def test_unknown_weights_are_errors_that_suggest_others(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_checkpoints_of_unknown_accuracy_are_listed_last(monkeypatch):
+    [known] = pretrained.published(keras_nfnets.NFNetL0.architecture())
+    unknown = known._replace(name="unknown", top1=None)
+    monkeypatch.setattr(weights, "list_checkpoints", lambda: [unknown, known])
+    found = pretrained.published(keras_nfnets.NFNetL0.architecture())
+    assert found == [known, unknown]
 
 
 def test_weights_by_name_come_from_the_hub_and_then_from_its_cache(hub, monkeypatch):
@@ -143,7 +152,7 @@ def test_weights_by_name_come_from_the_hub_and_then_from_its_cache(hub, monkeypa
     assert len(hub.requests) == asked
 
 
-def test_weights_that_do_not_come_are_an_error_with_the_address(hub):
+def test_a_failed_download_is_an_error_with_the_url(hub):
     hub.files.clear()
     with pytest.raises(ConnectionError, match="test_nfnet.r160_in1k.*HTTP 404"):
         keras_nfnets.NFNetTest(weights="imagenet")
@@ -167,12 +176,14 @@ def test_the_authors_file_comes_from_the_authors(tmp_path, monkeypatch):
         wrong = mirror._replace(authors_md5=checkpoint.authors_md5)
         with (
             pytest.warns(UserWarning, match="The MD5 of .* is not 7a018d8d"),
-            pytest.raises(ValueError, match="should have the md5 checksum 7a018d8d"),
+            pytest.raises(ValueError, match="md5 checksum .*Expected: 7a018d8d"),
         ):
             wrong.fetch("F2_haiku.npz")
 
 
-def test_a_file_goes_before_a_checkpoint_of_its_name(tmp_path, monkeypatch, nfnet_tiny):
+def test_a_file_takes_precedence_over_a_checkpoint_of_its_name(
+    tmp_path, monkeypatch, nfnet_tiny
+):
     monkeypatch.chdir(tmp_path)
     golden = pathlib.Path(__file__).parent.parent / "golden"
     shutil.copy(golden / "deepmind_release_dict.npz", "F0_haiku.npz")
@@ -195,7 +206,7 @@ def test_the_authors_files_load(kind, nfnet_tiny):
     np.testing.assert_allclose(logits, case.outputs["out/logits"], atol=1e-4)
 
 
-def test_the_page_about_the_weights_says_what_the_register_says():
+def test_the_page_about_the_weights_agrees_with_the_registry():
     page = pathlib.Path(__file__).parent.parent.parent / "weights" / "README.md"
     rows = re.findall(
         r"^\| `([\w.]+)` \| `(\w+)` \| (\d+) / (\d+) \| ([\d.]+) (\w+) \| ([\d.]+) \|",

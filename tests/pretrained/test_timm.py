@@ -62,7 +62,7 @@ def test_every_parameter_is_used_once(parameters, model):
     assert len(seen) == len(before)
 
 
-def test_networks_without_top_and_of_other_classes_take_the_rest(file, parameters):
+def test_networks_without_or_with_another_classifier_load_the_rest(file, parameters):
     whole = NFNetTest(weights=file)
     body = NFNetTest(weights=file, include_top=False)
     for a, b in zip(body.weights, whole.weights):
@@ -74,7 +74,7 @@ def test_networks_without_top_and_of_other_classes_take_the_rest(file, parameter
     assert other.output_shape == (None, 7)
 
 
-def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
+def test_mismatches_are_listed_and_change_nothing(parameters, model):
     before = snapshot(model)
 
     def refused(changed, *messages):
@@ -91,7 +91,9 @@ def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
         "stage1_block1/conv1b/gain of shape (8,) is missing",
         "final_conv/kernel of shape (1, 1, 128, 192) is missing",
     )
-    refused({**parameters, "extra.weight": np.ones(3)}, "extra/kernel has no place")
+    refused(
+        {**parameters, "extra.weight": np.ones(3)}, "extra/kernel is not in the network"
+    )
     refused({**parameters, "stages.9.0.conv1.bias": np.ones(8)}, "stage10_block1/conv0")
     refused(
         {**parameters, "stages.0.0.conv7.bias": np.ones(8)}, "stages.0.0.conv7.bias"
@@ -102,20 +104,20 @@ def test_what_does_not_fit_changes_nothing_and_is_listed(parameters, model):
     )
     refused(
         {**parameters, "stem.conv1.weight": np.ones((16, 3, 5, 5))},
-        "has shape (3, 3, 3, 16) in the network, (5, 5, 3, 16) here",
+        "has shape (3, 3, 3, 16) in the network, (5, 5, 3, 16) in the source",
     )
     # Kernel and bias of the classifier must have the same number of classes.
     refused({**parameters, "head.fc.bias": np.ones(10)}, "predictions/bias has shape")
     refused({**parameters, "head.fc.weight": "x"}, "predictions/kernel is of dtype")
     refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain is of dtype")
-    refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is no array")
+    refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is not an array")
     refused({}, "is missing")
     body = NFNetTest(include_top=False)
     with pytest.raises(ValueError, match="predictions/extra has no place"):
         pretrained.load_timm(body, {**parameters, "head.fc.extra": np.ones(3)})
 
 
-def test_gains_make_up_for_the_other_epsilon():
+def test_gains_compensate_for_the_other_epsilon():
     # With the authors' lower bound, the filters must equal those of timm for any
     # variance, also for a kernel much smaller than usual.
     model = NFNetF0(include_top=False)
@@ -168,7 +170,7 @@ def test_other_files_are_refused(content, model, tmp_path):
     assert_unchanged(model, before)
 
 
-def test_paths_that_are_none(model, tmp_path):
+def test_invalid_paths_are_errors(model, tmp_path):
     for path in (
         tmp_path,
         "none.safetensors",

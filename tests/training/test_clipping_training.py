@@ -91,7 +91,7 @@ def test_sgdagc_reproduces_the_authors_training(case, golden, nfnet_tiny):
         assert np.linalg.norm(difference) <= 1e-3 * size, variable.path
 
 
-def test_three_front_doors_give_the_same_weights():
+def test_model_wrapper_and_optimizer_give_the_same_weights():
     by_model, by_wrapper, by_optimizer = small_model(), small_model(), small_model()
     history = train(by_model, optimizer=sgd(), clip_factor=0.02)
     train(by_wrapper, optimizer=AGC(sgd(), **CLIP))
@@ -131,7 +131,7 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(model.get_weights()[0], 2 + 0.5 * 0.02, rtol=1e-6)
 
 
-def test_weight_decay_of_sgdagc_spares_gains_and_biases_and_the_clip():
+def test_weight_decay_of_sgdagc_is_not_clipped_and_skips_gains_and_biases():
     class Affine(keras.layers.Layer):
         def build(self, shape):
             self.kernel = self.add_weight(
@@ -179,7 +179,7 @@ def test_learning_rate_of_sgdagc_is_outside_the_momentum():
         lambda: {"optimizer": SGDAGC(0.05, clip_factor=0.03, exclude=None)},
     ],
 )
-def test_training_goes_on_after_saving_as_if_nothing_had_been(optimizer, tmp_path):
+def test_training_continues_identically_after_saving(optimizer, tmp_path):
     model = small_model()
     train(model, steps=2, **optimizer())
     model.save(tmp_path / "model.keras")
@@ -245,7 +245,7 @@ def test_excluded_variables_are_not_clipped():
     assert steps["function"] == [True, False, True, False]
 
 
-def test_classifier_kernel_is_spared_by_default_at_every_door():
+def test_classifier_kernel_is_excluded_by_default():
     x, y = small_data()
     for options in (
         {"optimizer": keras.optimizers.SGD(1.0)},
@@ -278,7 +278,7 @@ def test_optimizers_warn_of_an_exclude_that_matches_nothing(optimizer):
         optimizer("predictoins").build(model.trainable_variables)
 
 
-def test_wrapper_hands_on_what_does_not_decay():
+def test_wrapper_forwards_exclusions_from_weight_decay():
     model = small_model(keras.Model)
     optimizer = AGC(keras.optimizers.SGD(0.0, weight_decay=0.5))
     optimizer.inner_optimizer.learning_rate = 1.0
@@ -294,7 +294,7 @@ def test_wrapper_hands_on_what_does_not_decay():
     np.testing.assert_array_equal(model.get_weights()[1], 1)
 
 
-def test_compute_loss_may_be_overridden_in_the_old_way():
+def test_compute_loss_may_be_overridden_without_training_argument():
     class Doubled(AGCModel):
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
             return 2 * super().compute_loss(x, y, y_pred, sample_weight)
@@ -352,7 +352,7 @@ def trained_functional():
 @pytest.mark.parametrize(
     "kind", ["subclassed", "sequential", "functional subclass", "functional inside"]
 )
-def test_every_way_to_write_a_model_trains_alike(kind, built):
+def test_functional_sequential_and_subclassed_models_train_alike(kind, built):
     initial = small_model()
     if kind == "subclassed":
         model = Subclassed()

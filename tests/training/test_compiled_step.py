@@ -64,7 +64,7 @@ def test_all_shapes_are_static(compiled):
 
 
 @pytest.mark.parametrize("layer", ["StochasticDepth", "Dropout"])
-def test_a_replicas_part_of_what_is_drawn_compiles_too(layer):
+def test_random_numbers_of_one_replica_compile(layer):
     def drawn(examples, place):
         dropping = getattr(layers, layer)(0.5, seed=1)
 

@@ -228,7 +228,7 @@ def collective_elements(strategy, model):
 
 @pytest.mark.parametrize("accumulate", [None, 2])
 @pytest.mark.parametrize("door", DOORS)
-def test_gradients_cross_the_wire_once_a_step(door, accumulate):
+def test_gradients_are_all_reduced_once_per_step(door, accumulate):
     with scope(2):
         strategy = tf.distribute.get_strategy()
         cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
@@ -254,7 +254,7 @@ def test_gradients_cross_the_wire_once_a_step(door, accumulate):
         ),
     ],
 )
-def test_loss_scaling_on_replicas_is_that_on_one(door):
+def test_loss_scaling_does_not_depend_on_the_number_of_replicas(door):
     keras.config.set_dtype_policy("mixed_float16")
     options = {"scale": 0.3}  # does not overflow under the initial loss scale
     expected = train(1, door, **options)
@@ -273,7 +273,7 @@ def test_loss_scaling_on_replicas_is_that_on_one(door):
         pytest.param("wrapper", 2, marks=pytest.mark.slow),
     ],
 )
-def test_an_overflow_on_any_replica_is_left_out(door, accumulate):
+def test_an_overflow_on_any_replica_skips_the_step(door, accumulate):
     x, y = (np.tile(array, (4, 1)) for array in small_data(0.3, 16))
     x[16 + 12] = np.inf  # in the second step, in the second replica's half
     trained = {}
@@ -318,7 +318,7 @@ def test_steps_with_a_nan_change_nothing_on_any_replica(replicas):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5, atol=1e-8)
 
 
-def test_sam_and_averages_on_replicas_are_those_on_one():
+def test_sam_and_averages_do_not_depend_on_the_number_of_replicas():
     options = {"sam_rho": 0.05, "ema_decay": 0.9, "scale": 3}
     expected = train(1, "model", **options)
     result = train(2, "model", **options)

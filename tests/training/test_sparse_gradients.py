@@ -58,7 +58,7 @@ def test_rows_of_a_kernel_that_are_not_units_become_dense():
     np.testing.assert_allclose(np.linalg.norm(clipped, axis=0), largest, rtol=1e-5)
 
 
-def test_slices_of_unknown_shape_are_clipped_in_a_graph():
+def test_sparse_gradients_of_unknown_shape_are_clipped_in_a_graph():
     layer = keras.layers.Embedding(7, 4)
     layer.build((None,))
 

@@ -33,7 +33,7 @@ def test_strategies_by_name(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["Mirrored", "", None, 3])
-def test_another_strategy_is_refused(name):
+def test_an_unknown_strategy_is_refused(name):
     with pytest.raises(ValueError, match="must be one of 'auto', 'none'"):
         training.strategy(name)
 
@@ -53,16 +53,16 @@ def test_another_strategy_is_refused(name):
         '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
     ],
 )
-def test_workers_need_a_whole_tf_config(config, monkeypatch):
+def test_workers_need_a_complete_tf_config(config, monkeypatch):
     if config is None:
         monkeypatch.delenv("TF_CONFIG", raising=False)
     else:
         monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(ValueError, match="TF_CONFIG must tell .* Received: TF_CONFIG="):
+    with pytest.raises(ValueError, match="TF_CONFIG must list .* Received: TF_CONFIG="):
         training.strategy("multi_worker")
 
 
-def test_a_tpu_that_is_not_there(monkeypatch):
+def test_a_missing_tpu_is_an_error(monkeypatch):
     monkeypatch.setenv("TPU_NAME", "nosuch")
     monkeypatch.delenv("TF_CONFIG", raising=False)
     for name in ("tpu", "auto"):
@@ -202,7 +202,7 @@ def test_ctrl_c_reaches_a_worker_that_waits():
     assert process.returncode == -signal.SIGINT
 
 
-def test_a_worker_does_not_wait_for_ever_for_the_others():
+def test_a_worker_stops_waiting_for_the_others():
     code = (
         "from keras_nfnets import training;"
         "training.strategy('multi_worker', start_timeout=2)"
@@ -214,4 +214,4 @@ def test_a_worker_does_not_wait_for_ever_for_the_others():
         _, error = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "Waiting for all workers of TF_CONFIG" in error
-        assert "this one ends after 2 seconds" in error
+        assert "this process ends after 2 seconds" in error

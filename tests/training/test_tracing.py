@@ -49,7 +49,7 @@ def two_of_each():
         (two_of_each, 2),
     ],
 )
-def test_a_step_is_traced_once_and_does_what_it_did(data, outputs):
+def test_a_step_is_traced_once_with_unchanged_results(data, outputs):
     """Otherwise the first step of a deep network would take twice as long."""
     keras.utils.set_random_seed(0)
     model = network(outputs=outputs)
@@ -90,14 +90,14 @@ def without_rank(x, y):
     return x, tf.py_function(lambda y: y, [y], tf.float32)
 
 
-def test_labels_of_unknown_rank_are_taken_where_the_loss_takes_them():
+def test_labels_of_unknown_rank_are_accepted_if_the_loss_accepts_them():
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(5).map(without_rank)
     model = network(WithALossOfItsOwn)
     model.compile("sgd", clip_factor=0.1)
     assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
 
 
-def test_sparse_inputs_are_taken():
+def test_sparse_inputs_are_accepted():
     x = tf.sparse.from_dense(np.maximum(X, 0))
     data = tf.data.Dataset.from_tensor_slices((x, Y)).batch(5)
     inputs = keras.Input((3,), sparse=True)
@@ -114,7 +114,7 @@ class OfItsOwn(AGCModel):
         return super().train_step((x, y))
 
 
-def test_a_step_of_ones_own_sees_the_data_first():
+def test_a_custom_step_sees_the_data_first():
     data = tf.data.Dataset.from_tensor_slices((X, Y, X, X)).batch(5)
     model = network(OfItsOwn)
     model.compile("sgd", "mse", metrics=["accuracy"])

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_nfnets import AGCModel, NFNetTiny
-from keras_nfnets.training import TrainingLog, warmup_cosine
+from keras_nfnets.training import Checkpoints, TrainingLog, warmup_cosine
 
 X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
 Y = np.zeros((2, 1), "float32")
@@ -59,6 +59,26 @@ def test_sam_is_clipped_at_the_weights_themselves():
     # Both weights belong to one unit, as there is one output.
     worst *= 0.01 * np.linalg.norm(w) / np.linalg.norm(worst)
     np.testing.assert_allclose(weights_of(model), w - 0.1 * worst, rtol=1e-5)
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_sam_restores_the_weights_when_an_eager_step_fails(failing_call):
+    calls = 0
+
+    def fail(x):
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise ArithmeticError("at the worst point")
+        return x
+
+    w = np.array([0.3, -2.0], "float32")
+    model = quadratic(w, optimizer="sgd", sam_rho=0.5, run_eagerly=True)
+    model.layers[-1].activation = fail
+    with pytest.raises(ArithmeticError, match="at the worst point"):
+        model.train_on_batch(X, Y)
+    assert calls == failing_call
+    np.testing.assert_array_equal(weights_of(model), w)
 
 
 def test_sam_at_a_minimum_stays_there():
@@ -163,7 +183,7 @@ def test_ten_skipped_steps_in_a_row_end_training_with_an_explanation(examples):
     name = model.layers[-1].name
     expected = (
         f"last 10 steps .* those of {name}/kernel. The learning rate is 0.01; "
-        "0% of units clipped. The weights are as they were"
+        "0% of units clipped. The weights are those before"
     )
     with pytest.raises(FloatingPointError, match=expected):
         model.fit(x, y, batch_size=2, epochs=20, verbose=0)
@@ -191,6 +211,27 @@ def test_loss_scaling_still_lowers_its_scale_when_steps_are_skipped():
         np.testing.assert_array_equal(weights_of(model), average)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_checkpoints_restore_types_unknown_to_numpy(dtype, tmp_path):
+    def compiled_model(value):
+        model = quadratic([0.3, -2.0], optimizer="sgd")
+        layer = model.layers[-1]
+        layer._tracker.unlock()
+        layer.scale = layer.add_weight((3,), value, dtype, trainable=False)
+        layer._tracker.lock()
+        return model, layer.scale
+
+    model, _ = compiled_model("ones")
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.set_model(model)
+    checkpoints.save(1)
+    other, other_scale = compiled_model("zeros")
+    assert Checkpoints(tmp_path, {}).restore(other) == (1, {})
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(other_scale).astype("float32"), np.ones(3)
+    )
+
+
 def test_options_survive_saving(tmp_path):
     options = {"sam_rho": 0.05, "ema_decay": 0.99, "skip_nonfinite": True}
     model = quadratic([0.3, -2.0], optimizer="adam", **options)
@@ -205,7 +246,7 @@ def test_options_survive_saving(tmp_path):
     assert {name: config[name] for name in options} == options
 
 
-def test_clip_shares_of_the_parts_of_a_network():
+def test_clip_shares_of_the_stages_of_a_network():
     model = NFNetTiny(input_shape=(8, 8, 1), classes=3, attention=None)
     loss = "sparse_categorical_crossentropy"
     model.compile(

@@ -9,16 +9,16 @@ import numpy as np
 from keras_nfnets.data import preprocessing
 
 # Extensions of image files in a folder. (Pillow would also try documents and videos.)
-ENDINGS = {
+EXTENSIONS = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 
 
-def is_picture(path):
+def is_image(path):
     """Whether a path is an image file by its extension, and not hidden."""
-    is_named_so = path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-    return is_named_so and path.is_file()
+    has_extension = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    return has_extension and path.is_file()
 
 
 def find_pictures(paths):
@@ -49,14 +49,20 @@ def find_pictures(paths):
         path = pathlib.Path(given)
         # An empty string would mean the working directory.
         if given and path.is_dir():
-            inside = [file for file in path.iterdir() if is_picture(file)]
+            inside = [file for file in path.iterdir() if is_image(file)]
             if not inside:
-                raise ValueError(f"There are no pictures in the folder {path}")
+                raise ValueError(
+                    "There are no images in the folder (files that end in "
+                    f"{', '.join(sorted(EXTENSIONS))}). Received: {str(path)!r}"
+                )
             found += sorted(inside)
         elif path.is_file():
             found.append(path)
         else:
-            raise ValueError(f"There is no file {str(given)!r}")
+            raise ValueError(
+                f"There is no file {str(given)!r}. Give paths of images or of folders of "
+                f"images. Received: {str(given)!r}"
+            )
     return found
 
 
@@ -87,13 +93,16 @@ def read_picture(path):
     """
     from PIL import Image, ImageOps
 
-    name = "" if isinstance(path, bytes) else f"{path} "
+    name = "The file" if isinstance(path, bytes) else str(path)
     try:
         file = io.BytesIO(path) if isinstance(path, bytes) else path
         with Image.open(file) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode in ("I", "F"):
-                raise ValueError("its numbers have no largest one, that of white")
+                raise ValueError(
+                    f"values of mode {image.mode!r} have no maximum that means white; convert "
+                    "it to 8 or 16 bits"
+                )
             if image.mode.startswith("I;16"):
                 # Pillow would clip these values at 255.
                 values = np.asarray(image, "float64")
@@ -106,7 +115,7 @@ def read_picture(path):
     # Pillow's decoders raise errors of many types for broken files, and refuse the
     # largest images as decompression bombs.
     except Exception as error:
-        raise ValueError(f"{name}is not a whole picture: {error}") from error
+        raise ValueError(f"{name} is not a complete image: {error}") from error
 
 
 def prepare(
@@ -124,7 +133,7 @@ def prepare(
         interpolation: str. `"bicubic"`, `"bilinear"` or (only as timm does)
             `"nearest"`.
         mean, deviation: one float per channel. Mean and standard deviation of values
-            in [0, 1]. If they are None, each image is standardized by its own mean and
+            in [0, 1]; for grayscale images, three values are averaged. If they are None, each image is standardized by its own mean and
             standard deviation.
         crop: float. Fraction of the resized image's side that is used, for `"center"`
             and `"squash"`.
@@ -147,8 +156,11 @@ def prepare(
     evaluation in timm 1.0, data/transforms_factory.py.
     """
     if channels == 1:
-        picture = as_grey(picture)
-    if crop_mode in ("center", "squash"):
+        picture = to_grayscale(picture)
+    mean, deviation = (
+        preprocessing.per_channel(values, channels) for values in (mean, deviation)
+    )
+    if crop_mode in preprocessing.TIMM_CROP_MODES:
         x = crop_as_timm(picture, size, crop, crop_mode, interpolation)
         if mean is None:
             # Same as `tf.image.per_image_standardization`, for values up to 255.
@@ -161,14 +173,14 @@ def prepare(
     return preprocessing.standardize(x, mean, deviation).numpy()
 
 
-def as_grey(picture):
+def to_grayscale(pixels):
     """Convert an image to grayscale, `(height, width, 1)`."""
     from PIL import Image
 
-    return np.asarray(Image.fromarray(picture).convert("L"))[..., np.newaxis]
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., np.newaxis]
 
 
-def crop_as_timm(picture, size, crop, crop_mode, interpolation):
+def crop_as_timm(pixels, size, crop, crop_mode, interpolation):
     """Resize and crop an image as timm does.
 
     Returns:
@@ -176,12 +188,12 @@ def crop_as_timm(picture, size, crop, crop_mode, interpolation):
     """
     from PIL import Image
 
-    channels = picture.shape[-1]
-    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    channels = pixels.shape[-1]
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     side = math.floor(size / crop)
     width = height = side
     if crop_mode == "center":
-        image = _without_far_ends(image)
+        image = _limit_aspect_ratio(image)
         shorter = min(image.size)
         width, height = (int(side * length / shorter) for length in image.size)
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
@@ -190,7 +202,7 @@ def crop_as_timm(picture, size, crop, crop_mode, interpolation):
     return np.asarray(image, "float32").reshape(size, size, channels)
 
 
-def _without_far_ends(image):
+def _limit_aspect_ratio(image):
     """Crop a very long image to its center, four times as long as it is wide.
 
     Resizing the complete image could exhaust the memory, for example if it is one pixel

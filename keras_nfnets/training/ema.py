@@ -7,8 +7,8 @@ from keras import ops
 from keras_nfnets.training.accumulation import innermost
 
 
-class Averages:
-    """Averages of weights, stored and saved with the state of an optimizer.
+class MovingAverages:
+    """Moving averages of weights, stored and saved with the state of an optimizer.
 
     After step `t` (from 0) an average becomes
 

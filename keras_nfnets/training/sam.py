@@ -33,11 +33,18 @@ def perturbed(values, gradients, variables, rho):
 
 
 @contextlib.contextmanager
-def at_worst_point(variables, gradients, rho):
-    """Context in which the variables are `perturbed`; then their values are restored."""
+def perturbed_variables(variables, gradients, rho):
+    """Context in which the variables are `perturbed`; then their values are restored.
+
+    They are also restored after an exception in eager execution. (In a graph, an exception
+    of Python prevents that the graph is built, and so that anything is assigned.)
+    """
     before = [ops.copy(variable) for variable in variables]
-    for variable, value in zip(variables, perturbed(before, gradients, variables, rho)):
-        variable.assign(value)
-    yield
-    for variable, value in zip(variables, before):
-        variable.assign(value)
+    worst = perturbed(before, gradients, variables, rho)
+    try:
+        for variable, value in zip(variables, worst):
+            variable.assign(value)
+        yield
+    finally:
+        for variable, value in zip(variables, before):
+            variable.assign(value)

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -16,15 +18,15 @@ PREPARATION = {
 }
 
 
-def picture(height, width):
+def random_image(height, width):
     shape = (height, width, 3)
     return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
-def test_the_middle_is_cropped_and_normalized(crop_mode):
+def test_the_center_is_cropped_and_normalized(crop_mode):
     # 16 / 0.8 = 20 pixels on the shorter side, so no resizing is needed.
-    x = picture(20, 26 if crop_mode == "center" else 20)
+    x = random_image(20, 26 if crop_mode == "center" else 20)
     left = 5 if crop_mode == "center" else 2
     expected = (x[2:18, left : left + 16] / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
     prepared = data.prepare(x, **{**PREPARATION, "crop_mode": crop_mode})
@@ -32,32 +34,34 @@ def test_the_middle_is_cropped_and_normalized(crop_mode):
     np.testing.assert_allclose(prepared, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_squash_keeps_what_is_at_the_sides_and_center_does_not():
+def test_squash_keeps_the_sides_and_center_crops_them():
     x = np.zeros((40, 120, 3), "uint8")
     x[:, :30] = 255
-    whole = {**PREPARATION, "crop": 1.0, "mean": (0,) * 3, "deviation": (1,) * 3}
-    assert data.prepare(x, **{**whole, "crop_mode": "squash"}).max() == 1
-    assert data.prepare(x, **whole).max() == 0
+    full = {**PREPARATION, "crop": 1.0, "mean": (0,) * 3, "deviation": (1,) * 3}
+    assert data.prepare(x, **{**full, "crop_mode": "squash"}).max() == 1
+    assert data.prepare(x, **full).max() == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (16, 16), (7, 300)])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 def test_any_shape_gives_the_same_size(shape, crop_mode):
-    prepared = data.prepare(picture(*shape), **{**PREPARATION, "crop_mode": crop_mode})
+    prepared = data.prepare(
+        random_image(*shape), **{**PREPARATION, "crop_mode": crop_mode}
+    )
     assert prepared.shape == (16, 16, 3)
     assert np.isfinite(prepared).all()
 
 
-def test_mean_and_deviation_of_imagenet_are_those_that_keras_has():
-    x = picture(16, 16)
+def test_imagenet_mean_and_std_equal_those_of_keras():
+    x = random_image(16, 16)
     expected = keras.applications.imagenet_utils.preprocess_input(x, mode="torch")
     prepared = data.prepare(x, **{**PREPARATION, "crop": 1.0, **data.IMAGENET})
     np.testing.assert_allclose(prepared, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_own_mean_and_deviation_are_tensorflows():
+def test_per_image_standardization_equals_that_of_tensorflow():
     own = {**PREPARATION, "mean": None, "deviation": None, "crop": 1.0, "size": 20}
-    x = picture(20, 20)
+    x = random_image(20, 20)
     np.testing.assert_allclose(
         data.prepare(x, **own), tf.image.per_image_standardization(x), atol=1e-5
     )
@@ -69,12 +73,14 @@ def test_pictures_own_mean_and_deviation_are_tensorflows():
     "crop_mode", ["crop_resize", "resize_crop_32", "whole", "squash", "center"]
 )
 @pytest.mark.parametrize("channels", [3, 1])
-def test_single_files_are_prepared_as_the_data_set_was(crop_mode, channels, tmp_path):
+def test_prepare_equals_the_evaluation_batches_of_load(crop_mode, channels, tmp_path):
     preparation = {**PREPARATION, "crop_mode": crop_mode}
     if channels == 1:
         preparation = {**preparation, "mean": [0.4], "deviation": [0.3]}
     # Color images are read from a file, grey ones from an array.
-    image = Image.fromarray(picture(50, 70)).convert("L" if channels == 1 else "RGB")
+    image = Image.fromarray(random_image(50, 70)).convert(
+        "L" if channels == 1 else "RGB"
+    )
     for name in "ab":
         (tmp_path / name).mkdir()
         for i in range(2):
@@ -86,20 +92,42 @@ def test_single_files_are_prepared_as_the_data_set_was(crop_mode, channels, tmp_
     np.testing.assert_array_equal(batch[0], alone)
 
 
-def test_an_unknown_crop_gets_a_sentence():
-    with pytest.raises(ValueError, match="`crop_mode` must be one of .*'middle'"):
-        data.prepare(picture(9, 9), **{**PREPARATION, "crop_mode": "middle"})
+def test_statistics_of_three_channels_are_averaged_for_grayscale():
+    x = random_image(20, 20)
+    averaged = {**PREPARATION, "mean": [0.4], "deviation": [0.3]}
+    np.testing.assert_array_equal(
+        data.prepare(x, **PREPARATION, channels=1),
+        data.prepare(x, **averaged, channels=1),
+    )
 
 
-def test_a_line_of_a_picture_does_not_fill_the_memory():
+def test_the_error_of_check_crop_mode_offers_only_modes_that_it_accepts():
+    with pytest.raises(ValueError, match="`crop_mode` must be one of ") as error:
+        data.check_crop_mode("center")
+    offered, _, received = str(error.value).partition("Received: ")
+    modes = re.findall(r"'(\w+)'", offered)
+    assert modes == ["crop_resize", "whole", "resize_crop_32"]
+    assert received == "crop_mode='center'"
+    for mode in modes:
+        data.check_crop_mode(mode)
+
+
+def test_an_unknown_crop_mode_is_an_error_that_lists_all_modes():
+    with pytest.raises(
+        ValueError, match="must be one of .*'squash' .*Received: crop_mode='middle'"
+    ):
+        data.prepare(random_image(9, 9), **{**PREPARATION, "crop_mode": "middle"})
+
+
+def test_memory_is_bounded_for_images_one_pixel_high():
     import tracemalloc
 
     tracemalloc.start()
-    data.prepare(picture(1, 80_000), **PREPARATION)
+    data.prepare(random_image(1, 80_000), **PREPARATION)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
     # Only the middle of the image determines the result.
-    x = picture(10, 200)
+    x = random_image(10, 200)
     near = x[:, 60:140]
     np.testing.assert_allclose(
         data.prepare(x, **PREPARATION), data.prepare(near, **PREPARATION), atol=0.05
@@ -107,9 +135,9 @@ def test_a_line_of_a_picture_does_not_fill_the_memory():
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pictures_without_a_largest_number_are_refused(mode, tmp_path):
+def test_images_without_a_maximum_value_are_an_error(mode, tmp_path):
     Image.new(mode, (20, 20)).save(tmp_path / "odd.tiff")
-    with pytest.raises(ValueError, match="odd.tiff .* no largest one"):
+    with pytest.raises(ValueError, match="odd.tiff .* no maximum"):
         data.read_picture(tmp_path / "odd.tiff")
 
 
@@ -127,8 +155,8 @@ def test_folders_and_files_are_found(tmp_path):
         data.find_pictures([""])
 
 
-def test_pictures_too_large_for_the_memory_are_refused(tmp_path, monkeypatch):
+def test_images_too_large_for_the_memory_are_an_error(tmp_path, monkeypatch):
     Image.new("L", (200, 200)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(ValueError, match="large.png is not a whole picture: .*bomb"):
+    with pytest.raises(ValueError, match="large.png is not a complete image: .*bomb"):
         data.read_picture(tmp_path / "large.png")
