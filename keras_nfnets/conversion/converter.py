@@ -18,26 +18,8 @@ from keras_nfnets.conversion.roles import (
     is_normalization,
     is_weighted,
 )
-from keras_nfnets.layers import (
-    WeightStandardized,
-    WSConv1D,
-    WSConv2D,
-    WSConv2DTranspose,
-    WSConv3D,
-    WSDense,
-    WSDepthwiseConv2D,
-    WSSeparableConv2D,
-)
-
-_STANDARDIZED = {
-    keras.layers.Conv1D: WSConv1D,
-    keras.layers.Conv2D: WSConv2D,
-    keras.layers.Conv2DTranspose: WSConv2DTranspose,
-    keras.layers.Conv3D: WSConv3D,
-    keras.layers.Dense: WSDense,
-    keras.layers.DepthwiseConv2D: WSDepthwiseConv2D,
-    keras.layers.SeparableConv2D: WSSeparableConv2D,
-}
+from keras_nfnets.layers import WeightStandardized
+from keras_nfnets.layers.kernels import STANDARDIZED
 
 
 def hidden_layer(layer):
@@ -229,14 +211,14 @@ class Converter(abc.ABC):
 
     def _counterpart(self, old):
         """Return the class with standardized weights that replaces a layer."""
-        if type(old) not in _STANDARDIZED:
+        if type(old) not in STANDARDIZED:
             raise ValueError(
                 f"There is no layer with standardized weights in place of {old.name!r}, "
                 f"a {type(old).__name__}: normalizer_free knows "
-                f"{', '.join(cls.__name__ for cls in _STANDARDIZED)}, themselves, not "
+                f"{', '.join(cls.__name__ for cls in STANDARDIZED)}, themselves, not "
                 "classes derived from them."
             )
-        return _STANDARDIZED[type(old)]
+        return STANDARDIZED[type(old)]
 
     def _config(self, old):
         """Return the config of a layer without LoRA and quantization."""

@@ -3,6 +3,7 @@
 import keras
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.layers.kernels import KERNELS
 
 NORMALIZATIONS = (
     keras.layers.BatchNormalization,
@@ -10,20 +11,8 @@ NORMALIZATIONS = (
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
 # Layers whose kernels can be standardized.
-WEIGHTED = (*_CONVOLUTIONS, keras.layers.Dense)
+WEIGHTED = tuple(KERNELS)
 # Final activations of a classifier or a segmentation mask.
 _OF_OUTPUTS = ("linear", "softmax", "sigmoid", "tanh", "log_softmax")
 
