@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import Value, copy_state, unique_name
+from keras_nfnets.backend.graph import copy_state, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
     NORMALIZATIONS,
@@ -195,10 +195,7 @@ class Converter(abc.ABC):
         fresh = isinstance(new, keras.layers.Layer) and not new.built
 
         def outputs(of):
-            args, kwargs = keras.tree.map_structure(
-                lambda x: of(signals[x]) if isinstance(x, Value) else x,
-                (call.args, call.kwargs),
-            )
+            args, kwargs = call.arguments(lambda value: of(signals[value]))
             return keras.tree.flatten(new(*args, **kwargs))
 
         tensors = outputs(lambda signal: signal.tensor)
