@@ -150,7 +150,7 @@ class _Recorder:
 
     def _residual_branch(self, inputs):
         ways = own_ways(self._operations, self._before(inputs))
-        # Without kernels on either way, or with as many, it is the longer one.
+        # If both have the same number of kernels, the branch is the longer one.
         sizes = [(count_learning(way), len(way)) for way in ways]
         return inputs[sizes.index(max(sizes))]
 
