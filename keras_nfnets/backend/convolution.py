@@ -12,7 +12,7 @@ def _runs_on_cpu_by_xla():
     return keras.backend.backend() in ("tensorflow", "jax") and has_only_cpus()
 
 
-def one_convolution_per_group():
+def _splits_groups():
     """Whether a grouped convolution runs faster as one convolution per group.
 
     On a CPU, TensorFlow and JAX pass grouped convolutions to XLA, whose gradient of them is
@@ -66,7 +66,7 @@ def convolve(convolution, inputs, kernel, strides, groups, data_format):
     Returns:
         A tensor, the result of the convolution.
     """
-    if groups > 1 and one_convolution_per_group():
+    if groups > 1 and _splits_groups():
         axis = -1 if data_format == "channels_last" else 1
         pairs = zip(
             ops.split(inputs, groups, axis=axis), ops.split(kernel, groups, axis=-1)

@@ -1,4 +1,4 @@
-"""Graph of a Keras model as a list of calls, with nested models expanded."""
+"""Graph of a Keras model as a list of calls."""
 
 import collections
 import tempfile
@@ -80,6 +80,13 @@ class Call:
         self.outputs = [Value(x, self) for x in outputs]
         self.index = index
 
+    def arguments(self, tensor_of):
+        """Return `args` and `kwargs` with `tensor_of(value)` in place of `Value`s."""
+        return keras.tree.map_structure(
+            lambda x: tensor_of(x) if isinstance(x, Value) else x,
+            (self.args, self.kwargs),
+        )
+
 
 def values_of(structure):
     return [x for x in keras.tree.flatten(structure) if isinstance(x, Value)]
@@ -88,8 +95,8 @@ def values_of(structure):
 class Graph:
     """Computation of a model as a list of calls.
 
-    Nested models are replaced by the calls inside them. So are layers for which
-    `opens(layer)` is true; their `call` must be traceable.
+    Operations for which `opens(operation)` is true are replaced by the calls inside
+    them: nested models, and layers whose `call` can be traced.
 
     Attributes:
         inputs, outputs: `Value`s in the structure of the model's inputs and outputs.
@@ -136,9 +143,13 @@ class Graph:
 
     def _call(self, node, args, kwargs):
         operation = node.operation
+        if not self._opens(operation):
+            call = Call(operation, args, kwargs, node.outputs, len(self.calls))
+            self.calls.append(call)
+            return call.outputs
         if has_graph(operation):
             inside = ends(operation)
-        elif self._opens(operation):
+        else:
             given = keras.tree.map_structure(
                 lambda x: (
                     keras.Input(batch_shape=x.shape, dtype=x.dtype)
@@ -148,10 +159,6 @@ class Graph:
                 (node.arguments.args, node.arguments.kwargs),
             )
             inside = given, _traced(operation, *given[0], **given[1])
-        else:
-            call = Call(operation, args, kwargs, node.outputs, len(self.calls))
-            self.calls.append(call)
-            return call.outputs
         specs = [
             x for x in keras.tree.flatten(inside[0]) if isinstance(x, keras.KerasTensor)
         ]

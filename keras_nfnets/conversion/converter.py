@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import Value, copy_state, unique_name
+from keras_nfnets.backend.graph import copy_state, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
     NORMALIZATIONS,
@@ -18,26 +18,8 @@ from keras_nfnets.conversion.roles import (
     is_normalization,
     is_weighted,
 )
-from keras_nfnets.layers import (
-    WeightStandardized,
-    WSConv1D,
-    WSConv2D,
-    WSConv2DTranspose,
-    WSConv3D,
-    WSDense,
-    WSDepthwiseConv2D,
-    WSSeparableConv2D,
-)
-
-_STANDARDIZED = {
-    keras.layers.Conv1D: WSConv1D,
-    keras.layers.Conv2D: WSConv2D,
-    keras.layers.Conv2DTranspose: WSConv2DTranspose,
-    keras.layers.Conv3D: WSConv3D,
-    keras.layers.Dense: WSDense,
-    keras.layers.DepthwiseConv2D: WSDepthwiseConv2D,
-    keras.layers.SeparableConv2D: WSSeparableConv2D,
-}
+from keras_nfnets.layers import WeightStandardized
+from keras_nfnets.layers.kernels import STANDARDIZED
 
 
 def hidden_layer(layer):
@@ -213,10 +195,7 @@ class Converter(abc.ABC):
         fresh = isinstance(new, keras.layers.Layer) and not new.built
 
         def outputs(of):
-            args, kwargs = keras.tree.map_structure(
-                lambda x: of(signals[x]) if isinstance(x, Value) else x,
-                (call.args, call.kwargs),
-            )
+            args, kwargs = call.arguments(lambda value: of(signals[value]))
             return keras.tree.flatten(new(*args, **kwargs))
 
         tensors = outputs(lambda signal: signal.tensor)
@@ -229,14 +208,14 @@ class Converter(abc.ABC):
 
     def _counterpart(self, old):
         """Return the class with standardized weights that replaces a layer."""
-        if type(old) not in _STANDARDIZED:
+        if type(old) not in STANDARDIZED:
             raise ValueError(
                 f"There is no layer with standardized weights in place of {old.name!r}, "
                 f"a {type(old).__name__}: normalizer_free knows "
-                f"{', '.join(cls.__name__ for cls in _STANDARDIZED)}, themselves, not "
+                f"{', '.join(cls.__name__ for cls in STANDARDIZED)}, themselves, not "
                 "classes derived from them."
             )
-        return _STANDARDIZED[type(old)]
+        return STANDARDIZED[type(old)]
 
     def _config(self, old):
         """Return the config of a layer without LoRA and quantization."""

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend.graph import Graph
+from keras_nfnets.backend.graph import Graph, has_graph
 from keras_nfnets.conversion.converter import is_custom_and_hides
 from keras_nfnets.conversion.new_weights import NewWeightsConverter
 from keras_nfnets.conversion.report import Conversion
@@ -124,7 +124,7 @@ def normalizer_free(
             "normalizer_free takes Keras models that are built: call yours on some "
             f"inputs first. Received: {model!r}"
         )
-    graph = Graph(model, opens=is_custom_and_hides)
+    graph = Graph(model, opens=lambda x: has_graph(x) or is_custom_and_hides(x))
     if trained:
         converter = TrainedWeightsConverter(graph, alpha, tolerance)
     else:

@@ -1,8 +1,12 @@
 """Search for residual additions, gates, heads and outputs in a graph."""
 
+import functools
+import operator
+
 import keras
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.layers.kernels import KERNELS
 
 NORMALIZATIONS = (
     keras.layers.BatchNormalization,
@@ -10,20 +14,8 @@ NORMALIZATIONS = (
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
 # Layers whose kernels can be standardized.
-WEIGHTED = (*_CONVOLUTIONS, keras.layers.Dense)
+WEIGHTED = tuple(KERNELS)
 # Final activations of a classifier or a segmentation mask.
 _OF_OUTPUTS = ("linear", "softmax", "sigmoid", "tanh", "log_softmax")
 
@@ -53,10 +45,31 @@ def activation_of(operation):
     return None
 
 
-def _learns(call):
-    """Whether the operation has kernels or other weights with two or more axes."""
-    weights = getattr(call.operation, "weights", ())
-    return not is_normalization(call) and any(len(w.shape) >= 2 for w in weights)
+def own_ways(calls, before):
+    """Return the calls before each input of an operation that not all inputs share.
+
+    Args:
+        calls: list, in the order of the calls.
+        before: list of ints, one per input. Bit masks of the calls it depends on.
+    """
+    shared = functools.reduce(operator.and_, before)
+    return [
+        [call for i, call in enumerate(calls) if (own & ~shared) >> i & 1]
+        for own in before
+    ]
+
+
+def count_learning(operations):
+    """Count the operations that have kernels or other weights with two or more axes.
+
+    Of the `own_ways` to a residual addition, the shortcut has the fewest of these, and
+    the residual branch the most.
+    """
+    return sum(
+        not isinstance(operation, NORMALIZATIONS)
+        and any(len(w.shape) >= 2 for w in getattr(operation, "weights", ()))
+        for operation in operations
+    )
 
 
 class Residual:
@@ -101,18 +114,14 @@ class Roles:
         self._find_outputs()
 
     def _own_ways(self, call):
-        """Return the calls before each input of a call that not all inputs share."""
-        bits = [self._before.get(value, 0) for value in call.inputs]
-        common = bits[0]
-        for other in bits[1:]:
-            common &= other
-        return [self._calls(own & ~common) for own in bits]
-
-    def _calls(self, bits):
-        return [call for call in self._graph.calls if bits >> call.index & 1]
+        before = [self._before.get(value, 0) for value in call.inputs]
+        return own_ways(self._graph.calls, before)
 
     def _find_shortcut(self, call):
-        learning = [sum(map(_learns, way)) for way in self._own_ways(call)]
+        learning = [
+            count_learning(earlier.operation for earlier in way)
+            for way in self._own_ways(call)
+        ]
         least = min(learning)
         if max(learning) == 0:
             return
@@ -161,7 +170,8 @@ class Roles:
                 for later in self._graph.consumers[value]:
                     if is_normalization(later) and later in region:
                         return True
-                    if later in region and later not in found and not _learns(later):
+                    learns = count_learning([later.operation])
+                    if later in region and later not in found and not learns:
                         found.add(later)
                         stack.append(later)
         return False

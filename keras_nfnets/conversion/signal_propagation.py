@@ -1,6 +1,8 @@
 """Mean and variance of the signal from block to block."""
 
 import contextlib
+import functools
+import operator
 import weakref
 
 import keras
@@ -8,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.conversion.roles import count_learning, own_ways
 from keras_nfnets.layers import NFBlock
 
 
@@ -96,8 +99,9 @@ class _Recorder:
         self.stems, self.blocks, self.weighted = [], [], []
         self.residual_variances = []
         self._within_block = False
-        # Number of operations before a tensor: `{id: (weak reference, number)}`.
-        self._made, self._deepest = {}, 0
+        self._operations = []  # in the order of their calls
+        # Calls that a tensor depends on: `{id: (weak reference, bit mask)}`.
+        self._made = {}
 
     def listening_to(self, model):
         return keras_internals.intercepted(_operations(model), self._listener)
@@ -133,19 +137,32 @@ class _Recorder:
             if len(inputs) == 2 and all(
                 tuple(x.shape) == tuple(outputs.shape) for x in inputs
             ):
-                residual = max(inputs, key=self._depth)  # the longer path
                 self.blocks.append(_moments(outputs, axis))
+                residual = self._residual_branch(inputs)
                 self.residual_variances.append(_moments(residual, axis)[1])
         elif getattr(getattr(operation, "kernel", None), "ndim", 0) >= 2:
             self.weighted.append(_moments(outputs, axis))
-        depth = 1 + max(map(self._depth, inputs), default=0)
-        self._made[id(outputs)] = weakref.ref(outputs), depth
-        self._deepest = max(self._deepest, depth)
+        if self._calls_before(outputs) is None:  # not made by a layer inside this one
+            calls = self._before(inputs)
+            before = functools.reduce(operator.or_, calls, 1 << len(self._operations))
+            self._made[id(outputs)] = weakref.ref(outputs), before
+            self._operations.append(operation)
 
-    def _depth(self, tensor):
-        reference, depth = self._made.get(id(tensor), (lambda: None, 0))
+    def _residual_branch(self, inputs):
+        ways = own_ways(self._operations, self._before(inputs))
+        # If both have the same number of kernels, the branch is the longer one.
+        sizes = [(count_learning(way), len(way)) for way in ways]
+        return inputs[sizes.index(max(sizes))]
+
+    def _before(self, tensors):
         # A tensor that no operation has returned comes from custom code in between.
-        return depth if reference() is tensor else self._deepest
+        every = (1 << len(self._operations)) - 1
+        known = map(self._calls_before, tensors)
+        return [every if calls is None else calls for calls in known]
+
+    def _calls_before(self, tensor):
+        reference, calls = self._made.get(id(tensor), (lambda: None, None))
+        return calls if reference() is tensor else None
 
 
 @contextlib.contextmanager

@@ -214,11 +214,8 @@ class TrainedWeightsConverter(Converter):
     def _nearest(self, plain, signal):
         """Return the layer that replaces one of `_plain`, a description and its error.
 
-        Standardized filters have a mean of zero, so they cannot add a multiple of the
-        sum of their inputs. Of these filters, those with the smallest mean squared
-        error on the samples are used. They are exact if some inputs are constant or
-        linear functions of the others. The bias corrects the mean difference. The plain
-        layer stays if the error exceeds the tolerance.
+        The bias corrects the mean difference. The plain layer stays if the error
+        exceeds the tolerance.
         """
         self._names.discard(plain.name)  # to be used by either layer
         new = self._standardized(plain, signal.tensor)
@@ -234,32 +231,43 @@ class TrainedWeightsConverter(Converter):
             return plain, "left plain: all images give the same", 0.0
         [info] = new.KERNELS
         kernel = ops.convert_to_numpy(getattr(plain, info.name))
-        rows = info.as_matrix(np.float64(kernel), np)
-        sums = rows.sum(axis=0)
         error = 0.0
-        if (
-            new.center
-            and np.abs(sums).max() < 1e-6 * np.linalg.norm(rows, axis=0).max()
-        ):
-            rows = rows - rows.mean(axis=0)
-        elif new.center:
-            windows = _Windows(new, kernel.shape, info.output_axes)
-            seen = windows.seen(x, target.shape, self._channels_last)
-            directions, square = _directions(windows, seen, sums)
-            error = float(square / (rows.shape[1] * variance)) ** 0.5
+        if new.center:
+            kernel, square = self._centered(kernel, new, x, target.shape)
+            error = float(square / (info.units(kernel.shape) * variance)) ** 0.5
             if error > self._tolerance:
                 how = f"left plain: standardized it would be off by {error:.2g}"
                 return plain, how, 0.0
-            rows = (
-                rows - np.repeat(directions, rows.shape[1] // windows.groups, 1) * sums
-            )
-        _assign(new, info, info.from_matrix(rows, kernel.shape, np))
+        _assign(new, info, kernel)
         new.bias.assign(plain.bias)
         # This also corrects the shift of the mean by earlier layers.
         original = self._mean(self._at(plain, signal.samples[1]))
         new.bias.assign_add(original - self._mean(self._at(new, x)))
         how = f"{type(new).__name__}, scale {new.scale:.3g}"
         return new, how, error
+
+    def _centered(self, kernel, layer, x, output_shape):
+        """Find the zero-mean kernel with the smallest mean squared error on inputs `x`.
+
+        Standardized filters have a mean of zero, so they cannot add a multiple of the
+        sum of their inputs. They are exact if some inputs are constant or linear
+        functions of the others.
+
+        Returns:
+            An array of the kernel's shape, and the squared error, summed over units.
+        """
+        [info] = layer.KERNELS
+        rows = info.as_matrix(np.float64(kernel), np)
+        sums, square = rows.sum(axis=0), 0.0
+        if np.abs(sums).max() < 1e-6 * np.linalg.norm(rows, axis=0).max():
+            rows = rows - rows.mean(axis=0)
+        else:
+            windows = _Windows(layer, kernel.shape, info.output_axes)
+            seen = windows.seen(x, output_shape, self._channels_last)
+            directions, square = _directions(windows, seen, sums)
+            directions = np.repeat(directions, rows.shape[1] // windows.groups, axis=1)
+            rows = rows - directions * sums
+        return info.from_matrix(rows, kernel.shape, np), square
 
     # Helpers.
 

@@ -88,7 +88,8 @@ class Kernel(typing.NamedTuple):
         name: str. Name of the weight and of the layer's attribute.
         gain: str. Name of its gain.
         initializer: str. Name of the layer's argument for its initializer.
-        output_axes: tuple of negative ints. Axes that index the output units.
+        output_axes: tuple of ints. Axes that index the output units. The others index the
+            weights of a unit, for standardization and for clipping.
     """
 
     name: str = "kernel"
@@ -101,9 +102,19 @@ class Kernel(typing.NamedTuple):
         """Whether each unit has a single input channel."""
         return self.output_axes == (-2, -1)
 
+    @property
+    def is_transposed(self):
+        """Whether it is the kernel of a transposed convolution."""
+        return self.output_axes == (-2,)
+
     def units(self, shape):
         """Return the number of output units of a kernel of this shape."""
         return math.prod(shape[axis] for axis in self.output_axes)
+
+    def norm_axes(self, rank):
+        """Return the axes that index the weights of one unit, for a kernel of this rank."""
+        outputs = [axis % rank for axis in self.output_axes]
+        return tuple(axis for axis in range(rank) if axis not in outputs)
 
     def as_matrix(self, weights, ops=ops):
         """Reshape a kernel to `(weights per unit, units)`.
@@ -113,20 +124,16 @@ class Kernel(typing.NamedTuple):
             ops: `keras.ops` or `numpy`.
         """
         units = self.units(weights.shape)
-        if self._is_transposed:
+        if self.is_transposed:
             weights = ops.swapaxes(weights, -1, -2)
         return ops.reshape(weights, (-1, units))
 
     def from_matrix(self, matrix, shape, ops=ops):
         """Reshape the result of `as_matrix` back to a kernel of this shape."""
-        if not self._is_transposed:
+        if not self.is_transposed:
             return ops.reshape(matrix, shape)
         *before, outputs, inputs = shape
         return ops.swapaxes(ops.reshape(matrix, (*before, inputs, outputs)), -1, -2)
-
-    @property
-    def _is_transposed(self):
-        return self.output_axes == (-2,)
 
 
 class WeightStandardized:

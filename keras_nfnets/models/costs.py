@@ -4,28 +4,10 @@ import csv
 import math
 import pathlib
 
-import keras
-
 from keras_nfnets import pretrained
 from keras_nfnets.layers import NFBlock, WSConv2D
+from keras_nfnets.layers.kernels import kernels_of
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
-
-# Layers that use each kernel weight once per output position.
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
-# Layers that use each kernel weight once per input position.
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
 
 
 def variants():
@@ -74,12 +56,10 @@ def count_flops(model):
         if isinstance(layer, NFBlock):
             before, after = (_positions(t, layer) for t in (layer.input, layer.output))
             flops += layer.count_flops(before, after)
-        elif isinstance(layer, _CONVOLUTIONS):
-            flops += _positions(layer.output, layer) * _kernel_size(layer)
-        elif isinstance(layer, _TRANSPOSED):
-            flops += _positions(layer.input, layer) * _kernel_size(layer)
-        elif isinstance(layer, keras.layers.Dense):
-            flops += math.prod(layer.output.shape[1:-1]) * _kernel_size(layer)
+        elif kernels := kernels_of(layer):
+            # Each weight is used once per output position, or input position.
+            tensor = layer.input if kernels[0].is_transposed else layer.output
+            flops += _positions(tensor, layer) * _kernel_size(layer)
     return flops
 
 
@@ -105,8 +85,8 @@ def _kernel_size(layer):
 
 
 def _positions(tensor, layer):
-    channels_last = layer.data_format == "channels_last"
-    return math.prod(tensor.shape[1:-1] if channels_last else tensor.shape[2:])
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    return math.prod(tensor.shape[2:] if channels_first else tensor.shape[1:-1])
 
 
 if __name__ == "__main__":

@@ -221,14 +221,7 @@ def builder(build):
 
     @functools.wraps(build)
     def with_weights(*args, **kwargs):
-        try:
-            arguments = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(
-                f"{build.__name__}: {error}. It takes {signature}"
-            ) from None
-        arguments.apply_defaults()
-        options = arguments.arguments
+        options = _bound(build.__name__, signature, args, kwargs)
         weights = options.pop("weights")
         if weights is None:
             return build(**options)
@@ -240,6 +233,16 @@ def builder(build):
 
     with_weights.__signature__ = signature
     return with_weights
+
+
+def _bound(name, signature, args, kwargs):
+    """Return the arguments of a call of a function with this name, with defaults."""
+    try:
+        arguments = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}. It takes {signature}") from None
+    arguments.apply_defaults()
+    return arguments.arguments
 
 
 def _architecture(builder_name, arguments):
@@ -264,21 +267,23 @@ _REFERENCES = {
 }
 
 
-def variant_constructor(builder, name, *, fixed, defaults, sizes):
+def variant_constructor(builder, variants, fixed, name):
     """Create the constructor of a variant: `builder` with some arguments fixed.
 
     `constructor.architecture(**options)` returns the `Architecture` that it would
-    build. `constructor.train_size` and `constructor.test_size` are `sizes`.
+    build; `constructor.train_size` and `constructor.test_size` are the variant's.
 
     Args:
         builder: callable. Builder of a family.
-        name: str. Name of the constructor; in lower case, the default model name.
-        fixed: dict. Arguments that define the variant; the constructor lacks them.
-        defaults: dict. Other arguments whose defaults differ from the builder's.
-        sizes: pair of ints. Image sizes in training and testing, in pixels.
+        variants: dict from names to named tuples: arguments of the builder, and
+            `train_size` and `test_size` of the images, in pixels.
+        fixed: tuple of str. Arguments that define a variant; its constructor lacks
+            them. The variant's other arguments are defaults.
+        name: str. Name of the variant; in lower case, the default model name.
     """
+    defaults = {"name": name.lower(), **variants[name]._asdict()}
+    fixed = {argument: defaults[argument] for argument in fixed}
     parameters = inspect.signature(builder).parameters
-    defaults = {"name": name.lower(), **defaults}
     signature = inspect.Signature(
         [
             parameter.replace(default=defaults.get(argument, parameter.default))
@@ -288,23 +293,18 @@ def variant_constructor(builder, name, *, fixed, defaults, sizes):
     )
 
     def constructor(*args, **kwargs):
-        try:
-            arguments = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}. It takes {signature}") from None
-        arguments.apply_defaults()
-        return builder(**fixed, **arguments.arguments)
+        return builder(**fixed, **_bound(name, signature, args, kwargs))
 
     def architecture(**options):
-        arguments = signature.bind(**options)
-        arguments.apply_defaults()
-        del arguments.arguments["weights"]
-        return _architecture(builder.__name__, {**fixed, **arguments.arguments})
+        arguments = _bound(name, signature, (), options)
+        del arguments["weights"]
+        return _architecture(builder.__name__, {**fixed, **arguments})
 
     constructor.__name__ = constructor.__qualname__ = name
     constructor.__module__ = builder.__module__
     constructor.__signature__ = signature
     constructor.architecture = architecture
+    sizes = defaults["train_size"], defaults["test_size"]
     constructor.train_size, constructor.test_size = sizes
     shape = ", ".join(f"{argument}={value}" for argument, value in fixed.items())
     constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.

@@ -1,5 +1,6 @@
 """NF-RegNets: B0 to B8."""
 
+import functools
 import typing
 
 import keras
@@ -17,6 +18,8 @@ class Variant(typing.NamedTuple):
     train_size: int
     test_size: int
     drop_rate: float
+    # The default of the authors' class.
+    stochastic_depth_rate: float = 0.1
 
 
 # `nf_regnet_params` in the authors' base.py.
@@ -142,20 +145,10 @@ def NFRegNet(
     )
 
 
-def _constructor(name):
-    variant = VARIANTS[name]
-    return network.variant_constructor(
-        NFRegNet,
-        name,
-        fixed={"depths": variant.depths, "widths": variant.widths},
-        defaults={
-            # The default of the authors' class.
-            "stochastic_depth_rate": 0.1,
-            "drop_rate": variant.drop_rate,
-        },
-        sizes=(variant.train_size, variant.test_size),
-    )
-
+_FIXED = ("depths", "widths")
+_constructor = functools.partial(
+    network.variant_constructor, NFRegNet, VARIANTS, _FIXED
+)
 
 NFRegNetB0 = _constructor("NFRegNetB0")
 NFRegNetB1 = _constructor("NFRegNetB1")

@@ -1,5 +1,6 @@
 """NF-ResNets: ResNets without normalization."""
 
+import functools
 import typing
 
 import keras
@@ -21,6 +22,7 @@ class Variant(typing.NamedTuple):
     # The default of the authors' class.
     stochastic_depth_rate: float = 0.1
     convention: str = "authors"
+    width: int = 4
 
 
 def _of_timm(depths, attention):
@@ -137,21 +139,10 @@ def NFResNet(
     return network.finish(inputs, x, head, style, name=name)
 
 
-def _constructor(name):
-    variant = VARIANTS[name]
-    return network.variant_constructor(
-        NFResNet,
-        name,
-        fixed={"depths": variant.depths, "width": 4},
-        defaults={
-            "attention": variant.attention,
-            "se_ratio": variant.se_ratio,
-            "stochastic_depth_rate": variant.stochastic_depth_rate,
-            "convention": variant.convention,
-        },
-        sizes=(variant.train_size, variant.test_size),
-    )
-
+_FIXED = ("depths", "width")
+_constructor = functools.partial(
+    network.variant_constructor, NFResNet, VARIANTS, _FIXED
+)
 
 NFResNet26 = _constructor("NFResNet26")
 NFResNet50 = _constructor("NFResNet50")

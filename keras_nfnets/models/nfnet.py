@@ -1,5 +1,6 @@
 """NFNets: F0 to F7, the wider F0+ to F7+, timm's light L0 to L3, and tiny ones."""
 
+import functools
 import typing
 
 from keras_nfnets import checks
@@ -235,31 +236,15 @@ def NFNet(
     return network.finish(inputs, x, head, style, name=name)
 
 
-def _constructor(name):
-    variant = VARIANTS[name]
-    return network.variant_constructor(
-        NFNet,
-        name,
-        fixed={
-            "depths": variant.depths,
-            "widths": variant.widths,
-            "bottleneck_widths": variant.bottleneck_widths,
-            "group_size": variant.group_size,
-            "stem_width": variant.stem_width,
-            "final_width": variant.final_width,
-        },
-        defaults={
-            "classes": variant.classes,
-            "attention": variant.attention,
-            "se_ratio": variant.se_ratio,
-            "convention": variant.convention,
-            "activation": variant.activation,
-            "stochastic_depth_rate": variant.stochastic_depth_rate,
-            "drop_rate": variant.drop_rate,
-        },
-        sizes=(variant.train_size, variant.test_size),
-    )
-
+_FIXED = (
+    "depths",
+    "widths",
+    "bottleneck_widths",
+    "group_size",
+    "stem_width",
+    "final_width",
+)
+_constructor = functools.partial(network.variant_constructor, NFNet, VARIANTS, _FIXED)
 
 NFNetF0 = _constructor("NFNetF0")
 NFNetF1 = _constructor("NFNetF1")

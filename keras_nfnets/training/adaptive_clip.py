@@ -11,6 +11,9 @@ from keras import ops
 
 from keras_nfnets import checks
 from keras_nfnets.backend import fusion, keras_internals
+from keras_nfnets.layers import WSConv2DTranspose, WSDepthwiseConv2D
+from keras_nfnets.layers.kernels import kernels_of
+from keras_nfnets.layers.standardization import Kernel
 
 # The kernel of this package's classifiers. The authors never clip it, but clip its bias
 # (their experiment_nfnets.py; arXiv 2102.06171, section 4.1).
@@ -197,25 +200,35 @@ def variable_path(variable):
     return str(getattr(variable, "name", "")).partition(":")[0]
 
 
-def norm_axes(shape, path=""):
-    """Return the axes of a unit's norm, as in the table of `adaptive_clip`."""
+def norm_axes(shape, path="", kernel=None):
+    """Return the axes of a unit's norm, as in the table of `adaptive_clip`.
+
+    Args:
+        shape: tuple of ints. Shape of the variable.
+        path: str. Path or name of the variable.
+        kernel: `Kernel` or None. Its description, by default that of its path.
+    """
     rank = len(shape)
-    every_axis = tuple(range(rank))
+    if path.endswith("bias") or sum(size != 1 for size in shape) <= 1:
+        return tuple(range(rank))
+    return (kernel or _kernel_at(path, rank)).norm_axes(rank)
+
+
+def _kernel_at(path, rank):
+    """Return the `Kernel` that has such a path if its layer has Keras's default name."""
     *layers, name = path.split("/")
-    if name.endswith("bias") or sum(size != 1 for size in shape) <= 1:
-        return every_axis
     layer = layers[-1] if layers else ""
     if name == "embeddings":
-        return every_axis[1:]
+        return Kernel(output_axes=(0,))
     # The default names that Keras gives such layers, without the number at their end.
     if name == "depthwise_kernel" or re.match(r"(ws_)?depthwise_conv", layer):
-        return every_axis[:-2]
+        return WSDepthwiseConv2D.KERNELS[0]
     if re.match(r"(ws_)?conv\dd_transpose", layer):
-        return (*every_axis[:-2], rank - 1)
+        return WSConv2DTranspose.KERNELS[0]
     # Sublayers of an attention layer.
     if rank == 3 and len(layers) > 1 and layer in ("query", "key", "value"):
-        return (0,)
-    return every_axis[:-1]
+        return Kernel(output_axes=(-2, -1))
+    return Kernel()
 
 
 def mark_units(model):
@@ -225,28 +238,13 @@ def mark_units(model):
     `unit_norm_axes` of the variable, which all clipping functions and optimizers read.
     """
     for layer in keras_internals.layers_of(model):
-        for name, classes in _CLASSES_BY_NAME.items():
-            if layer.built and isinstance(layer, classes):
-                for variable in layer.trainable_variables:
-                    path = f"{name}/{variable.name}"
-                    variable.unit_norm_axes = norm_axes(tuple(variable.shape), path)
-
-
-# Layer classes, by a layer name for which `norm_axes` returns their axes.
-_CLASSES_BY_NAME = {
-    "conv2d_transpose": (
-        keras.layers.Conv1DTranspose,
-        keras.layers.Conv2DTranspose,
-        keras.layers.Conv3DTranspose,
-    ),
-    "depthwise_conv2d": (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
-    "other": (
-        keras.layers.Conv1D,
-        keras.layers.Conv2D,
-        keras.layers.Conv3D,
-        keras.layers.Dense,
-    ),
-}
+        kernels = {kernel.name: kernel for kernel in kernels_of(layer)}
+        if layer.built and kernels:
+            for variable in layer.trainable_variables:
+                # The factors that LoRA adds are dense kernels.
+                kernel = kernels.get(variable.name, Kernel())
+                shape = tuple(variable.shape)
+                variable.unit_norm_axes = norm_axes(shape, variable.name, kernel)
 
 
 def _is_sparse(gradient):

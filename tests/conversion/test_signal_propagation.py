@@ -132,6 +132,17 @@ def test_a_plus_ends_a_block_and_nested_models_are_looked_into(pictures):
     assert_close(signal["res_avg_var"], [moments(branch)[1]], rtol=1e-4)
 
 
+def test_the_residual_branch_is_the_one_with_the_kernels_not_the_longer_one(pictures):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 1)(inputs)
+    branch = keras.layers.Conv2D(4, 3, padding="same", name="branch")(x)
+    shortcut = keras.layers.ReLU()(keras.layers.ReLU()(keras.layers.ReLU()(x)))
+    model = keras.Model(inputs, keras.layers.Add()([shortcut, branch]))
+    signal = keras_nfnets.signal_propagation(model, pictures)
+    branch = keras.Model(inputs, model.get_layer("branch").output)(pictures)
+    assert_close(signal["res_avg_var"], [moments(branch)[1]], rtol=1e-4)
+
+
 def test_without_blocks_every_layer_with_a_kernel_is_measured():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(4), keras.layers.ReLU()]

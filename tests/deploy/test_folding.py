@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_nfnets
 from keras_nfnets import fold
-from keras_nfnets.backend import convolution
+from keras_nfnets.backend import convolution, device
 from keras_nfnets.layers import Dropout, SymmetricMaxPooling2D
 
 TIMM = {"convention": "timm"}
@@ -308,6 +308,23 @@ def test_names_are_kept_apart():
     )(x)
     model = keras.Model(inputs, x)
     assert difference(model, fold(model), pictures(2, 8, 8, 4)) < 1e-5
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_folded_models_do_not_depend_on_the_device(data_format, monkeypatch):
+    """Written files must not either; grouped convolutions cannot be written as ONNX."""
+    shape = (8, 8, 4) if data_format == "channels_last" else (4, 8, 8)
+    inputs = keras.Input(shape)
+    x = keras_nfnets.WSConv2D(6, 3, groups=2, data_format=data_format)(inputs)
+    model, configs = keras.Model(inputs, x), []
+    for name in ("cpu:0", "gpu:0"):
+        device.has_only_cpus.cache_clear()
+        monkeypatch.setattr(keras.distribution, "list_devices", lambda n=name: [n])
+        assert device.has_only_cpus() == (name == "cpu:0")
+        configs.append(fold(model).to_json())
+    device.has_only_cpus.cache_clear()
+    assert configs[0] == configs[1]
+    assert '"groups": 2' not in configs[0]
 
 
 def test_a_model_loaded_anew_folds(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from keras import ops
 
 from keras_nfnets import AGCModel, adaptive_clip
-from keras_nfnets.training.adaptive_clip import clip_units
+from keras_nfnets.training.adaptive_clip import clip_units, mark_units
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 AGC_TENSORS = dict(np.load(GOLDEN / "agc_tensors.npz"))
@@ -163,6 +163,20 @@ def test_a_model_knows_its_layers_by_class_not_by_name(name):
     model.train_on_batch(x, 100 * np.ones((4, *model.output_shape[1:])))
     step = weights - ops.convert_to_numpy(model.trainable_variables[0])
     np.testing.assert_allclose(norm(step, axes), 0.02 * norm(weights, axes), rtol=1e-3)
+
+
+def test_both_kernels_of_a_layer_are_known_by_its_class():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 5)),
+            keras.layers.SeparableConv2D(3, 2, name="conv2d_transpose"),
+        ]
+    )
+    mark_units(model)
+    depthwise, pointwise, bias = model.trainable_variables
+    assert depthwise.unit_norm_axes == (0, 1)
+    assert pointwise.unit_norm_axes == (0, 1, 2)
+    assert bias.unit_norm_axes == (0,)
 
 
 def test_names_that_merely_contain_a_kind_do_not_mislead():
