@@ -206,7 +206,11 @@ def test_operations_that_onnx_does_not_have_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("policy", "name"),
     [
-        *(("mixed_bfloat16", "m.onnx"), ("bfloat16", "m.tflite"), ("float64", "m.onnx")),
+        *(
+            ("mixed_bfloat16", "m.onnx"),
+            ("bfloat16", "m.tflite"),
+            ("float64", "m.onnx"),
+        ),
         pytest.param("mixed_bfloat16", "m.tflite", marks=pytest.mark.slow),
         pytest.param("bfloat16", "m.onnx", marks=pytest.mark.slow),
         pytest.param("float64", "m.tflite", marks=pytest.mark.slow),

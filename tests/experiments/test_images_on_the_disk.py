@@ -38,7 +38,7 @@ def _data(tmp_path, monkeypatch):
 def test_a_set_of_tfds_is_learned_and_tuned_on_a_part_of_it():
     experiment = experiments.find("batch_size")
     settings = experiments.settings_of(experiment, "small", "shades")
-    settings |= {"epochs": 2, "depths": [1]}
+    settings |= {"epochs": 1, "depths": [1]}
     pictures = images.load(settings)
     train, test, steps = pictures.batches(8, 0, tuning=True)
     assert steps == 4  # from three quarters of the images
