@@ -1,5 +1,6 @@
 """Execution of docstring examples and of the code in the documentation."""
 
+import contextlib
 import csv
 import doctest
 import importlib
@@ -29,6 +30,36 @@ def modules():
             yield importlib.import_module(module.name)
 
 
+# tf.data builds graphs all the same.
+ignore_that_data_is_not_eager = pytest.mark.filterwarnings(
+    "ignore:Even though the .tf.config.experimental_run_functions_eagerly:UserWarning"
+)
+
+
+@contextlib.contextmanager
+def eager_functions():
+    """Context in which functions run eagerly: for a few steps, compilation takes longer."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def _training_eagerly(module):
+    in_training = module.__name__.startswith("keras_nfnets.training")
+    with eager_functions() if in_training else contextlib.nullcontext():
+        yield
+
+
+@ignore_that_data_is_not_eager
+@pytest.mark.usefixtures("_training_eagerly")
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: module.__name__)
 def test_examples_of_docstrings(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -138,17 +169,14 @@ ON_THIS_BACKEND = PAGES if keras.backend.backend() == "tensorflow" else [README]
 
 @pytest.fixture
 def _eagerly(page):
-    """Run pages that train for one or two steps eagerly, as compilation takes longer."""
-    if page.parent.name == "coming_from":
-        import tensorflow as tf
-
-        tf.config.run_functions_eagerly(True)
-        yield
-        tf.config.run_functions_eagerly(False)
-    else:
+    few_steps = page.parent.name == "coming_from" or page.name in (
+        *("transfer_learning.md", "troubleshooting.md"),
+    )
+    with eager_functions() if few_steps else contextlib.nullcontext():
         yield
 
 
+@ignore_that_data_is_not_eager
 @pytest.mark.usefixtures("_eagerly")
 @pytest.mark.parametrize(
     "page", ON_THIS_BACKEND, ids=lambda page: str(page.relative_to(ROOT))

@@ -39,8 +39,12 @@ import keras_nfnets
 model = keras_nfnets.NFNet((1,), (16,), group_size=8, classes=2)
 model.compile(keras_nfnets.SGDAGC(), "sparse_categorical_crossentropy")
 model.fit(np.ones((4, 8, 8, 3)), np.array([0, 1, 0, 1]), verbose=0)
-model.compile("sgd", "sparse_categorical_crossentropy")
-assert "clip_share" in model.fit(np.ones((4, 8, 8, 3)), np.zeros(4), verbose=0).history
+
+import keras
+inputs = keras.Input((3,))
+model = keras_nfnets.AGCModel(inputs, keras_nfnets.WSDense(2)(inputs))
+model.compile("sgd", "mse")
+assert "clip_share" in model.fit(np.ones((4, 3)), np.zeros((4, 2)), verbose=0).history
 """,
         KERAS_BACKEND="jax",
     )

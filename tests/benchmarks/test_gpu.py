@@ -53,10 +53,11 @@ def cache(tmp_path_factory):
     return ["--compilation_cache", str(tmp_path_factory.mktemp("cache"))]
 
 
-@pytest.fixture(scope="module")
-def killed_and_continued(cache, tmp_path_factory):
-    """Results after a killed run and after the next run, and the output of the latter."""
-    output = tmp_path_factory.mktemp("with a space") / "results.json"
+# One test, as the run takes long.
+@pytest.mark.slow
+def test_a_killed_run_continues_and_its_results_are_complete(cache, tmp_path):
+    output = tmp_path / "with a space" / "results.json"
+    output.parent.mkdir()
     first = start(output, *cache)
     try:
         wait_for(output.exists)
@@ -67,22 +68,24 @@ def killed_and_continued(cache, tmp_path_factory):
     second = start(output, *cache)
     printed, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
-    return after_kill, gpu_results.load(output), printed
-
-
-@pytest.mark.slow
-def test_a_kill_loses_nothing_and_the_next_run_continues(killed_and_continued):
-    before, after, printed = killed_and_continued
-    assert before["measurements"]
-    for name, result in before["measurements"].items():
-        assert after["measurements"][name] == result
+    document = gpu_results.load(output)
+    # A kill loses nothing, and the next run continues.
+    assert after_kill["measurements"]
+    for name, result in after_kill["measurements"].items():
+        assert document["measurements"][name] == result
         assert f"## {name}" not in printed
-    assert list(after["measurements"]) == [entry.name for entry in ENTRIES]
+    assert list(document["measurements"]) == [entry.name for entry in ENTRIES]
+    assert_complete(document, printed)
+    assert_become_tables(document, tmp_path)
+    # Results of other code are not continued.
+    path = tmp_path / "other.json"
+    gpu_results.save({**document, "code": "other"}, path)
+    with pytest.raises(ValueError, match=r"results of another code.*Received: other"):
+        gpu.earlier(path, document)
 
 
-@pytest.mark.slow
-def test_every_measurement_has_figures_and_no_error(killed_and_continued):
-    _, document, printed = killed_and_continued
+def assert_complete(document, printed):
+    """Check that every measurement has figures and no error."""
     for name, result in document["measurements"].items():
         assert not gpu.has_failed(result), name
         for row in result.get("rows", ()):
@@ -100,28 +103,19 @@ def test_every_measurement_has_figures_and_no_error(killed_and_continued):
     assert "at least 1: not judged on a CPU" in printed
 
 
-@pytest.mark.slow
-def test_results_become_tables(killed_and_continued, tmp_path):
-    _, document, _ = killed_and_continued
+def assert_become_tables(document, tmp_path):
+    folder = tmp_path / "cards"
+    folder.mkdir()
     older = {**document, "date": "2020-01-01"}
     other = {**document, "device": "another card", "date": "2019-01-01"}
     for i, one in enumerate((document, older, other)):
-        gpu_results.save(one, tmp_path / f"{i}.json")
-    newest = gpu_results.newest_of_each_card(tmp_path)
+        gpu_results.save(one, folder / f"{i}.json")
+    newest = gpu_results.newest_of_each_card(folder)
     assert newest == sorted([document, other], key=lambda d: d["device"])
     text = "\n".join(gpu_results.markdown(document))
     for result in document["measurements"].values():
         for row in result.get("rows", ()):
             assert f"| {row['label']} | 32 | {row['batch']} | " in text
-
-
-@pytest.mark.slow
-def test_results_of_other_code_are_not_continued(killed_and_continued, tmp_path):
-    _, document, _ = killed_and_continued
-    path = tmp_path / "results.json"
-    gpu_results.save({**document, "code": "other"}, path)
-    with pytest.raises(ValueError, match=r"results of another code.*Received: other"):
-        gpu.earlier(path, document)
 
 
 @pytest.fixture
@@ -145,13 +139,43 @@ def test_a_failure_is_kept_in_the_file_and_the_next_measurement_starts(
     assert gpu.conclude(document, [], path) == 1
 
 
-def test_a_contestant_that_fails_does_not_lose_the_others(tmp_path):
+# Worker that takes no time to start, and knows all networks but NoSuchNet.
+WORKER = """
+import sys
+sys.path.insert(0, {folder!r})
+from turns import serve_calls
+
+def start(compilation_cache):
+    return {{}}
+
+def prepare(cases):
+    known = [case["network"] != "NoSuchNet" for case in cases]
+    return [{{}} if is_known else {{"error": "no NoSuchNet"}} for is_known in known]
+
+def measure(index, lap_seconds):
+    return 0.5
+
+def release():
+    pass
+
+serve_calls([start, prepare, measure, release])
+"""
+
+
+@pytest.mark.parametrize(
+    "worker", ["a stand-in", pytest.param("measure_jax.py", marks=pytest.mark.slow)]
+)
+def test_a_contestant_that_fails_does_not_lose_the_others(worker, tmp_path):
+    if worker == "a stand-in":
+        script = tmp_path / "worker.py"
+        script.write_text(WORKER.format(folder=str(BENCHMARKS)))
+        worker = str(script)
     case = {"kind": "infer", "network": "normalizer-free", "size": 32, "batch": 1}
     contestants = [
         gpu_bench.Contestant("ours", "right", case),
         gpu_bench.Contestant("ours", "wrong", {**case, "network": "NoSuchNet"}),
     ]
-    bench = gpu_bench.Bench({"ours": ("measure_jax.py", sys.executable)}, True, None)
+    bench = gpu_bench.Bench({"ours": (worker, sys.executable)}, True, None)
     try:
         bench.start()
         result = gpu_list.training(bench, contestants)

@@ -198,7 +198,7 @@ def test_gradients_are_those_of_the_formula(name, center):
     x = some_inputs(shape)
     y = some_inputs(tuple(model.output_shape[1:]), seed=2)
     rate = 1e-3
-    model.compile(keras.optimizers.SGD(rate), "mse")
+    model.compile(keras.optimizers.SGD(rate), "mse", run_eagerly=True)
     before = model.get_weights()
     losses, random = {}, np.random.default_rng(0)
     directions = [random.normal(size=w.shape) for w in before]

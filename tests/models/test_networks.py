@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import keras
@@ -17,6 +18,8 @@ from keras_nfnets import (
     pretrained,
 )
 from keras_nfnets.models.nf_regnet import VARIANTS
+
+SLOW = pytest.mark.slow
 
 GOLDEN_NETWORKS = {
     "haiku_nfnet_tiny": {},
@@ -41,7 +44,17 @@ TIMM_NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("case", GOLDEN_NETWORKS)
+# Large networks of which there are small ones of the same kind, and F0 by timm.
+LARGE = {"haiku_nfnet_f0", "haiku_nf_resnet50"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=SLOW if case in LARGE else ())
+        for case in GOLDEN_NETWORKS
+    ],
+)
 def test_network_computes_what_the_authors_code_does(
     case, golden, nfnet_tiny, relative_error
 ):
@@ -106,29 +119,36 @@ TIMM_PARAMETERS = {
 }
 
 
-def test_parameter_counts_of_nf_regnets_follow_from_their_table():
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("NFRegNetB0", "NFRegNetB3") else SLOW)
+        for name in VARIANTS
+    ],
+)
+def test_parameter_counts_of_nf_regnets_follow_from_their_table(name):
     # Block by block as in the authors' nf_regnet.py: three convolutions with gain and
     # bias, squeeze-and-excitation of half the width, a gain, and a shortcut if needed.
     def convolution(size, inputs, outputs):
         return size * size * inputs * outputs + 2 * outputs
 
-    for name, variant in VARIANTS.items():
-        channels = int(variant.widths[0] * 0.75)
-        expected = convolution(3, 3, channels)
-        first = True
-        for nominal, depth in zip(variant.widths, variant.depths):
-            for block in range(depth):
-                outputs = int(nominal * 0.75)
-                inner = int(channels * (1 if first else 2.25)) // 8 * 8
-                expected += convolution(1, channels, inner) + 1
-                expected += convolution(3, 8, inner) + convolution(1, inner, outputs)
-                expected += inner // 2 * (2 * inner + 1) + inner
-                if block == 0 or channels != outputs:
-                    expected += convolution(1, channels, outputs)
-                channels, first = outputs, False
-        features = 1280 * channels // 440
-        expected += convolution(1, channels, features) + 1000 * (features + 1)
-        assert count(name) == expected, name
+    variant = VARIANTS[name]
+    channels = int(variant.widths[0] * 0.75)
+    expected = convolution(3, 3, channels)
+    first = True
+    for nominal, depth in zip(variant.widths, variant.depths):
+        for block in range(depth):
+            outputs = int(nominal * 0.75)
+            inner = int(channels * (1 if first else 2.25)) // 8 * 8
+            expected += convolution(1, channels, inner) + 1
+            expected += convolution(3, 8, inner) + convolution(1, inner, outputs)
+            expected += inner // 2 * (2 * inner + 1) + inner
+            if block == 0 or channels != outputs:
+                expected += convolution(1, channels, outputs)
+            channels, first = outputs, False
+    features = 1280 * channels // 440
+    expected += convolution(1, channels, features) + 1000 * (features + 1)
+    assert count(name) == expected
 
 
 @pytest.mark.parametrize("name", TIMM_PARAMETERS)
@@ -186,7 +206,7 @@ def test_every_network_is_exported():
 @pytest.mark.parametrize(
     "make",
     [
-        NFNetTiny,
+        lambda **kw: NFNet((1, 1), (16, 32), group_size=8, **kw),
         lambda **kw: NFResNet((1, 1), 1, **kw),
         lambda **kw: NFRegNet((1, 1), (16, 24), convention="timm", **kw),
     ],
@@ -225,11 +245,12 @@ def test_endpoints_halve_the_resolution_stage_by_stage():
 def test_input_tensor_and_input_shape():
     image = keras.Input((48, 48, 1))
     rgb = keras.layers.Concatenate()([image, image, image])
-    model = NFNetTiny(input_tensor=rgb, classes=3)
+    make = functools.partial(NFNet, (1,), (16,), group_size=8)
+    model = make(input_tensor=rgb, classes=3)
     assert isinstance(model, AGCModel)
     assert model.input_shape == (None, 48, 48, 1)
-    assert NFNetTiny(input_shape=(20, None, 5)).input_shape == (None, 20, None, 5)
-    assert NFNetTiny().input_shape == (None, None, None, 3)
+    assert make(input_shape=(20, None, 5)).input_shape == (None, 20, None, 5)
+    assert make().input_shape == (None, None, None, 3)
 
 
 def test_beta_is_one_over_the_expected_deviation():
@@ -277,7 +298,7 @@ def test_networks_save_clone_and_train_in_every_policy(options, policies, tmp_pa
     for policy in policies:
         keras.config.set_dtype_policy(policy)
         model = NFNet(group_size=8, classes=3, drop_rate=0.2, **options)
-        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
         history = model.fit(x, y, verbose=0).history
         assert np.isfinite(history["loss"][0])
         expected = model(x)
@@ -293,7 +314,7 @@ def test_networks_save_clone_and_train_in_every_policy(options, policies, tmp_pa
 
 
 def test_networks_that_were_never_compiled_are_saved(tmp_path):
-    model = NFNetTiny(classes=3)
+    model = NFNet((1,), (16,), group_size=8, classes=3)
     assert "NFBlock" in model.to_json()
     model.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")

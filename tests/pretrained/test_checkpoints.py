@@ -139,7 +139,7 @@ def test_weights_by_name_come_from_the_hub_and_then_from_its_cache(hub, monkeypa
 
     expected = GoldenCase("timm_test_nfnet")
     model = keras_nfnets.NFNetTest(weights="imagenet", classifier_activation=None)
-    logits = model.predict(expected.images, verbose=0)
+    logits = model(expected.images)
     np.testing.assert_allclose(logits, expected.outputs["logits"], atol=1e-4)
     asked = len(hub.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -189,7 +189,7 @@ def test_a_file_takes_precedence_over_a_checkpoint_of_its_name(
     shutil.copy(golden / "deepmind_release_dict.npz", "F0_haiku.npz")
     model = nfnet_tiny(weights="F0_haiku.npz")
     case = GoldenCase("haiku_nfnet_tiny")
-    logits = model.predict(case.images, verbose=0)
+    logits = model(case.images)
     np.testing.assert_allclose(logits, case.outputs["out/logits"], atol=1e-4)
 
 
@@ -202,7 +202,7 @@ def test_the_authors_files_load(kind, nfnet_tiny):
     pretrained.load_deepmind(model, path)
     for a, b in zip(model.get_weights(), by_weights.get_weights()):
         np.testing.assert_array_equal(a, b)
-    logits = model.predict(case.images, verbose=0)
+    logits = model(case.images)
     np.testing.assert_allclose(logits, case.outputs["out/logits"], atol=1e-4)
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from comparing import assert_close, assert_unchanged, snapshot
+from golden_case import GoldenCase, nfnet_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ def load(model, path):
 def trained():
     keras.utils.set_random_seed(7)
     model = network()
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     model.train_on_batch(np.ones((2, 8, 8, 3)), np.ones((2, 3)))
     for variable in model.trainable_variables:
         variable.assign(keras.random.normal(variable.shape))
@@ -39,9 +40,15 @@ def target():
 
 
 @pytest.fixture(params=["m.weights.h5", "m.keras"])
-def saved(request, trained, tmp_path):
-    """Network and a file of its weights: weights only, or a complete model."""
-    path = tmp_path / "a folder" / request.param
+def kind(request):
+    """Name of a file: of weights only, or of a complete model."""
+    return request.param
+
+
+@pytest.fixture
+def saved(kind, trained, tmp_path):
+    """Network and a file of its weights."""
+    path = tmp_path / "a folder" / kind
     path.parent.mkdir()
     (trained.save if path.suffix == ".keras" else trained.save_weights)(path)
     return trained, path
@@ -72,19 +79,23 @@ def test_network_without_top_loads_the_rest(saved):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "kind, options, message",
     [
         (
-            {"final_width": 24},
+            *("m.keras", {"final_width": 24}),
             r"predictions/kernel has shape \(24, 3\) .* \(32, 3\) in the source",
         ),
-        ({"depths": (1, 2)}, "stage2_block2/conv0/kernel .* is missing"),
+        ("m.keras", {"depths": (1, 2)}, "stage2_block2/conv0/kernel .* is missing"),
         (
-            {"depths": (1,), "widths": (16,)},
+            *("m.weights.h5", {"depths": (1,), "widths": (16,)}),
             "stage2_block1/conv0/0 is not in the network",
         ),
-        ({"attention": None}, "squeeze_excite/fc0/0 is not in the network"),
-        ({"widths": (32, 32)}, "and [0-9]+ more$"),
+        (
+            "m.weights.h5",
+            {"attention": None},
+            "squeeze_excite/fc0/0 is not in the network",
+        ),
+        ("m.weights.h5", {"widths": (32, 32)}, "and [0-9]+ more$"),
     ],
 )
 def test_weights_of_another_network_are_refused(saved, options, message):
@@ -112,7 +123,7 @@ def test_a_classifier_of_another_size_is_skipped(saved):
 
 
 @settings(
-    max_examples=100,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -137,14 +148,14 @@ def test_broken_files_are_refused_or_harmless(saved, target, data):
 
 
 @pytest.mark.parametrize("cut", [0, 10, 500, 0.5, 0.99])
-def test_a_truncated_file_is_refused(saved, cut):
+def test_a_truncated_file_is_refused(saved, target, cut):
     _, path = saved
     content = path.read_bytes()
     path.write_bytes(
         content[: cut if cut >= 1 or cut == 0 else int(cut * len(content))]
     )
     with pytest.raises(ValueError, match="not a complete .weights.h5 or .keras file"):
-        network(weights=path)
+        load(target, path)
 
 
 def test_other_files_are_refused(tmp_path):
@@ -283,9 +294,14 @@ def test_zip_bombs_are_refused(trained, tmp_path):
         load(trained, path)
 
 
-def test_deepmind_parameters_load_completely_or_not_at_all(golden, nfnet_tiny):
-    parameters = golden("haiku_nfnet_tiny").parameters
-    model = nfnet_tiny()
+@pytest.fixture(scope="module")
+def deepmind():
+    """Network of the golden data, and its parameters as the authors name them."""
+    return nfnet_tiny(), GoldenCase("haiku_nfnet_tiny").parameters
+
+
+def test_deepmind_parameters_load_completely_or_not_at_all(deepmind):
+    model, parameters = deepmind
     before = snapshot(model)
 
     def refused(changed, message):
@@ -326,13 +342,12 @@ def test_deepmind_parameters_load_completely_or_not_at_all(golden, nfnet_tiny):
         ([[1], [2, 3]], "is not an array"),
     ],
 )
-def test_values_that_are_not_weights_are_refused(bad, message, golden, nfnet_tiny):
-    parameters = golden("haiku_nfnet_tiny").parameters
-    parameters["NFNet/~/linear"]["b"] = bad
-    model = nfnet_tiny()
+def test_values_that_are_not_weights_are_refused(bad, message, deepmind):
+    model, parameters = deepmind
+    linear = {**parameters["NFNet/~/linear"], "b": bad}
     before = snapshot(model)
     with pytest.raises(ValueError, match=f"predictions/bias .*{message}"):
-        pretrained.load_deepmind(model, parameters)
+        pretrained.load_deepmind(model, {**parameters, "NFNet/~/linear": linear})
     assert_unchanged(model, before)
 
 
@@ -348,8 +363,8 @@ def test_files_of_other_policies_load(policy, name, tmp_path):
         assert_close(a, keras.ops.cast(b, "float32"), rtol=0)
 
 
-def test_deepmind_parameters_load_flat_and_without_top(golden, nfnet_tiny):
-    parameters = golden("haiku_nfnet_tiny").parameters
+def test_deepmind_parameters_load_flat_and_without_top():
+    parameters = GoldenCase("haiku_nfnet_tiny").parameters
     flat = {
         f"{module}/{leaf}": array
         for module, leaves in parameters.items()
