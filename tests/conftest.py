@@ -43,7 +43,7 @@ if keras.backend.backend() != "tensorflow":
         "colab",  # the notebooks choose TensorFlow
         "examples",
         "data",
-        "recipes",
+        "runs",
         "experiments/test_glyphs.py",
         "experiments/test_images_on_the_disk.py",
         "deploy/test_exporting.py",

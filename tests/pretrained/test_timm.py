@@ -122,7 +122,7 @@ def test_mismatches_are_listed_and_change_nothing(parameters, model):
     refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is not an array")
     refused({}, "is missing")
     body = NFNetTest(include_top=False)
-    with pytest.raises(ValueError, match="predictions/extra has no place"):
+    with pytest.raises(ValueError, match="predictions/extra is not in the network"):
         pretrained.load_timm(body, {**parameters, "head.fc.extra": np.ones(3)})
 
 
