@@ -16,7 +16,9 @@ def test_every_network_runs_and_keeps_its_signal(name):
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype("float32")
     features = keras.ops.convert_to_numpy(model(images))
     assert features.shape == (1, 2, 2, model.output_shape[-1])
-    assert 0.01 < features.var() < 100
+    # Average pooling on the shortcuts lowers the variance of noise by up to four at each
+    # of three strides. Without the published gains it would be far below.
+    assert 1e-4 < features.var() < 100
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
