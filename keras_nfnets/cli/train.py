@@ -115,11 +115,8 @@ def _recipe(flags):
         values["clip_factor"] = None
     if flags.model:
         values["model"] = find_network(flags.model).name
-    images = data.folder_of(flags.data) if flags.data else None
-    if images is not None:
-        # An absolute path, so that a run can be used and resumed from other folders.
-        values["data"] = str(images.resolve())
-    name = flags.recipe or ("finetune" if images is not None else "digits")
+    is_folder = flags.data and data.folder_of(flags.data)
+    name = flags.recipe or ("finetune" if is_folder else "digits")
     try:
         return dataclasses.replace(runs.find_recipe(name), **values).changed(flags.set)
     except ValueError as error:

@@ -14,6 +14,7 @@ from keras_nfnets.runs.classifier import (
 from keras_nfnets.runs.dry_run import plan, try_steps
 from keras_nfnets.runs.errors import LostWorkerError, RunError
 from keras_nfnets.runs.evaluation import Evaluation, Results, evaluate
+from keras_nfnets.runs.inference_time import InferenceTimes, inference_times
 from keras_nfnets.runs.preview import preview
 from keras_nfnets.runs.progress import Progress, RunCallback
 from keras_nfnets.runs.recipes import RECIPES, Recipe
@@ -25,6 +26,7 @@ __all__ = [
     "ClassScore",
     "Classifier",
     "Evaluation",
+    "InferenceTimes",
     "LostWorkerError",
     "Prediction",
     "Progress",
@@ -35,6 +37,7 @@ __all__ = [
     "RunError",
     "evaluate",
     "find_recipe",
+    "inference_times",
     "load_classifier",
     "plan",
     "predict",

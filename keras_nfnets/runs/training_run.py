@@ -224,11 +224,11 @@ def _prepare(recipe, output_dir, strategy, resume, overwrite):
     keras.utils.set_random_seed(recipe.seed)
     source = data.find(recipe.data)
     recipe = building.with_parts(recipe, source)
-    _check_not_in_data(output_dir, recipe)
-    steps_per_epoch = workers.steps_per_epoch(recipe, source, strategy)
-    with strategy.scope():
-        model = building.create_model(recipe, source)
-        building.compile_model(recipe, model, steps_per_epoch)
+    images = data.folder_of(recipe.data)
+    if images is not None:
+        # An absolute path, so that a run can be used and resumed from other folders.
+        recipe = dataclasses.replace(recipe, data=str(images.resolve()))
+        _check_not_in_data(output_dir, images)
     if training.has_workers(strategy) and not output_dir:
         raise ValueError(
             "Several workers need one `output_dir`, in a file system that all of them see"
@@ -240,17 +240,20 @@ def _prepare(recipe, output_dir, strategy, resume, overwrite):
         resume=resume,
         overwrite=overwrite or not chief,
     )
+    steps_per_epoch = workers.steps_per_epoch(recipe, source, strategy)
+    with strategy.scope():
+        model = building.create_model(recipe, source)
+        building.compile_model(recipe, model, steps_per_epoch)
     if chief:
         folder.create(path, resume=resume, overwrite=overwrite)
     replicas = strategy.num_replicas_in_sync
     return Run(recipe, source, path, model, steps_per_epoch, replicas)
 
 
-def _check_not_in_data(output_dir, recipe):
-    """Raise a ValueError if the results would be in the data folder, as a class."""
-    images = data.folder_of(recipe.data)
+def _check_not_in_data(output_dir, images):
+    """Raise a ValueError if the results would be in the folder of images, as a class."""
     out = pathlib.Path(output_dir or "runs").expanduser().resolve()
-    if images is not None and out.is_relative_to(images.resolve()):
+    if out.is_relative_to(images.resolve()):
         raise ValueError(
             f"The results would be in the folder of images, {images}, and would be taken "
             "for a class. Choose another `output_dir`, or start in another folder."

@@ -73,6 +73,14 @@ def test_a_run_returns_what_it_has_written(trained):
     assert set(trained.validation) == {"accuracy", "loss"}
 
 
+def test_the_data_is_found_from_other_folders(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    run = runs.train(recipe_for(images.name, "epochs=1"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    accuracy = run.validation["accuracy"]
+    assert runs.evaluate(tmp_path).accuracy == pytest.approx(accuracy)
+
+
 def test_evaluation_of_the_folder_gives_the_validation_results(trained):
     evaluation = runs.evaluate(trained.folder)
     assert evaluation.accuracy == pytest.approx(trained.validation["accuracy"])
