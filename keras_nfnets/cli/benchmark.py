@@ -20,7 +20,7 @@ def run(flags, arguments):
         flags.image_size,
         flags.rounds,
         flags.peers,
-        progress=lambda rounds: progress_bar(rounds, "measuring", "rounds"),
+        progress=lambda steps: progress_bar(steps, "measuring", "steps"),
     )
     for peer, reason in times.missing.items():
         print(f"{peer} is left out: {reason}.")

@@ -55,7 +55,8 @@ def inference_times(
         rounds: int. Number of measurements of each.
         peers: bool. Whether to measure the same network of timm and kecam, where they
             are installed.
-        progress: callable that wraps the iterable of rounds, such as `tqdm.tqdm`.
+        progress: callable that wraps the variants to compile, and then the rounds, such
+            as `tqdm.tqdm`.
 
     Returns:
         `InferenceTimes`.
@@ -78,7 +79,7 @@ def inference_times(
         makers |= of_peers
     calls = {
         (label, batch): make(batch)
-        for label, make in makers.items()
+        for label, make in progress(list(makers.items()))  # compiling takes longest
         for batch in batch_sizes
     }
     laps = {key: [] for key in calls}
