@@ -5,6 +5,7 @@ import csv
 import html.parser
 import io
 import json
+import logging
 import pathlib
 import re
 import subprocess
@@ -241,7 +242,7 @@ def test_a_class_may_be_called_as_it_likes(from_weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def in_vain(folder, tmp_path_factory):
-    """Error output and folder of a run that learns nothing and fails to draw."""
+    """Warnings and folder of a run that learns nothing and fails to draw."""
     out, error = tmp_path_factory.mktemp("in vain"), io.StringIO()
 
     def fail(*arguments):
@@ -249,13 +250,12 @@ def in_vain(folder, tmp_path_factory):
 
     flags = [f"--data={folder}", *FLAGS, "--learning_rate=0", "--set=patience=2"]
     flags += ["--image_size=8", "--noagc", f"--output_dir={out}", "--overwrite"]
-    with (
-        networks_of_one_block(),
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stderr(error),
-    ):
+    handler = logging.StreamHandler(error)
+    logging.getLogger("absl").addHandler(handler)
+    with networks_of_one_block(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("keras_nfnets.runs.figures.predictions", fail)
         assert main(["train", *flags]) == 0
+    logging.getLogger("absl").removeHandler(handler)
     return error.getvalue(), out
 
 

@@ -364,7 +364,7 @@ def test_preprocess_input_is_the_authors():
         ({"attention": "eca2"}, "attention='eca2'"),
         ({"convention": "torch"}, "convention='torch'"),
         ({"activation": "geluu"}, "activation='geluu'"),
-        ({"weights": "imagenet"}, "weights='imagenet' for NFNet(.|\n)*dm_nfnet_f6"),
+        ({"weights": "imagenet"}, "dm_nfnet_f6(.|\n)*weights='imagenet' for NFNet"),
         ({"weights": 3}, "weights='3'"),
         ({"classes": True}, "classes=True"),
         ({"drop_rate": None}, "drop_rate=None"),

@@ -117,8 +117,8 @@ def test_mismatches_are_listed_and_change_nothing(parameters, model):
     )
     # Kernel and bias of the classifier must have the same number of classes.
     refused({**parameters, "head.fc.bias": np.ones(10)}, "predictions/bias has shape")
-    refused({**parameters, "head.fc.weight": "x"}, "predictions/kernel is of dtype")
-    refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain is of dtype")
+    refused({**parameters, "head.fc.weight": "x"}, "predictions/kernel has dtype")
+    refused({**parameters, "stem.conv1.gain": None}, "stem_conv0/gain has dtype")
     refused({**parameters, "stem.conv1.gain": [[1], [2, 3]]}, "is not an array")
     refused({}, "is missing")
     body = NFNetTest(include_top=False)

@@ -219,10 +219,10 @@ def test_errors_name_the_argument(images, trained, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             runs.train(**arguments)
+    classifier = runs.Classifier(trained.model, trained.preparation)
     with pytest.raises(ValueError, match="`data` must be given"):
-        runs.evaluate("digits")
+        runs.evaluate(classifier)
     with pytest.raises(ValueError, match="does not know the classes 0, 1"):
         runs.evaluate(trained.folder, "digits")
-    with pytest.raises(ValueError, match="names for 10 classes"):
-        classifier = runs.load_classifier("digits")
-        runs.Classifier(classifier.model, classifier.preparation, ["one"])
+    with pytest.raises(ValueError, match="1 names for 2 classes"):
+        runs.Classifier(trained.model, trained.preparation, ["one"])
