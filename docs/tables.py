@@ -162,8 +162,9 @@ def recipe_settings():
         else f"`{field.default!r}`"
         for field in dataclasses.fields(recipes.Recipe)
     }
-    said = inspect.getdoc(recipes.Recipe).partition("Attributes:")[2]
-    entries = re.findall(r"^    (\w[\w, ]*): (.+(?:\n {8}.+)*)", said, re.MULTILINE)
+    text = inspect.getdoc(recipes.Recipe).partition("Attributes:")[2]
+    attributes = text.partition("Raises:")[0]
+    entries = re.findall(r"^    (\w[\w, ]*): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE)
     rows = [
         [
             ", ".join(f"`{name}`" for name in names.split(", ")),
