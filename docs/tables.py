@@ -164,7 +164,9 @@ def recipe_settings():
     }
     text = inspect.getdoc(recipes.Recipe).partition("Attributes:")[2]
     attributes = text.partition("Raises:")[0]
-    entries = re.findall(r"^    (\w[\w, ]*): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE)
+    entries = re.findall(
+        r"^    (\w[\w, ]*): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE
+    )
     rows = [
         [
             ", ".join(f"`{name}`" for name in names.split(", ")),
