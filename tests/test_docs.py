@@ -14,6 +14,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from one_block import networks_of_one_block
 
 import keras_nfnets
 from keras_nfnets import data, deploy, layers, models, pretrained, runs, training
@@ -55,14 +56,20 @@ def eager_functions():
 
 
 @pytest.fixture
-def _training_eagerly(module):
-    in_training = module.__name__.startswith("keras_nfnets.training")
-    with eager_functions() if in_training else contextlib.nullcontext():
+def _quickly(module):
+    """Train eagerly for a few steps, and a small network for complete runs."""
+    if module.__name__.startswith("keras_nfnets.training"):
+        context = eager_functions()
+    elif module.__name__ == "keras_nfnets.runs.training_run":
+        context = networks_of_one_block()
+    else:
+        context = contextlib.nullcontext()
+    with context:
         yield
 
 
 @ignore_that_data_is_not_eager
-@pytest.mark.usefixtures("_training_eagerly")
+@pytest.mark.usefixtures("_quickly")
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: module.__name__)
 def test_examples_of_docstrings(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
