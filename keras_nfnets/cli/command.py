@@ -107,11 +107,11 @@ def _wanted(flag):
     return words if words.startswith("a") else f"{flag.parser.number_article} {words}"
 
 
-def progress_bar(items, what, unit, total=None):
+def progress_bar(items, what, unit):
     """Iterate over `items`, with a progress bar if the output is a terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, what, total, unit=f" {unit}", leave=False, disable=None)
+    return tqdm(items, what, unit=f" {unit}", leave=False, disable=None)
 
 
 def find_network(name):

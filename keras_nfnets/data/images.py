@@ -133,8 +133,8 @@ def prepare(
         interpolation: str. `"bicubic"`, `"bilinear"` or (only as timm does)
             `"nearest"`.
         mean, deviation: one float per channel. Mean and standard deviation of values
-            in [0, 1]; for grayscale images, three values are averaged. If they are None, each image is standardized by its own mean and
-            standard deviation.
+            in [0, 1]; for grayscale images, three values are averaged. If they are None,
+            each image is standardized by its own mean and standard deviation.
         crop: float. Fraction of the resized image's side that is used, for `"center"`
             and `"squash"`.
         channels: int. 3, or 1 for grayscale.

@@ -104,8 +104,8 @@ def _classes(run, results):
             "lower for classes with few images.</p>"
         )
     return (
-        f"{unbalanced}<table><tr><th>class<th>training images<th>validation images<th>accuracy<th>"
-        f"{rows}</table>"
+        f"{unbalanced}<table><tr><th>class<th>training images<th>validation images"
+        f"<th>accuracy<th>{rows}</table>"
     )
 
 
