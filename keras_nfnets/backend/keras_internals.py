@@ -231,6 +231,30 @@ def rename(operation, name):
     operation.name = name
 
 
+class WeightFile:
+    """Names in the HDF5 file of `save_weights`, which is in a `.keras` archive too.
+
+    Keras documents no way to read a file but into a model, and does so by the order of
+    layers. Each layer is a group, in that of its model or layer. The group is not called
+    as the layer is, but its variables have an attribute with that name.
+
+    Attributes:
+        IN_ARCHIVE: name of the file in the archive.
+        LAYERS: group of the layers of a model.
+        VARIABLES: group, in that of a layer, of its variables. They are called as
+            `save_own_variables` does: `"0"`, `"1"`, ...
+        LAYER_NAME: attribute of that group.
+        DTYPE: attribute of a variable with a dtype that HDF5 lacks, such as
+            `"bfloat16"`; its values are stored as bytes.
+    """
+
+    IN_ARCHIVE = "model.weights.h5"
+    LAYERS = "layers"
+    VARIABLES = "vars"
+    LAYER_NAME = "name"
+    DTYPE = "dtype"
+
+
 # Optimizers.
 
 

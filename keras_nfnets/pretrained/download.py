@@ -15,13 +15,11 @@ import urllib.parse
 import urllib.request
 import warnings
 
+from keras_nfnets.pretrained import hub_cache
+
 _TIMEOUT = 10  # seconds without a byte from a server
 _RESPONSE_TIMEOUT = 20  # seconds for its first response, all its addresses together
 _MAX_IDLE_ATTEMPTS = 3  # attempts in a row without any bytes
-# The hub names a large file by its SHA-256, and a small one by its git hash.
-_ALGORITHMS = {64: "sha256", 40: "git"}
-_DIGEST = "[0-9a-f]{64}|[0-9a-f]{40}"
-_COMMIT = "[0-9a-f]{40}"
 
 
 def hub_file(repo_id, filename, revision=None):
@@ -52,15 +50,13 @@ def hub_file(repo_id, filename, revision=None):
     >>> hub_file("timm/nfnet_l0.ra2_in1k", "model.safetensors")  # doctest: +SKIP
     PosixPath('/home/me/.cache/huggingface/hub/.../model.safetensors')
     """
-    from huggingface_hub import constants
-
-    cache = pathlib.Path(constants.HF_HUB_CACHE)
+    cache = hub_cache.folder()
     revision = revision or "main"
     if path := _in_hub_cache(cache, repo_id, filename, revision):
         return path
-    repo = cache / f"models--{repo_id.replace('/', '--')}"
+    repo = hub_cache.repository(cache, repo_id)
     staging = cache / f".keras_nfnets-{repo.name}"
-    with _lock(cache / ".locks" / repo.name / "keras_nfnets.lock"):
+    with hub_cache.locked(hub_cache.lock_file(cache, repo)):
         # Another process may have downloaded it meanwhile. While this one holds the
         # lock, no other removes the file.
         if path := _in_hub_cache(cache, repo_id, filename, revision, remove=True):
@@ -81,20 +77,15 @@ def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
     found = try_to_load_from_cache(repo_id, filename, cache, revision)
     if not isinstance(found, str):
         return None
-    # This is a link to `blobs/<digest>`. Without links (Windows) it is the file itself,
-    # and its digest is not known.
     pointer = pathlib.Path(found)
-    blob = os.readlink(pointer) if pointer.is_symlink() else ""
-    digest = os.path.basename(blob)
-    if not re.fullmatch(_DIGEST, digest):
-        return pointer
-    if _digest(pointer, _ALGORITHMS[len(digest)]) == digest:
+    blob = hub_cache.blob_of(pointer)
+    if blob is None or _digest(blob, hub_cache.algorithm(blob.name)) == blob.name:
         return pointer
     if remove:
         warnings.warn(
             f"{found} is corrupt: removed; it will be downloaded again", stacklevel=3
         )
-        (pointer.parent / blob).unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
     return None
 
@@ -102,7 +93,6 @@ def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
 def _from_hub(repo, staging, repo_id, filename, revision):
     """Download a file by way of `staging` into the folder `repo` of the hub's cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.file_download import are_symlinks_supported
 
     url = hf_hub_url(repo_id, filename, revision=revision)
     advice = "set HF_ENDPOINT to a mirror of the hub, unset HF_HUB_OFFLINE"
@@ -110,14 +100,14 @@ def _from_hub(repo, staging, repo_id, filename, revision):
         # Without a time limit, `hf_hub_download` tries an unreachable host for minutes.
         known = _in_time(get_hf_file_metadata, url)
         digest, commit = str(known.etag), str(known.commit_hash)
-        if not (re.fullmatch(_DIGEST, digest) and re.fullmatch(_COMMIT, commit)):
+        kind = hub_cache.algorithm(digest)
+        if not (kind and re.fullmatch("[0-9a-f]{40}", commit)):
             raise ConnectionError(
                 f"an answer that is not of a hub: ETag {digest}, X-Repo-Commit {commit}"
             )
-    kind = _ALGORITHMS[len(digest)]
-    pointer = repo / "snapshots" / commit / filename
-    has_links = are_symlinks_supported(repo.parent)
-    target = repo / "blobs" / digest if has_links else pointer
+    pointer = hub_cache.snapshot(repo, commit, filename)
+    has_links = hub_cache.has_links(repo.parent)
+    target = hub_cache.blob(repo, digest) if has_links else pointer
     if not target.is_file() or _digest(target, kind) != digest:
         with _explained(url, repo.parent, advice, known.size):
             # `huggingface_hub` checks only the size, so the file must not be written
@@ -137,7 +127,7 @@ def _from_hub(repo, staging, repo_id, filename, revision):
     # Records the commit of a branch, so that the file is found without a network.
     if revision != commit:
         (staging / "ref").write_text(commit)
-        ref = repo / "refs" / revision
+        ref = hub_cache.reference(repo, revision)
         ref.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / "ref", ref)
     return pointer
@@ -181,7 +171,7 @@ def url_file(url, md5=None):
 
     if is_cached():
         return final
-    with _lock(final.with_name(final.name + ".lock")):
+    with hub_cache.locked(final.with_name(final.name + ".lock")):
         # Another process may have downloaded it meanwhile.
         if is_cached():
             return final
@@ -317,15 +307,6 @@ def _in_time(function, *args):
 
     threading.Thread(target=run, daemon=True).start()
     return future.result(_RESPONSE_TIMEOUT)
-
-
-@contextlib.contextmanager
-def _lock(path):
-    from huggingface_hub.utils import WeakFileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path):
-        yield
 
 
 def _digest(path, kind):

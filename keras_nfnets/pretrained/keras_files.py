@@ -11,6 +11,7 @@ import zipfile
 import h5py
 import ml_dtypes
 
+from keras_nfnets.backend.keras_internals import WeightFile
 from keras_nfnets.pretrained.assign import named_variables
 
 
@@ -27,8 +28,9 @@ def read(path):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                _check_size(archive.getinfo("model.weights.h5").file_size, limit)
-                content = archive.read("model.weights.h5")
+                name = WeightFile.IN_ARCHIVE
+                _check_size(archive.getinfo(name).file_size, limit)
+                content = archive.read(name)
             _check_strings(content)
             opened = h5py.File(io.BytesIO(content), "r")
         else:
@@ -102,17 +104,18 @@ def _read_layers(file, limit):
         return item
 
     def visit(group, prefix):
-        variables = item_of(group, "vars") if "vars" in group else None
-        # Keras stores the name of the layer next to its variables.
-        if variables is not None and "name" in variables.attrs:
-            prefix = [*prefix, _text(variables.attrs["name"])]
+        variables = None
+        if WeightFile.VARIABLES in group:
+            variables = item_of(group, WeightFile.VARIABLES)
+        if variables is not None and WeightFile.LAYER_NAME in variables.attrs:
+            prefix = [*prefix, _text(variables.attrs[WeightFile.LAYER_NAME])]
         for index in variables or ():
             key = "/".join([*prefix, index])
             if key in arrays:
                 raise ValueError(f"{key} twice")
             arrays[key] = array_of(item_of(variables, index))
         for name in group:
-            if name != "vars":
+            if name != WeightFile.VARIABLES:
                 item = item_of(group, name)
                 visit(item, prefix if name != "seed_generator" else [*prefix, name])
 
@@ -123,12 +126,11 @@ def _read_layers(file, limit):
         total += dataset.nbytes
         _check_size(total, limit)
         array = dataset[()]
-        # HDF5 has no bfloat16: Keras stores bytes, and the dtype as an attribute.
-        if dataset.attrs.get("dtype") == "bfloat16":
+        if dataset.attrs.get(WeightFile.DTYPE) == "bfloat16":
             array = array.view(ml_dtypes.bfloat16)
         return array
 
-    visit(item_of(file, "layers"), [])
+    visit(item_of(file, WeightFile.LAYERS), [])
     return {key: a for key, a in arrays.items() if not _is_random_state(key, a)}
 
 
@@ -139,7 +141,10 @@ def _text(name):
 
 
 def _is_random_state(key, array):
-    """Whether an array is the state of a `keras.random.SeedGenerator`, not a weight."""
+    """Whether an array is the state of a `keras.random.SeedGenerator`, not a weight.
+
+    Keras 3.15 does not save it.
+    """
     parts = key.split("/")
     return (
         "seed_generator" in parts and array.shape == (2,) and array.dtype.kind in "iu"

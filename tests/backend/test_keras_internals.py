@@ -1,8 +1,11 @@
 """Keras has the internals that `backend/keras_internals.py` expects."""
 
 import contextlib
+import zipfile
 
+import h5py
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -241,6 +244,36 @@ def test_calls_can_be_intercepted():
         assert calls == ["outer", "inner", "last"]
         model(x)
         assert len(calls) == 3
+
+
+def test_a_weight_file_has_the_names_of_layers(tmp_path):
+    names = keras_internals.WeightFile
+    with expected(names):
+        inputs = keras.Input((3,))
+        last = keras.layers.Dense(1, dtype="bfloat16", name="last")
+        model = keras.Model(inputs, last(Outer(name="outer")(inputs)))
+        model.save(tmp_path / "m.keras")
+        model.save_weights(tmp_path / "m.weights.h5")
+        with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+            archive.extract(names.IN_ARCHIVE, tmp_path)
+        for saved in (names.IN_ARCHIVE, "m.weights.h5"):
+            with h5py.File(tmp_path / saved) as file:
+                layers = {
+                    layer[names.VARIABLES].attrs[names.LAYER_NAME]: layer
+                    for layer in file[names.LAYERS].values()
+                }
+                inner = layers["outer"]["inner"][names.VARIABLES]
+                assert inner.attrs[names.LAYER_NAME] == "inner"
+                assert {k: v.shape for k, v in inner.items()} == {
+                    "0": (3, 2),
+                    "1": (2,),
+                }
+                kernel = layers["last"][names.VARIABLES]["0"]
+                assert kernel.attrs[names.DTYPE] == "bfloat16"
+                np.testing.assert_array_equal(
+                    kernel[()].view(ml_dtypes.bfloat16).astype("float32"),
+                    keras.ops.convert_to_numpy(keras.ops.cast(last.kernel, "float32")),
+                )
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="the state is JAX's")

@@ -1,6 +1,7 @@
 """Downloads of weight files from a server that fails in many ways."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -15,7 +16,7 @@ import time
 import pytest
 from server import File, running
 
-from keras_nfnets.pretrained import download
+from keras_nfnets.pretrained import download, hub_cache
 
 CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -501,13 +502,69 @@ def test_no_url_leads_out_of_the_folder(url, server, name):
     assert "pw" not in str(place)
 
 
-# Child processes read the environment as a user sets it. They load the module alone,
-# without Keras, which takes seconds to import.
+@contextlib.contextmanager
+def expected(function):
+    """Context in which any error fails the test with a message that names the version."""
+    import huggingface_hub
+
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (of whatever type)
+        pytest.fail(
+            f"huggingface_hub {huggingface_hub.__version__} has other internals than "
+            f"hub_cache.{function.__name__} expects: {error!r}. Adapt it, or exclude this "
+            "version in setup.cfg."
+        )
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_hub_client_writes_the_layout_that_we_write(hub, monkeypatch, links):
+    from huggingface_hub import constants, hf_hub_download
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
+    with expected(hub_cache.repository):
+        pointer = pathlib.Path(hf_hub_download("timm/nfnet", "model.safetensors"))
+        cache = hub_cache.folder()
+        assert cache == hub.cache
+        repo = hub_cache.repository(cache, "timm/nfnet")
+        assert pointer == hub_cache.snapshot(repo, COMMIT, "model.safetensors")
+        assert hub_cache.reference(repo, "main").read_text() == COMMIT
+        assert hub_cache.lock_file(cache, repo).parent.is_dir()
+        blob = hub_cache.blob(repo, SHA256)
+        assert hub_cache.has_links(cache) == links == blob.exists()
+        assert (hub_cache.blob_of(pointer) is not None) == links
+        if links:
+            assert hub_cache.blob_of(pointer).samefile(blob)
+            assert hub_cache.algorithm(blob.name) == "sha256"
+
+
+def test_a_lock_keeps_others_out(tmp_path):
+    import filelock
+
+    with expected(hub_cache.locked):
+        path = tmp_path / "folder" / "a.lock"
+        other = filelock.FileLock(path)
+        with hub_cache.locked(path), pytest.raises(filelock.Timeout):
+            other.acquire(timeout=0)
+        with other.acquire(timeout=0):
+            pass
+
+
+# Child processes read the environment as a user sets it. They load the module in packages
+# without an __init__, as Keras takes seconds to import.
+PACKAGES = {
+    "keras_nfnets": str(pathlib.Path(download.__file__).parents[1]),
+    "keras_nfnets.pretrained": str(pathlib.Path(download.__file__).parent),
+}
 CHILD = f"""
-import runpy, signal, sys
+import importlib, signal, sys, types
 # Processes of a shell's background ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-module = runpy.run_path({download.__file__!r})
+for name, path in {PACKAGES}.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+module = vars(importlib.import_module("keras_nfnets.pretrained.download"))
+assert "keras" not in sys.modules
 print("ready", flush=True)
 for call in sys.argv[1:]:
     print(eval(call, module), flush=True)
