@@ -1,5 +1,6 @@
 """Input pipeline: batches of labeled images for training and evaluation."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -83,11 +84,39 @@ def load(
     import tensorflow as tf
 
     source = find(name)
-    total = source.size_of(split)
+    source.size_of(split)  # raises if there is no such split
     checks.integer("image_size", image_size)
     checks.integer("batch_size", batch_size)
     if checks.integer("seed", seed, minimum=0) >= 2**32:
         raise ValueError(f"`seed` must be less than 2**32. Received: seed={seed}")
+    _check_shard(shard, batch_size)
+    if augmentation is None:
+        augmentation = source.augmentation
+    augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
+    preparation = {
+        "channels": source.channels,
+        **source.preparation,
+        **(preparation or {}),
+        "size": image_size,
+    }
+    preprocessor = _Preprocessor(source, split, augmentation, preparation)
+    # (Nothing in an epoch needs AutoGraph, which would try to convert TFDS.)
+    epoch = tf.autograph.experimental.do_not_convert(
+        functools.partial(_epoch, preprocessor, training, batch_size, shard, seed)
+    )
+    if not training:
+        dataset = epoch(tf.constant(0, "int64"))
+    elif from_epoch is None:
+        steps = steps_per_epoch(source.size_of(split), batch_size, shard[1])
+        dataset = _numbers_of_iterations().flat_map(epoch)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    else:
+        checks.integer("from_epoch", from_epoch, minimum=0)
+        dataset = tf.data.Dataset.range(from_epoch, tf.int64.max).flat_map(epoch)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_shard(shard, batch_size):
     try:
         index, count = shard
     except TypeError:
@@ -104,74 +133,77 @@ def load(
             f"`batch_size` must be divisible by the number of shards, {count}. "
             f"Received: batch_size={batch_size}"
         )
-    if augmentation is None:
-        augmentation = source.augmentation
-    augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
-    preparation = {
-        "channels": source.channels,
-        **source.preparation,
-        **(preparation or {}),
-        "size": image_size,
-    }
-    preprocessor = _Preprocessor(source, split, augmentation, preparation)
 
-    shard_size = _images_per_shard(total, batch_size, index, count)
-    steps = steps_per_epoch(total, batch_size, count)
 
-    # (Nothing here needs AutoGraph, which would try to convert TFDS.)
-    @tf.autograph.experimental.do_not_convert
-    def batches(number):
-        """Create the batches of one epoch."""
-        seeds = tf.cast(tf.stack([tf.cast(seed % 2**31, "int64"), number]), "int32")
-        if seed >= 2**31:
-            seeds = tf.random.fold_in(seeds, 1)
-        if training:
-            records = _shuffled(source, split, seeds, augmentation.mixes)
-        else:
-            records = source.records(split)
-        numbered = records.enumerate()
-        if count > 1:
-            numbered = numbered.filter(
-                lambda i, _: _owner(i, total, batch_size, count, training) == index
-            )
+def _numbers_of_iterations():
+    """Return a data set of one int64: 0 when iterated first, then 1, 2, ..."""
+    import tensorflow as tf
 
-        def examples_of(number_of_pass):
-            return numbered.map(
-                lambda i, record: preprocessor(
-                    i % batch_size < batch_size // 2,
-                    record,
-                    seeds,
-                    i + number_of_pass * total,
-                ),
-                tf.data.AUTOTUNE,
-            ).filter(lambda image, _: tf.size(image) > 0)
-
-        if training:
-            # Images of further passes, with new random crops, replace those left out.
-            passes = tf.data.Dataset.range(_MAX_PASSES)
-            examples = passes.flat_map(examples_of).take(shard_size)
-        else:
-            examples = examples_of(0)
-        shape = (None, image_size, image_size, preprocessor.channels)
-        return examples.batch(
-            batch_size // count, num_parallel_calls=tf.data.AUTOTUNE
-        ).map(lambda images, labels: (tf.ensure_shape(images, shape), labels))
-
-    if not training:
-        return batches(tf.constant(0, "int64")).prefetch(tf.data.AUTOTUNE)
-    if from_epoch is None:
-        count_epochs = itertools.count()
-        number = tf.data.Dataset.range(1).map(
-            lambda _: tf.ensure_shape(
-                tf.numpy_function(lambda: np.int64(next(count_epochs)), [], "int64"), ()
-            )
+    numbers = itertools.count()
+    return tf.data.Dataset.range(1).map(
+        lambda _: tf.ensure_shape(
+            tf.numpy_function(lambda: np.int64(next(numbers)), [], "int64"), ()
         )
-        dataset = number.flat_map(batches)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    )
+
+
+def _epoch(preprocessor, training, batch_size, shard, seed, number):
+    """Create the batches of an epoch.
+
+    Args:
+        preprocessor: `_Preprocessor` of the images of a split.
+        training, batch_size, shard, seed: see `load`.
+        number: int64 tensor. Number of the epoch.
+
+    Returns:
+        A `tf.data.Dataset` of (images, labels).
+    """
+    import tensorflow as tf
+
+    source, split = preprocessor.source, preprocessor.split
+    total = source.size_of(split)
+    index, count = shard
+    seeds = _seeds_of_epoch(seed, number)
+    if training:
+        records = _shuffled(source, split, seeds, preprocessor.augmentation.mixes)
     else:
-        checks.integer("from_epoch", from_epoch, minimum=0)
-        dataset = tf.data.Dataset.range(from_epoch, tf.int64.max).flat_map(batches)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+        records = source.records(split)
+    numbered = records.enumerate()
+    if count > 1:
+        numbered = numbered.filter(
+            lambda i, _: _owner(i, total, batch_size, count, training) == index
+        )
+
+    def examples_of(number_of_pass):
+        return numbered.map(
+            lambda i, record: preprocessor(
+                i % batch_size < batch_size // 2,
+                record,
+                seeds,
+                i + number_of_pass * total,
+            ),
+            tf.data.AUTOTUNE,
+        ).filter(lambda image, _: tf.size(image) > 0)
+
+    if training:
+        # Images of further passes, with new random crops, replace those left out.
+        passes = tf.data.Dataset.range(_MAX_PASSES)
+        shard_size = _images_per_shard(total, batch_size, index, count)
+        examples = passes.flat_map(examples_of).take(shard_size)
+    else:
+        examples = examples_of(0)
+    shape = (None, preprocessor.size, preprocessor.size, preprocessor.channels)
+    return examples.batch(batch_size // count, num_parallel_calls=tf.data.AUTOTUNE).map(
+        lambda images, labels: (tf.ensure_shape(images, shape), labels)
+    )
+
+
+def _seeds_of_epoch(seed, number):
+    """Return the pair of int32 seeds of an epoch, given a seed of 32 bits."""
+    import tensorflow as tf
+
+    seeds = tf.cast(tf.stack([tf.cast(seed % 2**31, "int64"), number]), "int32")
+    return tf.random.fold_in(seeds, 1) if seed >= 2**31 else seeds
 
 
 def steps_per_epoch(examples, batch_size, shards=1):

@@ -127,24 +127,17 @@ class NFBlock(keras.layers.Layer):
         self.convention = convention
         self.details = convention_of(convention)
         self.data_format = checks.data_format(data_format)
+        self._create_layers()
 
-        width = self.bottleneck_filters
-        groups = 1
-        if group_size is not None:
-            if width % group_size:
-                raise ValueError(
-                    f"`group_size` must divide the width of the 3x3 convolutions, {width}. "
-                    "Possible group sizes: "
-                    f"{[n for n in range(1, width + 1) if width % n == 0]}. "
-                    f"Received: group_size={group_size}, filters={filters}"
-                )
-            groups = width // group_size
-        self.gain = activation_gain(activation)
+    def _create_layers(self):
+        """Create the layers but those of the shortcut, which depend on the input."""
+        width, groups = self.bottleneck_filters, self._groups()
+        self.gain = activation_gain(self.activation)
         self.input_activation = self._activation("input_activation", self.beta)
         self.conv0 = self._convolution("conv0", width, 1)
         self.activation0 = self._activation("activation0")
         self.conv1 = self._convolution("conv1", width, 3, self.strides, groups)
-        if extra_conv:
+        if self.extra_conv:
             self.activation1 = self._activation("activation1")
             self.conv1b = self._convolution("conv1b", width, 3, 1, groups)
         self.activation2 = self._activation("activation2")
@@ -154,21 +147,24 @@ class NFBlock(keras.layers.Layer):
             1,
             gain_initializer="ones" if self.details.skip_gain else "zeros",
         )
-        common = {"data_format": self.data_format, "dtype": self.dtype_policy}
-        self.attention_layer = None
-        if attention == "se":
-            multiple = self.details.width_multiple
-            divisor = None if multiple == 1 else multiple
-            self.attention_layer = SqueezeExcite(
-                se_ratio, divisor=divisor, name="squeeze_excite", **common
-            )
-        elif attention == "eca":
-            self.attention_layer = EfficientChannelAttention(
-                name="channel_attention", **common
-            )
+        self.attention_layer = self._attention()
         self.stochastic_depth = StochasticDepth(
-            stochastic_depth_rate, dtype=self.dtype_policy, name="stochastic_depth"
+            self.stochastic_depth_rate, dtype=self.dtype_policy, name="stochastic_depth"
         )
+
+    def _groups(self):
+        """Return the number of groups of the 3x3 convolutions."""
+        width, size = self.bottleneck_filters, self.group_size
+        if size is None:
+            return 1
+        if width % size:
+            raise ValueError(
+                f"`group_size` must divide the width of the 3x3 convolutions, {width}. "
+                "Possible group sizes: "
+                f"{[n for n in range(1, width + 1) if width % n == 0]}. "
+                f"Received: group_size={size}, filters={self.filters}"
+            )
+        return width // size
 
     def _activation(self, name, factor=1.0):
         gain, _ = self.details.gains(self.gain)
@@ -190,6 +186,18 @@ class NFBlock(keras.layers.Layer):
             name=name,
             **self.details.convolution_options(self.gain),
         )
+
+    def _attention(self):
+        common = {"data_format": self.data_format, "dtype": self.dtype_policy}
+        if self.attention == "se":
+            multiple = self.details.width_multiple
+            divisor = None if multiple == 1 else multiple
+            return SqueezeExcite(
+                self.se_ratio, divisor=divisor, name="squeeze_excite", **common
+            )
+        if self.attention == "eca":
+            return EfficientChannelAttention(name="channel_attention", **common)
+        return None
 
     def build(self, input_shape):
         channels = input_shape[-1 if self.data_format == "channels_last" else 1]
