@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import inspect
 import pathlib
 import re
@@ -243,6 +244,8 @@ def _markdown(head, rows, alignment):
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+_FAMILIES = {pretrained.find_network(name).architecture.builder for name in variants()}
+
 TABLES = {
     "zoo": zoo,
     "measured-on": measured_on,
@@ -251,7 +254,5 @@ TABLES = {
     "recipe-pictures": recipe_pictures,
     "recipe-settings": recipe_settings,
     "checkpoints": checkpoints,
-    "NFNet": lambda: constructors("NFNet"),
-    "NFResNet": lambda: constructors("NFResNet"),
-    "NFRegNet": lambda: constructors("NFRegNet"),
+    **{family: functools.partial(constructors, family) for family in _FAMILIES},
 }

@@ -19,6 +19,7 @@ from one_block import networks_of_one_block
 import keras_nfnets
 from keras_nfnets import data, deploy, layers, models, pretrained, runs, training
 from keras_nfnets.cli.main import COMMANDS
+from keras_nfnets.models.costs import costs, variants
 
 ROOT = pathlib.Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -90,9 +91,7 @@ PUBLIC = {
     for name in namespace.__all__
 }
 # Constructors of networks; their docstrings are generated from those of builders.
-NETWORKS = {
-    name for name in PUBLIC if re.fullmatch(r"(ECA)?NF\w+(\d|Plus|Tiny|Test)", name)
-}
+NETWORKS = set(variants())
 # Objects that raise no errors.
 WITHOUT_ERRORS = {
     *("Architecture", "Conversion", "Convention", "Step", "TrainingLog"),
@@ -235,8 +234,6 @@ def test_command_lines_of_the_pages_parse(page, line):
 
 
 def test_figures_of_the_readme_are_those_of_the_networks():
-    from keras_nfnets.models.costs import costs, variants
-
     rows = re.findall(
         r"\| (NF\w+) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) \| (\d+) \|",
         README.read_text(),
@@ -250,8 +247,6 @@ def test_figures_of_the_readme_are_those_of_the_networks():
 
 
 def test_latencies_were_measured_at_the_networks_own_sizes():
-    from keras_nfnets.models.costs import variants
-
     with open(DOCS / "latency.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 12

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import typing
 
 import keras
 import numpy as np
@@ -14,14 +15,43 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state
 from keras_nfnets.deploy.folding import fold
 
-# format -> (its name in `keras.Model.export`, its file extension, the packages that
-# write it)
+
+def _write_by_keras(keras_format, model, file, **options):
+    model.export(
+        file,
+        format=keras_format,
+        verbose=False,
+        input_signature=[keras.tree.map_structure(_spec, model.input)],
+        **options,
+    )
+
+
+def _write_onnx(model, file):
+    # The import registers operations that tf2onnx lacks.
+    from keras_nfnets.deploy import onnx_operations  # noqa: F401
+
+    _write_by_keras("onnx", model, file)
+    _check_onnx(file)
+
+
+class _Format(typing.NamedTuple):
+    """File extension, the packages that write it, and `write(model, file)`."""
+
+    ending: str
+    packages: tuple
+    write: typing.Callable
+
+
 _FORMATS = {
-    "saved_model": ("tf_saved_model", "", ("tensorflow",)),
-    "onnx": ("onnx", ".onnx", ("tensorflow", "tf2onnx", "onnx")),
-    "litert": ("litert", ".tflite", ("tensorflow",)),
+    "saved_model": _Format(
+        "", ("tensorflow",), functools.partial(_write_by_keras, "tf_saved_model")
+    ),
+    "onnx": _Format(".onnx", ("tensorflow", "tf2onnx", "onnx"), _write_onnx),
+    "litert": _Format(
+        ".tflite", ("tensorflow",), functools.partial(_write_by_keras, "litert")
+    ),
 }
-_FORMAT_OF = {ending: name for name, (_, ending, _) in _FORMATS.items() if ending}
+_FORMAT_OF = {known.ending: name for name, known in _FORMATS.items() if known.ending}
 # Extensions of paths that are not meant to be SavedModel folders.
 _OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
 FORMATS = tuple(_FORMATS)
@@ -70,7 +100,7 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
         looks_like_file |= path.suffix[1:].isalpha()
     checks.one_of("format", format, FORMATS)
     checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
-    keras_format, ending, packages = _FORMATS[format]
+    ending, packages, write = _FORMATS[format]
     if quantize is not None and format != "litert":
         raise ValueError(
             "Only LiteRT, a .tflite file, can be quantized. Received: "
@@ -116,22 +146,11 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
         options["representative_dataset"] = functools.partial(
             _batches, _checked_examples(folded, examples), folded.input_shape[0] or 1
         )
-    if format == "onnx":
-        # The import registers operations that tf2onnx lacks.
-        from keras_nfnets.deploy import onnx_operations  # noqa: F401
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.written(path) as partial:
         # Keras requires lower-case extensions.
         exported = os.fspath(partial.with_name(f"exported{ending}"))
-        folded.export(
-            exported,
-            format=keras_format,
-            verbose=False,
-            input_signature=[keras.tree.map_structure(_spec, folded.input)],
-            **options,
-        )
-        if format == "onnx":
-            _check_onnx(exported)
+        write(folded, exported, **options)
         os.replace(exported, partial)
 
 

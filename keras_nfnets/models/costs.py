@@ -7,12 +7,16 @@ import pathlib
 from keras_nfnets import pretrained
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.layers.kernels import kernels_of
-from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
+from keras_nfnets.models.registered import FAMILIES
 
 
 def variants():
-    """Return `{name: variant}` of all networks: NF-ResNets, NF-RegNets and NFNets."""
-    return {**nf_resnet.VARIANTS, **nf_regnet.VARIANTS, **nfnet.VARIANTS}
+    """Return `{name: variant}` of all networks, family by family."""
+    return {
+        name: variant
+        for family in FAMILIES
+        for name, variant in family.VARIANTS.items()
+    }
 
 
 # Table of costs, as building all 45 networks takes long.
@@ -36,8 +40,7 @@ def costs():
 
 def count_costs(name):
     """Build a network to count its entry in `costs`."""
-    families = (nf_resnet, nf_regnet, nfnet)
-    [family] = [family for family in families if name in family.VARIANTS]
+    [family] = [family for family in FAMILIES if name in family.VARIANTS]
     size = family.VARIANTS[name].test_size
     with pretrained.without_memory():
         model = getattr(family, name)(input_shape=(size, size, 3))

@@ -259,15 +259,7 @@ def _architecture(builder_name, arguments):
     return pretrained.Architecture(builder_name, settings)
 
 
-# Sources of the tables of variants.
-_REFERENCES = {
-    "NFNet": "Brock et al. (2021), arXiv 2102.06171, table 1; timm 1.0 for L0 to L3.",
-    "NFResNet": "Brock, De, Smith (2021), arXiv 2101.08692; timm 1.0 for SE and ECA.",
-    "NFRegNet": "`nf_regnet_params` in the authors' base.py.",
-}
-
-
-def variant_constructor(builder, variants, fixed, name):
+def variant_constructor(builder, variants, fixed, reference, name):
     """Create the constructor of a variant: `builder` with some arguments fixed.
 
     `constructor.architecture(**options)` returns the `Architecture` that it would
@@ -279,6 +271,7 @@ def variant_constructor(builder, variants, fixed, name):
             `train_size` and `test_size` of the images, in pixels.
         fixed: tuple of str. Arguments that define a variant; its constructor lacks
             them. The variant's other arguments are defaults.
+        reference: str. Source of the table of variants.
         name: str. Name of the variant; in lower case, the default model name.
     """
     defaults = {"name": name.lower(), **variants[name]._asdict()}
@@ -312,6 +305,6 @@ def variant_constructor(builder, variants, fixed, name):
     Trained at {sizes[0]} and tested at {sizes[1]} pixels a side. The other arguments,
     the result and the errors are those of `{builder.__name__}`, but for defaults.
 
-    Reference: {_REFERENCES[builder.__name__]}
+    Reference: {reference}
     """
     return constructor

@@ -146,8 +146,9 @@ def NFRegNet(
 
 
 _FIXED = ("depths", "widths")
+_REFERENCE = "`nf_regnet_params` in the authors' base.py."
 _constructor = functools.partial(
-    network.variant_constructor, NFRegNet, VARIANTS, _FIXED
+    network.variant_constructor, NFRegNet, VARIANTS, _FIXED, _REFERENCE
 )
 
 NFRegNetB0 = _constructor("NFRegNetB0")

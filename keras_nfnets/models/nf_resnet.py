@@ -140,8 +140,9 @@ def NFResNet(
 
 
 _FIXED = ("depths", "width")
+_REFERENCE = "Brock, De, Smith (2021), arXiv 2101.08692; timm 1.0 for SE and ECA."
 _constructor = functools.partial(
-    network.variant_constructor, NFResNet, VARIANTS, _FIXED
+    network.variant_constructor, NFResNet, VARIANTS, _FIXED, _REFERENCE
 )
 
 NFResNet26 = _constructor("NFResNet26")

@@ -244,7 +244,10 @@ _FIXED = (
     "stem_width",
     "final_width",
 )
-_constructor = functools.partial(network.variant_constructor, NFNet, VARIANTS, _FIXED)
+_REFERENCE = "Brock et al. (2021), arXiv 2102.06171, table 1; timm 1.0 for L0 to L3."
+_constructor = functools.partial(
+    network.variant_constructor, NFNet, VARIANTS, _FIXED, _REFERENCE
+)
 
 NFNetF0 = _constructor("NFNetF0")
 NFNetF1 = _constructor("NFNetF1")

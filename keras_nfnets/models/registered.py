@@ -3,6 +3,8 @@
 from keras_nfnets import pretrained
 from keras_nfnets.models import nf_regnet, nf_resnet, nfnet
 
+FAMILIES = (nf_resnet, nf_regnet, nfnet)
+
 _AS_TIMM = {"convention": "timm", "stochastic_depth_rate": 0.0, "drop_rate": 0.0}
 
 # name -> constructor and options. timm's `dm_nfnet_f0` to `f6` are the authors'
@@ -37,7 +39,7 @@ _OF_TIMM_BY_NAME = {
     },
 }
 
-for _family in (nfnet, nf_resnet, nf_regnet):
+for _family in FAMILIES:
     for _name in _family.VARIANTS:
         pretrained.register(_name, getattr(_family, _name), {})
 for _name, (_constructor, _options) in _OF_TIMM_BY_NAME.items():

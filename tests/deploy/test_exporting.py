@@ -1,5 +1,6 @@
 """`export`: the runtime of each format loads the file."""
 
+import configparser
 import importlib.util
 import os
 import pathlib
@@ -14,6 +15,10 @@ from sklearn.datasets import load_digits
 
 import keras_nfnets
 from keras_nfnets import data, export, pretrained
+from keras_nfnets.cli.main import COMMANDS
+from keras_nfnets.deploy import exporting
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_saved_model(path, x):
@@ -82,6 +87,23 @@ def one_block():
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras_nfnets.layers.Dropout(0.2)(x)
     return keras.Model(inputs, keras.layers.Dense(10, dtype="float32")(x))
+
+
+@pytest.mark.parametrize("name", exporting.FORMATS)
+def test_every_format_is_explained_and_run(name):
+    ending, packages, _ = exporting._FORMATS[name]
+    assert ending in [pathlib.Path(path).suffix for path in RUNTIMES]
+    assert f'`"{name}"`' in export.__doc__
+    if ending:  # a SavedModel is a folder
+        assert f"`{ending}`" in export.__doc__
+        assert f" {ending} (" in COMMANDS["export"].help
+        assert f"| `{ending}` |" in (ROOT / "docs/guides/deploy.md").read_text("utf-8")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = setup["options"]["install_requires"].split()
+    for extra in ("export", "test"):
+        known = [*required, *setup["options.extras_require"][extra].split()]
+        assert all(package.replace("_", "-") in known for package in packages)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -1,7 +1,9 @@
 import dataclasses
+import importlib
 import itertools
 import json
 import pathlib
+import pkgutil
 import subprocess
 import sys
 import time
@@ -259,6 +261,7 @@ def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
         "own_mib": 10,
         "cell_seconds": 1.0,
     }
+    # Examples for experiments whose cells yield several rows.
     within_a_cell = {
         "any_network": [
             {"layers": 3, "least": 0.5, "most": 2.0, "mean_square": 2.0},
@@ -442,6 +445,13 @@ def elsewhere(monkeypatch):
 
 PAGES = pathlib.Path(__file__).parents[2] / "experiments"
 PUBLISHED = sorted(path.parent.name for path in PAGES.glob("*/settings.json"))
+
+
+def test_each_experiment_is_listed():
+    modules = pkgutil.iter_modules(experiments.__path__, "keras_nfnets.experiments.")
+    for module in [importlib.import_module(found.name) for found in modules]:
+        experiment = getattr(module, "EXPERIMENT", None)
+        assert experiment is None or experiment.name in experiments.EXPERIMENTS
 
 
 def test_each_experiment_is_published():

@@ -4,7 +4,8 @@ import pytest
 from keras import ops
 
 import keras_nfnets
-from keras_nfnets import NFNetTiny, NFRegNet, NFResNet, feature_pyramid
+from keras_nfnets import NFNetTiny, NFRegNet, NFResNet, feature_pyramid, pretrained
+from keras_nfnets.models.registered import FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,16 @@ def test_every_stride_from_2_to_32_is_there(make):
         for stride in (2, 4, 8, 16, 32)
     }
     assert all(ops.convert_to_numpy(output).std() > 0 for output in maps.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_the_stem_of_every_family_is_known(family):
+    smallest = min(family.VARIANTS, key=lambda name: sum(family.VARIANTS[name].depths))
+    with pretrained.without_memory():
+        model = pretrained.create(smallest, include_top=False, input_shape=(64, 64, 3))
+        pyramid = feature_pyramid(model)
+    for name, output in pyramid.output.items():
+        assert output.shape[1] == 64 // int(name.removeprefix("stride"))
 
 
 def test_the_pyramid_has_the_weights_of_its_network():

@@ -1,5 +1,7 @@
 import functools
+import importlib
 import inspect
+import pkgutil
 
 import keras
 import numpy as np
@@ -15,9 +17,12 @@ from keras_nfnets import (
     NFNetTiny,
     NFRegNet,
     NFResNet,
+    models,
     pretrained,
 )
+from keras_nfnets.models.costs import variants
 from keras_nfnets.models.nf_regnet import VARIANTS
+from keras_nfnets.models.registered import FAMILIES
 
 SLOW = pytest.mark.slow
 
@@ -182,7 +187,7 @@ def test_every_name_of_timm_creates_a_network():
 
 def test_constructors_have_the_manners_of_keras_applications():
     theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
-    for name in ("NFNetF7Plus", "NFResNet600", "NFRegNetB8", "ECANFNetL0"):
+    for name in variants():
         constructor = getattr(keras_nfnets, name)
         parameters = inspect.signature(constructor).parameters
         assert list(parameters)[: len(theirs)] == theirs
@@ -193,11 +198,17 @@ def test_constructors_have_the_manners_of_keras_applications():
         assert name in constructor.__doc__
 
 
-def test_every_network_is_exported():
-    from keras_nfnets.models.costs import variants
+def test_every_family_is_registered():
+    modules = pkgutil.iter_modules(models.__path__, "keras_nfnets.models.")
+    for module in [importlib.import_module(found.name) for found in modules]:
+        assert module in FAMILIES or not hasattr(module, "VARIANTS")
 
+
+def test_every_network_is_exported():
     for name in variants():
-        assert name in keras_nfnets.__all__
+        for exported in (name, pretrained.find_network(name).architecture.builder):
+            assert exported in models.__all__
+            assert exported in keras_nfnets.__all__
         assert getattr(keras_nfnets, name).__name__ == name
     for name in keras_nfnets.__all__:
         assert hasattr(keras_nfnets, name)
