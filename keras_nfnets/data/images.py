@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from keras_nfnets.data import preprocessing
+from keras_nfnets.data.preparation import DEFAULTS
 
 # Extensions of image files in a folder. (Pillow would also try documents and videos.)
 EXTENSIONS = {
@@ -119,7 +120,15 @@ def read_picture(path):
 
 
 def prepare(
-    picture, *, size, crop_mode, interpolation, mean, deviation, crop=1.0, channels=3
+    picture,
+    *,
+    size,
+    crop_mode,
+    interpolation,
+    mean,
+    deviation,
+    crop=DEFAULTS["crop"],
+    channels=DEFAULTS["channels"],
 ):
     """Preprocess an image for a network, as in evaluation.
 

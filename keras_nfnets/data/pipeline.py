@@ -9,6 +9,7 @@ from keras_nfnets import checks
 from keras_nfnets.data import augmentation as augmenting
 from keras_nfnets.data import preprocessing
 from keras_nfnets.data.images import crop_as_timm, read_picture, to_grayscale
+from keras_nfnets.data.preparation import combined
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
 
@@ -93,12 +94,7 @@ def load(
     if augmentation is None:
         augmentation = source.augmentation
     augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
-    preparation = {
-        "channels": source.channels,
-        **source.preparation,
-        **(preparation or {}),
-        "size": image_size,
-    }
+    preparation = combined(source, image_size, preparation)
     preprocessor = _Preprocessor(source, split, augmentation, preparation)
     # (Nothing in an epoch needs AutoGraph, which would try to convert TFDS.)
     epoch = tf.autograph.experimental.do_not_convert(
@@ -294,12 +290,6 @@ class _Preprocessor:
         if not self.crops_as_timm:
             self.window_of, self.resize = preprocessing.evaluation_crop(
                 preparation["crop_mode"], preparation["interpolation"]
-            )
-        elif preparation.get("crop") is None:
-            raise ValueError(
-                f"crop_mode={preparation['crop_mode']!r} needs `crop` in `preparation`, "
-                "the fraction of the resized image's side that is used. "
-                f"Received: preparation={preparation}"
             )
 
     def __call__(self, in_first_half, record, seeds, i):

@@ -13,7 +13,7 @@ from absl import logging
 
 from keras_nfnets import checks
 from keras_nfnets.data.images import EXTENSIONS, is_image
-from keras_nfnets.data.preprocessing import IMAGENET
+from keras_nfnets.data.preparation import AUTHORS, DIGITS, WHOLE
 
 # Fraction of test images, for the digits and for folders that have no splits.
 _TEST_FRACTION = 0.2
@@ -55,11 +55,7 @@ class Source:
     ({'train': 4}, [1, 3])
     """
 
-    preparation: typing.ClassVar = {
-        "crop_mode": "crop_resize",
-        "interpolation": "bicubic",
-        **IMAGENET,
-    }
+    preparation: typing.ClassVar = AUTHORS
     augmentation = "crop flip"
     reads_files = False
 
@@ -277,7 +273,7 @@ def random_pictures(name, size, class_names, channels, count):
 
 
 class _Arrays(Source):
-    preparation: typing.ClassVar = {**Source.preparation, "crop_mode": "whole"}
+    preparation: typing.ClassVar = WHOLE
 
     def __init__(self, name, arrays, class_names=None):
         for split, xy in arrays.items():
@@ -341,12 +337,7 @@ def _tensors(*arrays):
 
 class _Digits(_Arrays):
     augmentation = "none"
-    preparation: typing.ClassVar = {
-        "crop_mode": "whole",
-        "interpolation": "bilinear",
-        "mean": None,
-        "deviation": None,
-    }
+    preparation: typing.ClassVar = DIGITS
 
     def __init__(self):
         (x, y), (x_test, y_test) = load_digits()
@@ -533,7 +524,7 @@ class _Tfds(Source):
         )
         self._sizes = dict(self.splits)
         if max(height or _SMALL, width or _SMALL) < _SMALL:
-            self.preparation = {**self.preparation, "crop_mode": "whole"}
+            self.preparation = dict(WHOLE)
             # Flipped digits would not be digits.
             self.augmentation = "none" if channels == 1 else "crop_0.35 flip"
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import data, pretrained, training
+from keras_nfnets.data.preparation import combined
 from keras_nfnets.models.costs import count_activations
 
 # Largest evaluation batch. Larger ones are not faster and take more memory.
@@ -47,15 +48,14 @@ def preparation(recipe, source):
         ValueError: the weights of the recipe do not exist.
     """
     _, size = image_sizes(recipe)
-    values = {**source.preparation, "size": size, "channels": source.channels}
+    changes = {}
     checkpoint = _checkpoint(recipe)
     if checkpoint is not None:
         # Normalize images as in the pretraining of the network.
-        for name in ("mean", "deviation"):
-            values[name] = checkpoint.preparation[name]
+        changes = {"mean": checkpoint.mean, "deviation": checkpoint.deviation}
     if recipe.crop_mode is not None:
-        values["crop_mode"] = recipe.crop_mode
-    return values
+        changes["crop_mode"] = recipe.crop_mode
+    return combined(source, size, changes)
 
 
 def _checkpoint(recipe):

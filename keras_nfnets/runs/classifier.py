@@ -10,19 +10,11 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import checks, data, pretrained
+from keras_nfnets.data.preparation import TIMM
 from keras_nfnets.models import decode_predictions
 from keras_nfnets.pretrained import architectures
 from keras_nfnets.runs import folder
 from keras_nfnets.runs.saved_model import load_metadata, load_model
-
-# Preprocessing for a model whose training is unknown.
-_IMAGENET = {
-    "size": 224,
-    "crop": 0.875,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    **data.IMAGENET,
-}
 
 
 class Classifier:
@@ -383,11 +375,7 @@ def _preparation_for(model):
             "A classifier must have one input: images, gray or RGB, channels last. "
             f"Received: a model with inputs of shape {shape}"
         )
-    preparation = {**_IMAGENET, "size": shape[1] or _IMAGENET["size"]}
-    if shape[3] == 1:
-        gray = {name: np.mean(_IMAGENET[name]) for name in ("mean", "deviation")}
-        preparation = {**preparation, **gray, "channels": 1}
-    return preparation
+    return {**TIMM, "size": shape[1] or TIMM["size"], "channels": shape[3]}
 
 
 def _class_names(checkpoint):

@@ -6,6 +6,7 @@ import typing
 import numpy as np
 
 from keras_nfnets.data import Source, find, load, read_picture
+from keras_nfnets.data.preparation import completed
 from keras_nfnets.runs.classifier import Classifier, load_classifier, probabilities
 from keras_nfnets.runs.errors import explained
 
@@ -161,7 +162,7 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     source = find(data)
     source.size_of(split)  # raises if there is no such split
     labels = _labels_of_classifier(source, classifier)
-    preparation = {"channels": 3, **classifier.preparation}
+    preparation = completed(classifier.preparation)
     predict = classifier.model.predict_on_batch
     with explained(source):
         results = predict_split(

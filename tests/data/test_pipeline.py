@@ -68,7 +68,7 @@ def test_an_epoch_does_not_depend_on_where_training_begins():
 
 
 def test_the_same_seed_gives_the_same_images():
-    words = "crop flip mixup cutmix randaugment_2x5"
+    words = "crop flip mixup cutmix randaugment_1x5"
 
     def images(seed, global_seed):
         tf.random.set_seed(global_seed)
@@ -110,6 +110,7 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         ({"augmentation": "randaugment_4x99"}, "Received: 'randaugment_4x99'"),
         ({"preparation": {**PLAIN, "crop_mode": "all"}}, "`crop_mode` must be one"),
         ({"preparation": {**PLAIN, "crop_mode": "center"}}, "needs `crop`"),
+        ({"preparation": {"cropmode": "whole"}}, "no keys but .*Received: 'cropmode'"),
     ]:
         arguments = {"split": "train", "image_size": 8, "batch_size": 8, **change}
         with pytest.raises(ValueError, match=sentence):
