@@ -1,12 +1,13 @@
-"""`keras-nfnets` with networks that have only their first block.
+"""`keras-nfnets` with networks that have only their first block, run eagerly.
 
-The depth of the network hardly changes what the command does and writes, but it determines
+Depth and compilation hardly change what the command does and writes, but they determine
 how long it takes. As a program: `python tests/one_block.py train --epochs=1`.
 """
 
 import contextlib
 
 import pytest
+from eager import eager_functions
 
 from keras_nfnets.cli.main import run
 from keras_nfnets.models import network
@@ -29,5 +30,5 @@ def networks_of_one_block():
 
 
 if __name__ == "__main__":
-    with networks_of_one_block():
+    with networks_of_one_block(), eager_functions():
         run()

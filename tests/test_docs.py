@@ -14,6 +14,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from eager import eager_functions
 from one_block import networks_of_one_block
 
 import keras_nfnets
@@ -35,41 +36,19 @@ def modules():
             yield importlib.import_module(module.name)
 
 
-# tf.data builds graphs all the same.
-ignore_that_data_is_not_eager = pytest.mark.filterwarnings(
-    "ignore:Even though the .tf.config.experimental_run_functions_eagerly:UserWarning"
-)
-
-
-@contextlib.contextmanager
-def eager_functions():
-    """Context in which functions run eagerly: for a few steps, compilation takes longer."""
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
-
-
 @pytest.fixture
 def _quickly(module):
-    """Train eagerly for a few steps, and a small network for complete runs."""
-    if module.__name__.startswith("keras_nfnets.training"):
-        context = eager_functions()
-    elif module.__name__ == "keras_nfnets.runs.training_run":
-        context = networks_of_one_block()
-    else:
-        context = contextlib.nullcontext()
-    with context:
+    """Train and predict eagerly, and complete runs with a small network."""
+    name = module.__name__
+    with contextlib.ExitStack() as stack:
+        if name.endswith(("runs.training_run", "runs.inference_time")):
+            stack.enter_context(networks_of_one_block())
+        # The times are those of compiled networks.
+        if re.search(r"\.(training|runs)\.(?!inference_time)", name):
+            stack.enter_context(eager_functions())
         yield
 
 
-@ignore_that_data_is_not_eager
 @pytest.mark.usefixtures("_quickly")
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: module.__name__)
 def test_examples_of_docstrings(module, tmp_path, monkeypatch):
@@ -177,17 +156,21 @@ PAGES = [
 ON_THIS_BACKEND = PAGES if keras.backend.backend() == "tensorflow" else [README]
 
 
+# Pages that compile what they train or export. The others run eagerly.
+COMPILED = {"README.md", "getting_started.md", "deploy.md", "many_devices.md"}
+
+
 @pytest.fixture
-def _eagerly(page):
-    few_steps = page.parent.name == "coming_from" or page.name in (
-        *("transfer_learning.md", "troubleshooting.md"),
-    )
-    with eager_functions() if few_steps else contextlib.nullcontext():
+def _page_quickly(page):
+    with contextlib.ExitStack() as stack:
+        if page.name == "training_runs.md":
+            stack.enter_context(networks_of_one_block())
+        if page.name not in COMPILED:
+            stack.enter_context(eager_functions())
         yield
 
 
-@ignore_that_data_is_not_eager
-@pytest.mark.usefixtures("_eagerly")
+@pytest.mark.usefixtures("_page_quickly")
 @pytest.mark.parametrize(
     "page", ON_THIS_BACKEND, ids=lambda page: str(page.relative_to(ROOT))
 )

@@ -165,7 +165,8 @@ def train(
     Example:
 
     >>> from keras_nfnets import runs
-    >>> recipe = runs.find_recipe("digits").changed(["epochs=1", "image_size=8"])
+    >>> recipe = runs.find_recipe("digits").changed(
+    ...     ["epochs=1", "image_size=8", "batch_size=512"])
     >>> run = runs.train(recipe, "runs/example")
     >>> run.epochs, sorted(run.paths)[:2]
     (1, ['history.csv', 'model.json'])
@@ -482,7 +483,7 @@ def report(run, path=None, progress=iter):
 
     >>> from keras_nfnets import runs
     >>> recipe = runs.find_recipe("digits").changed(
-    ...     ["epochs=1", "image_size=8", "clip_factor=None", "learning_rate=0.1"])
+    ...     ["epochs=1", "image_size=8", "batch_size=512"])
     >>> report(runs.train(recipe, "runs/reported")).name
     'report.html'
     """

@@ -8,8 +8,6 @@ import json
 import logging
 import pathlib
 import re
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -47,25 +45,29 @@ def jpeg():
 
 FLAGS = [
     *("--model=NFNetTiny", "--image_size=32", "--epochs=8", "--learning_rate=1.6"),
-    "--set=augmentation=crop_0.8",
+    *("--batch_size=64", "--set=augmentation=crop_0.8"),
 ]
 
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    """Output of a training run, and its folder."""
+    """Output and warnings of a training run, and its folder."""
     where = tmp_path_factory.mktemp("somewhere")
-    result = subprocess.run(
-        [sys.executable, "-m", "keras_nfnets", "train", f"--data={folder}", *FLAGS],
-        cwd=where,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    with contextlib.chdir(where), networks_of_one_block(), warnings_logged() as log:
+        printed = printed_by("train", f"--data={folder}", *FLAGS)
     [out] = (where / "runs").iterdir()
-    return result, out
+    return printed, log.getvalue(), out
+
+
+@contextlib.contextmanager
+def warnings_logged():
+    """Context that collects what absl logs."""
+    handler = logging.StreamHandler(io.StringIO())
+    logging.getLogger("absl").addHandler(handler)
+    try:
+        yield handler.stream
+    finally:
+        logging.getLogger("absl").removeHandler(handler)
 
 
 def history_of(folder):
@@ -88,20 +90,20 @@ def evaluated(*arguments):
 @pytest.fixture(scope="module")
 def evaluation(run):
     """Result of `evaluate` for the network of the run."""
-    _, out = run
+    *_, out = run
     return evaluated(out / "model.keras")
 
 
 def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
-    result, out = run
+    printed, log, out = run
     assert out.name == "my_digits-NFNetTiny-1"
     best = max(row["val_accuracy"] for row in history_of(out))
     assert best > 0.9
-    assert f"Accuracy on validation images: {best:.2%} (epoch" in result.stdout
-    assert re.search(r"Unbalanced: .* has \d+ images, three has \d+\.", result.stdout)
-    assert "2 images were left out" in result.stdout
+    assert f"Accuracy on validation images: {best:.2%} (epoch" in printed
+    assert re.search(r"Unbalanced: .* has \d+ images, three has \d+\.", printed)
+    assert "2 images were left out" in printed
     for name in ("broken.png", "cut.jpg"):
-        assert f"{name} is not a complete image" in result.stderr
+        assert f"{name} is not a complete image" in log
     assert {path.name for path in out.iterdir()} == {
         *("model.keras", "model.json", "history.csv", "report.html"),
         *("training_curves.png", "predictions.png"),
@@ -111,7 +113,7 @@ def test_a_folder_is_learned_and_what_is_odd_is_said(run, folder):
 def test_evaluate_gives_the_numbers_that_training_ended_with(
     run, evaluation, folder, capsys
 ):
-    _, out = run
+    *_, out = run
     best = max(history_of(out), key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     result = evaluation
     assert result["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-6)
@@ -130,7 +132,7 @@ def test_evaluate_gives_the_numbers_that_training_ended_with(
 def test_predict_gives_the_same_numbers_from_the_file_alone(
     run, evaluation, folder, tmp_path
 ):
-    _, out = run
+    *_, out = run
     # The model file has everything that prediction needs.
     copy = tmp_path / "moved.keras"
     copy.write_bytes((out / "model.keras").read_bytes())
@@ -159,7 +161,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_page_needs_nothing_else_and_tells_all(run):
-    _, out = run
+    *_, out = run
     page = _Page()
     content = (out / "report.html").read_text("utf-8")
     page.feed(content)
@@ -178,7 +180,7 @@ def test_the_page_needs_nothing_else_and_tells_all(run):
 
 
 def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
-    _, out = run
+    *_, out = run
     page = _Page()
     page.feed((out / "report.html").read_text("utf-8"))
     code = page.text[page.text.index("from keras_nfnets") : page.text.index("Settings")]
@@ -243,20 +245,21 @@ def test_a_class_may_be_called_as_it_likes(from_weights, tmp_path):
 @pytest.fixture(scope="module")
 def in_vain(folder, tmp_path_factory):
     """Warnings and folder of a run that learns nothing and fails to draw."""
-    out, error = tmp_path_factory.mktemp("in vain"), io.StringIO()
+    out = tmp_path_factory.mktemp("in vain")
 
     def fail(*arguments):
         raise RuntimeError("no ink")
 
     flags = [f"--data={folder}", *FLAGS, "--learning_rate=0", "--set=patience=2"]
     flags += ["--image_size=8", "--noagc", f"--output_dir={out}", "--overwrite"]
-    handler = logging.StreamHandler(error)
-    logging.getLogger("absl").addHandler(handler)
-    with networks_of_one_block(), pytest.MonkeyPatch.context() as patch:
+    with (
+        networks_of_one_block(),
+        pytest.MonkeyPatch.context() as patch,
+        warnings_logged() as log,
+    ):
         patch.setattr("keras_nfnets.runs.figures.predictions", fail)
         assert main(["train", *flags]) == 0
-    logging.getLogger("absl").removeHandler(handler)
-    return error.getvalue(), out
+    return log.getvalue(), out
 
 
 def test_training_ends_when_nothing_gets_better(in_vain):

@@ -203,6 +203,7 @@ def workers_of_two(folders):
     return worker
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_comes_back(whole, tmp_path):
     folder = tmp_path / "two workers"
     worker = workers_of_two([folder, folder])

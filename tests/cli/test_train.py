@@ -24,8 +24,8 @@ FILES = {
     *("training_curves.png", "predictions.png"),
 }
 
-# Without clipping, tracing is faster, but training needs a lower learning rate.
-QUICK = ["--image_size=8", "--noagc", "--learning_rate=0.1"]
+# Without clipping, a step is faster, but training needs a lower learning rate.
+QUICK = ["--image_size=8", "--noagc", "--learning_rate=0.1", "--batch_size=512"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,7 +123,7 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_what_there_is(tmp_path):
-    flags = ["--epochs=1000", "--image_size=8", "--tensorboard"]
+    flags = ["--epochs=1000", "--image_size=8", "--batch_size=512", "--tensorboard"]
     process = start(*flags, cwd=tmp_path, stderr=subprocess.STDOUT)
     seen = ""
     while "Epoch 2/1000" not in seen:

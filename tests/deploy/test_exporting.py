@@ -136,7 +136,9 @@ def test_groups_and_symmetric_padding(name, tmp_path, nfnet_tiny):
     assert np.abs(outputs - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("quantize", ["dynamic", "int8"])
+@pytest.mark.parametrize(
+    "quantize", [pytest.param("dynamic", marks=pytest.mark.slow), "int8"]
+)
 def test_quantized_keeps_the_accuracy(quantize, tmp_path, digits, litert_file):
     model, x, labels = digits
     examples = x[::6] if quantize == "int8" else None

@@ -7,6 +7,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from eager import eager_functions
 from one_block import networks_of_one_block
 from PIL import Image
 
@@ -15,7 +16,7 @@ from keras_nfnets import data, runs
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_block():
-    with networks_of_one_block():
+    with networks_of_one_block(), eager_functions():
         yield
 
 
@@ -31,7 +32,7 @@ def images(tmp_path_factory):
     return folder
 
 
-SETTINGS = ["image_size=16", "clip_factor=None", "learning_rate=0.2", "batch_size=8"]
+SETTINGS = ["image_size=16", "clip_factor=None", "learning_rate=0.2", "batch_size=32"]
 
 
 def recipe_for(images, *settings):
@@ -41,9 +42,9 @@ def recipe_for(images, *settings):
 
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
-    """A run of four epochs without any callback."""
+    """A run of three epochs without any callback."""
     folder = tmp_path_factory.mktemp("runs") / "a run"
-    return runs.train(recipe_for(images, "epochs=4"), folder)
+    return runs.train(recipe_for(images, "epochs=3"), folder)
 
 
 def test_training_prints_nothing_and_restores_global_settings(images, tmp_path, capfd):
@@ -58,7 +59,7 @@ def test_training_prints_nothing_and_restores_global_settings(images, tmp_path, 
 
 
 def test_a_run_returns_what_it_has_written(trained):
-    assert trained.epochs == 4
+    assert trained.epochs == 3
     assert set(trained.paths) == {
         *("model.keras", "model.json", "history.csv", "report.html"),
         *("training_curves.png", "predictions.png"),
@@ -149,13 +150,13 @@ class InterruptAt(keras.callbacks.Callback):
     "error", [KeyboardInterrupt(), FloatingPointError("diverged")], ids=repr
 )
 def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
-    recipe = recipe_for(images, "epochs=4")
+    recipe = recipe_for(images, "epochs=3")
     with pytest.raises(type(error)):
         runs.train(recipe, tmp_path, callbacks=[InterruptAt(1, error)])
     # The files are complete, with what there was.
     assert runs.load_classifier(tmp_path).class_names == ["digit 0", "digit 1"]
     run = runs.train(recipe, tmp_path, resume=True)
-    assert (run.resumed_after, run.epochs) == (2, 4)
+    assert (run.resumed_after, run.epochs) == (2, 3)
     np.testing.assert_allclose(run.history["loss"], trained.history["loss"], rtol=1e-5)
 
 

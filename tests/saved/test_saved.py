@@ -10,11 +10,20 @@ import keras
 import numpy as np
 import one_block
 import pytest
+from eager import eager_functions
 
 import keras_nfnets
 from keras_nfnets.cli.main import main
 
 HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _eagerly():
+    with eager_functions():
+        yield
+
+
 X = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype("float32")
 Y = np.eye(3, dtype="float32")[np.arange(8) % 3]
 
