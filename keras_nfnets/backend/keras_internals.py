@@ -84,6 +84,14 @@ class ModelWithHooks(keras.Model):
         return self.finished_logs(logs, super()._get_metrics_result_or_logs)
 
 
+def loss_metric(model):
+    """Return the metric of a compiled model that averages the loss, `loss` in the logs.
+
+    `model.metrics` need not contain it: a subclass may list its own metrics only.
+    """
+    return model._loss_tracker
+
+
 # Layers and graphs.
 
 

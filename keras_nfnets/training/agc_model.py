@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import warnings
 
 import keras
 
@@ -18,10 +19,15 @@ from keras_nfnets.training.adaptive_clip import (
     is_finite,
     mark_units,
 )
-from keras_nfnets.training.callbacks import StopAfterSkippedSteps
+from keras_nfnets.training.callbacks import (
+    CheckTrainStep,
+    ResetMetrics,
+    StopAfterSkippedSteps,
+)
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
 from keras_nfnets.training.ema import MovingAverages
 from keras_nfnets.training.metrics import ClipShare, SkippedSteps
+from keras_nfnets.training.state import State
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -163,6 +169,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         self._clips = clip_factor is not None and not clips_by_itself
         self._skips = bool(skip_nonfinite)
         self._averages = None
+        self._clip_gradients_was_called = False
         if self.built:
             self._build_metrics()
 
@@ -246,6 +253,14 @@ class AGCModel(keras_internals.ModelWithHooks):
             metrics["skipped"] = self.skipped
         return metrics
 
+    @property
+    def metrics_variables(self):
+        # A subclass may list its own metrics only.
+        listed = super().metrics_variables
+        known = {id(variable) for variable in listed}
+        own = [v for metric in self._own_metrics.values() for v in metric.variables]
+        return [*listed, *(v for v in own if id(v) not in known)]
+
     def get_metrics_result(self):
         results = super().get_metrics_result()
         return {k: v for k, v in results.items() if k not in ("clip_share", "skipped")}
@@ -259,6 +274,37 @@ class AGCModel(keras_internals.ModelWithHooks):
         return {**metrics_of(rest), **own}
 
     # The step.
+
+    def check_train_step(self):
+        """Report settings that a `train_step` of a subclass has ignored.
+
+        Called after the first step. Clipping, which nobody asked for, is worth a warning.
+
+        Raises:
+            ValueError: other settings of `compile` had no effect.
+        """
+        if self._clip_gradients_was_called:
+            return
+        given = {
+            name: value
+            for name, value in self._training_config.items()
+            if value not in (None, False) and not name.startswith("agc_")
+        }
+        if not self._clips:
+            given.pop("clip_factor", None)
+        if not given:
+            return
+        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        message = (
+            f"{type(self).__name__} has a `train_step` that does not call that of "
+            f"AGCModel, so these settings of `compile` have no effect: {settings}. Call "
+            "`super().train_step(...)`, or clip in the optimizer, with "
+            "`optimizer=keras_nfnets.AGC(...)`, and pass None for the settings."
+        )
+        default = inspect.signature(AGCModel.compile).parameters["clip_factor"].default
+        if given != {"clip_factor": default}:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=2)
 
     def train_step(self, *args):
         """Train on one batch; the arguments are those of Keras on this backend."""
@@ -275,19 +321,11 @@ class AGCModel(keras_internals.ModelWithHooks):
         training = {"training": True} if takes_training else {}
         return self.compute_loss(x, y, y_pred, sample_weight, **training)
 
-    def update_loss_metric(self, loss, x, finite):
-        """Add the unscaled loss of batch `x` to the average that `fit` logs.
-
-        Skipped steps are not counted: those where `finite`, the second result of
-        `clip_gradients`, is False.
-        """
-        metric = next(metric for metric in self.metrics if metric.name == "loss")
+    def update_loss_metric(self, loss, x):
+        """Add the unscaled loss of batch `x` to the average that `fit` logs."""
         first = next(value for value in keras.tree.flatten(x) if value is not None)
         loss, weight = replicas.mean_over_own_examples(loss), keras.ops.shape(first)[0]
-        if self._skips:
-            loss = keras.ops.where(finite, loss, 0.0)
-            weight = keras.ops.where(finite, weight, 0)
-        metric.update_state(loss, sample_weight=weight)
+        keras_internals.loss_metric(self).update_state(loss, sample_weight=weight)
 
     def clip_gradients(self, gradients):
         """Clip gradients of the (scaled) loss, and update the metrics.
@@ -299,6 +337,7 @@ class AGCModel(keras_internals.ModelWithHooks):
             A `Clipped` for the optimizer to apply, and a bool tensor (or True): whether
             it should be applied.
         """
+        self._clip_gradients_was_called = True
         self.build_training_state()
         mark_units(self)  # also for an optimizer that clips
         finite = True
@@ -336,9 +375,8 @@ class AGCModel(keras_internals.ModelWithHooks):
         clipped = clip_mean(
             clip, self.optimizer, gradients, variables, loss_scale, finite
         )
-        self.clip_share.update_state(
-            clipped.counts, self._trainable_paths, clipped.is_update
-        )
+        counts = keras.ops.logical_and(clipped.is_update, finite)
+        self.clip_share.update_state(clipped.counts, self._trainable_paths, counts)
         return clipped
 
     def apply_clipped(self, gradients):
@@ -366,9 +404,37 @@ class AGCModel(keras_internals.ModelWithHooks):
         if self._averages:
             self._averages.update(step, self.optimizer.iterations > step)
 
-    def training_logs(self, x, y, y_pred, sample_weight):
-        """Update the compiled metrics and return the logs of a training step."""
+    @property
+    def state_of_steps(self):
+        """Variables that a step changes, but a skipped step must not.
+
+        They are statistics of layers, such as those of batch normalization, and metrics.
+        Trainable weights and the optimizer are not updated in a skipped step. The state
+        of random numbers may go on.
+        """
+        own = [v for metric in self._own_metrics.values() for v in metric.variables]
+        counts = {id(variable) for variable in own}
+        metrics = [v for v in self.metrics_variables if id(v) not in counts]
+        return [*self.non_trainable_weights, *metrics]
+
+    def state_before_step(self):
+        """Return the `State` that a skipped step restores."""
+        return State(self.state_of_steps if self._skips else [])
+
+    def training_logs(self, x, y, y_pred, sample_weight, finite, before):
+        """Update the compiled metrics and return the logs of a training step.
+
+        Args:
+            x, y, y_pred, sample_weight: the batch and its predictions.
+            finite: the second result of `clip_gradients`.
+            before: `State` from before the step, to restore if the step is skipped.
+        """
         logs = self.compute_metrics(x, y, y_pred, sample_weight)
+        if self._skips:
+            before.restore(unless=finite)
+            results = self.get_metrics_result()
+            if results.keys() == logs.keys():
+                logs = results
         logs.update({k: metric.result() for k, metric in self._own_metrics.items()})
         return replicas.to_be_reduced(logs)
 
@@ -378,10 +444,12 @@ class AGCModel(keras_internals.ModelWithHooks):
     def fit(self, *args, **kwargs):
         fit = super().fit
         given = inspect.signature(fit).bind(*args, **kwargs)
-        if self.compiled and self._skips:
-            callbacks = given.arguments.get("callbacks") or []
-            if not isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks = [*keras.tree.flatten(callbacks), StopAfterSkippedSteps()]
+        callbacks = given.arguments.get("callbacks") or []
+        if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
+            ours = CheckTrainStep(), ResetMetrics(self._own_metrics)
+            callbacks = [*keras.tree.flatten(callbacks), *ours]
+            if self._skips:
+                callbacks.append(StopAfterSkippedSteps())
             given.arguments["callbacks"] = callbacks
         self._fits = True
         try:

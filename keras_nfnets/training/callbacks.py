@@ -11,6 +11,36 @@ from keras_nfnets.backend import keras_internals
 _MAX_CONSECUTIVE_SKIPS = 10
 
 
+class CheckTrainStep(keras.callbacks.Callback):
+    """Callback that calls `check_train_step` of an `AGCModel` after the first step."""
+
+    def on_train_begin(self, logs=None):
+        self._checked = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._checked:
+            self.model.check_train_step()
+            self._checked = True
+
+
+class ResetMetrics(keras.callbacks.Callback):
+    """Callback that resets metrics at the beginning of each epoch.
+
+    `Model.reset_metrics` does not know them if a subclass lists its own metrics only.
+
+    Args:
+        metrics: dict `{name: keras.metrics.Metric}`.
+    """
+
+    def __init__(self, metrics):
+        super().__init__()
+        self._metrics = metrics
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for metric in self._metrics.values():
+            metric.reset_state()
+
+
 class StopAfterSkippedSteps(keras.callbacks.Callback):
     """Callback that ends training with an explanation after ten skipped steps in a row.
 

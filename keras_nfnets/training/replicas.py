@@ -50,6 +50,13 @@ def sum_and_update(optimizer, function, gradients):
         function(gradients)
 
 
+def assigns_means(variable):
+    """Whether assignment to a variable assigns the mean over several replicas."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    return _tensorflow().assigns_means(variable)
+
+
 def to_be_reduced(logs):
     """Return the logs of a step in the shape in which Keras reduces them."""
     if keras.backend.backend() != "tensorflow":

@@ -119,6 +119,10 @@ def sum_and_update(optimizer, function, gradients):
     update(optimizer, function, [gradients], finite)
 
 
+def assigns_means(variable):
+    return _several_replicas() and variable.aggregation == "mean"
+
+
 def to_be_reduced(logs):
     if not internals.has_workers(tf.distribute.get_strategy()):
         return logs

@@ -5,6 +5,7 @@ import keras
 
 from keras_nfnets.backend.keras_internals import JaxState, jax_loss
 from keras_nfnets.training.sam import perturbed
+from keras_nfnets.training.state import State
 
 
 def train_step(model, state, data):
@@ -15,6 +16,8 @@ def train_step(model, state, data):
         current = state._replace(trainable=trainable, non_trainable=non_trainable)
         return jax_loss(model, current, x, y, sample_weight)
 
+    with _variables_are(model, state):
+        before = model.state_before_step()
     loss_and_gradients = jax.value_and_grad(loss, has_aux=True)
     (_, updates), gradients = loss_and_gradients(state.trainable, state.non_trainable)
     non_trainable = updates.non_trainable
@@ -23,15 +26,20 @@ def train_step(model, state, data):
             state.trainable, gradients, model.trainable_variables, model.sam_rho
         )
         (_, at_worst), gradients = loss_and_gradients(worst, non_trainable)
-        non_trainable = at_worst.non_trainable
+        with _variables_are(model, state._replace(non_trainable=non_trainable)):
+            after = State(model.non_trainable_weights)
+        state_at_worst = state._replace(non_trainable=at_worst.non_trainable)
+        with _variables_are(model, state_at_worst) as scope:
+            after.restore()
+        non_trainable = _values(scope, model.non_trainable_variables)
 
-    with _variables_are(model, state._replace(metrics=updates.metrics)) as before:
+    with _variables_are(model, state._replace(metrics=updates.metrics)) as scope:
         clipped, finite = model.clip_gradients(gradients)
-        model.update_loss_metric(updates.loss, x, finite)
+        model.update_loss_metric(updates.loss, x)
         clipped.set_accumulated(model.optimizer, model.trainable_variables)
         step = keras.ops.copy(model.optimizer.iterations)
     trainable, optimizer = model.optimizer.stateless_apply(
-        _values(before, model.optimizer.variables), clipped.gradients, state.trainable
+        _values(scope, model.optimizer.variables), clipped.gradients, state.trainable
     )
     if model.skips_nonfinite_steps:
         trainable, optimizer = jax.tree.map(
@@ -40,16 +48,16 @@ def train_step(model, state, data):
             (state.trainable, state.optimizer),
         )
 
-    metrics = _values(before, model.metrics_variables)
+    metrics = _values(scope, model.metrics_variables)
     state = JaxState(trainable, non_trainable, optimizer, metrics)
-    with _variables_are(model, state) as after:
+    with _variables_are(model, state) as scope:
         model.update_averages(step)
-        logs = model.training_logs(x, y, updates.y_pred, sample_weight)
+        logs = model.training_logs(x, y, updates.y_pred, sample_weight, finite, before)
     return logs, (
         trainable,
-        non_trainable,
-        _values(after, model.optimizer.variables),
-        _values(after, model.metrics_variables),
+        _values(scope, model.non_trainable_variables),
+        _values(scope, model.optimizer.variables),
+        _values(scope, model.metrics_variables),
     )
 
 
@@ -57,6 +65,7 @@ def _variables_are(model, state):
     """Scope in which the variables of training have the values of a `JaxState`."""
     pairs = [
         *zip(model.trainable_variables, state.trainable),
+        *zip(model.non_trainable_variables, state.non_trainable),
         *zip(model.optimizer.variables, state.optimizer),
         *zip(model.metrics_variables, state.metrics),
     ]

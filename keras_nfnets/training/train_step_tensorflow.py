@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_nfnets.backend.per_example import inputs_are
 from keras_nfnets.training import replicas_tensorflow as replicas
 from keras_nfnets.training.sam import perturbed_variables
+from keras_nfnets.training.state import State
 
 
 def train_step(model, data):
@@ -21,10 +22,13 @@ def train_step(model, data):
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
         return loss, y_pred, replicas.sum_over_replicas(gradients)
 
+    before = model.state_before_step()
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
+        after = State(model.state_of_steps)
         with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
             _, _, gradients = loss_and_gradients()
+        after.restore()
     finite = model.apply_clipped(gradients)
-    model.update_loss_metric(loss, x, finite)
-    return model.training_logs(x, y, y_pred, sample_weight)
+    model.update_loss_metric(loss, x)
+    return model.training_logs(x, y, y_pred, sample_weight, finite, before)

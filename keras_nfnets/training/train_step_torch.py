@@ -4,6 +4,7 @@ import keras
 import torch
 
 from keras_nfnets.training.sam import perturbed_variables
+from keras_nfnets.training.state import State
 
 
 def train_step(model, data):
@@ -16,11 +17,14 @@ def train_step(model, data):
         model.optimizer.scale_loss(loss).backward()
         return loss, y_pred, [v.value.grad for v in model.trainable_variables]
 
+    before = model.state_before_step()
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
+        after = State(model.state_of_steps)
         with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
             _, _, gradients = loss_and_gradients()
+        after.restore()
     with torch.no_grad():
         finite = model.apply_clipped(gradients)
-        model.update_loss_metric(loss, x, finite)
-    return model.training_logs(x, y, y_pred, sample_weight)
+        model.update_loss_metric(loss, x)
+        return model.training_logs(x, y, y_pred, sample_weight, finite, before)

@@ -455,6 +455,7 @@ def digits_network():
     return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
 
 
+@pytest.mark.slow
 def test_trained_network_keeps_its_accuracy():
     from sklearn.datasets import load_digits
 

@@ -362,6 +362,7 @@ def test_batch_norm_leaks_and_the_normalizer_free_network_does_not(tmp_path):
     assert not experiment.conclude(rows, settings)[1].holds
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="what other processes do is no backend's",

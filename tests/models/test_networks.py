@@ -85,7 +85,13 @@ def test_network_computes_what_the_authors_code_does(
         assert relative_error(values, expected.series(name)) < 2e-5, name
 
 
-@pytest.mark.parametrize("name", TIMM_NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "dm_nfnet_f0" else name
+        for name in TIMM_NETWORKS
+    ],
+)
 def test_network_computes_what_timm_does(name, golden, relative_error):
     expected = golden(f"timm_{name}")
     model = pretrained.create(name, classifier_activation=None)

@@ -53,7 +53,9 @@ def assert_same_weights(a, b, rtol=1e-5):
         np.testing.assert_allclose(v, w, rtol=0, atol=rtol * scale)
 
 
-@pytest.mark.parametrize("case", ["train_agc_0.01", "train_agc_none"])
+@pytest.mark.parametrize(
+    "case", ["train_agc_0.01", pytest.param("train_agc_none", marks=pytest.mark.slow)]
+)
 def test_sgdagc_reproduces_the_authors_training(case, golden, nfnet_tiny):
     train_case = golden(case)
     hyper = train_case.spec["hyperparameters"]

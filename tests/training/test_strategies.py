@@ -161,6 +161,7 @@ def results(processes):
     return found
 
 
+@pytest.mark.slow
 def test_workers_compute_what_one_process_computes(monkeypatch, tmp_path):
     # (Batches of 7 do not divide evenly.)
     count, hosts = 2, addresses(2)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_nfnets import AGCModel, NFNetTiny
+from keras_nfnets import AGC, AGCModel, NFNetTiny
 from keras_nfnets.training import Checkpoints, TrainingLog, warmup_cosine
 
 X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
@@ -296,3 +296,125 @@ def test_schedule_of_the_papers():
         arguments = {"steps_per_epoch": 10, "epochs": 10, **wrong}
         with pytest.raises(ValueError, match=next(iter(wrong))):
             warmup_cosine(0.1, 256, **arguments)
+
+
+class WithItsOwnMetrics(AGCModel):
+    """The pattern of Keras's documentation of `compute_loss`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.total = keras.metrics.Mean(name="total_loss")
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        loss = ops.mean((y_pred - y) ** 2)
+        self.total.update_state(loss)
+        return loss
+
+    def reset_metrics(self):
+        self.total.reset_state()
+
+    @property
+    def metrics(self):
+        return [self.total]
+
+
+@pytest.mark.parametrize("sam_rho", [None, 1e-6])
+def test_a_model_may_list_its_own_metrics_only(sam_rho):
+    """The other metrics still count steps, once each and anew in each epoch."""
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Dense(1, use_bias=False)(inputs)
+    model, plain = WithItsOwnMetrics(inputs, outputs), AGCModel(inputs, outputs)
+    weights = model.get_weights()
+    histories = []
+    for each in (model, plain):
+        each.set_weights(weights)
+        each.compile(
+            keras.optimizers.SGD(0.1), "mse", sam_rho=sam_rho, skip_nonfinite=True
+        )
+        fit = each.fit(X, Y, batch_size=1, epochs=3, shuffle=False, verbose=0)
+        histories.append(fit.history)
+    ours, expected = histories
+    assert set(ours) == {"total_loss", "clip_share", "skipped"}
+    np.testing.assert_allclose(ours["total_loss"], expected["loss"], rtol=1e-5)
+    assert ours["clip_share"] == expected["clip_share"]
+    assert model.clip_share.result() == plain.clip_share.result()
+    np.testing.assert_allclose(model.get_weights()[0], plain.get_weights()[0])
+
+
+def with_statistics(**options):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,))
+    x = keras.layers.BatchNormalization(momentum=0.5)(inputs)
+    model = AGCModel(inputs, keras.layers.Dense(1)(x))
+    model.compile(loss="mse", metrics=["mae"], **options)
+    return model
+
+
+def test_a_skipped_step_changes_neither_statistics_nor_metrics():
+    data = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
+    targets = data[:, :1]
+    bad = data.copy()
+    bad[5] = np.nan  # in the second of three steps
+    model, expected = (
+        with_statistics(optimizer=keras.optimizers.SGD(0.1), skip_nonfinite=True)
+        for _ in range(2)
+    )
+    fit = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    history = model.fit(bad, targets, **fit).history
+    good = np.r_[0:4, 8:12]
+    expected_history = expected.fit(data[good], targets[good], **fit).history
+    assert (history.pop("skipped"), expected_history.pop("skipped")) == ([1], [0])
+    for name, values in expected_history.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-6, err_msg=name)
+    for value, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-6)
+
+
+def test_sam_updates_statistics_once():
+    data = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
+    statistics = []
+    for sam_rho in (None, 1e-9):
+        model = with_statistics(optimizer=keras.optimizers.SGD(0.1), sam_rho=sam_rho)
+        model.fit(data, data[:, :1], batch_size=4, shuffle=False, verbose=0)
+        statistics.append(
+            [ops.convert_to_numpy(v) for v in model.non_trainable_weights]
+        )
+    np.testing.assert_allclose(statistics[1], statistics[0], rtol=1e-5)
+
+
+class WithItsOwnStep(AGCModel):
+    def train_step(self, *args):
+        return keras.Model.train_step(self, *args)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sam_rho": 0.05},
+        {"ema_decay": 0.9},
+        {"skip_nonfinite": True},
+        {"clip_factor": 1},
+    ],
+    ids=str,
+)
+def test_settings_that_a_train_step_ignores_are_an_error(settings):
+    inputs = keras.Input((2,))
+    model = WithItsOwnStep(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", **settings)
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError, match=rf"{name}={value}.*super\(\)\.train_step"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_train_step_that_does_not_clip_says_so():
+    inputs = keras.Input((2,))
+    model = WithItsOwnStep(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match=r"no effect: clip_factor=0\.01\."):
+        history = model.fit(X, Y, verbose=0).history
+    assert set(history) == {"loss"} and model.clip_shares == {}
+    for options in ({"clip_factor": None}, {"optimizer": AGC("sgd")}):
+        model.compile(**{"optimizer": "sgd", "loss": "mse", **options})
+        model.fit(X, Y, verbose=0)
