@@ -70,7 +70,7 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
         A list of clipped gradients, in the same order.
 
     Raises:
-        ValueError: there are no variables, the lists have different lengths, the shapes
+        ValueError: the lists have different lengths, the shapes
             of a gradient and its variable differ, `clip_factor` is not positive, `eps`
             is negative, or `exclude` has another type.
 
@@ -113,9 +113,9 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
         The gradients and a list of `Count`s, both in the order of `variables`.
     """
     gradients, variables = list(gradients), list(variables)
-    if not variables or len(gradients) != len(variables):
+    if len(gradients) != len(variables):
         raise ValueError(
-            "Clipping needs as many gradients as (trainable) variables, at least one. "
+            "Clipping needs as many gradients as (trainable) variables. "
             f"Received: {len(gradients)} gradients, {len(variables)} variables"
         )
     counts, single = [Count()] * len(gradients), []

@@ -338,14 +338,18 @@ class AGCModel(keras_internals.ModelWithHooks):
             it should be applied.
         """
         self._clip_gradients_was_called = True
+        if not gradients:
+            warnings.warn(
+                "There are no trainable weights: steps change none.", stacklevel=2
+            )
         self.build_training_state()
         mark_units(self)  # also for an optimizer that clips
         finite = True
         if self._skips or self._scales_loss:
             each = [is_finite(gradient) for gradient in gradients]
-            finite = keras.ops.all(keras.ops.stack(each))
-        if self._skips:
-            self.skipped.update_state(each, self._trainable_paths)
+            finite = keras.ops.all(keras.ops.stack([is_finite(None), *each]))
+            if self._skips:
+                self.skipped.update_state(each, self._trainable_paths)
         if self._clips:
             return self._clip_mean(gradients, finite), finite
         return Clipped(gradients), finite

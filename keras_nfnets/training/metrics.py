@@ -30,7 +30,7 @@ class ClipShare(_PerVariableMetric):
     def build(self, paths):
         super().build(paths)
         # "stem", "stage1", ..., and "" for the rest
-        stages = {_stage(path) for path in paths}
+        stages = {_stage(path) for path in paths} or {""}
         self.stages = sorted(stages, key=lambda stage: (stage != "stem", stage))
         shape = (len(self.stages),)
         self._clipped = self.add_variable(shape, "zeros", name="clipped")

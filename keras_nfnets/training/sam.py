@@ -24,7 +24,7 @@ def perturbed(values, gradients, variables, rho):
         for g, v in zip(gradients, variables)
     ]
     given = [ops.cast(g, "float32") for g in gradients if g is not None]
-    norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in given))
+    norm = ops.sqrt(sum((ops.sum(ops.square(g)) for g in given), ops.zeros(())))
     scale = ops.where(norm > 0, rho / ops.maximum(norm, 1e-37), 0.0)
     return [
         value if g is None else value + g * ops.cast(scale, g.dtype)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_nfnets import AGC, AGCModel, NFNetTiny
+from keras_nfnets import AGC, SGDAGC, AGCModel, NFNetTiny
 from keras_nfnets.training import Checkpoints, TrainingLog, warmup_cosine
 
 X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
@@ -418,3 +418,22 @@ def test_a_train_step_that_does_not_clip_says_so():
     for options in ({"clip_factor": None}, {"optimizer": AGC("sgd")}):
         model.compile(**{"optimizer": "sgd", "loss": "mse", **options})
         model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"sam_rho": 0.05}, {"ema_decay": 0.9}, {"skip_nonfinite": True}),
+        *({"optimizer": AGC("sgd")}, {"optimizer": SGDAGC()}),
+    ],
+    ids=str,
+)
+def test_a_model_without_trainable_weights_trains_as_in_keras(options):
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Dense(1, trainable=False)(inputs)
+    model, plain = AGCModel(inputs, outputs), keras.Model(inputs, outputs)
+    model.compile(**{"optimizer": "sgd", "loss": "mse", **options})
+    with pytest.warns(UserWarning, match="no trainable weights"):
+        [loss] = model.fit(X, Y, verbose=0).history["loss"]
+    plain.compile("sgd", "mse")
+    assert loss == pytest.approx(plain.evaluate(X, Y, verbose=0))
