@@ -426,7 +426,7 @@ def test_a_train_step_that_does_not_clip_says_so():
         *({}, {"sam_rho": 0.05}, {"ema_decay": 0.9}, {"skip_nonfinite": True}),
         *({"optimizer": AGC("sgd")}, {"optimizer": SGDAGC()}),
     ],
-    ids=str,
+    ids=["clipping", "SAM", "averages", "skipping", "AGC", "SGDAGC"],
 )
 def test_a_model_without_trainable_weights_trains_as_in_keras(options):
     inputs = keras.Input((2,))
