@@ -258,8 +258,11 @@ class AGCModel(keras_internals.ModelWithHooks):
         # A subclass may list its own metrics only.
         listed = super().metrics_variables
         known = {id(variable) for variable in listed}
-        own = [v for metric in self._own_metrics.values() for v in metric.variables]
-        return [*listed, *(v for v in own if id(v) not in known)]
+        return [*listed, *(v for v in self._own_variables if id(v) not in known)]
+
+    @property
+    def _own_variables(self):
+        return [v for metric in self._own_metrics.values() for v in metric.variables]
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
@@ -416,9 +419,8 @@ class AGCModel(keras_internals.ModelWithHooks):
         Trainable weights and the optimizer are not updated in a skipped step. The state
         of random numbers may go on.
         """
-        own = [v for metric in self._own_metrics.values() for v in metric.variables]
-        counts = {id(variable) for variable in own}
-        metrics = [v for v in self.metrics_variables if id(v) not in counts]
+        own = {id(variable) for variable in self._own_variables}
+        metrics = [v for v in self.metrics_variables if id(v) not in own]
         return [*self.non_trainable_weights, *metrics]
 
     def state_before_step(self):
@@ -450,8 +452,13 @@ class AGCModel(keras_internals.ModelWithHooks):
         given = inspect.signature(fit).bind(*args, **kwargs)
         callbacks = given.arguments.get("callbacks") or []
         if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
-            ours = CheckTrainStep(), ResetMetrics(self._own_metrics)
-            callbacks = [*keras.tree.flatten(callbacks), *ours]
+            callbacks = [
+                *keras.tree.flatten(callbacks),
+                ResetMetrics(self._own_metrics),
+            ]
+            # Keras waits for each step if a callback is called after it.
+            if type(self).train_step is not AGCModel.train_step:
+                callbacks.append(CheckTrainStep())
             if self._skips:
                 callbacks.append(StopAfterSkippedSteps())
             given.arguments["callbacks"] = callbacks
