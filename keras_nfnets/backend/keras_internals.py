@@ -284,17 +284,20 @@ def optimized_variables(optimizer):
     return optimizer._trainable_variables
 
 
-def accumulated_gradients(optimizer):
-    """Return the variables in which an optimizer accumulates gradients.
+def optimizes(optimizer, variable):
+    """Whether a built optimizer was built for `variable`."""
+    return optimizer._var_key(variable) in optimizer._trainable_variables_indices
+
+
+def accumulated_gradient(optimizer, variable):
+    """Return the variable in which an optimizer accumulates the gradient of `variable`.
 
     Args:
         optimizer: a built `keras.optimizers.Optimizer` with
             `gradient_accumulation_steps`.
-
-    Returns:
-        A list in the order of `optimized_variables`.
+        variable: one of `optimized_variables(optimizer)`.
     """
-    return optimizer._accumulated_gradients
+    return optimizer._accumulated_gradients[variable_index(optimizer, variable)]
 
 
 def calls_of_apply(optimizer):

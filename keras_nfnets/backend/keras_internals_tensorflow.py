@@ -60,18 +60,14 @@ def takes_sums(optimizer):
 
 
 @contextlib.contextmanager
-def taking_sums(optimizer):
-    """Context in which an optimizer, and those it wraps, do not all-reduce gradients.
+def taking_sums(optimizers):
+    """Context in which optimizers do not all-reduce gradients.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer`, called in the context of a replica with
-            gradients that are summed over replicas.
+        optimizers: list of `keras.optimizers.Optimizer`s, called in the context of a
+            replica with gradients that are summed over replicas.
     """
-    changed = []
-    while optimizer is not None:
-        if not takes_sums(optimizer):
-            changed.append(optimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+    changed = [optimizer for optimizer in optimizers if not takes_sums(optimizer)]
     for optimizer in changed:
         for name in _PER_REPLICA:
             base = next(c for c in reversed(type(optimizer).__mro__) if name in vars(c))

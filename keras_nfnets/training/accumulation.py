@@ -5,14 +5,8 @@ import typing
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.training.adaptive_clip import dense
-
-
-def innermost(optimizer):
-    """Return the optimizer inside of wrappers (`LossScaleOptimizer`, `AGC`)."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
+from keras_nfnets.training.adaptive_clip import dense, is_overwritten
+from keras_nfnets.training.inner_optimizers import accumulation_steps, optimizer_of
 
 
 class Clipped(typing.NamedTuple):
@@ -56,44 +50,52 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
     Returns:
         `Clipped`.
     """
-    inner = innermost(optimizer)
-    steps = inner.gradient_accumulation_steps
-    if not steps:
+    steps = accumulation_steps(optimizer)
+    if steps == 1:
         gradients, counts = clip(gradients)
         return Clipped(gradients, [], counts)
-    accumulated = [
-        ops.convert_to_tensor(variable)
-        for variable in _accumulators(optimizer, variables)
-    ]
-    calls = ops.convert_to_tensor(keras_internals.calls_of_apply(inner)) + 1
+    accumulators = _accumulators(optimizer, variables)
+    accumulated = [ops.convert_to_tensor(variable) for variable in accumulators]
+    first = optimizer_of(optimizer, variables[0])
+    calls = ops.convert_to_tensor(keras_internals.calls_of_apply(first)) + 1
     now = ops.equal(calls % steps, 0)
-    gradients = [
-        None if gradient is None else dense(gradient, variable)
+    # Keras itself accumulates what is not a gradient.
+    accumulates = [
+        gradient is not None and not is_overwritten(variable)
         for gradient, variable in zip(gradients, variables)
+    ]
+    gradients = [
+        dense(gradient, variable) if is_gradient else gradient
+        for gradient, variable, is_gradient in zip(gradients, variables, accumulates)
     ]
     means, counts = clip(
         [
-            None if gradient is None else (gradient + loss_scale * before) / steps
-            for gradient, before in zip(gradients, accumulated)
+            (gradient + loss_scale * before) / steps if is_gradient else gradient
+            for gradient, before, is_gradient in zip(
+                gradients, accumulated, accumulates
+            )
         ]
     )
     fed = [
-        None if gradient is None else ops.where(now, steps * mean, gradient)
-        for mean, gradient in zip(means, gradients)
+        ops.where(now, steps * mean, gradient) if is_gradient else gradient
+        for mean, gradient, is_gradient in zip(means, gradients, accumulates)
     ]
     taken = ops.logical_and(now, finite)
-    kept = [ops.where(taken, ops.zeros_like(before), before) for before in accumulated]
+    kept = [
+        before
+        if is_overwritten(variable)
+        else ops.where(taken, ops.zeros_like(before), before)
+        for before, variable in zip(accumulated, variables)
+    ]
     return Clipped(fed, kept, counts, now)
 
 
 def _accumulators(optimizer, variables):
-    optimizer = innermost(optimizer)
-    if not optimizer.gradient_accumulation_steps:
-        return []
     if not optimizer.built:
         optimizer.build(variables)
-    accumulated = keras_internals.accumulated_gradients(optimizer)
+    if accumulation_steps(optimizer) == 1:
+        return []
     return [
-        accumulated[keras_internals.variable_index(optimizer, variable)]
-        for variable in variables
+        keras_internals.accumulated_gradient(optimizer_of(optimizer, v), v)
+        for v in variables
     ]

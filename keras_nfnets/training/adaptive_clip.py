@@ -45,7 +45,8 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     the names that Keras gives layers and variables ("depthwise_conv2d", "embeddings",
     "query" of an attention, ...), which are part of a variable's path. A kernel of a
     layer with another name, or a plain tensor, is treated as a dense or convolution
-    kernel, depending on its rank.
+    kernel, depending on its rank. A variable with `overwrite_with_gradient` (a scale of
+    float8 training), whose "gradient" is its new value, is not clipped.
 
     Norms are computed in float32 or better, whatever the dtype of the gradient, and the
     result has the gradient's dtype. A `None` gradient stays `None`. A sparse gradient
@@ -121,7 +122,9 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     counts, single = [Count()] * len(gradients), []
     settings = clip_factor, eps, loss_scale
     for i, (gradient, variable) in enumerate(zip(gradients, variables)):
-        if gradient is None or is_excluded(variable, exclude):
+        if gradient is None or is_overwritten(variable):
+            continue
+        if is_excluded(variable, exclude):
             continue
         if len(unit_axes(variable)) == len(variable.shape) and not _is_sparse(gradient):
             single.append(i)
@@ -249,6 +252,14 @@ def mark_units(model):
 
 def _is_sparse(gradient):
     return hasattr(gradient, "dense_shape")
+
+
+def is_overwritten(variable):
+    """Whether optimizers assign the "gradient" of a variable to it, as its new value.
+
+    The scales of float8 training are such variables.
+    """
+    return getattr(variable, "overwrite_with_gradient", False)
 
 
 def is_finite(gradient):

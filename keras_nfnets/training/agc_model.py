@@ -24,8 +24,13 @@ from keras_nfnets.training.callbacks import (
     ResetMetrics,
     StopAfterSkippedSteps,
 )
-from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
+from keras_nfnets.training.clipping_optimizers import clips
 from keras_nfnets.training.ema import MovingAverages
+from keras_nfnets.training.inner_optimizers import (
+    all_optimizers,
+    number_of_updates,
+    updating_optimizers,
+)
 from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 from keras_nfnets.training.state import State
 
@@ -162,16 +167,33 @@ class AGCModel(keras_internals.ModelWithHooks):
             "skip_nonfinite": skip_nonfinite,
         }
         self.sam_rho = sam_rho
-        clips_by_itself = any(
-            isinstance(o, (AGC, SGDAGC))
-            for o in (self.optimizer, getattr(self.optimizer, "inner_optimizer", None))
-        )
-        self._clips = clip_factor is not None and not clips_by_itself
+        self._clips = self._model_clips()
         self._skips = bool(skip_nonfinite)
         self._averages = None
         self._clip_gradients_was_called = False
         if self.built:
             self._build_metrics()
+
+    def _model_clips(self):
+        """Whether this model clips: it should, and the optimizer does not.
+
+        Raises:
+            ValueError: only some optimizers of a `MultiOptimizer` clip.
+        """
+        if self._training_config["clip_factor"] is None:
+            return False
+        updating = updating_optimizers(self.optimizer)
+        clipping = [o for o in all_optimizers(self.optimizer) if clips(o)]
+        clipped = [inner for o in clipping for inner in updating_optimizers(o)]
+        if clipped and len(clipped) < len(updating):
+            raise ValueError(
+                "Some optimizers of a MultiOptimizer clip by AGC, and the others do not: "
+                "the model can clip for all or for none. Use none that clips, wrap the "
+                "others in AGC, or pass `clip_factor=None`. Received: "
+                f"{', '.join(o.name for o in updating)}, of which "
+                f"{', '.join(o.name for o in clipping)} clip"
+            )
+        return not clipped
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -201,10 +223,11 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     def build_training_state(self):
         """Create the training state of a built model, as the first step would."""
-        self._build_metrics()
         variables = self.trainable_variables
         if not self.optimizer.built:
             self.optimizer.build(variables)
+        self._clips = self._model_clips()  # a `MultiOptimizer` may be complete only now
+        self._build_metrics()
         decay = self._training_config["ema_decay"]
         if decay is not None and self._averages is None:
             self._averages = MovingAverages(self.optimizer, variables, decay)
@@ -395,7 +418,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         clipped, finite = self.clip_gradients(gradients)
 
         def apply(gradients, accumulated):
-            step = keras.ops.copy(self.optimizer.iterations)
+            step = keras.ops.copy(number_of_updates(self.optimizer))
             clipped._replace(gradients=gradients, accumulated=accumulated).apply(
                 self.optimizer, self.trainable_variables
             )
@@ -409,7 +432,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     def update_averages(self, step):
         """Update the averages if the optimizer has made an update since `step`."""
         if self._averages:
-            self._averages.update(step, self.optimizer.iterations > step)
+            self._averages.update(step, number_of_updates(self.optimizer) > step)
 
     @property
     def state_of_steps(self):

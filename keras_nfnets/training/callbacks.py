@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.training.inner_optimizers import updating_optimizers
 
 # Loss scaling may have to halve its scale a few times at the beginning.
 _MAX_CONSECUTIVE_SKIPS = 10
@@ -67,11 +68,12 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
         shown = ", ".join(culprits[:5])
         more = f" and {len(culprits) - 5} more" if len(culprits) > 5 else ""
         share = logs.get("clip_share")
+        rates = current_learning_rates(self.model).values()
         clipped = "" if share is None else f"; {float(share):.0%} of units clipped"
         raise FloatingPointError(
             f"The last {count} steps were skipped, because gradients were not finite: "
             f"those of {shown}{more}. The learning rate is "
-            f"{current_learning_rate(self.model):.3g}{clipped}. The weights are those "
+            f"{', '.join(f'{rate:.3g}' for rate in rates)}{clipped}. The weights are those "
             "before these steps. Look for values that are not finite in the data; if "
             "there are none, try a smaller learning rate or clip factor."
         )
@@ -80,7 +82,8 @@ class StopAfterSkippedSteps(keras.callbacks.Callback):
 class TrainingLog(keras.callbacks.Callback):
     """Callback that adds learning rate, throughput and clip shares to the logs of epochs.
 
-    It adds `learning_rate` at the end of the epoch, `images_per_second` (of all
+    It adds `learning_rate` at the end of the epoch (of each optimizer in a
+    `MultiOptimizer`, as `learning_rate_<name>`), `images_per_second` (of all
     replicas; the first epoch includes compilation), and for an `AGCModel` the fraction of
     clipped units in each stage: `clip_share_stem`, `clip_share_stage1`, ... Put it before
     callbacks that write logs, such as `keras.callbacks.TensorBoard`.
@@ -113,10 +116,19 @@ class TrainingLog(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if "clip_share" in logs:
             logs.update(self.model.clip_shares)
-        logs["learning_rate"] = current_learning_rate(self.model)
+        logs.update(current_learning_rates(self.model))
         logs["images_per_second"] = self.images_per_epoch / max(self._seconds, 1e-9)
 
 
-def current_learning_rate(model):
-    """Return the learning rate of the next step as a float."""
-    return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+def current_learning_rates(model):
+    """Return the learning rates of the next step.
+
+    Returns:
+        A dict `{"learning_rate": float}`; for a `MultiOptimizer`, with one entry
+        `"learning_rate_..."` for each of its optimizers, by their names.
+    """
+    optimizers = updating_optimizers(model.optimizer)
+    rates = [float(ops.convert_to_numpy(o.learning_rate)) for o in optimizers]
+    if len(optimizers) == 1:
+        return {"learning_rate": rates[0]}
+    return {f"learning_rate_{o.name}": rate for o, rate in zip(optimizers, rates)}

@@ -21,6 +21,34 @@ from keras_nfnets.training.adaptive_clip import (
     unit_axes,
     unit_factors,
 )
+from keras_nfnets.training.inner_optimizers import all_optimizers
+
+
+class Setting:
+    """Attribute of an optimizer that cannot change after the optimizer is built.
+
+    A compiled training step would not notice the change.
+    """
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __get__(self, optimizer, owner=None):
+        if optimizer is None:
+            return self
+        if self._name not in vars(optimizer):
+            raise AttributeError(self._name)
+        return vars(optimizer)[self._name]
+
+    def __set__(self, optimizer, value):
+        if optimizer.built:
+            raise AttributeError(
+                f"`{self._name}` cannot change after the optimizer is built, as training "
+                "steps may be compiled already. Create an optimizer with the new value, "
+                "build it, and copy the state with `set_weights`. "
+                f"Received: {self._name}={value!r}"
+            )
+        vars(optimizer)[self._name] = value
 
 
 def warn_of_exclude(exclude, variables):
@@ -39,9 +67,9 @@ def warn_of_exclude(exclude, variables):
 class AGC(keras.optimizers.Optimizer):
     """Wrapper that clips gradients by AGC and passes them to another optimizer.
 
-    Use it for models that are not `AGCModel`s and for custom training loops. Its learning
-    rate, iterations and variables are those of the inner optimizer. Under
-    `mixed_float16`, wrap it in a `LossScaleOptimizer` (`compile` of Keras does so
+    Use it for models that are not `AGCModel`s and for custom training loops. All its other
+    attributes (learning rate, iterations, variables, `momentum`, ...) are those of the
+    inner optimizer, which may be a `MultiOptimizer`. Under `mixed_float16`, wrap it in a `LossScaleOptimizer` (`compile` of Keras does so
     automatically), not the reverse.
 
     Under a `tf.distribute` strategy, gradients are summed over replicas and then clipped.
@@ -68,6 +96,8 @@ class AGC(keras.optimizers.Optimizer):
     Reference: Brock et al. (2021), arXiv 2102.06171, section 4.
     """
 
+    clip_factor, eps, exclude = Setting(), Setting(), Setting()
+
     def __init__(
         self,
         optimizer,
@@ -77,35 +107,73 @@ class AGC(keras.optimizers.Optimizer):
         name=None,
     ):
         check_settings(clip_factor, eps, exclude)
-        super().__init__(learning_rate=0.0, name=name)
         optimizer = keras.optimizers.get(optimizer)
-        if isinstance(optimizer, (AGC, SGDAGC)):
+        inside = all_optimizers(optimizer)
+        if any(map(clips, inside)):
             raise ValueError(
                 f"{type(optimizer).__name__} clips by itself; use it without AGC. "
                 f"Received: optimizer={optimizer}"
             )
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in inside):
             raise ValueError(
                 "Loss scaling must wrap clipping: use LossScaleOptimizer(AGC(...)). "
                 f"Received: optimizer={optimizer}"
             )
-        self.inner_optimizer = optimizer
+        super().__init__(learning_rate=0.0, name=name)
         self.clip_factor = clip_factor
         self.eps = eps
         self.exclude = exclude
+        self._is_prepared = False
+        # From here on, all other attributes are those of the inner optimizer.
+        for attribute in list(vars(self)):
+            if not self._is_own(attribute):
+                delattr(self, attribute)
+        self.inner_optimizer = optimizer
+
+    @staticmethod
+    def _is_own(attribute):
+        """Whether an attribute is that of the wrapper, not of the inner optimizer."""
+        own = {
+            "name",
+            "inner_optimizer",
+            "clip_factor",
+            "eps",
+            "exclude",
+            "_is_prepared",
+        }
+        # Keras and TensorFlow keep their tracking of objects in the others.
+        return attribute in {*own, "_lock"} or attribute.startswith("_self_")
+
+    def __getattr__(self, name):
+        if self._is_own(name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.inner_optimizer, name)
+
+    def __setattr__(self, name, value):
+        if self._is_own(name) or "inner_optimizer" not in vars(self):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.inner_optimizer, name, value)
 
     def build(self, variables):
-        warn_of_exclude(self.exclude, variables)
+        self._prepare(variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
-        super().build(variables)
+
+    def _prepare(self, variables):
+        if not self._is_prepared:
+            warn_of_exclude(self.exclude, variables)
+            self._is_prepared = True
 
     def apply(self, grads, trainable_variables=None):
+        gradients = list(grads)
+        if not gradients or (trainable_variables is None and not self.built):
+            self.inner_optimizer.apply(gradients)  # which does nothing or raises
+            return
         if trainable_variables is None:
             trainable_variables = keras_internals.optimized_variables(self)
         variables = list(trainable_variables)
-        if not self.built:
-            self.build(variables)
+        self.build(variables)
 
         def clip_and_apply(gradients):
             loss_scale = self.scale_loss(ops.ones(()))
@@ -118,9 +186,9 @@ class AGC(keras.optimizers.Optimizer):
                 loss_scale,
             ).apply(self.inner_optimizer, variables)
 
-        replicas.sum_and_update(self, clip_and_apply, list(grads))
+        replicas.sum_and_update(self, clip_and_apply, gradients, variables)
 
-    # Everything else is delegated to the inner optimizer.
+    # What the base class defines, but an inner optimizer may define otherwise.
 
     @property
     def variables(self):
@@ -141,11 +209,22 @@ class AGC(keras.optimizers.Optimizer):
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
 
+    def set_weights(self, weights):
+        self.inner_optimizer.set_weights(weights)
+
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
+
+    # Keras saves the inner optimizer, as it saves all attributes with variables.
+
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        pass
 
     def get_config(self):
         return {
@@ -235,6 +314,8 @@ class SGDAGC(keras.optimizers.Optimizer):
     experiment_nfnets.py as defaults.
     """
 
+    clip_factor, eps, exclude = Setting(), Setting(), Setting()
+
     def __init__(
         self,
         learning_rate=0.1,
@@ -268,9 +349,12 @@ class SGDAGC(keras.optimizers.Optimizer):
             self.momentums = self.add_optimizer_variables(variables, "momentum")
 
     def apply(self, grads, trainable_variables=None):
-        apply = super().apply
+        apply, gradients = super().apply, list(grads)
         replicas.sum_and_update(
-            self, lambda gradients: apply(gradients, trainable_variables), list(grads)
+            self,
+            lambda gradients: apply(gradients, trainable_variables),
+            gradients,
+            trainable_variables or keras_internals.optimized_variables(self),
         )
 
     def update_step(self, gradient, variable, learning_rate):
@@ -331,3 +415,8 @@ class SGDAGC(keras.optimizers.Optimizer):
             )
             config = {**config, "exclude": exclude}
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def clips(optimizer):
+    """Whether an optimizer clips by AGC itself."""
+    return isinstance(optimizer, (AGC, SGDAGC))

@@ -4,7 +4,8 @@ import contextlib
 
 from keras import ops
 
-from keras_nfnets.training.accumulation import innermost
+from keras_nfnets.training.adaptive_clip import is_overwritten
+from keras_nfnets.training.inner_optimizers import innermost
 
 
 class MovingAverages:
@@ -18,7 +19,7 @@ class MovingAverages:
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
-        variables: list of the weights to average.
+        variables: list of the weights to average. The scales of float8 training are not.
         decay: float.
 
     Reference: `tf1_ema` in the authors' utils.py.
@@ -26,7 +27,7 @@ class MovingAverages:
 
     def __init__(self, optimizer, variables, decay):
         self.decay = decay
-        self.variables = list(variables)
+        self.variables = [v for v in variables if not is_overwritten(v)]
         optimizer = innermost(optimizer)
         self.averages = [
             optimizer.add_variable_from_reference(

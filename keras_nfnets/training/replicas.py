@@ -37,15 +37,17 @@ def update(optimizer, function, arguments, condition=None):
         function(*arguments)
 
 
-def sum_and_update(optimizer, function, gradients):
+def sum_and_update(optimizer, function, gradients, variables):
     """Call `update` with `gradients`, summed over replicas unless they already are.
+
+    `variables` are those of the gradients.
 
     On several replicas a sum that is not finite changes nothing: the
     `LossScaleOptimizer` of Keras, which guards against that, checks only the first
     replica.
     """
     if keras.backend.backend() == "tensorflow":
-        _tensorflow().sum_and_update(optimizer, function, gradients)
+        _tensorflow().sum_and_update(optimizer, function, gradients, variables)
     else:
         function(gradients)
 

@@ -1,13 +1,15 @@
 """Training on the replicas of a `tf.distribute` strategy."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_nfnets.backend import keras_internals_tensorflow as internals
 from keras_nfnets.backend.per_example import BatchSlice
-from keras_nfnets.training.accumulation import innermost
-from keras_nfnets.training.adaptive_clip import is_finite
+from keras_nfnets.training.adaptive_clip import is_finite, is_overwritten
+from keras_nfnets.training.inner_optimizers import all_optimizers, updating_optimizers
 
 
 def _several_replicas():
@@ -15,15 +17,28 @@ def _several_replicas():
     return context is not None and context.num_replicas_in_sync > 1
 
 
-def sum_over_replicas(tensors):
-    """Sum each tensor of a list, which may contain `None`, over the replicas."""
-    tensors = list(tensors)
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not given or not _several_replicas():
-        return tensors
+def sum_over_replicas(gradients, variables):
+    """Sum each gradient of a list, which may contain `None`, over the replicas.
+
+    "Gradients" that are new values (the scales of float8 training) are not summed: all
+    replicas take the largest, as Keras does for those of accumulated steps.
+    """
+    gradients = list(gradients)
+    if not _several_replicas():
+        return gradients
     context = tf.distribute.get_replica_context()
-    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
-    return [None if tensor is None else next(summed) for tensor in tensors]
+    given = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    summed = [i for i in given if not is_overwritten(variables[i])]
+    if summed:
+        sums = context.all_reduce(
+            tf.distribute.ReduceOp.SUM, [gradients[i] for i in summed]
+        )
+        for i, total in zip(summed, sums):
+            gradients[i] = total
+    for i in sorted(set(given) - set(summed)):
+        values = context.all_gather(gradients[i][None], axis=0)
+        gradients[i] = tf.reduce_max(values, axis=0)
+    return gradients
 
 
 def batch_sizes(x):
@@ -87,7 +102,9 @@ def mean_over_own_examples(loss):
 
 def update(optimizer, function, arguments, condition):
     if not _several_replicas():
-        with internals.updating_in_place(innermost(optimizer)):
+        with contextlib.ExitStack() as stack:
+            for inner in updating_optimizers(optimizer):
+                stack.enter_context(internals.updating_in_place(inner))
             if condition is None:
                 function(*arguments)
             else:
@@ -97,7 +114,7 @@ def update(optimizer, function, arguments, condition):
     # `cond` must be outside of the replicas, as in the LossScaleOptimizer of Keras.
     def on_all_replicas(strategy, arguments, condition):
         def call():
-            with internals.taking_sums(optimizer):
+            with internals.taking_sums(all_optimizers(optimizer)):
                 strategy.extended.call_for_each_replica(function, args=arguments)
 
         if condition is None:
@@ -110,11 +127,11 @@ def update(optimizer, function, arguments, condition):
     context.merge_call(on_all_replicas, args=(tuple(arguments), condition))
 
 
-def sum_and_update(optimizer, function, gradients):
+def sum_and_update(optimizer, function, gradients, variables):
     if internals.takes_sums(optimizer) or not _several_replicas():
         function(gradients)
         return
-    gradients = sum_over_replicas(gradients)
+    gradients = sum_over_replicas(gradients, variables)
     finite = tf.reduce_all([is_finite(gradient) for gradient in gradients])
     update(optimizer, function, [gradients], finite)
 

@@ -4,7 +4,7 @@ import contextlib
 
 from keras import ops
 
-from keras_nfnets.training.adaptive_clip import dense
+from keras_nfnets.training.adaptive_clip import dense, is_overwritten
 
 
 def perturbed(values, gradients, variables, rho):
@@ -20,7 +20,7 @@ def perturbed(values, gradients, variables, rho):
     Reference: Foret et al. (2021), arXiv 2010.01412, equation 2 with p = 2.
     """
     gradients = [
-        None if g is None else ops.cast(dense(g, v), v.dtype)
+        None if g is None or is_overwritten(v) else ops.cast(dense(g, v), v.dtype)
         for g, v in zip(gradients, variables)
     ]
     given = [ops.cast(g, "float32") for g in gradients if g is not None]
@@ -29,6 +29,20 @@ def perturbed(values, gradients, variables, rho):
     return [
         value if g is None else value + g * ops.cast(scale, g.dtype)
         for value, g in zip(values, gradients)
+    ]
+
+
+def gradients_of_sam(first, at_worst, variables):
+    """Return the gradients at the worst point; of float8 scales the first ones.
+
+    Args:
+        first: list of gradients at the weights.
+        at_worst: list of gradients at the `perturbed` weights.
+        variables: list of the corresponding variables.
+    """
+    return [
+        before if is_overwritten(variable) else gradient
+        for before, gradient, variable in zip(first, at_worst, variables)
     ]
 
 

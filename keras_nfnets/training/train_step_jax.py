@@ -4,7 +4,8 @@ import jax
 import keras
 
 from keras_nfnets.backend.keras_internals import JaxState, jax_loss
-from keras_nfnets.training.sam import perturbed
+from keras_nfnets.training.inner_optimizers import number_of_updates
+from keras_nfnets.training.sam import gradients_of_sam, perturbed
 from keras_nfnets.training.state import State
 
 
@@ -25,7 +26,10 @@ def train_step(model, state, data):
         worst = perturbed(
             state.trainable, gradients, model.trainable_variables, model.sam_rho
         )
-        (_, at_worst), gradients = loss_and_gradients(worst, non_trainable)
+        (_, at_worst), gradients_at_worst = loss_and_gradients(worst, non_trainable)
+        gradients = gradients_of_sam(
+            gradients, gradients_at_worst, model.trainable_variables
+        )
         with _variables_are(model, state._replace(non_trainable=non_trainable)):
             after = State(model.non_trainable_weights)
         state_at_worst = state._replace(non_trainable=at_worst.non_trainable)
@@ -37,7 +41,7 @@ def train_step(model, state, data):
         clipped, finite = model.clip_gradients(gradients)
         model.update_loss_metric(updates.loss, x)
         clipped.set_accumulated(model.optimizer, model.trainable_variables)
-        step = keras.ops.copy(model.optimizer.iterations)
+        step = keras.ops.copy(number_of_updates(model.optimizer))
     trainable, optimizer = model.optimizer.stateless_apply(
         _values(scope, model.optimizer.variables), clipped.gradients, state.trainable
     )

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_nfnets.backend.per_example import inputs_are
 from keras_nfnets.training import replicas_tensorflow as replicas
-from keras_nfnets.training.sam import perturbed_variables
+from keras_nfnets.training.sam import gradients_of_sam, perturbed_variables
 from keras_nfnets.training.state import State
 
 
@@ -19,15 +19,17 @@ def train_step(model, data):
             y_pred = model(x, training=True)
             loss = model.training_loss(x, y, y_pred, sample_weight)
             scaled_loss = model.optimizer.scale_loss(loss) * tf.cast(weight, loss.dtype)
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
-        return loss, y_pred, replicas.sum_over_replicas(gradients)
+        variables = model.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables)
+        return loss, y_pred, replicas.sum_over_replicas(gradients, variables)
 
     before = model.state_before_step()
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
         after = State(model.state_of_steps)
         with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
-            _, _, gradients = loss_and_gradients()
+            _, _, at_worst = loss_and_gradients()
+        gradients = gradients_of_sam(gradients, at_worst, model.trainable_variables)
         after.restore()
     finite = model.apply_clipped(gradients)
     model.update_loss_metric(loss, x)

@@ -3,7 +3,7 @@
 import keras
 import torch
 
-from keras_nfnets.training.sam import perturbed_variables
+from keras_nfnets.training.sam import gradients_of_sam, perturbed_variables
 from keras_nfnets.training.state import State
 
 
@@ -22,7 +22,8 @@ def train_step(model, data):
     if model.sam_rho:
         after = State(model.state_of_steps)
         with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
-            _, _, gradients = loss_and_gradients()
+            _, _, at_worst = loss_and_gradients()
+        gradients = gradients_of_sam(gradients, at_worst, model.trainable_variables)
         after.restore()
     with torch.no_grad():
         finite = model.apply_clipped(gradients)

@@ -91,16 +91,18 @@ def test_an_optimizer_knows_its_variables():
         assert [v.path for v in found] == [v.path for v in variables]
         for i, variable in enumerate(variables):
             assert keras_internals.variable_index(optimizer, variable) == i
+            assert keras_internals.optimizes(optimizer, variable)
+        assert not keras_internals.optimizes(optimizer, keras.Variable(np.zeros(2)))
 
 
 def test_accumulated_gradients_and_calls_are_counted():
-    with expected(keras_internals.accumulated_gradients):
+    with expected(keras_internals.accumulated_gradient):
         variable = keras.Variable(np.zeros(2, "float32"))
         optimizer = keras.optimizers.SGD(gradient_accumulation_steps=3)
         for calls in (1, 2):
             optimizer.apply([keras.ops.ones(2)], [variable])
             assert int(keras_internals.calls_of_apply(optimizer)) == calls
-            [sums] = keras_internals.accumulated_gradients(optimizer)
+            sums = keras_internals.accumulated_gradient(optimizer, variable)
             assert keras.ops.convert_to_numpy(sums).tolist() == [calls, calls]
         assert int(optimizer.iterations) == 0
 

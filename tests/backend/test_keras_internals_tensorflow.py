@@ -73,7 +73,7 @@ def test_sums_are_not_summed_again(wraps):
 
             strategy.extended.call_for_each_replica(on_a_replica)
 
-        with internals.taking_sums(optimizer):
+        with internals.taking_sums({optimizer, inner}):
             assert internals.takes_sums(optimizer) and internals.takes_sums(inner)
             step()
         assert not internals.takes_sums(optimizer) and not internals.takes_sums(inner)

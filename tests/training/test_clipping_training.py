@@ -37,7 +37,7 @@ def sgd(**options):
     return keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **options)
 
 
-DOORS = {
+WAYS = {
     "model": lambda **options: {"optimizer": sgd(**options), "clip_factor": 0.02},
     "wrapper": lambda **options: {"optimizer": AGC(sgd(**options), **CLIP)},
     "optimizer": lambda **options: {
@@ -464,15 +464,15 @@ def test_sample_weights_class_weights_and_several_outputs_train():
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_loss_scaling_changes_nothing(door):
-    options = DOORS[door]
+@pytest.mark.parametrize("way", WAYS)
+def test_loss_scaling_changes_nothing(way):
+    options = WAYS[way]
     plain, scaled = small_model(), small_model()
     train(plain, **options())
     arguments = options()
     arguments["optimizer"] = keras.optimizers.LossScaleOptimizer(arguments["optimizer"])
     history = train(scaled, **arguments)
-    if door == "model":
+    if way == "model":
         assert min(history["clip_share"]) > 0.9
     assert_same_weights(plain, scaled)
 
@@ -543,13 +543,13 @@ def test_settings_are_checked_when_they_are_given():
 
 
 @pytest.mark.parametrize("scaled, steps", [(False, 3), (True, 2)])
-@pytest.mark.parametrize("door", DOORS)
-def test_the_mean_of_accumulated_gradients_is_clipped(door, scaled, steps):
+@pytest.mark.parametrize("way", WAYS)
+def test_the_mean_of_accumulated_gradients_is_clipped(way, scaled, steps):
     x, y = small_data()
     x, y = x[:30], y[:30]
     whole, parts = small_model(), small_model()
     for model, accumulated in ((whole, None), (parts, steps)):
-        options = DOORS[door](gradient_accumulation_steps=accumulated)
+        options = WAYS[way](gradient_accumulation_steps=accumulated)
         if scaled:
             options["optimizer"] = keras.optimizers.LossScaleOptimizer(
                 options["optimizer"]
@@ -562,7 +562,7 @@ def test_the_mean_of_accumulated_gradients_is_clipped(door, scaled, steps):
             logs = parts.train_on_batch(
                 x[i : i + size], y[i : i + size], return_dict=True
             )
-    if door == "model":
+    if way == "model":
         assert logs["clip_share"] == 1
     assert_same_weights(whole, parts, rtol=3e-5)
 

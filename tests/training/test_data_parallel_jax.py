@@ -9,7 +9,7 @@ import pytest
 import keras_nfnets
 from keras_nfnets import AGC, SGDAGC
 
-DOORS = {
+WAYS = {
     "model": lambda: {"optimizer": keras.optimizers.SGD(0.1, momentum=0.9)},
     "wrapper": lambda: {"optimizer": AGC(keras.optimizers.SGD(0.1, momentum=0.9))},
     "optimizer": lambda: {"optimizer": SGDAGC(0.1)},
@@ -54,17 +54,15 @@ def small_model():
     return keras_nfnets.AGCModel(inputs, keras.layers.Dense(10)(x))
 
 
-def train(devices, door):
+def train(devices, way):
     random = np.random.default_rng(0)
     x = random.normal(size=(32, 8, 8, 3)).astype("float32")
     y = random.integers(0, 10, 32)
     with data_parallel(devices):
         keras.utils.set_random_seed(0)
-        model = network() if door == "all at once" else small_model()
+        model = network() if way == "all at once" else small_model()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(
-            loss=loss, metrics=["accuracy"], clip_factor=0.01, **DOORS[door]()
-        )
+        model.compile(loss=loss, metrics=["accuracy"], clip_factor=0.01, **WAYS[way]())
         history = model.fit(
             x, y, 16, epochs=2, verbose=0, shuffle=False, validation_data=(x, y)
         ).history
@@ -74,10 +72,10 @@ def train(devices, door):
     return history, model, prediction
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_eight_devices_train_as_one(door):
-    history, model, prediction = train(8, door)
-    expected, one, expected_prediction = train(1, door)
+@pytest.mark.parametrize("way", WAYS)
+def test_eight_devices_train_as_one(way):
+    history, model, prediction = train(8, way)
+    expected, one, expected_prediction = train(1, way)
     assert set(history) == set(expected)
     for name in history:
         np.testing.assert_allclose(history[name], expected[name], 2e-5, err_msg=name)

@@ -18,7 +18,7 @@ def sgd(**options):
 
 
 # Class of the model, and arguments of `compile`, for each way to clip.
-DOORS = {
+WAYS = {
     "model": lambda **o: (AGCModel, {"optimizer": sgd(**o), "clip_factor": 0.02}),
     "wrapper": lambda **o: (keras.Model, {"optimizer": AGC(sgd(**o), **CLIP)}),
     "optimizer": lambda **o: (
@@ -31,6 +31,30 @@ DOORS = {
     ),
     "wrapper in a model": lambda **o: (AGCModel, {"optimizer": AGC(sgd(**o), **CLIP)}),
 }
+# The same with a `MultiOptimizer` whose optimizers are alike.
+MAPS = {
+    "map in a model": lambda **o: (
+        AGCModel,
+        {"optimizer": multi(sgd(**o), sgd(**o)), "clip_factor": 0.02},
+    ),
+    "wrapped map": lambda **o: (
+        keras.Model,
+        {"optimizer": AGC(multi(sgd(**o), sgd(**o)), **CLIP)},
+    ),
+    "map of wrappers": lambda **o: (
+        keras.Model,
+        {"optimizer": multi(AGC(sgd(**o), **CLIP), AGC(sgd(**o), **CLIP))},
+    ),
+    "map of wrappers in a model": lambda **o: (
+        AGCModel,
+        {"optimizer": multi(AGC(sgd(**o), **CLIP), AGC(sgd(**o), **CLIP))},
+    ),
+}
+
+
+def multi(default, other):
+    optimizers = keras.optimizers.OptimizerMap(default, {"hidden/.*": other})
+    return keras.optimizers.MultiOptimizer(optimizers)
 
 
 def scope(replicas):
@@ -62,7 +86,7 @@ def small_data(scale, size=32):
 
 def train(
     replicas,
-    door,
+    way,
     *,
     accumulate=None,
     scale=30,
@@ -73,7 +97,7 @@ def train(
 ):
     """Train for several steps; return the history and the model."""
     with scope(replicas):
-        cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
+        cls, compiled = {**WAYS, **MAPS}[way](gradient_accumulation_steps=accumulate)
         model = small_model(cls)
         model.compile(loss="mse", metrics=["mae"], **compiled, **options)
     x, y = small_data(scale, size)
@@ -85,7 +109,7 @@ def train(
         shuffle=False,
         verbose=0,
         # (Evaluation depends neither on accumulation nor on the optimizer.)
-        validation_data=(x, y) if door == "model" and not accumulate else None,
+        validation_data=(x, y) if way == "model" and not accumulate else None,
     )
     return history.history, model
 
@@ -104,42 +128,44 @@ def assert_same(result, expected, rtol):
 
 
 @functools.cache
-def trained_on_one(door, accumulate=None, **options):
-    return train(1, door, accumulate=accumulate, **options)
+def trained_on_one(way, accumulate=None, **options):
+    return train(1, way, accumulate=accumulate, **options)
 
 
 @pytest.mark.parametrize(
-    "door",
+    "way",
     [
-        pytest.param(door, marks=() if door == "model" else pytest.mark.slow)
-        for door in DOORS
+        pytest.param(way, marks=() if way == "model" else pytest.mark.slow)
+        for way in WAYS
     ],
 )
-def test_a_strategy_of_one_device_changes_nothing(door):
-    assert_same(train("a strategy of one", door), trained_on_one(door, None), 1e-6)
+def test_a_strategy_of_one_device_changes_nothing(way):
+    assert_same(train("a strategy of one", way), trained_on_one(way, None), 1e-6)
 
 
 @pytest.mark.parametrize(
-    "door, replicas, accumulate",
+    "way, replicas, accumulate",
     [
-        *((door, 2, 2) for door in DOORS),
+        *((way, 2, 2) for way in WAYS),
+        *((way, 4, 2) for way in MAPS),
+        *(pytest.param(way, 4, None, marks=pytest.mark.slow) for way in MAPS),
         # Without accumulation, and with reduction to one device.
         ("model", 2, None),
         ("wrapper", 4, None),
         *(
-            pytest.param(door, 2, None, marks=pytest.mark.slow)
-            for door in DOORS
-            if door != "model"
+            pytest.param(way, 2, None, marks=pytest.mark.slow)
+            for way in WAYS
+            if way != "model"
         ),
         pytest.param("optimizer", 4, 2, marks=pytest.mark.slow),
         pytest.param("model", 4, 2, marks=pytest.mark.slow),
     ],
 )
-def test_replicas_train_as_one(door, replicas, accumulate):
-    expected = trained_on_one(door, accumulate)
-    result = train(replicas, door, accumulate=accumulate)
+def test_replicas_train_as_one(way, replicas, accumulate):
+    expected = trained_on_one(way, accumulate)
+    result = train(replicas, way, accumulate=accumulate)
     assert_same(result, expected, rtol=2e-5)
-    if door == "model":
+    if way == "model":
         assert min(result[0]["clip_share"]) > 0.5
 
 
@@ -226,23 +252,23 @@ def collective_elements(strategy, model):
 
 
 @pytest.mark.parametrize(
-    ("door", "accumulate"),
+    ("way", "accumulate"),
     [
         *(("model", None), ("model", 2), ("wrapper", None), ("optimizer", 2)),
         *(("wrapper in a model", None), ("optimizer in a model", 2)),
         *(
-            pytest.param(door, accumulate, marks=pytest.mark.slow)
-            for door, accumulate in (
+            pytest.param(way, accumulate, marks=pytest.mark.slow)
+            for way, accumulate in (
                 *(("wrapper", 2), ("optimizer", None)),
                 *(("wrapper in a model", 2), ("optimizer in a model", None)),
             )
         ),
     ],
 )
-def test_gradients_are_all_reduced_once_per_step(door, accumulate):
+def test_gradients_are_all_reduced_once_per_step(way, accumulate):
     with scope(2):
         strategy = tf.distribute.get_strategy()
-        cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
+        cls, compiled = WAYS[way](gradient_accumulation_steps=accumulate)
         model = small_model(cls)
         model.compile(loss="mse", **compiled)
         model.optimizer.build(model.trainable_variables)
@@ -255,28 +281,28 @@ def test_gradients_are_all_reduced_once_per_step(door, accumulate):
 
 
 @pytest.mark.parametrize(
-    "door",
+    "way",
     [
         *("model", "wrapper"),
         *(
-            pytest.param(door, marks=pytest.mark.slow)
-            for door in DOORS
-            if door not in ("model", "wrapper")
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in WAYS
+            if way not in ("model", "wrapper")
         ),
     ],
 )
-def test_loss_scaling_does_not_depend_on_the_number_of_replicas(door):
+def test_loss_scaling_does_not_depend_on_the_number_of_replicas(way):
     keras.config.set_dtype_policy("mixed_float16")
     options = {"scale": 0.3}  # does not overflow under the initial loss scale
-    expected = train(1, door, **options)
-    history, model = train(2, door, **options)
+    expected = train(1, way, **options)
+    history, model = train(2, way, **options)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     # The tolerance is that of half precision, also in validation (of "model").
     assert_same((history, model), expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
-    ("door", "accumulate"),
+    ("way", "accumulate"),
     [
         *(("model", None), ("wrapper in a model", 2), ("wrapper", None)),
         pytest.param("model", 2, marks=pytest.mark.slow),
@@ -284,20 +310,20 @@ def test_loss_scaling_does_not_depend_on_the_number_of_replicas(door):
         pytest.param("wrapper", 2, marks=pytest.mark.slow),
     ],
 )
-def test_an_overflow_on_any_replica_skips_the_step(door, accumulate):
+def test_an_overflow_on_any_replica_skips_the_step(way, accumulate):
     x, y = (np.tile(array, (4, 1)) for array in small_data(0.3, 16))
     x[16 + 12] = np.inf  # in the second step, in the second replica's half
     trained = {}
     for replicas in (1, 2):
         with scope(replicas):
-            cls, compiled = DOORS[door](gradient_accumulation_steps=accumulate)
+            cls, compiled = WAYS[way](gradient_accumulation_steps=accumulate)
             model = small_model(cls)
             optimizer = keras.optimizers.LossScaleOptimizer(compiled.pop("optimizer"))
             model.compile(loss="mse", optimizer=optimizer, **compiled)
         model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
         assert np.isfinite(model.trainable_variables[0].numpy()).all()
         trained[replicas] = {}, model
-    if door == "wrapper":  # Keras checks only the first replica
+    if way == "wrapper":  # Keras checks only the first replica
         return
     assert_same(trained[2], trained[1], rtol=2e-5)
     assert model.optimizer.dynamic_scale.numpy() == 2.0**14
