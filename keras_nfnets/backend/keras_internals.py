@@ -5,6 +5,7 @@ nothing else. Seen to work: Keras 3.15.
 """
 
 import contextlib
+import gc
 import typing
 
 import keras
@@ -110,6 +111,25 @@ def layers_of(layer, include_self=True, recursive=True):
         A list of layers.
     """
     return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
+
+
+def layers_with(variables):
+    """List the layers that own some of the variables, and the layers that contain these.
+
+    Keras gives no way from a variable to its layer, nor from an optimizer to a model.
+    Python's garbage collector knows all layers.
+
+    Args:
+        variables: list of `keras.Variable`s.
+    """
+    wanted = {id(variable) for variable in variables}
+    return [
+        layer
+        for layer in gc.get_objects()
+        if issubclass(type(layer), keras.Layer)
+        and getattr(layer, "built", False)
+        and not wanted.isdisjoint(map(id, layer.trainable_variables))
+    ]
 
 
 def operation_of(tensor):

@@ -3,17 +3,14 @@
 import fnmatch
 import functools
 import math
-import re
 import typing
 
 import keras
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion, keras_internals
-from keras_nfnets.layers import WSConv2DTranspose, WSDepthwiseConv2D
-from keras_nfnets.layers.kernels import kernels_of
-from keras_nfnets.layers.standardization import Kernel
+from keras_nfnets.backend import fusion
+from keras_nfnets.layers.units import mark_units_of, unit_axes, variable_path
 
 # The kernel of this package's classifiers. The authors never clip it, but clip its bias
 # (their experiment_nfnets.py; arXiv 2102.06171, section 4.1).
@@ -31,22 +28,26 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
 
     | variable | shape | the norm is over | one unit |
     | --- | --- | --- | --- |
-    | scalar, vector, bias, or at most one axis longer than 1 | any | everything | itself |
-    | dense kernel | (in, out) | axis 0 | an output |
+    | scalar, vector, bias, gain, or at most one axis longer than 1 | any | everything | itself |
+    | dense kernel, kernels of recurrent layers | (in, out) | axis 0 | an output |
     | convolution kernel, 1-D to 3-D | (..., in, out) | all but the last | a filter |
     | depthwise kernel | (..., channels, multiplier) | all but the last two | a filter |
     | transposed convolution kernel | (..., out, in) | all but the last but one | a filter |
     | embeddings | (vocabulary, size) | axis 1 | a row, the embedding of one token |
     | attention query, key, value kernel | (in, heads, size) | axis 0 | an output of a head |
     | attention output kernel | (heads, size, out) | axes 0, 1 | an output |
+    | kernel of another `EinsumDense` | any | the axes that its equation sums | an output |
+    | `PReLU` and normalization weights | any | everything | itself |
 
-    An `AGCModel` recognizes dense, convolution, depthwise and transposed convolution
-    kernels by the class of their layer. Otherwise the last five kinds are recognized by
-    the names that Keras gives layers and variables ("depthwise_conv2d", "embeddings",
-    "query" of an attention, ...), which are part of a variable's path. A kernel of a
-    layer with another name, or a plain tensor, is treated as a dense or convolution
-    kernel, depending on its rank. A variable with `overwrite_with_gradient` (a scale of
-    float8 training), whose "gradient" is its new value, is not clipped.
+    The layer of a variable says what kind it is; factors of LoRA count as dense or
+    convolution kernels. A custom layer can say so by an attribute `unit_norm_axes`, a dict
+    from names of its variables to the axes of the norm, such as
+    `{"kernel": (0, 2)}`; its other variables count as dense or convolution kernels,
+    depending on their rank. So do plain tensors. A variable of TensorFlow, or of a layer
+    that no longer exists, is recognized by the names that Keras gives layers and variables
+    ("depthwise_conv2d", "embeddings", "query" of an attention, ...). A variable with
+    `overwrite_with_gradient` (a scale of float8 training), whose "gradient" is its new
+    value, is not clipped.
 
     Norms are computed in float32 or better, whatever the dtype of the gradient, and the
     result has the gradient's dtype. A `None` gradient stays `None`. A sparse gradient
@@ -73,7 +74,8 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     Raises:
         ValueError: the lists have different lengths, the shapes
             of a gradient and its variable differ, `clip_factor` is not positive, `eps`
-            is negative, or `exclude` has another type.
+            is negative, `exclude` has another type, or a layer's `unit_norm_axes` do not
+            fit its variables.
 
     Example:
 
@@ -87,6 +89,8 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     authors' optim.py.
     """
     check_settings(clip_factor, eps, exclude)
+    gradients, variables = list(gradients), list(variables)
+    mark_units_of(variables)
     return clip_units(gradients, variables, clip_factor, eps, exclude)[0]
 
 
@@ -113,7 +117,7 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     Returns:
         The gradients and a list of `Count`s, both in the order of `variables`.
     """
-    gradients, variables = list(gradients), list(variables)
+    gradients = list(gradients)
     if len(gradients) != len(variables):
         raise ValueError(
             "Clipping needs as many gradients as (trainable) variables. "
@@ -196,60 +200,6 @@ def _patterns(exclude):
     return [exclude] if isinstance(exclude, str) else exclude
 
 
-def variable_path(variable):
-    """Return `"layer/.../name"` of a Keras or TensorFlow variable, `""` for a tensor."""
-    if isinstance(variable, keras.Variable):
-        return variable.path
-    return str(getattr(variable, "name", "")).partition(":")[0]
-
-
-def norm_axes(shape, path="", kernel=None):
-    """Return the axes of a unit's norm, as in the table of `adaptive_clip`.
-
-    Args:
-        shape: tuple of ints. Shape of the variable.
-        path: str. Path or name of the variable.
-        kernel: `Kernel` or None. Its description, by default that of its path.
-    """
-    rank = len(shape)
-    if path.endswith("bias") or sum(size != 1 for size in shape) <= 1:
-        return tuple(range(rank))
-    return (kernel or _kernel_at(path, rank)).norm_axes(rank)
-
-
-def _kernel_at(path, rank):
-    """Return the `Kernel` that has such a path if its layer has Keras's default name."""
-    *layers, name = path.split("/")
-    layer = layers[-1] if layers else ""
-    if name == "embeddings":
-        return Kernel(output_axes=(0,))
-    # The default names that Keras gives such layers, without the number at their end.
-    if name == "depthwise_kernel" or re.match(r"(ws_)?depthwise_conv", layer):
-        return WSDepthwiseConv2D.KERNELS[0]
-    if re.match(r"(ws_)?conv\dd_transpose", layer):
-        return WSConv2DTranspose.KERNELS[0]
-    # Sublayers of an attention layer.
-    if rank == 3 and len(layers) > 1 and layer in ("query", "key", "value"):
-        return Kernel(output_axes=(-2, -1))
-    return Kernel()
-
-
-def mark_units(model):
-    """Mark the kernels of a model with the axes of a unit's norm, by layer class.
-
-    Names identify only layers with default names. The axes are stored as the attribute
-    `unit_norm_axes` of the variable, which all clipping functions and optimizers read.
-    """
-    for layer in keras_internals.layers_of(model):
-        kernels = {kernel.name: kernel for kernel in kernels_of(layer)}
-        if layer.built and kernels:
-            for variable in layer.trainable_variables:
-                # The factors that LoRA adds are dense kernels.
-                kernel = kernels.get(variable.name, Kernel())
-                shape = tuple(variable.shape)
-                variable.unit_norm_axes = norm_axes(shape, variable.name, kernel)
-
-
 def _is_sparse(gradient):
     return hasattr(gradient, "dense_shape")
 
@@ -288,14 +238,6 @@ def dense(gradient, variable):
             f"of shape {tuple(variable.shape)}"
         )
     return tensor
-
-
-def unit_axes(variable):
-    """Return the axes of a variable over which the norm of a unit is computed."""
-    axes = getattr(variable, "unit_norm_axes", None)
-    if axes is not None:
-        return axes
-    return norm_axes(tuple(variable.shape), variable_path(variable))
 
 
 def _clip(gradient, variable, *settings):

@@ -9,6 +9,7 @@ import keras
 
 from keras_nfnets import checks
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.layers.units import mark_units
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import Clipped, clip_mean
 from keras_nfnets.training.adaptive_clip import (
@@ -17,7 +18,6 @@ from keras_nfnets.training.adaptive_clip import (
     check_settings,
     clip_units,
     is_finite,
-    mark_units,
 )
 from keras_nfnets.training.callbacks import (
     CheckTrainStep,

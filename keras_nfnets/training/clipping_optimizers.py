@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_nfnets import checks
 from keras_nfnets.backend import fusion, keras_internals
+from keras_nfnets.layers.units import mark_units_of, unit_axes
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import clip_mean
 from keras_nfnets.training.adaptive_clip import (
@@ -18,7 +19,6 @@ from keras_nfnets.training.adaptive_clip import (
     dense,
     is_excluded,
     multiply,
-    unit_axes,
     unit_factors,
 )
 from keras_nfnets.training.inner_optimizers import all_optimizers
@@ -163,6 +163,7 @@ class AGC(keras.optimizers.Optimizer):
     def _prepare(self, variables):
         if not self._is_prepared:
             warn_of_exclude(self.exclude, variables)
+            mark_units_of(variables)
             self._is_prepared = True
 
     def apply(self, grads, trainable_variables=None):
@@ -344,6 +345,7 @@ class SGDAGC(keras.optimizers.Optimizer):
         if self.built:
             return
         warn_of_exclude(self.exclude, variables)
+        mark_units_of(variables)
         super().build(variables)
         if self.momentum:
             self.momentums = self.add_optimizer_variables(variables, "momentum")

@@ -21,7 +21,7 @@ from keras_nfnets import (
     WSDepthwiseConv2D,
     WSSeparableConv2D,
 )
-from keras_nfnets.training.adaptive_clip import norm_axes
+from keras_nfnets.layers.units import axes_by_path
 
 # `{name: (our class, Keras class, arguments, input shape without batch)}`.
 LAYERS = {
@@ -250,7 +250,7 @@ def test_units_of_clipping_are_those_of_standardization(name):
     by_name = ours(*arguments)
     by_name.build((None, *shape))
     for kernel in kernels(by_name):
-        assert norm_axes(kernel.shape, kernel.path) == unit_axes(name, kernel)
+        assert axes_by_path(kernel.shape, kernel.path) == unit_axes(name, kernel)
     # Weights of zero may move by at most clip_factor * eps per unit.
     randomize(model)
     for kernel in kernels(model):

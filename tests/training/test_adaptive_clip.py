@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from keras import ops
 
 from keras_nfnets import AGCModel, adaptive_clip
-from keras_nfnets.training.adaptive_clip import clip_units, mark_units
+from keras_nfnets.layers.units import mark_units
+from keras_nfnets.training.adaptive_clip import clip_units
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 AGC_TENSORS = dict(np.load(GOLDEN / "agc_tensors.npz"))
