@@ -2,10 +2,12 @@
 
 import difflib
 import math
+import numbers
 import operator
 import re
 
 import keras
+import numpy as np
 
 
 def integer(name, value, minimum=1):
@@ -28,12 +30,11 @@ def integer(name, value, minimum=1):
 def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
     """Return `value` as a finite float in [minimum, below).
 
-    With `exclusive` the interval is (minimum, below).
+    With `exclusive` the interval is (minimum, below). NumPy numbers are accepted; bools,
+    arrays and tensors are not.
     """
-    try:
-        result = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError):
-        result = math.nan
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    result = float(value) if is_number else math.nan
     enough = result > minimum if exclusive else result >= minimum
     if not (enough and result < below and math.isfinite(result)):
         least = f", more than {minimum:g}" if exclusive else f", at least {minimum:g}"
@@ -43,6 +44,13 @@ def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
             f"`{name}` must be a finite number{least}{most}. Received: {name}={value!r}"
         )
     return result
+
+
+def flag(name, value):
+    """Return `value`, which must be a bool (also of NumPy), as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
 
 
 def one_of(name, value, choices):

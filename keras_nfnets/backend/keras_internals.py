@@ -5,7 +5,9 @@ nothing else. Seen to work: Keras 3.15.
 """
 
 import contextlib
+import functools
 import gc
+import itertools
 import typing
 
 import keras
@@ -122,14 +124,16 @@ def layers_with(variables):
     Args:
         variables: list of `keras.Variable`s.
     """
-    wanted = {id(variable) for variable in variables}
-    return [
-        layer
-        for layer in gc.get_objects()
-        if issubclass(type(layer), keras.Layer)
-        and getattr(layer, "built", False)
-        and not wanted.isdisjoint(map(id, layer.trainable_variables))
-    ]
+    is_other = functools.partial(_is_other, {id(variable) for variable in variables})
+    # Not in a loop here, which TensorFlow would convert in the `tf.function` of a user.
+    return list(itertools.filterfalse(is_other, gc.get_objects()))
+
+
+def _is_other(wanted, o):
+    """Whether an object is no layer that owns a variable with an id in `wanted`."""
+    if not (issubclass(type(o), keras.Layer) and getattr(o, "built", False)):
+        return True
+    return wanted.isdisjoint([id(variable) for variable in o.trainable_variables])
 
 
 def operation_of(tensor):
@@ -326,6 +330,12 @@ def calls_of_apply(optimizer):
     The public `iterations` counts updates: one per `gradient_accumulation_steps` calls.
     """
     return optimizer._iterations
+
+
+def delete_variables(optimizer, variables):
+    """Delete variables of an optimizer that `add_variable...` has created."""
+    for variable in variables:
+        optimizer._untrack_variable(variable)
 
 
 def has_weight_decay(optimizer, variable):

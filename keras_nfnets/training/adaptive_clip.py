@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import math
 import typing
+import warnings
 
 import keras
 from keras import ops
@@ -142,9 +143,13 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
 
 
 def check_settings(clip_factor, eps, exclude):
-    """Raise a ValueError for invalid settings of `adaptive_clip`."""
-    checks.number("clip_factor", clip_factor, exclusive=True)
-    checks.number("eps", eps)
+    """Return `clip_factor` and `eps` as floats.
+
+    Raises:
+        ValueError: a setting of `adaptive_clip` is invalid.
+    """
+    clip_factor = checks.number("clip_factor", clip_factor, exclusive=True)
+    eps = checks.number("eps", eps)
     patterns = _patterns(exclude)
     if not (
         exclude is None
@@ -156,6 +161,7 @@ def check_settings(clip_factor, eps, exclude):
             "`exclude` must be a layer's name, a pattern of variable paths, a list of "
             f"these or a function of a variable. Received: exclude={exclude!r}"
         )
+    return clip_factor, eps
 
 
 def check_exclude(exclude, variables):
@@ -177,6 +183,40 @@ def check_exclude(exclude, variables):
                 f"Received: {pattern!r}"
                 + (suggestion or f"; there are {', '.join(paths[:3])} and others")
             )
+
+
+def warn_of_classifier(model, exclude, argument):
+    """Warn if a model's classifier is clipped only because it has an unknown name.
+
+    A classifier is the last layer with a kernel in a model with a cross-entropy as loss.
+
+    Args:
+        model: a compiled `keras.Model`.
+        exclude: see `adaptive_clip`.
+        argument: str. Name of the argument that was `exclude`, for the message.
+    """
+    kernels = [v for v in model.variables if v.name == "kernel" and len(v.shape) > 1]
+    if exclude != CLASSIFIER_KERNEL or not kernels or not _is_classifier(model.loss):
+        return
+    if any(is_excluded(kernel, exclude) for kernel in kernels):
+        return
+    if kernels[-1].trainable:
+        path = kernels[-1].path
+        warnings.warn(
+            f"The gradient of {path}, apparently the kernel of the classifier, is clipped "
+            "too. The authors do not clip that kernel, and by default a layer named "
+            f'"predictions" is left out. Pass {argument}="{path}" to leave out this one, '
+            f"or {argument}=None to clip everything without this warning.",
+            stacklevel=2,
+        )
+
+
+def _is_classifier(loss):
+    """Whether one of the losses given to `compile` is a cross-entropy."""
+    losses = keras.tree.flatten(loss)
+    names = [x if isinstance(x, str) else getattr(x, "name", None) for x in losses]
+    names = [n or getattr(x, "__name__", "") for n, x in zip(names, losses)]
+    return any("crossentropy" in name.replace("_", "").lower() for name in names)
 
 
 def is_excluded(variable, exclude):

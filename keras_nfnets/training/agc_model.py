@@ -1,5 +1,6 @@
 """Keras model that trains with adaptive gradient clipping."""
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -18,14 +19,16 @@ from keras_nfnets.training.adaptive_clip import (
     check_settings,
     clip_units,
     is_finite,
+    warn_of_classifier,
 )
+from keras_nfnets.training.averaged_evaluation import AveragedEvaluation
 from keras_nfnets.training.callbacks import (
     CheckTrainStep,
     ResetMetrics,
     StopAfterSkippedSteps,
 )
 from keras_nfnets.training.clipping_optimizers import clips
-from keras_nfnets.training.ema import MovingAverages
+from keras_nfnets.training.ema import averages_in
 from keras_nfnets.training.inner_optimizers import (
     all_optimizers,
     number_of_updates,
@@ -46,6 +49,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     (see `adaptive_clip`) that were clipped, averaged over the steps of the epoch.
     `model.clip_shares` then has the fraction of each stage, `{"clip_share_stem": 0.1,
     "clip_share_stage1": 0.2, ...}`, if layer names begin with `stem`, `stage1` and so on.
+    In other networks it has that of each layer, by its name.
 
     The gradient of the unscaled loss is clipped, so loss scaling (`mixed_float16`) does
     not change the result. `jit_compile=True` is supported.
@@ -114,7 +118,8 @@ class AGCModel(keras_internals.ModelWithHooks):
             agc_eps: float. `eps` of `adaptive_clip`.
             agc_exclude: `exclude` of `adaptive_clip`. By default the kernel (not the
                 bias) of a layer named `"predictions"`, the classifier of this
-                package's networks. None clips everything.
+                package's networks; a classifier with another name is clipped, with a
+                warning. None clips everything.
             sam_rho: float or None. Radius of sharpness-aware minimization (arXiv
                 2010.01412): the gradient is computed at the approximate maximum of the
                 loss within this distance of the weights, which doubles the cost of a
@@ -153,10 +158,12 @@ class AGCModel(keras_internals.ModelWithHooks):
         authors' experiment_nfnets.py. `sam_rho`: Foret et al. (2020), arXiv 2010.01412.
         """
         if clip_factor is not None:
-            check_settings(clip_factor, agc_eps, agc_exclude)
-        checks.number("sam_rho", sam_rho or 0.0)
+            clip_factor, agc_eps = check_settings(clip_factor, agc_eps, agc_exclude)
+        if sam_rho is not None:
+            sam_rho = checks.number("sam_rho", sam_rho)
         if ema_decay is not None:
-            checks.number("ema_decay", ema_decay, exclusive=True, below=1)
+            ema_decay = checks.number("ema_decay", ema_decay, exclusive=True, below=1)
+        skip_nonfinite = checks.flag("skip_nonfinite", skip_nonfinite)
         super().compile(*args, **kwargs)
         self._training_config = {
             "clip_factor": clip_factor,
@@ -168,9 +175,10 @@ class AGCModel(keras_internals.ModelWithHooks):
         }
         self.sam_rho = sam_rho
         self._clips = self._model_clips()
-        self._skips = bool(skip_nonfinite)
-        self._averages = None
-        self._clip_gradients_was_called = False
+        self._skips = skip_nonfinite
+        self._averages, self._has_averages_of_config = None, False
+        self._clip_gradients_was_called = self._train_step_is_checked = False
+        self._test_step_was_called = False
         if self.built:
             self._build_metrics()
 
@@ -219,7 +227,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         for metric in self._own_metrics.values():
             if not metric.built:
                 # For all weights, as layers may be frozen or unfrozen later.
-                metric.build([variable.path for variable in self.weights])
+                metric.build([variable.path for variable in self.weights], self.name)
 
     def build_training_state(self):
         """Create the training state of a built model, as the first step would."""
@@ -228,9 +236,12 @@ class AGCModel(keras_internals.ModelWithHooks):
             self.optimizer.build(variables)
         self._clips = self._model_clips()  # a `MultiOptimizer` may be complete only now
         self._build_metrics()
-        decay = self._training_config["ema_decay"]
-        if decay is not None and self._averages is None:
-            self._averages = MovingAverages(self.optimizer, variables, decay)
+        if not self._has_averages_of_config:
+            decay = self._training_config["ema_decay"]
+            self._averages = averages_in(self.optimizer, variables, decay)
+            self._averaged = self._averages and AveragedEvaluation(self._averages)
+            self._has_averages_of_config = True
+            self.test_function = None  # it may know of no averages
 
     @property
     def _trainable_paths(self):
@@ -249,7 +260,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     def _can_build_without_batch(self, iterator):
         """Whether the training step can be built before there is a batch."""
         return (
-            self._fits
+            (self._fits or self._evaluates_averages)
             and isinstance(self, keras_internals.FunctionalModel)
             and not self.run_eagerly
             and type(self).train_step is AGCModel.train_step
@@ -263,6 +274,11 @@ class AGCModel(keras_internals.ModelWithHooks):
         return super().make_train_function(*args, **kwargs)
 
     _fits = False  # whether `fit` is running
+    _evaluates = False  # whether `evaluate` is running
+
+    @property
+    def _evaluates_averages(self):
+        return self._evaluates and self._averages is not None
 
     # The logs.
 
@@ -278,10 +294,32 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @property
     def metrics_variables(self):
+        variables = self._variables_of_metrics
+        if self._evaluates_averages:
+            return [*variables, *self._averaged.state(variables)]
+        return variables
+
+    @property
+    def _variables_of_metrics(self):
         # A subclass may list its own metrics only.
         listed = super().metrics_variables
         known = {id(variable) for variable in listed}
         return [*listed, *(v for v in self._own_variables if id(v) not in known)]
+
+    @property
+    def metrics_names(self):
+        """Names of the values that `evaluate` returns, in their order.
+
+        They are complete when the model has been trained or evaluated.
+        """
+        try:
+            names = list(self.get_metrics_result())
+        except ValueError:  # of Keras: there was no batch yet
+            return super().metrics_names
+        if self._averages:
+            names += [f"ema_{name}" for name in names]
+        ordered = self.logs_as_list({name: name for name in names})
+        return [ordered] if isinstance(ordered, str) else ordered
 
     @property
     def _own_variables(self):
@@ -295,9 +333,26 @@ class AGCModel(keras_internals.ModelWithHooks):
         # The metrics cover all replicas; `logs` are those of the last step.
         own = {k: m.result() for k, m in self._own_metrics.items() if k in logs}
         if "clip_share" in own:
-            self.clip_shares = self.clip_share.by_stage()
+            self.clip_shares = self.clip_share.by_part()
         rest = {k: value for k, value in logs.items() if k not in own}
-        return {**metrics_of(rest), **own}
+        return {**metrics_of(rest), **own, **self._averaged_logs()}
+
+    def _averaged_logs(self):
+        """Return the results of an evaluation with averaged weights, `{}` without one."""
+        if not self._evaluates_averages:
+            return {}
+        if not self._test_step_was_called:
+            warnings.warn(
+                f"{type(self).__name__} has a `test_step` that does not call that of "
+                "AGCModel, so there are no results of averaged weights (`ema_loss`, "
+                "...). Call `super().test_step(...)`.",
+                stacklevel=2,
+            )
+            return {}
+        results = self._averaged.results(
+            self._variables_of_metrics, self.get_metrics_result
+        )
+        return {f"ema_{name}": value for name, value in results.items()}
 
     # The step.
 
@@ -309,8 +364,9 @@ class AGCModel(keras_internals.ModelWithHooks):
         Raises:
             ValueError: other settings of `compile` had no effect.
         """
-        if self._clip_gradients_was_called:
+        if self._clip_gradients_was_called or self._train_step_is_checked:
             return
+        self._train_step_is_checked = True
         given = {
             name: value
             for name, value in self._training_config.items()
@@ -339,7 +395,17 @@ class AGCModel(keras_internals.ModelWithHooks):
         return module.train_step(self, *args)
 
     def test_step(self, *args):
-        return replicas.to_be_reduced(super().test_step(*args))
+        """Evaluate one batch; the arguments are those of Keras on this backend."""
+        self._test_step_was_called = True
+        test_step = super().test_step
+        if not self._evaluates_averages:
+            return replicas.to_be_reduced(test_step(*args))
+        if keras.backend.backend() == "jax":
+            return self._averaged.stateless_step(test_step, self, *args)
+        logs = self._averaged.step(
+            functools.partial(test_step, *args), lambda: self._variables_of_metrics
+        )
+        return replicas.to_be_reduced(logs)
 
     def training_loss(self, x, y, y_pred, sample_weight):
         """Compute the loss of a training step, also by an overridden `compute_loss`."""
@@ -363,6 +429,9 @@ class AGCModel(keras_internals.ModelWithHooks):
             A `Clipped` for the optimizer to apply, and a bool tensor (or True): whether
             it should be applied.
         """
+        if self._clips and not self._clip_gradients_was_called:
+            exclude = self._training_config["agc_exclude"]
+            warn_of_classifier(self, exclude, "agc_exclude")
         self._clip_gradients_was_called = True
         if not gradients:
             warnings.warn(
@@ -491,15 +560,31 @@ class AGCModel(keras_internals.ModelWithHooks):
         finally:
             self._fits = False
 
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        logs = super().train_on_batch(*args, **kwargs)
+        self.check_train_step()
+        return logs
+
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, return_dict=False, **kwargs):
-        evaluate = super().evaluate
-        logs = evaluate(*args, return_dict=True, **kwargs)
-        if self._averages:
-            with self.averaged_weights():
-                averaged = evaluate(*args, return_dict=True, **kwargs)
-            logs.update({f"ema_{name}": value for name, value in averaged.items()})
-        return logs if return_dict else self.logs_as_list(logs)
+    def evaluate(self, *args, **kwargs):
+        self._evaluates = True
+        try:
+            if self._averages:
+                self.reset_metrics()
+                self._averaged.begin(self._variables_of_metrics)
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._evaluates = False
+
+    @functools.wraps(keras.Model.load_weights)
+    def load_weights(self, *args, **kwargs):
+        if not (self.built and self.compiled and self.optimizer):
+            return super().load_weights(*args, **kwargs)
+        # A file has the optimizer too, and with it averages of weights.
+        self.build_training_state()
+        with self._averages.loading() if self._averages else contextlib.nullcontext():
+            return super().load_weights(*args, **kwargs)
 
     def averaged_weights(self):
         """Context in which the weights are replaced by their averages, see `ema_decay`.

@@ -15,13 +15,8 @@ _MAX_CONSECUTIVE_SKIPS = 10
 class CheckTrainStep(keras.callbacks.Callback):
     """Callback that calls `check_train_step` of an `AGCModel` after the first step."""
 
-    def on_train_begin(self, logs=None):
-        self._checked = False
-
     def on_train_batch_end(self, batch, logs=None):
-        if not self._checked:
-            self.model.check_train_step()
-            self._checked = True
+        self.model.check_train_step()
 
 
 class ResetMetrics(keras.callbacks.Callback):
@@ -85,7 +80,8 @@ class TrainingLog(keras.callbacks.Callback):
     It adds `learning_rate` at the end of the epoch (of each optimizer in a
     `MultiOptimizer`, as `learning_rate_<name>`), `images_per_second` (of all
     replicas; the first epoch includes compilation), and for an `AGCModel` the fraction of
-    clipped units in each stage: `clip_share_stem`, `clip_share_stage1`, ... Put it before
+    clipped units in each stage: `clip_share_stem`, `clip_share_stage1`, ... (in a network
+    without such names, in each layer). Put it before
     callbacks that write logs, such as `keras.callbacks.TensorBoard`.
 
     Args:

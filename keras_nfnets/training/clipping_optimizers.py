@@ -20,6 +20,7 @@ from keras_nfnets.training.adaptive_clip import (
     is_excluded,
     multiply,
     unit_factors,
+    warn_of_classifier,
 )
 from keras_nfnets.training.inner_optimizers import all_optimizers
 
@@ -51,16 +52,25 @@ class Setting:
         vars(optimizer)[self._name] = value
 
 
-def warn_of_exclude(exclude, variables):
-    """Warn about names in `exclude` that match none of an optimizer's variables.
+def prepare_clipping(optimizer, variables):
+    """Find the units of an optimizer's variables, and warn of what is hardly meant.
 
-    It is not an error: frozen variables may be excluded too, and an optimizer does not
-    see them.
+    A name in `exclude` that matches no variable is not an error: frozen variables may be
+    excluded too, and an optimizer does not see them.
+
+    Args:
+        optimizer: `AGC` or `SGDAGC`.
+        variables: list of the variables it is built for.
     """
     try:
-        check_exclude(exclude, variables)
+        check_exclude(optimizer.exclude, variables)
     except ValueError as error:
         warnings.warn(str(error), stacklevel=3)
+    mark_units_of(variables)
+    for model in keras_internals.layers_with(variables):
+        compiled = getattr(model, "optimizer", None)
+        if compiled and optimizer in all_optimizers(compiled):
+            warn_of_classifier(model, optimizer.exclude, "exclude")
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -106,7 +116,7 @@ class AGC(keras.optimizers.Optimizer):
         exclude=CLASSIFIER_KERNEL,
         name=None,
     ):
-        check_settings(clip_factor, eps, exclude)
+        clip_factor, eps = check_settings(clip_factor, eps, exclude)
         optimizer = keras.optimizers.get(optimizer)
         inside = all_optimizers(optimizer)
         if any(map(clips, inside)):
@@ -162,8 +172,7 @@ class AGC(keras.optimizers.Optimizer):
 
     def _prepare(self, variables):
         if not self._is_prepared:
-            warn_of_exclude(self.exclude, variables)
-            mark_units_of(variables)
+            prepare_clipping(self, variables)
             self._is_prepared = True
 
     def apply(self, grads, trainable_variables=None):
@@ -329,7 +338,7 @@ class SGDAGC(keras.optimizers.Optimizer):
         **kwargs,
     ):
         if clip_factor is not None:
-            check_settings(clip_factor, eps, exclude)
+            clip_factor, eps = check_settings(clip_factor, eps, exclude)
         momentum = checks.number("momentum", momentum or 0.0, below=1)
         weight_decay = checks.number("weight_decay", weight_decay or 0.0)
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -344,8 +353,8 @@ class SGDAGC(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
-        warn_of_exclude(self.exclude, variables)
-        mark_units_of(variables)
+        if self.clip_factor is not None:
+            prepare_clipping(self, variables)
         super().build(variables)
         if self.momentum:
             self.momentums = self.add_optimizer_variables(variables, "momentum")

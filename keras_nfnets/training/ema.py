@@ -2,8 +2,10 @@
 
 import contextlib
 
+import numpy as np
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.training.adaptive_clip import is_overwritten
 from keras_nfnets.training.inner_optimizers import innermost
 
@@ -27,8 +29,7 @@ class MovingAverages:
 
     def __init__(self, optimizer, variables, decay):
         self.decay = decay
-        self.variables = [v for v in variables if not is_overwritten(v)]
-        optimizer = innermost(optimizer)
+        self.variables = averaged_variables(variables)
         self.averages = [
             optimizer.add_variable_from_reference(
                 variable, "average", initializer=_value_of(variable)
@@ -46,6 +47,25 @@ class MovingAverages:
             average.assign(keep * average + (1 - keep) * variable)
 
     @contextlib.contextmanager
+    def loading(self):
+        """Context in which weights are loaded, and averages if the file has them.
+
+        Averages that are not loaded begin at the new weights.
+        """
+        before = [ops.convert_to_numpy(average).copy() for average in self.averages]
+        marked, nan = self.averages[0], np.full_like(before[0], np.nan)
+        marked.assign(nan)
+        try:
+            yield
+        except BaseException:
+            for average, value in zip(self.averages, before):
+                average.assign(value)
+            raise
+        if np.isnan(np.float32(ops.convert_to_numpy(marked))).all():
+            for average, variable in zip(self.averages, self.variables):
+                average.assign(ops.convert_to_numpy(variable))
+
+    @contextlib.contextmanager
     def swapped_in(self):
         """Context in which the variables have the values of their averages."""
         values = [ops.convert_to_numpy(variable).copy() for variable in self.variables]
@@ -56,6 +76,33 @@ class MovingAverages:
         finally:
             for variable, value in zip(self.variables, values):
                 variable.assign(value)
+
+
+def averages_in(optimizer, variables, decay):
+    """Return the `MovingAverages` in an optimizer, which are created only once.
+
+    A model may be compiled again with the same optimizer.
+
+    Args:
+        optimizer, variables: see `MovingAverages`.
+        decay: float, or None: averages that are there are deleted.
+    """
+    optimizer = innermost(optimizer)
+    found = vars(optimizer).get("moving_averages")
+    if found and (decay is None or found.variables != averaged_variables(variables)):
+        keras_internals.delete_variables(optimizer, found.averages)
+        found = None
+    if not found and decay is not None and averaged_variables(variables):
+        found = MovingAverages(optimizer, variables, decay)
+    optimizer.moving_averages = found
+    if found:
+        found.decay = decay
+    return found
+
+
+def averaged_variables(variables):
+    """Return those of a model's trainable variables that are averaged: no float8 scales."""
+    return [variable for variable in variables if not is_overwritten(variable)]
 
 
 def _value_of(variable):

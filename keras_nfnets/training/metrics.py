@@ -10,13 +10,13 @@ class _PerVariableMetric(keras.metrics.Metric):
     """Base class of metrics with state for each variable of a model.
 
     Keras requires metrics when a model is constructed. Their state depends on the
-    variables, which are known only when the model is built: then `build(paths)` is called
-    with the paths of all variables.
+    variables, which are known only when the model is built: then `build` is called with
+    the paths of all variables and the name of the model.
     """
 
     built = False
 
-    def build(self, paths):
+    def build(self, paths, model_name):
         self.paths = list(paths)
         self.built = True
 
@@ -27,20 +27,20 @@ class ClipShare(_PerVariableMetric):
     def __init__(self):
         super().__init__(name="clip_share")
 
-    def build(self, paths):
-        super().build(paths)
-        # "stem", "stage1", ..., and "" for the rest
-        stages = {_stage(path) for path in paths} or {""}
-        self.stages = sorted(stages, key=lambda stage: (stage != "stem", stage))
-        shape = (len(self.stages),)
+    def build(self, paths, model_name):
+        super().build(paths, model_name)
+        self._part_of = parts_of_network(paths, model_name)
+        parts = set(self._part_of.values()) or {""}
+        self.parts = sorted(parts, key=lambda part: (part != "stem", part))
+        shape = (len(self.parts),)
         self._clipped = self.add_variable(shape, "zeros", name="clipped")
         self._units = self.add_variable(shape, "zeros", name="units")
 
     def update_state(self, counts, paths, weight=1.0):
         """Add a step with weight `weight`: the `Count`s of the variables at `paths`."""
-        clipped, units = [0.0] * len(self.stages), [0.0] * len(self.stages)
+        clipped, units = [0.0] * len(self.parts), [0.0] * len(self.parts)
         for count, path in zip(counts, paths):
-            i = self.stages.index(_stage(path))
+            i = self.parts.index(self._part_of[path])
             clipped[i] = clipped[i] + count.clipped
             units[i] += count.units
         clipped = ops.stack([ops.cast(value, "float32") for value in clipped])
@@ -53,18 +53,33 @@ class ClipShare(_PerVariableMetric):
             return 0.0
         return ops.divide_no_nan(ops.sum(self._clipped), ops.sum(self._units))
 
-    def by_stage(self):
-        """Return the fraction of each stage, `{"clip_share_stage1": float, ...}`."""
+    def by_part(self):
+        """Return the fraction of each part, `{"clip_share_stage1": float, ...}`."""
         shares = ops.divide_no_nan(self._clipped, self._units)
         return {
-            f"{self.name}_{stage}": float(share)
-            for stage, share in zip(self.stages, ops.convert_to_numpy(shares))
-            if stage
+            f"{self.name}_{part}": float(share)
+            for part, share in zip(self.parts, ops.convert_to_numpy(shares))
+            if part
         }
 
 
-def _stage(path):
-    return re.match(r"stem|stage\d+|", path)[0]
+def parts_of_network(paths, model_name):
+    """Return the part of the network that each variable belongs to.
+
+    Args:
+        paths: list of str. Paths of the variables.
+        model_name: str. Name of the model; it may be the beginning of paths.
+
+    Returns:
+        A dict from paths to `"stem"`, `"stage1"`, ..., or `""` for the rest. If no layer
+        has such a name, a dict from paths to the names of the model's layers.
+    """
+    stages = {path: re.search(r"(?:^|/)(stem|stage\d+)", path) for path in paths}
+    if any(stages.values()):
+        return {path: stage[1] if stage else "" for path, stage in stages.items()}
+    layers = {path: path.removeprefix(f"{model_name}/").split("/") for path in paths}
+    # (A variable of the model itself has no layer.)
+    return {path: "/".join(names[:-1][:1]) for path, names in layers.items()}
 
 
 class SkippedSteps(_PerVariableMetric):
@@ -77,8 +92,8 @@ class SkippedSteps(_PerVariableMetric):
     def __init__(self):
         super().__init__(name="skipped")
 
-    def build(self, paths):
-        super().build(paths)
+    def build(self, paths, model_name):
+        super().build(paths, model_name)
         # All replicas have the same values.
         same = {"dtype": "int32", "aggregation": "only_first_replica"}
         self._skipped = self.add_variable((), "zeros", name="skipped", **same)

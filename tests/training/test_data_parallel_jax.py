@@ -51,7 +51,7 @@ def small_model():
     inputs = keras.Input((8, 8, 3))
     x = keras_nfnets.WSConv2D(8, 3, activation="relu")(inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras_nfnets.AGCModel(inputs, keras.layers.Dense(10)(x))
+    return keras_nfnets.AGCModel(inputs, keras.layers.Dense(10, name="predictions")(x))
 
 
 def train(devices, way):
