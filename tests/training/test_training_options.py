@@ -402,10 +402,15 @@ class WithItsOwnStep(AGCModel):
 def test_settings_that_a_train_step_ignores_are_an_error(settings):
     inputs = keras.Input((2,))
     model = WithItsOwnStep(inputs, keras.layers.Dense(1)(inputs))
-    model.compile("sgd", "mse", **settings)
     [(name, value)] = settings.items()
-    with pytest.raises(ValueError, match=rf"{name}={value}.*super\(\)\.train_step"):
-        model.fit(X, Y, verbose=0)
+    for train in (
+        lambda: model.fit(X, Y, verbose=0),
+        lambda: model.train_on_batch(X, Y),
+    ):
+        model.compile("sgd", "mse", **settings)
+        match = rf"{name}={value}.*super\(\)\.train_step"
+        with pytest.raises(ValueError, match=match):
+            train()
 
 
 def test_a_train_step_that_does_not_clip_says_so():
@@ -437,3 +442,121 @@ def test_a_model_without_trainable_weights_trains_as_in_keras(options):
         [loss] = model.fit(X, Y, verbose=0).history["loss"]
     plain.compile("sgd", "mse")
     assert loss == pytest.approx(plain.evaluate(X, Y, verbose=0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"skip_nonfinite": "yes"}, {"skip_nonfinite": 1}, {"skip_nonfinite": None}),
+        *({name: ops.ones(()) / 2} for name in ("clip_factor", "sam_rho", "ema_decay")),
+        *({name: "0.5"} for name in ("clip_factor", "agc_eps", "sam_rho", "ema_decay")),
+        {"clip_factor": np.array([0.5])},
+        {"clip_factor": True},
+    ],
+    ids=lambda settings: "-".join(
+        f"{k}-{type(v).__name__}" for k, v in settings.items()
+    ),
+)
+def test_settings_are_numbers_and_bools(settings):
+    [name] = settings
+    with pytest.raises(ValueError, match=f"`{name.removeprefix('agc_')}` must be"):
+        quadratic([1, 1], optimizer="sgd", **settings)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), 1])
+def test_numbers_of_numpy_are_settings(number):
+    model = quadratic([1, 1], optimizer="sgd", clip_factor=number)
+    stored = model.get_compile_config()["clip_factor"]
+    assert type(stored) is float and stored == number
+
+
+# A classifier of another name.
+
+
+def classifier(cls, name="head"):
+    inputs = keras.Input((2,))
+    x = keras.layers.Dense(4, name="hidden")(inputs)
+    return cls(inputs, keras.layers.Dense(3, name=name)(x))
+
+
+LABELS = np.array([0, 1])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.sparse_categorical_crossentropy,
+    ],
+    ids=["name", "object", "function"],
+)
+def test_a_clipped_classifier_is_said_once(loss):
+    model = classifier(AGCModel)
+    model.compile("sgd", loss)
+    with pytest.warns(UserWarning, match='agc_exclude="head/kernel"') as caught:
+        model.fit(X, LABELS, epochs=2, verbose=0)
+    assert len(caught) == 1
+    model.fit(X, LABELS, verbose=0)
+
+
+@pytest.mark.parametrize("make", [lambda **o: AGC("sgd", **o), lambda **o: SGDAGC(**o)])
+def test_optimizers_say_that_a_classifier_is_clipped(make):
+    model = classifier(keras.Model)
+    model.compile(make(), "sparse_categorical_crossentropy")
+    with pytest.warns(UserWarning, match=' exclude="head/kernel"'):
+        model.fit(X, LABELS, verbose=0)
+    for exclude in ("head/kernel", "head", None):
+        model.compile(make(exclude=exclude), "sparse_categorical_crossentropy")
+        model.fit(X, LABELS, verbose=0)
+
+
+def test_no_classifier_is_said_where_none_is_clipped():
+    for name, loss, options in (
+        ("predictions", "sparse_categorical_crossentropy", {}),
+        ("head", "mse", {}),
+        ("head", "sparse_categorical_crossentropy", {"agc_exclude": None}),
+        ("head", "sparse_categorical_crossentropy", {"agc_exclude": "head"}),
+        ("head", "sparse_categorical_crossentropy", {"clip_factor": None}),
+    ):
+        model = classifier(AGCModel, name)
+        model.compile("sgd", loss, **options)
+        model.fit(X, LABELS if "cat" in loss else np.zeros((2, 3)), verbose=0)
+
+
+# The parts of a network.
+
+
+def test_clip_shares_of_layers_of_any_network():
+    class Subclassed(AGCModel):
+        def __init__(self):
+            super().__init__(name="mine")
+            self.hidden = keras.layers.Dense(4, name="hidden")
+            self.inner = keras.Sequential([keras.layers.Dense(1)], name="inner")
+
+        def call(self, x):
+            return self.inner(self.hidden(x))
+
+    functional = AGCModel(
+        inputs := keras.Input((2,)),
+        keras.Sequential([keras.layers.Dense(1)], name="inner")(
+            keras.layers.Dense(4, name="hidden")(inputs)
+        ),
+    )
+    for model in (Subclassed(), functional):
+        model.compile(keras.optimizers.SGD(1e-9), "mse", clip_factor=1e-9)
+        model.fit(X, 1 + Y, verbose=0)
+        assert model.clip_shares.keys() == {"clip_share_hidden", "clip_share_inner"}
+        assert 0 < model.clip_shares["clip_share_inner"] <= 1
+
+
+def test_clip_shares_of_a_network_in_another():
+    backbone = NFNetTiny(input_shape=(8, 8, 1), weights=None, include_top=False)
+    nested = AGCModel(
+        inputs := keras.Input((8, 8, 1)),
+        keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(backbone(inputs))),
+    )
+    nested.compile("sgd", "mse")
+    nested.fit(np.ones((2, 8, 8, 1)), np.zeros((2, 3)), verbose=0)
+    stages = [f"clip_share_stage{i}" for i in (1, 2, 3, 4)]
+    assert list(nested.clip_shares) == ["clip_share_stem", *stages]
