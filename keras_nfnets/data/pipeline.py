@@ -254,11 +254,11 @@ def _shuffled(source, split, seeds, pairs):
     """
     import tensorflow as tf
 
-    # With a fixed global seed, the order depends only on `seeds`. It must not be 0, as
-    # TensorFlow would then need the value of the other seed when it builds the graph.
-    tf.random.set_seed(1)
-
     def order(i):
+        # With a fixed seed of this function's graph, the order depends only on `seeds`. It
+        # must not be 0, as TensorFlow would then need the value of the other seed when it
+        # builds the graph.
+        tf.random.set_seed(1)
         seed = tf.random.stateless_uniform(
             (), tf.random.fold_in(seeds, i), 0, tf.int64.max, dtype="int64"
         )

@@ -173,18 +173,20 @@ def _standard_normal(rows=2**14, channels=256):
     return shuffle(quantiles.reshape(rows, channels), axis=0).astype("float32")
 
 
+def _scaled(function, inputs, gain):
+    """Compute `gain * function(inputs)`."""
+    outputs = function(inputs)
+    return outputs * ops.cast(gain, outputs.dtype)
+
+
 @functools.cache
-def _scaled(function):
-    """Return a function of inputs and gain that computes `gain * function(inputs)`.
+def _scaled_by_name(name):
+    """Return `_scaled` for an activation, as one object: `fusion.fused` compiles each once.
 
-    It is cached, as `fusion.fused` compiles each function object once.
+    By name only: a cache of functions would keep custom activations alive, and the layers
+    they may be.
     """
-
-    def scaled(inputs, gain):
-        outputs = function(inputs)
-        return outputs * ops.cast(gain, outputs.dtype)
-
-    return scaled
+    return functools.partial(_scaled, _resolve(name))
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -229,10 +231,10 @@ class ScaledActivation(keras.layers.Layer):
     def call(self, inputs, training=False):
         # Custom functions are not fused: they may read variables or draw random numbers.
         if training and isinstance(self.activation, str):
-            return fusion.fused(_scaled(self.function), inputs, self.gain)
+            return fusion.fused(_scaled_by_name(self.activation), inputs, self.gain)
         if self.gain == 1.0:
             return self.function(inputs)
-        return _scaled(self.function)(inputs, self.gain)
+        return _scaled(self.function, inputs, self.gain)
 
     def get_config(self):
         return {

@@ -577,6 +577,16 @@ class AGCModel(keras_internals.ModelWithHooks):
         finally:
             self._evaluates = False
 
+    @functools.wraps(keras.Model.save)
+    def save(self, filepath, *args, **kwargs):
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "The old format of Keras cannot store the class and the settings of an "
+                "AGCModel. Save the model to a path that ends in .keras, or its weights "
+                f"by `save_weights`, to .weights.h5. Received: filepath={filepath}"
+            )
+        return super().save(filepath, *args, **kwargs)
+
     @functools.wraps(keras.Model.load_weights)
     def load_weights(self, *args, **kwargs):
         if not (self.built and self.compiled and self.optimizer):

@@ -93,6 +93,18 @@ def test_the_same_seed_gives_the_same_images():
     assert np.abs(images(2, 0)[0][0] - x).max() > 1
 
 
+def test_the_global_seed_of_the_user_stays():
+    def numbers(between):
+        tf.random.set_seed(7)
+        between()
+        return tf.random.uniform((3,)).numpy().tolist()
+
+    def load():
+        next(iter(data.load("digits", "train", 32, 4, training=True)))
+
+    assert numbers(load) == numbers(lambda: None)
+
+
 def test_arguments_out_of_range_are_errors_that_name_them():
     for change, sentence in [
         ({"split": "validation"}, "`split` must be one of 'train', 'test'"),

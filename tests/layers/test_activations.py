@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import keras
 import numpy as np
@@ -101,3 +103,18 @@ def test_unknown_activation_is_refused(bad):
 def test_activation_without_a_gain_is_refused(constant):
     with pytest.raises(ValueError, match="finite, positive variance"):
         activation_gain(constant)
+
+
+def test_a_custom_activation_is_not_kept_alive():
+    class Scale(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    activation = Scale()
+    layer = ScaledActivation(activation, gain=1.5)
+    x = np.ones((2, 3), "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(x, training=True)), 3 * x)
+    alive = weakref.ref(activation)
+    del activation, layer
+    gc.collect()
+    assert alive() is None

@@ -255,6 +255,15 @@ def test_options_survive_saving(tmp_path):
     assert {name: config[name] for name in options} == options
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+def test_the_old_format_is_refused(suffix, tmp_path):
+    model = quadratic([1, 1], optimizer="sgd")
+    with pytest.raises(ValueError, match=r"old format .* \.keras, or .*save_weights"):
+        model.save(tmp_path / f"model{suffix}")
+    assert list(tmp_path.iterdir()) == []
+    model.save_weights(tmp_path / "model.weights.h5")
+
+
 def test_clip_shares_of_the_stages_of_a_network():
     model = NFNetTiny(input_shape=(8, 8, 1), classes=3, attention=None)
     loss = "sparse_categorical_crossentropy"
