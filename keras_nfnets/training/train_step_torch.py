@@ -14,7 +14,8 @@ def train_step(model, data):
         y_pred = model(x, training=True)
         model.zero_grad()
         loss = model.training_loss(x, y, y_pred, sample_weight)
-        model.optimizer.scale_loss(loss).backward()
+        if loss.requires_grad:  # else there are no trainable weights
+            model.optimizer.scale_loss(loss).backward()
         return loss, y_pred, [v.value.grad for v in model.trainable_variables]
 
     before = model.state_before_step()

@@ -363,3 +363,57 @@ def test_sam_and_averages_do_not_depend_on_the_number_of_replicas():
     assert_same(result, expected, rtol=2e-5)
     for a, b in zip(result[1].optimizer.variables, expected[1].optimizer.variables):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def with_statistics():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(8, activation="tanh")(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.5)(x)
+    return AGCModel(inputs, keras.layers.Dense(3, name="predictions")(x))
+
+
+def trained_with_statistics(x, y, **options):
+    with scope(4):
+        model = with_statistics()
+        model.compile(sgd(), "mse", metrics=["mae"], **options)
+    history = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
+    return {k: v[0] for k, v in history.items() if k != "skipped"}, model
+
+
+def assert_same_variables(a, b, rtol=2e-5):
+    for v, w in zip(a.variables, b.variables):
+        np.testing.assert_allclose(v.numpy(), w.numpy(), rtol=rtol, atol=1e-6)
+
+
+def test_a_skipped_step_changes_no_statistics_on_replicas():
+    x, y = small_data(30, 32)
+    good = np.r_[0:8, 16:32]
+    expected = trained_with_statistics(x[good], y[good], skip_nonfinite=True)
+    x[[13]] = np.nan  # in the second batch, on the third replica
+    history, model = trained_with_statistics(x, y, skip_nonfinite=True)
+    assert history == pytest.approx(expected[0], rel=1e-5)
+    assert_same_variables(model, expected[1])
+
+
+def test_sam_updates_statistics_once_on_replicas():
+    x, y = small_data(30, 32)
+    expected = trained_with_statistics(x, y)
+    history, model = trained_with_statistics(x, y, sam_rho=1e-9)
+    assert history == pytest.approx(expected[0], rel=1e-4)
+    assert_same_variables(model, expected[1], rtol=1e-3)
+
+
+def test_sample_weights_on_replicas_are_those_on_one():
+    x, y = small_data(30, 32)
+    weights = np.linspace(0, 2, 32)
+    trained = []
+    for replicas in (1, 2):
+        with scope(replicas):
+            model = small_model(AGCModel)
+            model.compile(sgd(), "mse", weighted_metrics=["mae"])
+        history = model.fit(
+            *(x, y, 8), sample_weight=weights, shuffle=False, verbose=0
+        ).history
+        trained.append((history, model))
+    assert_same(trained[1], trained[0], rtol=2e-5)
