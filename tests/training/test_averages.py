@@ -175,6 +175,23 @@ def test_load_weights_loads_averages(steps, tmp_path):
     assert_equal(averages(other), averages(model), atol=1e-6)
 
 
+def test_backup_and_restore_continues_exactly_after_an_epoch(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(), epochs=3, callbacks=[backup, Stop()])
+    resumed, model = compiled(), compiled()
+    fit(resumed, epochs=3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
+    fit(model, epochs=3)
+    assert int(resumed.optimizer.iterations) == int(model.optimizer.iterations) == 15
+    assert_equal(resumed.get_weights(), model.get_weights(), atol=1e-6)
+    assert_equal(averages(resumed), averages(model), atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_averages_begin_at_weights_that_are_loaded_without_them(tmp_path):
     plain = network()
