@@ -1,6 +1,5 @@
 """Keras has the internals that `backend/keras_internals.py` expects."""
 
-import contextlib
 import zipfile
 
 import h5py
@@ -8,21 +7,9 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from internals import expected
 
 from keras_nfnets.backend import keras_internals
-
-
-@contextlib.contextmanager
-def expected(function):
-    """Context in which any error fails the test with a message that names the version."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 (of whatever type)
-        pytest.fail(
-            f"Keras {keras.__version__} has other internals than "
-            f"keras_internals.{function.__name__} expects: {error!r}. Adapt it, or "
-            "exclude this version in setup.cfg."
-        )
 
 
 class Outer(keras.layers.Layer):
@@ -82,6 +69,18 @@ def test_a_subclassed_model_knows_the_shapes_it_was_built_with():
         assert tuple(shape) == (4, 3)
 
 
+def test_layers_of_a_variable_are_found():
+    with expected(keras_internals.layers_with):
+        inputs = keras.Input((3,))
+        model = keras.Model(inputs, Outer(name="outer")(inputs))
+        other = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+        assert other.built
+        kernel = model.trainable_variables[0]
+        outer = model.get_layer("outer")
+        found = [*map(id, keras_internals.layers_with([kernel]))]
+        assert sorted(found) == sorted(map(id, (model, outer, outer.inner)))
+
+
 def test_an_optimizer_knows_its_variables():
     with expected(keras_internals.optimized_variables):
         variables = [keras.Variable(np.zeros(n), name=f"v{n}") for n in (2, 3)]
@@ -105,6 +104,15 @@ def test_accumulated_gradients_and_calls_are_counted():
             sums = keras_internals.accumulated_gradient(optimizer, variable)
             assert keras.ops.convert_to_numpy(sums).tolist() == [calls, calls]
         assert int(optimizer.iterations) == 0
+
+
+def test_variables_of_an_optimizer_can_be_deleted():
+    with expected(keras_internals.delete_variables):
+        optimizer = keras.optimizers.SGD()
+        before = len(optimizer.variables)
+        added = optimizer.add_variable((2,))
+        keras_internals.delete_variables(optimizer, [added])
+        assert len(optimizer.variables) == before
 
 
 def test_excluded_variables_have_no_weight_decay():

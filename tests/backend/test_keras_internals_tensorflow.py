@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_keras_internals import expected
+from internals import expected
 
 from keras_nfnets.backend import keras_internals_tensorflow as internals
 

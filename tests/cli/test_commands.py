@@ -58,7 +58,7 @@ def test_no_arguments_and_version(capsys):
         (["summary", "NFNetF0", "--image_size=-3"], "positive integer. Received: -3"),
     ],
 )
-def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys):
+def test_wrong_usage_is_explained(arguments, sentence, capsys):
     status, out, err = outputs(capsys, *arguments)
     assert status == 2
     assert out == ""

@@ -43,7 +43,7 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
     assert (folder / "results.csv").read_bytes() == before
 
 
-def test_wrong_usage_gets_a_sentence_and_nothing_is_lost(tmp_path, capsys):
+def test_wrong_usage_is_explained_and_nothing_is_lost(tmp_path, capsys):
     def error(*arguments):
         assert main(["experiment", *arguments]) == 2
         return capsys.readouterr().err

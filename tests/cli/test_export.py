@@ -7,9 +7,9 @@ import keras_nfnets
 from keras_nfnets.cli.main import main
 
 
-@pytest.fixture(name="pictures")
+@pytest.fixture(name="images")
 def _pictures(tmp_path):
-    folder = tmp_path / "some pictures"
+    folder = tmp_path / "some images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(3):
@@ -35,14 +35,14 @@ def test_exports_a_network(tmp_path, capsys):
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_int8_takes_a_folder_of_pictures(tmp_path, pictures, capsys):
+def test_int8_takes_a_folder_of_images(tmp_path, images, capsys):
     model = keras_nfnets.NFNet(
         (1,), (64,), group_size=16, input_shape=(8, 8, 3), classes=10
     )
     model.save(tmp_path / "small.keras")
     out = tmp_path / "small.tflite"
     arguments = ["export", str(tmp_path / "small.keras"), str(out), "--quantize=int8"]
-    assert main([*arguments, f"--examples={pictures}"]) == 0
+    assert main([*arguments, f"--examples={images}"]) == 0
     # A parameter takes one byte instead of four.
     assert out.stat().st_size < 3 * model.count_params()
     assert main(arguments) == 2

@@ -109,7 +109,7 @@ def test_plot_draws_the_pictures(digits, capsys, tmp_path):
         (["convert", "FILE", "nowhere/x.keras"], "no folder nowhere"),
     ],
 )
-def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_path):
+def test_wrong_usage_is_explained(arguments, sentence, capsys, digits, tmp_path):
     places = {"FILE": digits / "0.png", "FOLDER": tmp_path}
     status, out, err = outputs(capsys, *(places.get(a, a) for a in arguments))
     assert (status, out) == (2, "")
@@ -132,7 +132,7 @@ def test_wrong_usage_gets_a_sentence(arguments, sentence, capsys, digits, tmp_pa
         (["convert", "TORN", "x.keras"], "predictions/kernel has shape"),
     ],
 )
-def test_what_cannot_be_done_gets_a_sentence(
+def test_what_cannot_be_done_is_explained(
     arguments, sentence, capsys, digits, tmp_path
 ):
     torn = GoldenCase("timm_test_nfnet").parameters

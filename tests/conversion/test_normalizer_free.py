@@ -14,7 +14,7 @@ def noise(*shape, seed=1):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-def pictures(count, size, seed=0):
+def photos(count, size, seed=0):
     """Return standardized crops of photographs."""
     from sklearn.datasets import load_sample_images
 
@@ -275,14 +275,14 @@ def test_residual_network_is_its_shortcuts_at_the_start():
 def test_images_decide_what_the_first_convolution_gives():
     model = preactivation("relu")
     of_noise = normalizer_free(model)
-    of_pictures = normalizer_free(model, pictures(32, SIZE))
+    of_images = normalizer_free(model, photos(32, SIZE))
     # Neighbouring pixels are similar, so a zero-mean filter outputs a smaller variance.
-    assert of_pictures.layers[1].scale > 1.5 * of_noise.layers[1].scale
-    ratios, _ = measured_over_expected(of_pictures, pictures(32, SIZE, seed=1))
+    assert of_images.layers[1].scale > 1.5 * of_noise.layers[1].scale
+    ratios, _ = measured_over_expected(of_images, photos(32, SIZE, seed=1))
     assert 0.75 < ratios.min() <= ratios.max() < 1.25
 
 
-def test_alpha_is_the_deviation_a_branch_adds():
+def test_alpha_is_the_std_that_a_branch_adds():
     model = normalizer_free(preactivation(), alpha=0.5, skip_gain_initializer="ones")
     variances = [step.variance for step in model.conversion.steps if step.kind == "Add"]
     np.testing.assert_allclose(np.diff(variances), 0.25, atol=0.05)
@@ -459,10 +459,10 @@ def test_images_of_which_nothing_can_be_found_are_refused(images, message):
         normalizer_free(preactivation(), images)
 
 
-@pytest.mark.parametrize("deviation", [1.0, 3.0])
-def test_a_mean_that_normalization_took_away_is_taken_away(deviation):
+@pytest.mark.parametrize("std", [1.0, 3.0])
+def test_a_mean_that_normalization_took_away_is_taken_away(std):
     """With any variance, also with one, where only the mean needs a constant."""
-    images = deviation * (noise(64, 8, 8, 4) + [[[[2, -1, 0, 3]]]])
+    images = std * (noise(64, 8, 8, 4) + [[[[2, -1, 0, 3]]]])
     model = keras.Sequential(
         [
             keras.Input((8, 8, 4)),
@@ -553,7 +553,7 @@ def test_a_mean_that_depthwise_filters_learn_moves_no_output():
 
 @pytest.mark.slow
 @pytest.mark.own_process
-@pytest.mark.parametrize("kind", ["noise", "pictures"])
+@pytest.mark.parametrize("kind", ["noise", "photos"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -586,7 +586,7 @@ def test_variance_in_networks_of_keras_is_as_expected(name, kind):
             # Samples of crops of two photographs differ more than samples of noise do,
             # and gates propagate that, so networks with gates get more crops.
             gated = name.startswith(("MobileNetV3", "EfficientNet"))
-            x = pictures(96 if gated else 32, size, seed)
+            x = photos(96 if gated else 32, size, seed)
         return 120 + 60 * x if rescales else x
 
     for start in ("zeros", "ones"):

@@ -10,7 +10,7 @@ from keras_nfnets.models.costs import count_flops
 
 
 @pytest.fixture
-def pictures():
+def images():
     return np.random.default_rng(0).normal(size=(6, 32, 32, 3)).astype("float32")
 
 
@@ -26,10 +26,10 @@ def set_skip_gains(model):
     return model
 
 
-def test_folded_network_has_the_same_signal(pictures):
+def test_folded_network_has_the_same_signal(images):
     model = set_skip_gains(keras_nfnets.NFResNet((2, 2), 1, classes=3))
-    signal = keras_nfnets.signal_propagation(model, pictures)
-    folded = keras_nfnets.signal_propagation(keras_nfnets.fold(model), pictures)
+    signal = keras_nfnets.signal_propagation(model, images)
+    folded = keras_nfnets.signal_propagation(keras_nfnets.fold(model), images)
     for name in ("avg_sq_mean", "avg_var"):
         assert_close(folded[name], signal[name], rtol=1e-4)
     # The variance of residual branches includes alpha and the learned gain.
@@ -38,16 +38,16 @@ def test_folded_network_has_the_same_signal(pictures):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_blocks_of_plain_layers_are_where_their_ends_are_added(pictures, training):
+def test_blocks_of_plain_layers_are_where_their_ends_are_added(images, training):
     model = PreActResNet((2, 1), 1, classes=3)
     before = model.get_weights()
-    signal = keras_nfnets.signal_propagation(model, pictures, training=training)
+    signal = keras_nfnets.signal_propagation(model, images, training=training)
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     names = ["stage1_block1", "stage1_block2", "stage2_block1"]
     ends = ["stem", *names, *[f"{name}_conv2" for name in names]]
     outputs = keras.Model(model.input, [model.get_layer(n).output for n in ends])(
-        pictures, training=training
+        images, training=training
     )
     expected = np.array([moments(x) for x in outputs])
     assert_close(signal["avg_sq_mean"], expected[:4, 0], rtol=1e-4)
@@ -78,10 +78,10 @@ class Subclassed(keras.Model):
         return x
 
 
-def test_models_of_ones_own_are_measured(pictures):
+def test_models_of_users_are_measured(images):
     model = Subclassed()
-    signal = keras_nfnets.signal_propagation(model, pictures)
-    x = model.first(pictures)
+    signal = keras_nfnets.signal_propagation(model, images)
+    x = model.first(images)
     expected = [moments(x)]
     residuals = []
     for block in model.blocks:
@@ -94,7 +94,7 @@ def test_models_of_ones_own_are_measured(pictures):
     assert_close(signal["res_avg_var"], residuals, rtol=1e-4)
 
 
-def test_blocks_may_be_called_by_keyword(pictures):
+def test_blocks_may_be_called_by_keyword(images):
     class ByKeyword(keras.Model):
         def __init__(self):
             super().__init__()
@@ -108,8 +108,8 @@ def test_blocks_may_be_called_by_keyword(pictures):
             return x
 
     model = ByKeyword()
-    signal = keras_nfnets.signal_propagation(model, pictures)
-    x, residuals = model.first(pictures), []
+    signal = keras_nfnets.signal_propagation(model, images)
+    x, residuals = model.first(images), []
     for block in model.blocks:
         residuals.append(moments(block.residual(x))[1])
         x = block(x)
@@ -117,14 +117,14 @@ def test_blocks_may_be_called_by_keyword(pictures):
     assert_close(signal["avg_var"][-1], moments(x)[1], rtol=1e-4)
 
 
-def test_a_plus_ends_a_block_and_nested_models_are_looked_into(pictures):
+def test_a_plus_ends_a_block_and_nested_models_are_looked_into(images):
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 1, name="first")(inputs)
     x = x + keras.layers.Conv2D(4, 3, padding="same", name="branch")(x)
     inner = keras.Model(inputs, x)
     outer = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Dense(2)])
-    signal = keras_nfnets.signal_propagation(outer, pictures)
-    first = inner.get_layer("first")(pictures)
+    signal = keras_nfnets.signal_propagation(outer, images)
+    first = inner.get_layer("first")(images)
     branch = inner.get_layer("branch")(first)
     assert_close(
         signal["avg_var"], [moments(first)[1], moments(first + branch)[1]], 1e-4
@@ -132,14 +132,14 @@ def test_a_plus_ends_a_block_and_nested_models_are_looked_into(pictures):
     assert_close(signal["res_avg_var"], [moments(branch)[1]], rtol=1e-4)
 
 
-def test_the_residual_branch_is_the_one_with_the_kernels_not_the_longer_one(pictures):
+def test_the_residual_branch_is_the_one_with_the_kernels_not_the_longer_one(images):
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(4, 1)(inputs)
     branch = keras.layers.Conv2D(4, 3, padding="same", name="branch")(x)
     shortcut = keras.layers.ReLU()(keras.layers.ReLU()(keras.layers.ReLU()(x)))
     model = keras.Model(inputs, keras.layers.Add()([shortcut, branch]))
-    signal = keras_nfnets.signal_propagation(model, pictures)
-    branch = keras.Model(inputs, model.get_layer("branch").output)(pictures)
+    signal = keras_nfnets.signal_propagation(model, images)
+    branch = keras.Model(inputs, model.get_layer("branch").output)(images)
     assert_close(signal["res_avg_var"], [moments(branch)[1]], rtol=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_without_blocks_every_layer_with_a_kernel_is_measured():
     assert "call" not in vars(model.layers[0])
 
 
-def test_random_layers_draw_as_if_nothing_had_been_measured(pictures):
+def test_random_layers_draw_as_if_nothing_had_been_measured(images):
     model = keras_nfnets.NFNetTiny(classes=3, drop_rate=0.5)
     states = [
         ops.convert_to_numpy(v)
@@ -167,7 +167,7 @@ def test_random_layers_draw_as_if_nothing_had_been_measured(pictures):
         if "seed" in v.path
     ]
     assert states
-    keras_nfnets.signal_propagation(model, pictures, training=True)
+    keras_nfnets.signal_propagation(model, images, training=True)
     after = [
         ops.convert_to_numpy(v)
         for v in model.non_trainable_variables
@@ -183,11 +183,11 @@ def test_nothing_to_measure_is_an_error():
         keras_nfnets.signal_propagation(model, np.zeros((2, 4)))
 
 
-def test_plot_draws_one_signal_or_several(pictures, tmp_path):
+def test_plot_draws_one_signal_or_several(images, tmp_path):
     from matplotlib import image
 
     model = keras_nfnets.NFNetTiny(classes=3)
-    signal = keras_nfnets.signal_propagation(model, pictures)
+    signal = keras_nfnets.signal_propagation(model, images)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     keras_nfnets.plot_signal_propagation(signal, one)
     keras_nfnets.plot_signal_propagation({"a": signal, "b": signal}, two, "Title")

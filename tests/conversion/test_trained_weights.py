@@ -403,8 +403,8 @@ def test_report_names_layers_that_are_off_and_tolerance_leaves_them_plain():
         ops.convert_to_numpy(m(smooth(64, 2), training=False))
         for m in (original, loose)
     )
-    deviation = np.sqrt(np.mean(expected.var(axis=(0, 1, 2))))
-    error = np.sqrt(np.mean((given - expected) ** 2)) / deviation
+    std = np.sqrt(np.mean(expected.var(axis=(0, 1, 2))))
+    error = np.sqrt(np.mean((given - expected) ** 2)) / std
     assert 0.7 < error / loose.conversion.error < 1.4
     # The two layers with the largest errors stay unconverted.
     limit = sorted(off.values())[-2]

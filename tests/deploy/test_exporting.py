@@ -75,7 +75,7 @@ def small(classes=10):
     return keras.Model(inputs, keras.layers.Dense(classes)(x))
 
 
-PICTURES = np.zeros((4, 8, 8, 3), "float32")
+IMAGES = np.zeros((4, 8, 8, 3), "float32")
 
 
 def one_block():
@@ -182,9 +182,9 @@ def test_replaces_only_when_told(name, tmp_path):
     export(small(classes=3), path)
     with pytest.raises(ValueError, match="there already"):
         export(small(), path)
-    assert RUNTIMES[name](path, PICTURES[:1]).shape == (1, 3)
+    assert RUNTIMES[name](path, IMAGES[:1]).shape == (1, 3)
     export(small(), path, overwrite=True)
-    assert RUNTIMES[name](path, PICTURES[:1]).shape == (1, 10)
+    assert RUNTIMES[name](path, IMAGES[:1]).shape == (1, 10)
     assert os.listdir(tmp_path) == [name]
 
 
@@ -198,13 +198,13 @@ def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
     assert (path / "thesis.txt").read_text() == "all of it"
     (path / "thesis.txt").unlink()
     export(small(), path, overwrite=True)
-    RUNTIMES[name](path, PICTURES[:1])
+    RUNTIMES[name](path, IMAGES[:1])
 
 
 def test_a_saved_model_takes_the_place_of_a_file(tmp_path):
     (tmp_path / "model").write_text("old")
     export(small(), tmp_path / "model", overwrite=True)
-    run_saved_model(tmp_path / "model", PICTURES[:1])
+    run_saved_model(tmp_path / "model", IMAGES[:1])
     assert os.listdir(tmp_path) == ["model"]
 
 
@@ -273,15 +273,15 @@ def test_refuses_paths(path):
 @pytest.mark.parametrize(
     "examples",
     [
-        PICTURES + np.nan,
-        PICTURES + np.inf,
-        PICTURES[:0],
-        PICTURES[:, :0, :0],
-        PICTURES.astype("complex64"),
-        PICTURES.astype("str"),
+        IMAGES + np.nan,
+        IMAGES + np.inf,
+        IMAGES[:0],
+        IMAGES[:, :0, :0],
+        IMAGES.astype("complex64"),
+        IMAGES.astype("str"),
         [[1.0], [1.0, 2.0]],
-        iter(PICTURES),
-        tf.data.Dataset.from_tensors(PICTURES),
+        iter(IMAGES),
+        tf.data.Dataset.from_tensors(IMAGES),
     ],
 )
 def test_refuses_examples(examples, tmp_path):

@@ -64,7 +64,7 @@ def with_random_weights(model, seed=0):
     return model
 
 
-def pictures(*shape, seed=1):
+def images(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
@@ -100,7 +100,7 @@ def assert_folds(model, *sizes):
     folded = fold(model)
     assert_plain(folded)
     for size in sizes:
-        assert difference(model, folded, pictures(2, *size, 3)) < 1e-5
+        assert difference(model, folded, images(2, *size, 3)) < 1e-5
     for a, b in zip(before, model.get_weights()):
         np.testing.assert_array_equal(a, b)
     return folded
@@ -143,7 +143,7 @@ def test_dtype_policies(policy, options, nfnet_tiny):
     model = with_random_weights(nfnet_tiny(**SMALL, **options))
     folded = fold(model)
     assert folded.compute_dtype == model.compute_dtype
-    assert difference(model, folded, pictures(2, 17, 16, 3)) < 1e-5
+    assert difference(model, folded, images(2, 17, 16, 3)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_blocks_with_attention_in_the_bottleneck(nfnet_tiny):
     assert_folds(with_random_weights(keras.Model(inputs, x)), (31, 20))
 
 
-def test_models_of_ones_own():
+def test_models_of_users():
     """Models may be nested, with several inputs and outputs and shared layers."""
     inner = keras.Sequential(
         [
@@ -213,7 +213,7 @@ def test_models_of_ones_own():
     model = with_random_weights(keras.Model([a, b], outputs))
     folded = fold(model)
     assert_plain(folded)
-    x = [pictures(2, 21, 18, 3), pictures(2, 21, 18, 3, seed=2)]
+    x = [images(2, 21, 18, 3), images(2, 21, 18, 3, seed=2)]
     expected, actual = model(x), folded(x)
     assert set(actual) == set(expected)
     for name in expected:
@@ -246,7 +246,7 @@ def test_inputs_are_cast_as_by_the_layer(name, policy):
     model = keras.Model(inputs, FIRST[name]()(inputs))
     folded = fold(model)
     assert folded.output.dtype == model.output.dtype
-    assert difference(model, folded, pictures(2, 8, 8, 3)) == 0
+    assert difference(model, folded, images(2, 8, 8, 3)) == 0
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_constants_are_not_merged_into_another_precision(layer):
     x = keras_nfnets.WSConv2D(4, 3)(x)
     x = keras_nfnets.ScaledActivation("gelu", dtype="float32")(x)
     model = keras.Model(inputs, layer()(x))
-    assert difference(model, fold(model), pictures(2, 8, 8, 3)) == 0
+    assert difference(model, fold(model), images(2, 8, 8, 3)) == 0
 
 
 def test_what_layers_have_adapted_comes_along():
     normalization = keras.layers.Normalization()
-    normalization.adapt(5 + 7 * pictures(4, 8, 8, 3))
+    normalization.adapt(5 + 7 * images(4, 8, 8, 3))
     inputs = keras.Input((8, 8, 3))
     x = keras_nfnets.WSConv2D(4, 3)(normalization(inputs))
     assert_folds(keras.Model(inputs, x), (8, 8))
@@ -279,7 +279,7 @@ def test_nothing_is_random():
     inputs = keras.Input((8, 8, 3))
     x = keras_nfnets.WSConv2D(4, 3)(keras.layers.RandomFlip()(inputs))
     model = keras.Model(inputs, x)
-    folded, x = fold(model), pictures(4, 8, 8, 3)
+    folded, x = fold(model), images(4, 8, 8, 3)
     for _ in range(5):
         assert difference(model, folded, x) < 1e-5
 
@@ -307,7 +307,7 @@ def test_names_are_kept_apart():
         4, 3, strides=2, padding="symmetric", groups=2, name="conv"
     )(x)
     model = keras.Model(inputs, x)
-    assert difference(model, fold(model), pictures(2, 8, 8, 4)) < 1e-5
+    assert difference(model, fold(model), images(2, 8, 8, 4)) < 1e-5
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
@@ -339,7 +339,7 @@ def test_a_model_loaded_anew_folds(tmp_path):
 
 
 @pytest.mark.parametrize("base", [keras.Model, keras.Sequential])
-def test_a_call_of_ones_own_is_refused(base):
+def test_a_call_of_users_is_refused(base):
     class Doubled(base):
         def call(self, x, training=False):
             return 2 * super().call(x, training=training)
@@ -360,7 +360,7 @@ def test_loads_without_this_package(tmp_path, nfnet_tiny):
     with open(tmp_path / "plain.keras", "rb") as file:
         assert b"keras_nfnets" not in file.read()
     loaded = keras.saving.load_model(tmp_path / "plain.keras")
-    assert difference(model, loaded, pictures(2, 32, 32, 3)) < 1e-5
+    assert difference(model, loaded, images(2, 32, 32, 3)) < 1e-5
 
 
 def test_trained_skip_gain_of_zero():

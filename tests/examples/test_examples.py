@@ -107,6 +107,6 @@ def test_a_scene_marks_a_whole_digit_alone(example):
     assert x.shape == y.shape == (20, 48, 48, 1)
     assert (y.sum(axis=(1, 2, 3)) == 40).all()
     # Fragments are bright too, so brightness alone does not mark the digit.
-    for picture, mask in zip(x, y, strict=True):
-        assert picture[mask > 0].mean() > picture[mask == 0].mean()
-        assert (picture[mask == 0] > picture[mask > 0].min()).any()
+    for image, mask in zip(x, y, strict=True):
+        assert image[mask > 0].mean() > image[mask == 0].mean()
+        assert (image[mask == 0] > image[mask > 0].min()).any()

@@ -6,7 +6,7 @@ from comparing import assert_close
 from keras_nfnets import EfficientChannelAttention, SqueezeExcite
 
 
-def pictures(channels):
+def images(channels):
     x = np.random.default_rng(0).normal(size=(2, 5, 6, channels))
     return x.astype("float32")
 
@@ -25,7 +25,7 @@ def test_eca_kernel_size_is_that_of_the_paper(channels, size):
 
 
 def test_eca_is_a_convolution_over_channels():
-    x = pictures(6)
+    x = images(6)
     layer = EfficientChannelAttention(kernel_size=3)
     layer.build(x.shape)
     weights = np.array([0.5, -1.0, 2.0])
@@ -55,7 +55,7 @@ def test_width_of_squeeze_and_excitation(channels, ratio, divisor, hidden):
     "layer", [EfficientChannelAttention(5), SqueezeExcite(0.3, divisor=4)]
 )
 def test_channels_first_and_configs(layer):
-    x = pictures(12)
+    x = images(12)
     y = layer(x)
     again = type(layer).from_config({**layer.get_config(), "name": "again"})
     first = type(layer).from_config(

@@ -270,7 +270,7 @@ def test_input_tensor_and_input_shape():
     assert make().input_shape == (None, None, None, 3)
 
 
-def test_beta_is_one_over_the_expected_deviation():
+def test_beta_is_one_over_the_expected_std():
     model = NFNet((2, 3), (16, 32), group_size=8, alpha=0.5)
     betas = [layer.beta for layer in model.layers if isinstance(layer, NFBlock)]
     # Variance grows by alpha^2 per block and restarts after each transition block.

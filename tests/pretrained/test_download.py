@@ -1,7 +1,6 @@
 """Downloads of weight files from a server that fails in many ways."""
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -14,6 +13,7 @@ import threading
 import time
 
 import pytest
+from internals import expected
 from server import File, running
 
 from keras_nfnets.pretrained import download, hub_cache
@@ -45,7 +45,7 @@ def files_in(folder):
 
 
 @dataclasses.dataclass
-class Door:
+class Remote:
     """One of the two download functions, its file on the server, and its cache."""
 
     fetch: callable
@@ -77,7 +77,7 @@ def hub(server, tmp_path, monkeypatch):
     (cache / "models--other--one" / "blobs" / "aa").write_bytes(b"of somebody else")
     server.files[RESOLVE] = on_hub(CONTENT)
     server.files[RESOLVE.replace("main", COMMIT)] = server.files[RESOLVE]
-    return Door(
+    return Remote(
         lambda: download.hub_file("timm/nfnet", "model.safetensors"),
         RESOLVE.replace("main", COMMIT),
         server.files[RESOLVE],
@@ -94,7 +94,7 @@ def url(server, tmp_path, monkeypatch):
     server.files[PLAIN] = File(
         CONTENT, headers={"x-goog-hash": f"crc32c=AAAA==,{SENT_MD5}"}
     )
-    return Door(
+    return Remote(
         lambda **options: download.url_file(server.url + PLAIN, **options),
         PLAIN,
         server.files[PLAIN],
@@ -104,7 +104,7 @@ def url(server, tmp_path, monkeypatch):
 
 
 @pytest.fixture(params=["hub", "url"])
-def door(request):
+def remote(request):
     return request.getfixturevalue(request.param)
 
 
@@ -114,67 +114,69 @@ def impatient(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)
 
 
-def assert_refused(door, error, message, before=None):
-    before = files_in(door.cache) if before is None else before
+def assert_refused(remote, error, message, before=None):
+    before = files_in(remote.cache) if before is None else before
     with pytest.raises(error, match=message) as raised:
-        door.fetch()
-    after = files_in(door.cache)
+        remote.fetch()
+    after = files_in(remote.cache)
     partial = [name for name in after if name.endswith(".partial")]
     assert {name: after[name] for name in after if name not in partial} == before
-    assert not any(path.name.startswith(".keras") for path in door.cache.iterdir())
+    assert not any(path.name.startswith(".keras") for path in remote.cache.iterdir())
     return str(raised.value), partial
 
 
-def test_a_file_is_downloaded_once(door, server):
-    path = door.fetch()
+def test_a_file_is_downloaded_once(remote, server):
+    path = remote.fetch()
     assert path.read_bytes() == CONTENT
     assert isinstance(path, pathlib.Path)
-    assert server.gets(door.path) == [None]
+    assert server.gets(remote.path) == [None]
     asked = len(server.requests)
     # A cached file needs no writing either, as the folder may be read-only.
-    for lock in door.cache.rglob("*.lock"):
+    for lock in remote.cache.rglob("*.lock"):
         lock.unlink()
-    assert door.fetch() == path
+    assert remote.fetch() == path
     assert len(server.requests) == asked
-    assert not [*door.cache.rglob("*.lock")]
+    assert not [*remote.cache.rglob("*.lock")]
 
 
-def test_nothing_has_the_final_name_before_it_is_checked(door):
+def test_nothing_has_the_final_name_before_it_is_checked(remote):
     seen = []
 
     def look():
         time.sleep(0.3)
-        seen.append(files_in(door.cache).keys())
+        seen.append(files_in(remote.cache).keys())
 
-    door.file.before_last_byte = look
-    before = files_in(door.cache).keys()
-    door.fetch()
+    remote.file.before_last_byte = look
+    before = files_in(remote.cache).keys()
+    remote.fetch()
     [names] = seen
     assert len(names) > len(before)
-    assert not any(door.is_final(name) for name in names)
+    assert not any(remote.is_final(name) for name in names)
 
 
-def test_a_truncated_download(door, impatient):
+def test_a_truncated_download(remote, impatient):
     # The server announces more bytes than it ever sends.
-    door.file.cuts = itertools.chain([1_000_000], itertools.repeat(0))
-    _, partial = assert_refused(door, ConnectionError, "manually and pass .*Received: ")
+    remote.file.cuts = itertools.chain([1_000_000], itertools.repeat(0))
+    _, partial = assert_refused(
+        remote, ConnectionError, "manually and pass .*Received: "
+    )
     # A partial file stays for the next call only if the download can be resumed.
-    assert len(partial) == (door.path == PLAIN)
+    assert len(partial) == (remote.path == PLAIN)
 
 
 @pytest.mark.parametrize("at", [0, 1_000_000])
-def test_a_wrong_checksum(door, at):
-    door.file.content = CONTENT[:at] + b"!" + CONTENT[at + 1 :]
+def test_a_wrong_checksum(remote, at):
+    remote.file.content = CONTENT[:at] + b"!" + CONTENT[at + 1 :]
     message = "checksum .* is wrong; it was deleted. .*Received: [0-9a-f]{32,64}$"
-    _, partial = assert_refused(door, ValueError, message)
+    _, partial = assert_refused(remote, ValueError, message)
     assert not partial
 
 
-def test_a_server_that_disconnects_halfway(door, server, impatient):
-    door.file.cuts = iter([1_000_000, 500_000])
-    assert door.fetch().read_bytes() == CONTENT
+def test_a_server_that_disconnects_halfway(remote, server, impatient):
+    remote.file.cuts = iter([1_000_000, 500_000])
+    assert remote.fetch().read_bytes() == CONTENT
     # The hub's client writes complete chunks and loses the last one.
-    first, second, third = server.gets(door.path)
+    first, second, third = server.gets(remote.path)
     assert first is None
     for asked, come in ((second, 1_000_000), (third, 1_500_000)):
         at = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -182,38 +184,40 @@ def test_a_server_that_disconnects_halfway(door, server, impatient):
 
 
 @pytest.mark.parametrize("status", [404, 401, 503])
-def test_no_such_file(door, server, status):
+def test_no_such_file(remote, server, status):
     server.files[RESOLVE] = server.files[PLAIN] = status
-    message, partial = assert_refused(door, ConnectionError, f"Received: HTTP {status}")
+    message, partial = assert_refused(
+        remote, ConnectionError, f"Received: HTTP {status}"
+    )
     assert server.url in message
     assert not partial
 
 
-def test_a_full_disk(door):
+def test_a_full_disk(remote):
     resource = pytest.importorskip("resource")
-    before = files_in(door.cache)
+    before = files_in(remote.cache)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Writing beyond this limit fails as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
     try:
-        with pytest.raises(OSError, match=f"{len(CONTENT)} bytes.*{door.cache}") as e:
-            door.fetch()
+        with pytest.raises(OSError, match=f"{len(CONTENT)} bytes.*{remote.cache}") as e:
+            remote.fetch()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert e.value.errno
     assert not isinstance(e.value, ConnectionError)
-    assert files_in(door.cache) == before
-    assert door.fetch().read_bytes() == CONTENT
+    assert files_in(remote.cache) == before
+    assert remote.fetch().read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("answers", ["refuses", "is silent"])
-def test_a_host_that_does_not_answer(door, server, answers, monkeypatch):
+def test_a_host_that_does_not_answer(remote, server, answers, monkeypatch):
     monkeypatch.setattr(download, "_RESPONSE_TIMEOUT", 1)
     server.shutdown()
     if answers == "refuses":
         server.server_close()
     start = time.monotonic()
-    message, _ = assert_refused(door, ConnectionError, "could not be downloaded. ")
+    message, _ = assert_refused(remote, ConnectionError, "could not be downloaded. ")
     assert time.monotonic() - start < 10
     assert ("no answer" in message) == (answers == "is silent")
 
@@ -502,27 +506,13 @@ def test_no_url_leads_out_of_the_folder(url, server, name):
     assert "pw" not in str(place)
 
 
-@contextlib.contextmanager
-def expected(function):
-    """Context in which any error fails the test with a message that names the version."""
-    import huggingface_hub
-
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 (of whatever type)
-        pytest.fail(
-            f"huggingface_hub {huggingface_hub.__version__} has other internals than "
-            f"hub_cache.{function.__name__} expects: {error!r}. Adapt it, or exclude this "
-            "version in setup.cfg."
-        )
-
-
 @pytest.mark.parametrize("links", [True, False])
 def test_the_hub_client_writes_the_layout_that_we_write(hub, monkeypatch, links):
+    import huggingface_hub
     from huggingface_hub import constants, hf_hub_download
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
-    with expected(hub_cache.repository):
+    with expected(hub_cache.repository, huggingface_hub):
         pointer = pathlib.Path(hf_hub_download("timm/nfnet", "model.safetensors"))
         cache = hub_cache.folder()
         assert cache == hub.cache
@@ -540,8 +530,9 @@ def test_the_hub_client_writes_the_layout_that_we_write(hub, monkeypatch, links)
 
 def test_a_lock_keeps_others_out(tmp_path):
     import filelock
+    import huggingface_hub
 
-    with expected(hub_cache.locked):
+    with expected(hub_cache.locked, huggingface_hub):
         path = tmp_path / "folder" / "a.lock"
         other = filelock.FileLock(path)
         with hub_cache.locked(path), pytest.raises(filelock.Timeout):
@@ -620,16 +611,16 @@ def test_two_processes_at_once_download_once(server, hub, url, start):
     assert server.gets(PLAIN) == [None]
 
 
-def test_ctrl_c_leaves_nothing_under_the_final_name(server, door, start):
-    call = HUB_CALL if door.path != PLAIN else f"url_file({server.url + PLAIN!r})"
-    before = files_in(door.cache)
+def test_ctrl_c_leaves_nothing_under_the_final_name(server, remote, start):
+    call = HUB_CALL if remote.path != PLAIN else f"url_file({server.url + PLAIN!r})"
+    before = files_in(remote.cache)
     at_the_end, stopped = threading.Event(), threading.Event()
 
     def hold():
         at_the_end.set()
         stopped.wait(20)
 
-    door.file.before_last_byte = hold
+    remote.file.before_last_byte = hold
     child = start(call)
     assert at_the_end.wait(20)
     time.sleep(0.5)
@@ -638,13 +629,13 @@ def test_ctrl_c_leaves_nothing_under_the_final_name(server, door, start):
     stopped.set()
     assert child.returncode != 0
     assert "KeyboardInterrupt" in errors
-    after = files_in(door.cache)
-    assert not any(door.is_final(name) for name in after.keys() - before.keys())
-    assert len(after) == len(before) + (door.path == PLAIN)
-    door.file.before_last_byte = lambda: None
+    after = files_in(remote.cache)
+    assert not any(remote.is_final(name) for name in after.keys() - before.keys())
+    assert len(after) == len(before) + (remote.path == PLAIN)
+    remote.file.before_last_byte = lambda: None
     server.requests.clear()
-    assert door.fetch().read_bytes() == CONTENT
-    assert (server.gets(door.path) != [None]) == (door.path == PLAIN)
+    assert remote.fetch().read_bytes() == CONTENT
+    assert (server.gets(remote.path) != [None]) == (remote.path == PLAIN)
 
 
 def test_offline(server, hub, start):

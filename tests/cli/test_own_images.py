@@ -25,7 +25,7 @@ NAMES = ["zero", "one & <b>two", "three"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Folder of real digits as PNG files, with unbalanced classes and two broken files."""
-    root = tmp_path_factory.mktemp("pictures") / "my digits"
+    root = tmp_path_factory.mktemp("images") / "my digits"
     [(x, y), _] = data.load_digits()
     for k, (name, count) in enumerate(zip(NAMES, (100, 100, 25))):
         (root / name).mkdir(parents=True)
@@ -119,8 +119,8 @@ def test_evaluate_gives_the_numbers_that_training_ended_with(
     assert result["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-6)
     assert result["loss"] == pytest.approx(best["val_loss"], rel=1e-4)
     assert set(result["classes"]) == set(NAMES)
-    pictures = sum(row["pictures"] for row in result["classes"].values())
-    assert pictures == result["pictures"]
+    count = sum(row["pictures"] for row in result["classes"].values())
+    assert count == result["pictures"]
     # Evaluation of another split.
     other = evaluated(out / "model.keras", f"--data={folder}", "--split=train")
     assert other["pictures"] + result["pictures"] == 225
@@ -184,11 +184,11 @@ def test_the_python_of_the_page_runs(run, folder, monkeypatch, capsys):
     page = _Page()
     page.feed((out / "report.html").read_text("utf-8"))
     code = page.text[page.text.index("from keras_nfnets") : page.text.index("Settings")]
-    picture = next(
+    image = next(
         path for path in (folder / "zero").glob("*.png") if path.stem != "broken"
     )
     monkeypatch.chdir(out.parent.parent)
-    exec(compile(code.replace("image.jpg", str(picture)), "page", "exec"), {})  # noqa: S102
+    exec(compile(code.replace("image.jpg", str(image)), "page", "exec"), {})  # noqa: S102
     assert capsys.readouterr().out.splitlines()[-1].startswith("zero ")
 
 
@@ -233,13 +233,13 @@ def test_a_class_may_be_called_as_it_likes(from_weights, tmp_path):
     assert "report.html" in {path.name for path in folder.iterdir()}
     about = json.loads((folder / "model.json").read_text())
     assert about["class_names"] == ["b", "cost_$5_to_$10"]
-    pictures = folder.parent.parent / "digits"
-    assert about["data"] == str(pictures)
+    images = folder.parent.parent / "digits"
+    assert about["data"] == str(images)
     # The model file takes precedence over the model.json next to it.
     (tmp_path / "model.keras").write_bytes((folder / "model.keras").read_bytes())
     beside = {**about, "class_names": ["x", "y"]}
     (tmp_path / "model.json").write_text(json.dumps(beside))
-    assert "cost_$5" in printed_by("predict", tmp_path, pictures / "b" / "1.jpg")
+    assert "cost_$5" in printed_by("predict", tmp_path, images / "b" / "1.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_no_drawing_costs_the_model(in_vain):
     assert (out / "model.keras").exists()
 
 
-def test_a_folder_that_cannot_be_meant_gets_a_sentence(tmp_path, capsys):
+def test_a_folder_that_cannot_be_meant_is_explained(tmp_path, capsys):
     (tmp_path / "only").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "only" / "1.png")
     assert main(["train", f"--data={tmp_path}"]) == 2
@@ -290,9 +290,9 @@ def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"3 classes; 1\d\d in 'train', \d\d in 'test'", out)
     assert f"{sheet} shows 32 training images" in out
-    with Image.open(sheet) as picture:
-        assert min(picture.size) > 500
-        assert len(set(picture.convert("L").tobytes())) > 100  # it is not blank
+    with Image.open(sheet) as image:
+        assert min(image.size) > 500
+        assert len(set(image.convert("L").tobytes())) > 100  # it is not blank
     assert main(["data"]) == 0
     assert "digits: 10 classes" in capsys.readouterr().out
     assert main([*arguments, "--augmentation=zoom"]) == 2
@@ -301,19 +301,19 @@ def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     assert "--split must be one of 'train', 'test'" in capsys.readouterr().err
 
 
-def test_nothing_but_broken_pictures_gets_a_sentence(tmp_path, capsys):
-    pictures, out = tmp_path / "pictures", tmp_path / "out"
+def test_nothing_but_broken_images_is_an_error(tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "out"
     for name in "ab":
-        (pictures / name).mkdir(parents=True)
+        (images / name).mkdir(parents=True)
         for i in range(5):
-            (pictures / name / f"{i}.png").write_text("no picture")
+            (images / name / f"{i}.png").write_text("no image")
     flags = [*FLAGS, "--image_size=8", "--noagc", f"--output_dir={out}"]
-    assert main(["train", f"--data={pictures}", *flags]) == 1
+    assert main(["train", f"--data={images}", *flags]) == 1
     assert "More than half of the images of" in capsys.readouterr().err
     assert not (out / "model.keras").exists()
 
 
-def test_results_are_not_put_among_the_pictures(folder, monkeypatch, capsys):
+def test_results_are_not_put_among_the_images(folder, monkeypatch, capsys):
     before = sorted(folder.iterdir())
     assert main(["train", f"--data={folder}", f"--output_dir={folder}/model"]) == 2
     assert "be taken for a class" in capsys.readouterr().err
@@ -327,6 +327,6 @@ def test_the_last_of_equally_good_epochs_with_the_least_loss_is_kept():
     assert best_epoch(history) == 2
 
 
-def test_a_checkpoint_is_evaluated_on_grey_pictures_too():
+def test_a_checkpoint_is_evaluated_on_grayscale_images_too():
     result = evaluated("digits", "--data=digits")
     assert result["pictures"] == 360 and result["accuracy"] > 0.95
