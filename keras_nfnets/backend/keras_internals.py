@@ -119,7 +119,7 @@ def layers_with(variables):
     """List the layers that own some of the variables, and the layers that contain these.
 
     Keras gives no way from a variable to its layer, nor from an optimizer to a model.
-    Python's garbage collector knows all layers.
+    Python's garbage collector knows all layers (not those from before `gc.freeze()`).
 
     Args:
         variables: list of `keras.Variable`s.
@@ -133,7 +133,7 @@ def _is_other(wanted, o):
     """Whether an object is no layer that owns a variable with an id in `wanted`."""
     if not (issubclass(type(o), keras.Layer) and getattr(o, "built", False)):
         return True
-    return wanted.isdisjoint([id(variable) for variable in o.trainable_variables])
+    return wanted.isdisjoint([id(variable) for variable in o.variables])
 
 
 def operation_of(tensor):

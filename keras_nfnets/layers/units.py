@@ -31,7 +31,7 @@ def mark_units(model):
     """Mark all trainable variables of a model with the units that its layers give them.
 
     Raises:
-        ValueError: a layer's `unit_norm_axes` has other names or axes than its variables.
+        ValueError: a layer's `unit_norm_axes` do not fit its variables.
     """
     if all(map(_is_marked, model.trainable_variables)):
         return
@@ -60,23 +60,23 @@ def _is_marked(variable):
 
 def _mark(layer):
     """Mark the variables of a layer itself, without those of layers inside."""
-    own = getattr(layer, "unit_norm_axes", None) or {}
-    if layer.built and (unknown := set(own) - {v.name for v in layer.variables}):
-        names = sorted({variable.name for variable in layer.variables})
+    inner = keras_internals.layers_of(layer, include_self=False, recursive=False)
+    of_inner = {id(variable) for other in inner for variable in other.variables}
+    variables = [v for v in layer.variables if id(v) not in of_inner]
+    axes_of = getattr(layer, "unit_norm_axes", None) or {}
+    names = {variable.name for variable in variables}
+    # Some may be missing: a class may name the variable of an option.
+    if axes_of and layer.built and names.isdisjoint(axes_of):
         raise ValueError(
             f"`unit_norm_axes` of {type(layer).__name__} {layer.name!r} must have names of "
-            f"its variables: {', '.join(names)}. "
-            f"Received: {', '.join(map(repr, sorted(unknown)))}"
+            f"its own variables: {', '.join(sorted(names)) or 'it has none'}. "
+            f"Received: {', '.join(map(repr, axes_of))}"
         )
     kernels = {kernel.name: kernel for kernel in kernels_of(layer)}
-    inner = keras_internals.layers_of(layer, include_self=False, recursive=False)
-    not_own = {id(variable) for other in inner for variable in other.variables}
-    for variable in layer.trainable_variables:
-        if id(variable) in not_own:
-            continue
+    for variable in variables:
         shape, name = tuple(variable.shape), variable.name
-        if name in own:
-            axes = _checked(own[name], layer, variable)
+        if name in axes_of:
+            axes = _checked(axes_of[name], layer, variable)
         elif _is_one_unit(shape, name):
             axes = tuple(range(len(shape)))
         elif name in kernels:

@@ -43,8 +43,8 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     The layer of a variable says what kind it is; factors of LoRA count as dense or
     convolution kernels. A custom layer can say so by an attribute `unit_norm_axes`, a dict
     from names of its variables to the axes of the norm, such as
-    `{"kernel": (0, 2)}`; its other variables count as dense or convolution kernels,
-    depending on their rank. So do plain tensors. A variable of TensorFlow, or of a layer
+    `{"kernel": (0, 2)}`. Its other variables, and plain tensors, count as dense or
+    convolution kernels, depending on their rank. A variable of TensorFlow, or of a layer
     that no longer exists, is recognized by the names that Keras gives layers and variables
     ("depthwise_conv2d", "embeddings", "query" of an attention, ...). A variable with
     `overwrite_with_gradient` (a scale of float8 training), whose "gradient" is its new
@@ -73,8 +73,8 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
         A list of clipped gradients, in the same order.
 
     Raises:
-        ValueError: the lists have different lengths, the shapes
-            of a gradient and its variable differ, `clip_factor` is not positive, `eps`
+        ValueError: the lists have different lengths, the shapes of a gradient and its
+            variable differ, `clip_factor` is not positive, `eps`
             is negative, `exclude` has another type, or a layer's `unit_norm_axes` do not
             fit its variables.
 
@@ -188,7 +188,8 @@ def check_exclude(exclude, variables):
 def warn_of_classifier(model, exclude, argument):
     """Warn if a model's classifier is clipped only because it has an unknown name.
 
-    A classifier is the last layer with a kernel in a model with a cross-entropy as loss.
+    A classifier is the last layer with a kernel in a model with a cross-entropy as loss;
+    of several losses it is not known which layer belongs to which.
 
     Args:
         model: a compiled `keras.Model`.
@@ -200,13 +201,22 @@ def warn_of_classifier(model, exclude, argument):
         return
     if any(is_excluded(kernel, exclude) for kernel in kernels):
         return
+    path = kernels[-1].path
+    clipped, choice = (
+        f"The gradient of {path}, apparently the kernel of the classifier,",
+        path,
+    )
+    if len(keras.tree.flatten(model.loss)) > 1:
+        clipped, choice = (
+            "The gradient of every kernel, also of classifiers,",
+            "NAME/kernel",
+        )
     if kernels[-1].trainable:
-        path = kernels[-1].path
         warnings.warn(
-            f"The gradient of {path}, apparently the kernel of the classifier, is clipped "
-            "too. The authors do not clip that kernel, and by default a layer named "
-            f'"predictions" is left out. Pass {argument}="{path}" to leave out this one, '
-            f"or {argument}=None to clip everything without this warning.",
+            f"{clipped} is clipped. The authors do not clip that of a classifier, and by "
+            f'default a layer named "predictions" is left out. Pass {argument}="{choice}" '
+            f"to leave one out, or {argument}=None to clip everything without this "
+            "warning.",
             stacklevel=2,
         )
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import types
 import warnings
 
 import keras
@@ -24,7 +25,6 @@ from keras_nfnets.training.adaptive_clip import (
 from keras_nfnets.training.averaged_evaluation import AveragedEvaluation
 from keras_nfnets.training.callbacks import (
     CheckTrainStep,
-    ResetMetrics,
     StopAfterSkippedSteps,
 )
 from keras_nfnets.training.clipping_optimizers import clips
@@ -97,7 +97,10 @@ class AGCModel(keras_internals.ModelWithHooks):
         if is_functional and not issubclass(cls, functional):
             keras_internals.replace_base(cls, AGCModel, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
-        self.clip_share, self.skipped = ClipShare(), SkippedSteps()
+        # Not attributes, which Keras would track and never let go.
+        self._metrics_of_training = types.SimpleNamespace(
+            clip_share=ClipShare(), skipped=SkippedSteps()
+        )
         self._averages = None
         self.clip_shares = {}
 
@@ -190,12 +193,12 @@ class AGCModel(keras_internals.ModelWithHooks):
         Raises:
             ValueError: only some optimizers of a `MultiOptimizer` clip.
         """
-        if self._training_config["clip_factor"] is None:
+        if self._training_config["clip_factor"] is None or self.optimizer is None:
             return False
         updating = updating_optimizers(self.optimizer)
         clipping = [o for o in all_optimizers(self.optimizer) if clips(o)]
         clipped = [inner for o in clipping for inner in updating_optimizers(o)]
-        if clipped and len(clipped) < len(updating):
+        if self.optimizer.built and clipped and len(clipped) < len(updating):
             raise ValueError(
                 "Some optimizers of a MultiOptimizer clip by AGC, and the others do not: "
                 "the model can clip for all or for none. Use none that clips, wrap the "
@@ -226,10 +229,14 @@ class AGCModel(keras_internals.ModelWithHooks):
     # before the first step, where Keras creates those of the optimizer.
 
     def _build_metrics(self):
-        for metric in self._own_metrics.values():
+        # For all weights, as layers may be frozen or unfrozen later.
+        paths = [variable.path for variable in self.weights]
+        for name, metric in self._own_metrics.items():
+            if metric.built and metric.paths != paths:  # layers were added, or LoRA
+                metric = type(metric)()
+                setattr(self._metrics_of_training, name, metric)
             if not metric.built:
-                # For all weights, as layers may be frozen or unfrozen later.
-                metric.build([variable.path for variable in self.weights], self.name)
+                metric.build(paths, self.name)
 
     def build_training_state(self):
         """Create the training state of a built model, as the first step would."""
@@ -252,6 +259,8 @@ class AGCModel(keras_internals.ModelWithHooks):
     def built_for_training(self):
         if self.compiled and self.optimizer is not None:
             self.build_training_state()
+        if self._evaluates_averages:
+            self._averaged.begin(self._variables_of_metrics)
 
     def symbolic_batch(self, iterator, is_distributed):
         # Without a strategy only for `fit`: building creates the training state too.
@@ -273,6 +282,8 @@ class AGCModel(keras_internals.ModelWithHooks):
         # Outside of the step, where the initial values of the averages are available.
         if self.built:
             self.build_training_state()
+            if self._averages and int(number_of_updates(self.optimizer)) == 0:
+                self._averages.restart()  # weights may have been set or loaded
         return super().make_train_function(*args, **kwargs)
 
     _fits = False  # whether `fit` is running
@@ -295,6 +306,22 @@ class AGCModel(keras_internals.ModelWithHooks):
         return metrics
 
     @property
+    def clip_share(self):
+        """`ClipShare` of the current epoch."""
+        return self._metrics_of_training.clip_share
+
+    @property
+    def skipped(self):
+        """`SkippedSteps` of the current epoch."""
+        return self._metrics_of_training.skipped
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        if self.compiled:
+            for metric in self._own_metrics.values():
+                metric.reset_state()
+
+    @property
     def metrics_variables(self):
         variables = self._variables_of_metrics
         if self._evaluates_averages:
@@ -303,16 +330,14 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @property
     def _variables_of_metrics(self):
-        # A subclass may list its own metrics only.
-        listed = super().metrics_variables
-        known = {id(variable) for variable in listed}
-        return [*listed, *(v for v in self._own_variables if id(v) not in known)]
+        return [*super().metrics_variables, *self._own_variables]
 
     @property
     def metrics_names(self):
         """Names of the values that `evaluate` returns, in their order.
 
-        They are complete when the model has been trained or evaluated.
+        They are complete when the model has been trained or evaluated, except for logs
+        that an overridden `test_step` adds.
         """
         try:
             names = list(self.get_metrics_result())
@@ -320,16 +345,21 @@ class AGCModel(keras_internals.ModelWithHooks):
             return super().metrics_names
         if self._averages:
             names += [f"ema_{name}" for name in names]
-        ordered = self.logs_as_list({name: name for name in names})
-        return [ordered] if isinstance(ordered, str) else ordered
+        return self._in_order(names)
+
+    def _in_order(self, names):
+        """Order the names of results: as Keras does, and then those of the averages."""
+        averaged = {name for name in names if f"ema_{name}" in names}
+        plain = [
+            n for n in names if n.removeprefix("ema_") not in averaged or n in averaged
+        ]
+        ordered = self.logs_as_list({name: name for name in plain})
+        ordered = [ordered] if isinstance(ordered, str) else list(ordered)
+        return ordered + [f"ema_{name}" for name in ordered if name in averaged]
 
     @property
     def _own_variables(self):
         return [v for metric in self._own_metrics.values() for v in metric.variables]
-
-    def get_metrics_result(self):
-        results = super().get_metrics_result()
-        return {k: v for k, v in results.items() if k not in ("clip_share", "skipped")}
 
     def finished_logs(self, logs, metrics_of):
         # The metrics cover all replicas; `logs` are those of the last step.
@@ -546,10 +576,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         given = inspect.signature(fit).bind(*args, **kwargs)
         callbacks = given.arguments.get("callbacks") or []
         if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [
-                *keras.tree.flatten(callbacks),
-                ResetMetrics(self._own_metrics),
-            ]
+            callbacks = keras.tree.flatten(callbacks)
             # Keras waits for each step if a callback is called after it.
             if type(self).train_step is not AGCModel.train_step:
                 callbacks.append(CheckTrainStep())
@@ -569,15 +596,27 @@ class AGCModel(keras_internals.ModelWithHooks):
         return logs
 
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args, return_dict=False, **kwargs):
+        if self._trains_averages:
+            self.build_training_state()
         self._evaluates = True
         try:
             if self._averages:
                 self.reset_metrics()
                 self._averaged.begin(self._variables_of_metrics)
-            return super().evaluate(*args, **kwargs)
+            logs = super().evaluate(*args, return_dict=True, **kwargs)
         finally:
             self._evaluates = False
+        if return_dict:
+            return logs
+        results = [logs[name] for name in self._in_order(list(logs))]
+        return results[0] if len(results) == 1 else results
+
+    @property
+    def _trains_averages(self):
+        """Whether the model is ready to be trained with `ema_decay`."""
+        is_ready = self.built and self.compiled and self.optimizer is not None
+        return is_ready and self._training_config["ema_decay"] is not None
 
     @functools.wraps(keras.Model.save)
     def save(self, filepath, *args, **kwargs):
@@ -591,12 +630,25 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @functools.wraps(keras.Model.load_weights)
     def load_weights(self, *args, **kwargs):
-        if not (self.built and self.compiled and self.optimizer):
+        if not self._trains_averages:
             return super().load_weights(*args, **kwargs)
-        # A file has the optimizer too, and with it averages of weights.
+        # Averages are in the state of the optimizer, which Keras loads only if it is
+        # built. The learning rate is not to change, as it would not without averages.
+        rates = {} if self.optimizer.built else self._constant_learning_rates()
         self.build_training_state()
         with self._averages.loading() if self._averages else contextlib.nullcontext():
-            return super().load_weights(*args, **kwargs)
+            result = super().load_weights(*args, **kwargs)
+        for optimizer, rate in rates.items():
+            optimizer.learning_rate = rate
+        return result
+
+    def _constant_learning_rates(self):
+        """Return `{optimizer: float}` for the optimizers without a schedule."""
+        return {
+            optimizer: float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+            for optimizer in updating_optimizers(self.optimizer)
+            if isinstance(optimizer.learning_rate, keras.Variable)
+        }
 
     def averaged_weights(self):
         """Context in which the weights are replaced by their averages, see `ema_decay`.

@@ -38,7 +38,8 @@ class AveragedEvaluation:
             variables: list of the variables of the model's metrics, which are reset.
         """
         for variable, copy in zip(variables, self._copies_of(variables)):
-            copy.assign(ops.copy(variable))  # JAX takes and destroys both
+            # A copy, as JAX may reuse the memory of each of them in a step.
+            copy.assign(ops.copy(variable))
 
     def state(self, variables):
         """Return all variables of this evaluation, given those of the model's metrics."""

@@ -19,24 +19,6 @@ class CheckTrainStep(keras.callbacks.Callback):
         self.model.check_train_step()
 
 
-class ResetMetrics(keras.callbacks.Callback):
-    """Callback that resets metrics at the beginning of each epoch.
-
-    `Model.reset_metrics` does not know them if a subclass lists its own metrics only.
-
-    Args:
-        metrics: dict `{name: keras.metrics.Metric}`.
-    """
-
-    def __init__(self, metrics):
-        super().__init__()
-        self._metrics = metrics
-
-    def on_epoch_begin(self, epoch, logs=None):
-        for metric in self._metrics.values():
-            metric.reset_state()
-
-
 class StopAfterSkippedSteps(keras.callbacks.Callback):
     """Callback that ends training with an explanation after ten skipped steps in a row.
 

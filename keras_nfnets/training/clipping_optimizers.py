@@ -1,6 +1,7 @@
 """Optimizers with AGC: a wrapper for any Keras optimizer, and the authors' SGD."""
 
 import functools
+import inspect
 import warnings
 
 import keras
@@ -52,6 +53,21 @@ class Setting:
         vars(optimizer)[self._name] = value
 
 
+def _check_inner(optimizer):
+    """Raise a ValueError if `AGC` cannot wrap an optimizer."""
+    inside = all_optimizers(optimizer)
+    if any(map(clips, inside)):
+        raise ValueError(
+            f"{type(optimizer).__name__} clips by itself; use it without AGC. "
+            f"Received: optimizer={optimizer}"
+        )
+    if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in inside):
+        raise ValueError(
+            "Loss scaling must wrap clipping: use LossScaleOptimizer(AGC(...)). "
+            f"Received: optimizer={optimizer}"
+        )
+
+
 def prepare_clipping(optimizer, variables):
     """Find the units of an optimizer's variables, and warn of what is hardly meant.
 
@@ -68,8 +84,8 @@ def prepare_clipping(optimizer, variables):
         warnings.warn(str(error), stacklevel=3)
     mark_units_of(variables)
     for model in keras_internals.layers_with(variables):
-        compiled = getattr(model, "optimizer", None)
-        if compiled and optimizer in all_optimizers(compiled):
+        is_compiled = isinstance(model, keras.Model) and model.compiled
+        if is_compiled and optimizer in all_optimizers(model.optimizer):
             warn_of_classifier(model, optimizer.exclude, "exclude")
 
 
@@ -79,8 +95,8 @@ class AGC(keras.optimizers.Optimizer):
 
     Use it for models that are not `AGCModel`s and for custom training loops. All its other
     attributes (learning rate, iterations, variables, `momentum`, ...) are those of the
-    inner optimizer, which may be a `MultiOptimizer`. Under `mixed_float16`, wrap it in a `LossScaleOptimizer` (`compile` of Keras does so
-    automatically), not the reverse.
+    inner optimizer, which may be a `MultiOptimizer`. Under `mixed_float16`, wrap it in a
+    `LossScaleOptimizer` (`compile` of Keras does so automatically), not the reverse.
 
     Under a `tf.distribute` strategy, gradients are summed over replicas and then clipped.
     If the inner optimizer accumulates gradients, their mean is clipped when it is
@@ -118,17 +134,7 @@ class AGC(keras.optimizers.Optimizer):
     ):
         clip_factor, eps = check_settings(clip_factor, eps, exclude)
         optimizer = keras.optimizers.get(optimizer)
-        inside = all_optimizers(optimizer)
-        if any(map(clips, inside)):
-            raise ValueError(
-                f"{type(optimizer).__name__} clips by itself; use it without AGC. "
-                f"Received: optimizer={optimizer}"
-            )
-        if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in inside):
-            raise ValueError(
-                "Loss scaling must wrap clipping: use LossScaleOptimizer(AGC(...)). "
-                f"Received: optimizer={optimizer}"
-            )
+        _check_inner(optimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.clip_factor = clip_factor
         self.eps = eps
@@ -160,18 +166,20 @@ class AGC(keras.optimizers.Optimizer):
         return getattr(self.inner_optimizer, name)
 
     def __setattr__(self, name, value):
-        if self._is_own(name) or "inner_optimizer" not in vars(self):
+        is_property = inspect.isdatadescriptor(getattr(type(self), name, None))
+        is_own = self._is_own(name) or is_property
+        if is_own or "inner_optimizer" not in vars(self):
             super().__setattr__(name, value)
         else:
             setattr(self.inner_optimizer, name, value)
 
     def build(self, variables):
-        self._prepare(variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
-
-    def _prepare(self, variables):
         if not self._is_prepared:
+            _check_inner(
+                self.inner_optimizer
+            )  # a `MultiOptimizer` is complete only now
             prepare_clipping(self, variables)
             self._is_prepared = True
 

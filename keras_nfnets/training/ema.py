@@ -21,7 +21,7 @@ class MovingAverages:
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
-        variables: list of the weights to average. The scales of float8 training are not.
+        variables: list of the weights to average. The scales of float8 training are left out.
         decay: float.
 
     Reference: `tf1_ema` in the authors' utils.py.
@@ -46,6 +46,11 @@ class MovingAverages:
             keep = ops.cast(decay, average.dtype)
             average.assign(keep * average + (1 - keep) * variable)
 
+    def restart(self):
+        """Set the averages to the weights."""
+        for average, variable in zip(self.averages, self.variables):
+            average.assign(ops.convert_to_numpy(variable))
+
     @contextlib.contextmanager
     def loading(self):
         """Context in which weights are loaded, and averages if the file has them.
@@ -62,8 +67,7 @@ class MovingAverages:
                 average.assign(value)
             raise
         if np.isnan(np.float32(ops.convert_to_numpy(marked))).all():
-            for average, variable in zip(self.averages, self.variables):
-                average.assign(ops.convert_to_numpy(variable))
+            self.restart()
 
     @contextlib.contextmanager
     def swapped_in(self):
@@ -89,10 +93,13 @@ def averages_in(optimizer, variables, decay):
     """
     optimizer = innermost(optimizer)
     found = vars(optimizer).get("moving_averages")
-    if found and (decay is None or found.variables != averaged_variables(variables)):
+    variables = averaged_variables(variables)
+    # (Comparing variables compares their values.)
+    is_same = found and [*map(id, found.variables)] == [*map(id, variables)]
+    if found and (decay is None or not is_same):
         keras_internals.delete_variables(optimizer, found.averages)
         found = None
-    if not found and decay is not None and averaged_variables(variables):
+    if not found and decay is not None and variables:
         found = MovingAverages(optimizer, variables, decay)
     optimizer.moving_averages = found
     if found:

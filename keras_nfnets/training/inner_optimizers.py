@@ -16,8 +16,8 @@ def updating_optimizers(optimizer):
     """List the optimizers that update variables: those that contain no other.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer`. A `MultiOptimizer` that chooses by a
-            function has its optimizers only after it is built.
+        optimizer: `keras.optimizers.Optimizer`. Only after it is built is it known which
+            optimizers of a `MultiOptimizer` there are and update any variable.
     """
     return [o for o in all_optimizers(optimizer) if not _inside(o)]
 
@@ -32,9 +32,9 @@ def all_optimizers(optimizer):
 
 def _inside(optimizer):
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        return list(optimizer.optimizers)
-    # Not `hasattr`, as `AGC` forwards names that it lacks.
-    inner = vars(optimizer).get("inner_optimizer")
+        # A default may be left without variables.
+        return [o for o in optimizer.optimizers if o.built or not optimizer.built]
+    inner = getattr(optimizer, "inner_optimizer", None)
     return [] if inner is None else [inner]
 
 

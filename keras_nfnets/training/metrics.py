@@ -77,9 +77,9 @@ def parts_of_network(paths, model_name):
     stages = {path: re.search(r"(?:^|/)(stem|stage\d+)", path) for path in paths}
     if any(stages.values()):
         return {path: stage[1] if stage else "" for path, stage in stages.items()}
-    layers = {path: path.removeprefix(f"{model_name}/").split("/") for path in paths}
-    # (A variable of the model itself has no layer.)
-    return {path: "/".join(names[:-1][:1]) for path, names in layers.items()}
+    names = {path: path.removeprefix(f"{model_name}/").split("/") for path in paths}
+    # A variable of the model itself has no layer.
+    return {path: n[0] if len(n) > 1 else "" for path, n in names.items()}
 
 
 class SkippedSteps(_PerVariableMetric):

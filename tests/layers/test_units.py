@@ -289,7 +289,9 @@ def test_a_custom_layer_says_what_its_units_are():
 @pytest.mark.parametrize(
     "axes, message",
     [
-        ({"other": (0,)}, "names of its variables: bias, kernel, mixing.*'other'"),
+        # The kernel is that of the layer inside.
+        ({"kernel": (0,)}, "names of its own variables: mixing.*'kernel'"),
+        ({"other": (0,)}, "names of its own variables: mixing.*'other'"),
         ({"mixing": (3,)}, r"axes of the variable, of shape \(3, 6, 5\).*\(3,\)"),
         ({"mixing": 0}, "tuple of integers.*'mixing': 0"),
         ({"mixing": ()}, "tuple of integers"),
@@ -311,6 +313,21 @@ def test_a_variable_of_no_layer_is_known_by_its_path():
     gc.collect()
     mark_units_of([kernel])
     assert kernel.unit_norm_axes == (0, 1)
+
+
+def test_variables_of_options_may_be_missing():
+    layer = Mixing({"mixing": (2,), "of_an_option": (0,)})
+    layer.build((None, *SEQUENCE))
+    mark_units_of([layer.mixing])
+    assert layer.mixing.unit_norm_axes == (2,)
+
+
+def test_frozen_layers_say_what_their_units_are():
+    layer = Mixing()
+    layer.build((None, *SEQUENCE))
+    layer.trainable = False
+    mark_units_of([layer.mixing])
+    assert layer.mixing.unit_norm_axes == (2,)
 
 
 def test_weights_that_are_added_later_are_marked():

@@ -1,5 +1,7 @@
 """Averaged weights: evaluated in the same pass, and kept by compile and by files."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -123,6 +125,95 @@ def test_metrics_names_are_those_of_the_results():
     named = dict(zip(model.metrics_names, results, strict=True))
     assert named == pytest.approx(evaluate(model))
     assert len(named) == 6
+
+
+class Smallest(keras.metrics.Metric):
+    """Smallest error of a batch, which begins at a value other than zero."""
+
+    def __init__(self, name="smallest", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.value = self.add_variable((), keras.initializers.Constant(1e9))
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        error = ops.mean(ops.abs(y_true - y_pred))
+        self.value.assign(ops.minimum(self.value, error))
+
+    def result(self):
+        return ops.convert_to_tensor(self.value)
+
+    def reset_state(self):
+        self.value.assign(1e9)
+
+
+def test_metrics_need_not_begin_at_zero(tmp_path):
+    model = network()
+    model.compile("sgd", "mse", metrics=[Smallest()], ema_decay=0.9)
+    model.fit(X, Y, verbose=0)
+    expected = evaluate(model)
+    assert 0.1 < expected["ema_smallest"] < 10
+    model.save(tmp_path / "model.keras")
+    custom = {"Smallest": Smallest}
+    loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=custom)
+    assert evaluate(loaded) == pytest.approx(expected)
+
+
+def test_results_are_in_the_order_of_keras_and_then_the_averages():
+    inputs = keras.Input((6,))
+    outputs = {n: keras.layers.Dense(3, name=n)(inputs) for n in ("u", "v")}
+    results = {}
+    for decay in (None, 0.9):
+        model = AGCModel(inputs, outputs)
+        losses = {"u": "mse", "v": "mse"}
+        model.compile("sgd", losses, metrics={"u": "mae"}, ema_decay=decay)
+        model.fit(X, {"u": Y, "v": Y}, verbose=0)
+        results[decay] = model.metrics_names
+        values = model.evaluate(X, {"u": Y, "v": Y}, verbose=0)
+        named = evaluate(model, y={"u": Y, "v": Y})
+        assert dict(zip(model.metrics_names, values, strict=True)) == named
+    assert results[0.9] == results[None] + [f"ema_{n}" for n in results[None]]
+
+
+def test_untrained_weights_are_their_averages():
+    model = compiled()
+    results = evaluate(model)
+    assert results["ema_loss"] == pytest.approx(results["loss"])
+    new = [w + 1 for w in model.get_weights()]
+    model.set_weights(new)
+    fit(model, epochs=1, batch_size=20)
+    other = compiled()
+    other.set_weights(new)
+    fit(other, epochs=1, batch_size=20)
+    assert_equal(averages(model), averages(other))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="an optimizer on JAX wants all the variables it was built for",
+)
+def test_averages_follow_what_is_trained():
+    """Halves of a network are trained in turns, with one optimizer."""
+    model = network()
+    first, last = model.layers[1], model.layers[-1]
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    for i in range(3):
+        first.trainable, last.trainable = i % 2 == 0, i % 2 == 1
+        model.compile(optimizer, "mse", ema_decay=0.5)
+        fit(model, epochs=1)
+    before = first.get_weights()[0]
+    with model.averaged_weights():
+        assert np.abs(first.get_weights()[0] - before).max() > 0
+
+
+def test_load_weights_changes_the_learning_rate_no_more_than_keras(tmp_path):
+    trained().save_weights(tmp_path / "model.weights.h5")
+    for decay, iterations in ((None, 0), (0.9, 10)):
+        model = compiled(optimizer=keras.optimizers.SGD(1e-4, 0.9), ema_decay=decay)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there is no place for the averages
+            model.load_weights(tmp_path / "model.weights.h5")
+        assert float(model.optimizer.learning_rate) == np.float32(1e-4)
+        assert int(model.optimizer.iterations) == iterations
 
 
 def test_compiling_again_keeps_averages_and_state(tmp_path):

@@ -89,6 +89,52 @@ def test_a_map_of_some_optimizers_that_clip_is_refused(make):
         fit(model)
 
 
+def test_an_optimizer_of_a_map_that_updates_nothing_does_not_matter():
+    optimizers = keras.optimizers.OptimizerMap(
+        sgd(gradient_accumulation_steps=2), {".*": AGC(sgd())}
+    )
+    model = trained(keras.optimizers.MultiOptimizer(optimizers))
+    assert_same_weights(model, trained(AGC(sgd())))
+
+
+def test_what_a_function_chooses_is_not_clipped_twice():
+    clipping = AGC(sgd())
+    optimizer = AGC(keras.optimizers.MultiOptimizer(lambda variable: clipping))
+    with pytest.raises(ValueError, match="clips by itself"):
+        optimizer.build(network().trainable_variables)
+
+
+def test_subclasses_of_the_wrapper_may_have_properties():
+    class Doubling(AGC):
+        @property
+        def rate(self):
+            return self.inner_optimizer.learning_rate
+
+        @rate.setter
+        def rate(self, value):
+            self.inner_optimizer.learning_rate = 2 * value
+
+    optimizer = Doubling(sgd())
+    optimizer.rate = 0.25
+    assert float(optimizer.learning_rate) == float(optimizer.rate) == 0.5
+
+
+@pytest.mark.parametrize("inside", ["adam", AGC("sgd")], ids=["name", "AGC"])
+def test_layers_may_have_an_attribute_called_optimizer(inside):
+    class Learned(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.optimizer = inside
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = keras.Sequential([keras.Input((6,)), Learned()])
+    model.compile(AGC("sgd"), "mse")
+    model.fit(X, Y[:, :2], verbose=0)
+
+
 def test_optimizers_of_a_map_accumulate_alike():
     steps = iter([2, 3])
     optimizer = multi(lambda: sgd(gradient_accumulation_steps=next(steps)))

@@ -520,6 +520,15 @@ def test_optimizers_say_that_a_classifier_is_clipped(make):
         model.fit(X, LABELS, verbose=0)
 
 
+def test_of_several_heads_none_is_called_the_classifier():
+    inputs = keras.Input((2,))
+    heads = [keras.layers.Dense(3, name=name)(inputs) for name in ("classes", "values")]
+    model = AGCModel(inputs, heads)
+    model.compile("sgd", ["sparse_categorical_crossentropy", "mse"])
+    with pytest.warns(UserWarning, match="every kernel, also of classifiers.*NAME/"):
+        model.fit(X, [LABELS, np.zeros((2, 3))], verbose=0)
+
+
 def test_no_classifier_is_said_where_none_is_clipped():
     for name, loss, options in (
         ("predictions", "sparse_categorical_crossentropy", {}),
@@ -569,3 +578,38 @@ def test_clip_shares_of_a_network_in_another():
     nested.fit(np.ones((2, 8, 8, 1)), np.zeros((2, 3)), verbose=0)
     stages = [f"clip_share_stage{i}" for i in (1, 2, 3, 4)]
     assert list(nested.clip_shares) == ["clip_share_stem", *stages]
+
+
+# Models that change.
+
+
+def test_layers_may_be_added_after_training():
+    model = quadratic([1, 1], optimizer="sgd", skip_nonfinite=True)
+    model.fit(X, 1 + Y, verbose=0)
+    model.layers[-1].enable_lora(1)
+    model.compile("sgd", "mse", skip_nonfinite=True)
+    history = model.fit(X, 1 + Y, verbose=0).history
+    assert 0 < history["clip_share"][0] <= 1
+    with pytest.raises(FloatingPointError, match="lora_kernel"):
+        model.fit(X * np.nan, Y, epochs=12, verbose=0)
+
+
+def test_a_head_may_be_replaced():
+    class Stack(AGCModel, keras.Sequential):
+        pass
+
+    model = Stack([keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    model.pop()
+    model.add(keras.layers.Dense(3))
+    model.compile("sgd", "mse")
+    history = model.fit(X, np.ones((2, 3)), verbose=0).history
+    assert 0 < history["clip_share"][0] <= 1
+
+
+def test_a_model_without_optimizer_is_evaluated():
+    model = quadratic([1, 2], optimizer="sgd")
+    loss = model.evaluate(X, Y, verbose=0)
+    model.compile(optimizer=None, loss="mse", ema_decay=0.9)
+    assert model.evaluate(X, Y, verbose=0) == loss
