@@ -257,7 +257,9 @@ class AGCModel(keras_internals.ModelWithHooks):
         return [variable.path for variable in self.trainable_variables]
 
     def built_for_training(self):
-        if self.compiled and self.optimizer is not None:
+        if self._evaluates:
+            self._build_metrics()
+        elif self.compiled and self.optimizer is not None:
             self.build_training_state()
         if self._evaluates_averages:
             self._averaged.begin(self._variables_of_metrics)
@@ -282,7 +284,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         # Outside of the step, where the initial values of the averages are available.
         if self.built:
             self.build_training_state()
-            if self._averages and int(number_of_updates(self.optimizer)) == 0:
+            if self._averages and not self._is_trained:
                 self._averages.restart()  # weights may have been set or loaded
         return super().make_train_function(*args, **kwargs)
 
@@ -597,7 +599,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, return_dict=False, **kwargs):
-        if self._trains_averages:
+        if self._trains_averages and self._is_trained:
             self.build_training_state()
         self._evaluates = True
         try:
@@ -617,6 +619,12 @@ class AGCModel(keras_internals.ModelWithHooks):
         """Whether the model is ready to be trained with `ema_decay`."""
         is_ready = self.built and self.compiled and self.optimizer is not None
         return is_ready and self._training_config["ema_decay"] is not None
+
+    @property
+    def _is_trained(self):
+        """Whether the optimizer has updated the weights."""
+        steps = number_of_updates(self.optimizer)
+        return bool(keras.ops.convert_to_numpy(steps) > 0)
 
     @functools.wraps(keras.Model.save)
     def save(self, filepath, *args, **kwargs):
