@@ -624,7 +624,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     def _is_trained(self):
         """Whether the optimizer has updated the weights."""
         steps = number_of_updates(self.optimizer)
-        return bool(keras.ops.convert_to_numpy(steps) > 0)
+        return bool(steps > 0)
 
     @functools.wraps(keras.Model.save)
     def save(self, filepath, *args, **kwargs):
