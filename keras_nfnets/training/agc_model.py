@@ -97,7 +97,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         if is_functional and not issubclass(cls, functional):
             keras_internals.replace_base(cls, AGCModel, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
-        # Not attributes, which Keras would track and never let go.
+        # Not attributes of the model, as Keras would list replaced ones too.
         self._metrics_of_training = types.SimpleNamespace(
             clip_share=ClipShare(), skipped=SkippedSteps()
         )
@@ -181,7 +181,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         self.sam_rho = sam_rho
         self._clips = self._model_clips()
         self._skips = skip_nonfinite
-        self._averages, self._has_averages_of_config = None, False
+        self._averages, self._has_training_state = None, False
         self._clip_gradients_was_called = self._train_step_is_checked = False
         self._test_step_was_called = False
         if self.built:
@@ -240,17 +240,18 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     def build_training_state(self):
         """Create the training state of a built model, as the first step would."""
+        if self._has_training_state:  # called in each eager step
+            return
         variables = self.trainable_variables
         if not self.optimizer.built:
             self.optimizer.build(variables)
         self._clips = self._model_clips()  # a `MultiOptimizer` may be complete only now
         self._build_metrics()
-        if not self._has_averages_of_config:
-            decay = self._training_config["ema_decay"]
-            self._averages = averages_in(self.optimizer, variables, decay)
-            self._averaged = self._averages and AveragedEvaluation(self._averages)
-            self._has_averages_of_config = True
-            self.test_function = None  # it may know of no averages
+        decay = self._training_config["ema_decay"]
+        self._averages = averages_in(self.optimizer, variables, decay)
+        self._averaged = self._averages and AveragedEvaluation(self._averages)
+        self.test_function = None  # it may know of no averages
+        self._has_training_state = True
 
     @property
     def _trainable_paths(self):
