@@ -54,32 +54,26 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
     if steps == 1:
         gradients, counts = clip(gradients)
         return Clipped(gradients, [], counts)
-    accumulators = _accumulators(optimizer, variables)
-    accumulated = [ops.convert_to_tensor(variable) for variable in accumulators]
+    accumulated = [
+        ops.convert_to_tensor(variable)
+        for variable in _accumulators(optimizer, variables)
+    ]
     first = optimizer_of(optimizer, variables[0])
     calls = ops.convert_to_tensor(keras_internals.calls_of_apply(first)) + 1
     now = ops.equal(calls % steps, 0)
-    # Keras itself accumulates what is not a gradient.
-    accumulates = [
-        gradient is not None and not is_overwritten(variable)
-        for gradient, variable in zip(gradients, variables)
+    gradients, means = list(gradients), list(gradients)
+    summed = [
+        i
+        for i, variable in enumerate(variables)
+        # Keras itself accumulates what is not a gradient.
+        if gradients[i] is not None and not is_overwritten(variable)
     ]
-    gradients = [
-        dense(gradient, variable) if is_gradient else gradient
-        for gradient, variable, is_gradient in zip(gradients, variables, accumulates)
-    ]
-    means, counts = clip(
-        [
-            (gradient + loss_scale * before) / steps if is_gradient else gradient
-            for gradient, before, is_gradient in zip(
-                gradients, accumulated, accumulates
-            )
-        ]
-    )
-    fed = [
-        ops.where(now, steps * mean, gradient) if is_gradient else gradient
-        for mean, gradient, is_gradient in zip(means, gradients, accumulates)
-    ]
+    for i in summed:
+        gradients[i] = dense(gradients[i], variables[i])
+        means[i] = (gradients[i] + loss_scale * accumulated[i]) / steps
+    means, counts = clip(means)
+    for i in summed:
+        gradients[i] = ops.where(now, steps * means[i], gradients[i])
     taken = ops.logical_and(now, finite)
     kept = [
         before
@@ -87,7 +81,7 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
         else ops.where(taken, ops.zeros_like(before), before)
         for before, variable in zip(accumulated, variables)
     ]
-    return Clipped(fed, kept, counts, now)
+    return Clipped(gradients, kept, counts, now)
 
 
 def _accumulators(optimizer, variables):

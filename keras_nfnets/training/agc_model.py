@@ -266,13 +266,13 @@ class AGCModel(keras_internals.ModelWithHooks):
             self._averaged.begin(self._variables_of_metrics)
 
     def symbolic_batch(self, iterator, is_distributed):
-        # Without a strategy only for `fit`: building creates the training state too.
+        # Without a strategy only where it is of use: otherwise the first step builds.
         if is_distributed or self._can_build_without_batch(iterator):
             return replicas.symbolic_batch(iterator)
         return None
 
     def _can_build_without_batch(self, iterator):
-        """Whether the training step can be built before there is a batch."""
+        """Whether metrics and training state can be built before there is a batch."""
         return (
             (self._fits or self._evaluates_averages)
             and isinstance(self, keras_internals.FunctionalModel)
@@ -333,7 +333,10 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @property
     def _variables_of_metrics(self):
-        return [*super().metrics_variables, *self._own_variables]
+        # A subclass may list these too.
+        listed = super().metrics_variables
+        known = {id(variable) for variable in listed}
+        return [*listed, *(v for v in self._own_variables if id(v) not in known)]
 
     @property
     def metrics_names(self):

@@ -146,19 +146,16 @@ class AGC(keras.optimizers.Optimizer):
                 delattr(self, attribute)
         self.inner_optimizer = optimizer
 
-    @staticmethod
-    def _is_own(attribute):
+    # `_lock` is Keras's mark that `Optimizer.__init__` was called.
+    _OWN = frozenset(
+        ("name", "inner_optimizer", "clip_factor", "eps", "exclude")
+        + ("_is_prepared", "_lock")
+    )
+
+    def _is_own(self, attribute):
         """Whether an attribute is that of the wrapper, not of the inner optimizer."""
-        own = {
-            "name",
-            "inner_optimizer",
-            "clip_factor",
-            "eps",
-            "exclude",
-            "_is_prepared",
-        }
-        # Keras and TensorFlow keep their tracking of objects in the others.
-        return attribute in {*own, "_lock"} or attribute.startswith("_self_")
+        # TensorFlow keeps its tracking of objects in attributes with this prefix.
+        return attribute in self._OWN or attribute.startswith("_self_")
 
     def __getattr__(self, name):
         if self._is_own(name):
@@ -177,9 +174,8 @@ class AGC(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         if not self._is_prepared:
-            _check_inner(
-                self.inner_optimizer
-            )  # a `MultiOptimizer` is complete only now
+            # Again, as a `MultiOptimizer` is complete only now.
+            _check_inner(self.inner_optimizer)
             prepare_clipping(self, variables)
             self._is_prepared = True
 

@@ -78,7 +78,7 @@ class Subclassed(keras.Model):
         return x
 
 
-def test_models_of_users_are_measured(images):
+def test_custom_models_are_measured(images):
     model = Subclassed()
     signal = keras_nfnets.signal_propagation(model, images)
     x = model.first(images)

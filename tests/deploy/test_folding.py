@@ -189,7 +189,7 @@ def test_blocks_with_attention_in_the_bottleneck(nfnet_tiny):
     assert_folds(with_random_weights(keras.Model(inputs, x)), (31, 20))
 
 
-def test_models_of_users():
+def test_custom_models():
     """Models may be nested, with several inputs and outputs and shared layers."""
     inner = keras.Sequential(
         [
@@ -339,7 +339,7 @@ def test_a_model_loaded_anew_folds(tmp_path):
 
 
 @pytest.mark.parametrize("base", [keras.Model, keras.Sequential])
-def test_a_call_of_users_is_refused(base):
+def test_a_custom_call_is_refused(base):
     class Doubled(base):
         def call(self, x, training=False):
             return 2 * super().call(x, training=training)

@@ -613,3 +613,20 @@ def test_a_model_without_optimizer_is_evaluated():
     loss = model.evaluate(X, Y, verbose=0)
     model.compile(optimizer=None, loss="mse", ema_decay=0.9)
     assert model.evaluate(X, Y, verbose=0) == loss
+
+
+def test_a_model_may_list_the_metrics_of_training():
+    class Lists(AGCModel):
+        @property
+        def metrics(self):
+            return [*super().metrics, self.clip_share]
+
+    inputs = keras.Input((2,))
+    model = Lists(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    history = model.fit(X, 1 + Y, epochs=2, verbose=0).history
+    assert set(history) == {"loss", "clip_share"}
+    assert 0 < history["clip_share"][0] <= 1
+    # Once each: a step on JAX may not be given the same array twice.
+    listed = [*map(id, model.metrics_variables)]
+    assert len(listed) == len(set(listed))
