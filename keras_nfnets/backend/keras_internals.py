@@ -11,6 +11,7 @@ import itertools
 import typing
 
 import keras
+from keras.src.backend.common.global_state import get_global_attribute
 
 # Models.
 
@@ -95,6 +96,21 @@ def loss_metric(model):
     return model._loss_tracker
 
 
+def as_if_not_overridden(method):
+    """Decorate a `get_config` that changes nothing.
+
+    Keras clones a model, and writes the layers of a subclass with the constructor of a
+    functional model, only if `get_config` is its own.
+    """
+    method._is_default = True
+    return method
+
+
+def is_saving_as_h5():
+    """Whether Keras is writing a complete model to the old format, `.h5`."""
+    return bool(get_global_attribute("use_legacy_config", False))
+
+
 # Layers and graphs.
 
 
@@ -113,6 +129,24 @@ def layers_of(layer, include_self=True, recursive=True):
         A list of layers.
     """
     return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
+
+
+def state_variables(model):
+    """List the variables that layers change themselves.
+
+    They are statistics, states of RNNs and of random numbers. `non_trainable_variables`
+    has frozen weights too, but no states of RNNs.
+
+    Args:
+        model: a built `keras.Model`.
+    """
+    weights = {id(variable) for variable in model.weights}
+    variables = [v for v in model.non_trainable_variables if id(v) not in weights]
+    for layer in layers_of(model):
+        variables += layer._non_trainable_variables
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            variables += keras.tree.flatten(layer.states)
+    return variables
 
 
 def layers_with(variables):

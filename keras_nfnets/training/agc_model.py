@@ -37,6 +37,35 @@ from keras_nfnets.training.inner_optimizers import (
 from keras_nfnets.training.metrics import ClipShare, SkippedSteps
 from keras_nfnets.training.state import State
 
+_NOT_AS_H5 = (
+    "The old format of Keras cannot store the class and the settings of an AGCModel. Save "
+    "the model to a path that ends in .keras, or its weights by `save_weights`, to "
+    ".weights.h5."
+)
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class OnlyForAGCModel:
+    """Part of the `compile` settings of an `AGCModel` that another class cannot load.
+
+    `keras.models.clone_model` gives the settings of a subclass of `AGCModel` and
+    `keras.Sequential` to a plain `keras.Sequential`.
+    """
+
+    KEY = "only_for"
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        raise ValueError(
+            "A compiled AGCModel cannot become a model of another class, which does not "
+            "know the settings of `compile`, such as `clip_factor`. Instead of "
+            "`keras.models.clone_model(model)`, which makes a plain `keras.Sequential`, "
+            "use `type(model).from_config(model.get_config())` and compile the result."
+        )
+
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class AGCModel(keras_internals.ModelWithHooks):
@@ -217,9 +246,13 @@ class AGCModel(keras_internals.ModelWithHooks):
                     for name, value in self._training_config.items()
                 }
             )
+            config[OnlyForAGCModel.KEY] = keras.saving.serialize_keras_object(
+                OnlyForAGCModel()
+            )
         return config
 
     def compile_from_config(self, config):
+        config = {k: v for k, v in config.items() if k != OnlyForAGCModel.KEY}
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**config)
         if self.built and getattr(self, "optimizer", None) is not None:
@@ -249,7 +282,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         self._build_metrics()
         decay = self._training_config["ema_decay"]
         self._averages = averages_in(self.optimizer, variables, decay)
-        self._averaged = self._averages and AveragedEvaluation(self._averages)
+        self._averaged = self._averages and AveragedEvaluation(self._averages, self)
         self.test_function = None  # it may know of no averages
         self._has_training_state = True
 
@@ -441,7 +474,8 @@ class AGCModel(keras_internals.ModelWithHooks):
         if keras.backend.backend() == "jax":
             return self._averaged.stateless_step(test_step, self, *args)
         logs = self._averaged.step(
-            functools.partial(test_step, *args), lambda: self._variables_of_metrics
+            functools.partial(test_step, *args),
+            lambda: self._variables_of_metrics,
         )
         return replicas.to_be_reduced(logs)
 
@@ -630,15 +664,21 @@ class AGCModel(keras_internals.ModelWithHooks):
         steps = number_of_updates(self.optimizer)
         return bool(steps > 0)
 
+    # Files.
+
     @functools.wraps(keras.Model.save)
     def save(self, filepath, *args, **kwargs):
         if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(
-                "The old format of Keras cannot store the class and the settings of an "
-                "AGCModel. Save the model to a path that ends in .keras, or its weights "
-                f"by `save_weights`, to .weights.h5. Received: filepath={filepath}"
-            )
+            raise ValueError(f"{_NOT_AS_H5} Received: filepath={filepath}")
         return super().save(filepath, *args, **kwargs)
+
+    @keras_internals.as_if_not_overridden
+    @functools.wraps(keras.Model.get_config)
+    def get_config(self):
+        # `keras.saving.save_model` calls no method that is given the path.
+        if keras_internals.is_saving_as_h5():
+            raise ValueError(_NOT_AS_H5)
+        return super().get_config()
 
     @functools.wraps(keras.Model.load_weights)
     def load_weights(self, *args, **kwargs):

@@ -36,6 +36,44 @@ def test_layers_inside_of_layers_are_listed():
         assert inner.name == "inner"
 
 
+def test_state_is_known_from_frozen_weights():
+    with expected(keras_internals.state_variables):
+        model = keras.Sequential(
+            [
+                keras.Input(batch_shape=(4, 3, 2)),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dropout(0.5),
+                keras.layers.SimpleRNN(1, stateful=True),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.trainable = False
+        names = {v.name for v in keras_internals.state_variables(model)}
+        statistics = {"moving_mean", "moving_variance"}
+        assert names == {*statistics, "seed_generator_state", "rnn_state"}
+
+
+def test_writing_the_old_format_is_noticed(tmp_path):
+    class Asking(keras.Model):
+        @keras_internals.as_if_not_overridden
+        def get_config(self):
+            noticed.append(keras_internals.is_saving_as_h5())
+            return super().get_config()
+
+    noticed = []
+    inputs = keras.Input((2,))
+    model = Asking(inputs, keras.layers.Dense(1, name="last")(inputs))
+    with expected(keras_internals.is_saving_as_h5):
+        model.save(tmp_path / "m.h5")
+        model.save(tmp_path / "m.keras")
+        assert noticed == [True, False]
+    with expected(keras_internals.as_if_not_overridden):
+        renamed = keras.models.clone_model(
+            model, call_function=lambda layer, *args, **kwargs: layer(*args, **kwargs)
+        )
+        assert [layer.name for layer in renamed.layers][-1] == "last"
+
+
 def test_a_tensor_knows_the_call_that_gives_it():
     with expected(keras_internals.node_of):
         model = small_model()

@@ -407,7 +407,7 @@ def test_nested_tuples_are_not_followed(content, tmp_path):
     start = time.monotonic()
     with pytest.raises(ValueError, match="x must be") as caught:
         read_pickle(path)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # not exponential
     assert len(str(caught.value)) < 1000
 
 
@@ -499,7 +499,7 @@ def test_changed_files_are_refused_or_harmless(content, count, tmp_path, monkeyp
             loaded += 1
         except ValueError as error:
             assert "Received: " in str(error)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60  # not exponential
     assert set(sys.modules) == before
     assert os.listdir() == ["x"]
     # Some files load and some do not; otherwise the mutations are too weak or too strong.

@@ -157,6 +157,63 @@ def test_metrics_need_not_begin_at_zero(tmp_path):
     assert evaluate(loaded) == pytest.approx(expected)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="Keras does not keep states of RNNs on JAX"
+)
+def test_a_stateful_network_has_its_own_state_in_each_evaluation():
+    x = RANDOM.normal(size=(12, 3, 2)).astype("float32")
+    y = x[:, :1, 0]
+    inputs = keras.Input(batch_shape=(4, 3, 2))
+    rnn = keras.layers.GRU(3, stateful=True)
+    model = AGCModel(inputs, keras.layers.Dense(1)(rnn(inputs)))
+    model.compile(keras.optimizers.SGD(0.5), "mse", ema_decay=0.9)
+    model.fit(x, y, batch_size=4, epochs=3, shuffle=False, verbose=0)
+
+    def evaluated():
+        rnn.reset_states()
+        return evaluate(model, x, y, batch_size=4)
+
+    both = evaluated()
+    with model.averaged_weights():
+        averaged = evaluated()["loss"]
+    assert both["ema_loss"] == pytest.approx(averaged, rel=1e-5)
+    plain = keras.Model(model.inputs, model.outputs)
+    plain.compile(loss="mse")
+    rnn.reset_states()
+    assert both["loss"] == pytest.approx(evaluate(plain, x, y, batch_size=4)["loss"])
+    assert abs(both["loss"] - averaged) > 1e-4 * averaged
+
+
+class Counter(keras.layers.Layer):
+    """Layer that adds the number of its calls."""
+
+    def build(self, input_shape):
+        self.calls = self.add_weight(name="calls", initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1)
+        return x + self.calls
+
+
+def test_the_state_of_layers_counts_each_batch_once():
+    inputs = keras.Input((6,))
+    counter = Counter()
+    model = AGCModel(inputs, keras.layers.Dense(3)(counter(inputs)))
+    model.compile("sgd", "mse", ema_decay=0.9)
+    model.fit(X, Y, batch_size=4, verbose=0)
+
+    def evaluated():
+        counter.calls.assign(0)
+        return evaluate(model, batch_size=4)
+
+    both = evaluated()
+    assert float(counter.calls) == 5
+    with model.averaged_weights():
+        averaged = evaluated()["loss"]
+    assert both["ema_loss"] == pytest.approx(averaged, rel=1e-5)
+    assert evaluated() == pytest.approx(both)
+
+
 def test_results_are_in_the_order_of_keras_and_then_the_averages():
     inputs = keras.Input((6,))
     outputs = {n: keras.layers.Dense(3, name=n)(inputs) for n in ("u", "v")}

@@ -416,6 +416,22 @@ def test_clones_and_summaries_are_agc_models():
     assert "predictions" in "\n".join(lines)
 
 
+def test_a_clone_that_could_not_clip_is_refused():
+    class Sequential(AGCModel, keras.Sequential):
+        pass
+
+    model = Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert len(keras.models.clone_model(model).layers) == 1
+    model.compile("sgd", "mse")
+    with pytest.raises(
+        ValueError, match=r"clip_factor.*use `type\(model\).from_config"
+    ):
+        keras.models.clone_model(model)
+    again = Sequential.from_config(model.get_config())
+    again.compile_from_config(model.get_compile_config())
+    assert again.get_compile_config() == model.get_compile_config()
+
+
 def test_clip_share_is_logged_in_training_only_and_is_a_mean():
     x, y = small_data()
     model = small_model()

@@ -261,6 +261,8 @@ def test_the_old_format_is_refused(suffix, tmp_path):
     with pytest.raises(ValueError, match=r"old format .* \.keras, or .*save_weights"):
         model.save(tmp_path / f"model{suffix}")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"old format .* \.keras, or .*save_weights"):
+        keras.saving.save_model(model, tmp_path / f"model{suffix}")
     model.save_weights(tmp_path / "model.weights.h5")
 
 
