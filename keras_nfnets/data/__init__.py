@@ -3,7 +3,11 @@
 from keras_nfnets.data.augmentation import WORDS, Augmentation
 from keras_nfnets.data.images import find_pictures, prepare, read_picture
 from keras_nfnets.data.pipeline import load, steps_per_epoch
-from keras_nfnets.data.preprocessing import IMAGENET, check_crop_mode
+from keras_nfnets.data.preprocessing import (
+    IMAGENET,
+    INTERPOLATIONS,
+    check_crop_mode,
+)
 from keras_nfnets.data.sources import (
     Source,
     find,
@@ -14,6 +18,7 @@ from keras_nfnets.data.sources import (
 
 __all__ = [
     "IMAGENET",
+    "INTERPOLATIONS",
     "WORDS",
     "Augmentation",
     "Source",

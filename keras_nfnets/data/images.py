@@ -71,8 +71,10 @@ def read_picture(path):
     """Read an image of any format that Pillow supports as RGB.
 
     Grayscale, 16-bit, palette and CMYK images are converted, transparent ones are
-    composited onto white, and the Exif orientation is applied. Of an animation, the
-    first frame is read.
+    composited onto white, and the orientation that a camera recorded (Exif, XMP) is
+    applied. Of an animation, the first frame is read. Values of more than 8 bits are
+    scaled by the maximum that the file states: in TIFF files that of `SMaxSampleValue`,
+    otherwise that of the number of bits.
 
     Args:
         path: str, `pathlib.Path` or bytes. Path or content of a JPEG, PNG, ... file.
@@ -92,22 +94,20 @@ def read_picture(path):
     >>> read_picture(file.getvalue()).shape
     (480, 640, 3)
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     name = "The file" if isinstance(path, bytes) else str(path)
     try:
         file = io.BytesIO(path) if isinstance(path, bytes) else path
         with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("I", "F"):
-                raise ValueError(
-                    f"values of mode {image.mode!r} have no maximum that means white; convert "
-                    "it to 8 or 16 bits"
-                )
-            if image.mode.startswith("I;16"):
-                # Pillow would clip these values at 255.
-                values = np.asarray(image, "float64")
-                image = Image.fromarray((values / 257).clip(0, 255).astype("uint8"))
+            orientation = _orientation(image)
+            # Pillow reads the metadata of a TIFF again when it loads the image, and fails
+            # if they cannot be read.
+            image.getexif = Image.Exif
+            image.load()
+            image = _with_8_bits(image)
+            if orientation is not None:
+                image = image.transpose(orientation)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
@@ -117,6 +117,61 @@ def read_picture(path):
     # largest images as decompression bombs.
     except Exception as error:
         raise ValueError(f"{name} is not a complete image: {error}") from error
+
+
+def _orientation(image):
+    """Return how to transpose an image so that it is upright, or None.
+
+    Metadata that cannot be read are ignored.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        recorded = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 (of many types, as for the image)
+        return None
+    return {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(recorded)
+
+
+def _with_8_bits(image):
+    """Convert an image with more than 8 bits per value; Pillow would clip them at 255."""
+    from PIL import Image, TiffImagePlugin
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        [bits, *_] = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        maximum = tags.get(_LARGEST_VALUE)
+        if maximum is None and image.mode.startswith("I;16"):
+            maximum = 2**bits - 1
+        is_inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    else:
+        # Pillow scales what has fewer bits, such as a PGM file with another maximum.
+        is_scaled = image.format in ("PNG", "PPM") and image.mode == "I"
+        is_scaled |= image.mode.startswith("I;16")
+        maximum, is_inverted = 65_535 if is_scaled else None, False
+    maximum = np.max(maximum) if maximum is not None else 0
+    if not (np.isfinite(maximum) and maximum > 0):
+        raise ValueError(
+            f"values of mode {image.mode!r} have no maximum that means white; convert it "
+            "to 8 or 16 bits"
+        )
+    values = np.asarray(image, "float64").clip(0, maximum)
+    if is_inverted:
+        values = maximum - values
+    return Image.fromarray(np.floor(values * 255 / maximum).astype("uint8"))
+
+
+_LARGEST_VALUE = 341  # tag of TIFF: SMaxSampleValue
 
 
 def prepare(
@@ -139,8 +194,11 @@ def prepare(
             the authors do, see `evaluation_crop`. `"center"` and `"squash"` preprocess
             as timm does: `"center"` resizes the shorter side to `size / crop`,
             `"squash"` resizes both sides to it; then the center is cropped.
-        interpolation: str. `"bicubic"`, `"bilinear"` or (only as timm does)
-            `"nearest"`.
+        interpolation: str. `"bicubic"` is that of the authors, without antialiasing: in
+            a large image that is made small, thin lines vanish.
+            `"antialiased_bicubic"` averages over the pixels in between; `"bilinear"`
+            does so too, and so does everything that is done as timm does, where
+            `"nearest"` is another choice.
         mean, deviation: one float per channel. Mean and standard deviation of values
             in [0, 1]; for grayscale images, three values are averaged. If they are None,
             each image is standardized by its own mean and standard deviation.
@@ -205,7 +263,9 @@ def crop_as_timm(pixels, size, crop, crop_mode, interpolation):
         image = _limit_aspect_ratio(image)
         shorter = min(image.size)
         width, height = (int(side * length / shorter) for length in image.size)
-    image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    # Pillow antialiases always.
+    method = interpolation.removeprefix("antialiased_").upper()
+    image = image.resize((width, height), Image.Resampling[method])
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, "float32").reshape(size, size, channels)

@@ -286,11 +286,14 @@ class _Preprocessor:
         self.channels = preparation["channels"]
         self.classes = len(source.class_names)
         self.crops_as_timm = preparation["crop_mode"] in preprocessing.TIMM_CROP_MODES
-        # Preprocessing of images that are not cropped at random.
+        self.interpolation = preparation["interpolation"]
         if not self.crops_as_timm:
+            # Preprocessing of images that are not cropped at random.
             self.window_of, self.resize = preprocessing.evaluation_crop(
-                preparation["crop_mode"], preparation["interpolation"]
+                preparation["crop_mode"], self.interpolation
             )
+        elif self.interpolation == "bicubic":
+            self.interpolation = "antialiased_bicubic"  # as timm does
 
     def __call__(self, in_first_half, record, seeds, i):
         """Make the i-th example of an epoch, with an empty image if left out."""
@@ -394,7 +397,9 @@ class _Preprocessor:
         crop = self.augmentation.crop
         if crop:
             area, window_seed = (crop, 1.0), tf.random.fold_in(seed, 1)
-            resize = preprocessing.resize
+            resize = functools.partial(
+                preprocessing.resize, interpolation=self.interpolation
+            )
 
             def window_of(shape, size):
                 return preprocessing.random_window(shape, size, area, window_seed)
@@ -429,31 +434,33 @@ class _Preprocessor:
             return window(self._with_output_channels(image))
 
         def jpeg(image):
-            """Decode a plain JPEG, as almost all images are; fail for others."""
+            """Decode a JPEG that `read_picture` treats alike, as almost all; else fail."""
             content = tf.io.read_file(image) if self.source.reads_files else image
             begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
             ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
-            has_exif = tf.constant(False)
+            plain = begins & ends
             if self.source.reads_files:
-                head = tf.strings.substr(content, 0, _HEAD)
-                has_exif = tf.strings.regex_full_match(head, _HAS_EXIF)
+                plain &= ~tf.strings.regex_full_match(content, _MAY_BE_ROTATED)
             # (libjpeg would print an error to stderr for a file that is no JPEG.)
-            plain = tf.debugging.Assert(begins & ends & ~has_exif, [name])
-            with tf.control_dependencies([plain]):
+            with tf.control_dependencies([tf.debugging.Assert(plain, [name])]):
                 shape = tf.image.extract_jpeg_shape(tf.identity(content))
             is_small_enough = tf.reduce_prod(tf.cast(shape[:2], "int64")) <= _MAX_PIXELS
-            with tf.control_dependencies(
-                [tf.debugging.Assert(is_small_enough, [name])]
-            ):
+            # Four components are CMYK, which TensorFlow converts in another way.
+            plain = is_small_enough & ((shape[2] == 1) | (shape[2] == 3))
+            with tf.control_dependencies([tf.debugging.Assert(plain, [name])]):
                 content = tf.identity(content)
-            options = {"channels": self.channels, "dct_method": "INTEGER_ACCURATE"}
+            # (Grayscale is computed from RGB below: what libjpeg returns is rounded
+            # differently.)
+            options = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
             if self.augmentation.crop:
-                return tf.image.decode_and_crop_jpeg(
+                decoded = tf.image.decode_and_crop_jpeg(
                     content, window_of(shape, self.size), **options
                 )
+                return self._with_output_channels(decoded)
             # Decoding the complete image makes evaluation bit-identical to `prepare`:
             # colors at the border of a crop depend on pixels beyond it.
-            return window(tf.image.decode_jpeg(content, **options))
+            decoded = tf.image.decode_jpeg(content, **options)
+            return window(self._with_output_channels(decoded))
 
         def otherwise():
             decoded = self._read(name, image)
@@ -506,8 +513,8 @@ class _Preprocessor:
         return tf.numpy_function(cropped, [decoded], "float32")
 
 
-# A camera may record the orientation of an image, in Exif data near the beginning.
-_HEAD, _HAS_EXIF = 65_536, r"(?s)\C*Exif\x00\C*"
+# A camera may record the orientation of an image, as Exif or XMP.
+_MAY_BE_ROTATED = r"(?s)\C*(Exif\x00|tiff:Orientation)\C*"
 # Number of pixels above which Pillow warns of a decompression bomb.
 _MAX_PIXELS = 89_478_485
 

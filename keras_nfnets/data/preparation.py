@@ -21,6 +21,10 @@ DEFAULTS = {"crop": 1.0, "channels": 3}
 AUTHORS = {"crop_mode": "crop_resize", "interpolation": "bicubic", **IMAGENET}
 # For images that are small or of the right size, and have no margins.
 WHOLE = {**AUTHORS, "crop_mode": "whole"}
+# For a user's own images, which may be much larger than the network's input.
+_ANTIALIASED = {"interpolation": "antialiased_bicubic"}
+FOLDER = {**AUTHORS, **_ANTIALIASED}
+ARRAYS = {**WHOLE, **_ANTIALIASED}
 DIGITS = {
     "crop_mode": "whole",
     "interpolation": "bilinear",

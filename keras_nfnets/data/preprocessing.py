@@ -67,18 +67,27 @@ def full_window(shape, size):
     return tf.stack([0, 0, shape[0], shape[1]])
 
 
-def resize(image, size, interpolation="bicubic"):
+# "bicubic" has no antialiasing, as in the authors' code: of an image that is made much
+# smaller, most pixels do not count. "bilinear" has it.
+INTERPOLATIONS = ("bicubic", "antialiased_bicubic", "bilinear")
+
+
+def resize(image, size, interpolation):
     """Resize an image to a square, ignoring its aspect ratio.
+
+    Args:
+        image: tensor `(height, width, channels)`.
+        size: int. Side length of the result, in pixels.
+        interpolation: str. One of `INTERPOLATIONS`, or `"nearest"`.
 
     Returns:
         float32 tensor `(size, size, channels)`; values are not rounded.
     """
     import tensorflow as tf
 
-    # Bicubic interpolation has no antialiasing, as in the authors' code. Bilinear
-    # interpolation is meant for very small or very large images.
-    antialias = interpolation == "bilinear"
-    return tf.image.resize(image, (size, size), interpolation, antialias=antialias)
+    method = interpolation.removeprefix("antialiased_")
+    antialias = method != interpolation or method == "bilinear"
+    return tf.image.resize(image, (size, size), method, antialias=antialias)
 
 
 # Crop modes of `prepare` that are timm's, in addition to those of `check_crop_mode`.
@@ -114,7 +123,7 @@ def _check_crop_mode(crop_mode, others=()):
         )
 
 
-def evaluation_crop(crop_mode, interpolation="bicubic"):
+def evaluation_crop(crop_mode, interpolation):
     """Return the functions that crop and resize images in evaluation.
 
     Args:
@@ -122,7 +131,7 @@ def evaluation_crop(crop_mode, interpolation="bicubic"):
             pixels, and resizes it. `"resize_crop_32"` resizes the image to a square
             that is 32 pixels larger than the result, and crops the center. `"whole"`
             resizes the complete image to a square.
-        interpolation: str. `"bicubic"` or `"bilinear"`.
+        interpolation: str. One of `INTERPOLATIONS`.
 
     Returns:
         A pair of functions: `window(shape, size)`, and `resize(image, size)`, which
@@ -136,7 +145,7 @@ def evaluation_crop(crop_mode, interpolation="bicubic"):
     import tensorflow as tf
 
     _check_crop_mode(crop_mode, TIMM_CROP_MODES)
-    checks.one_of("interpolation", interpolation, ("bicubic", "bilinear"))
+    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     if crop_mode == "crop_resize":
         return middle_window, lambda x, size: resize(x, size, interpolation)
     if crop_mode == "whole":

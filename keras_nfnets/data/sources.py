@@ -13,7 +13,7 @@ from absl import logging
 
 from keras_nfnets import checks
 from keras_nfnets.data.images import EXTENSIONS, is_image
-from keras_nfnets.data.preparation import AUTHORS, DIGITS, WHOLE
+from keras_nfnets.data.preparation import ARRAYS, AUTHORS, DIGITS, FOLDER, WHOLE
 
 # Fraction of test images, for the digits and for folders that have no splits.
 _TEST_FRACTION = 0.2
@@ -273,7 +273,7 @@ def random_pictures(name, size, class_names, channels, count):
 
 
 class _Arrays(Source):
-    preparation: typing.ClassVar = WHOLE
+    preparation: typing.ClassVar = ARRAYS
 
     def __init__(self, name, arrays, class_names=None):
         for split, xy in arrays.items():
@@ -367,6 +367,7 @@ def _checked_arrays(split, x, y):
 
 
 class _Folder(Source):
+    preparation: typing.ClassVar = FOLDER
     reads_files = True
 
     def __init__(self, folder):

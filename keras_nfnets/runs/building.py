@@ -53,8 +53,9 @@ def preparation(recipe, source):
     if checkpoint is not None:
         # Normalize images as in the pretraining of the network.
         changes = {"mean": checkpoint.mean, "deviation": checkpoint.deviation}
-    if recipe.crop_mode is not None:
-        changes["crop_mode"] = recipe.crop_mode
+    for name in ("crop_mode", "interpolation"):
+        if getattr(recipe, name) is not None:
+            changes[name] = getattr(recipe, name)
     return combined(source, size, changes)
 
 

@@ -45,7 +45,9 @@ def plan(recipe):
         f"{size} x {size} in training, {test_size} x {test_size} in evaluation"
     )
     words = recipe.augmentation or source.augmentation
-    rows["evaluation"] = building.preparation(recipe, source)["crop_mode"]
+    preparation = building.preparation(recipe, source)
+    rows["evaluation"] = preparation["crop_mode"]
+    rows["interpolation"] = preparation["interpolation"]
     rows["augmentation"] = words
     for name, value in _describe_augmentation(data.Augmentation.parse(words)).items():
         rows[f"  {name}"] = value
@@ -85,7 +87,7 @@ def _bytes(number):
 def _describe_augmentation(augmentation):
     rows = {}
     if augmentation.crop:
-        rows["crop"] = f"{augmentation.crop:.0%} to 100% of the area, bicubic"
+        rows["crop"] = f"{augmentation.crop:.0%} to 100% of the area"
     if augmentation.flip:
         rows["flip"] = "half of the images, left to right"
     both = augmentation.mixup and augmentation.cutmix

@@ -19,6 +19,7 @@ def _recipe(variant):
         stochastic_depth_rate=0.1,
         augmentation="crop flip mixup_0.2 cutmix",
         crop_mode="crop_resize",
+        interpolation="bicubic",
         batch_size=1024,
         epochs=360,
         learning_rate=0.1,  # 0.4 at this batch size

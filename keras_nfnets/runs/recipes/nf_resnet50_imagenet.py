@@ -20,6 +20,7 @@ def _recipe(batch_size, clip_factor):
         # Section 4.1; what it does not state is as in the authors' experiment.py.
         augmentation="crop flip",
         crop_mode="crop_resize",
+        interpolation="bicubic",
         batch_size=batch_size,
         epochs=90,
         learning_rate=0.1,

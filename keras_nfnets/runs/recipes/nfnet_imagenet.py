@@ -30,6 +30,7 @@ def _recipe(variant):
         # Section 5, with the settings of the authors' experiment_nfnets.py.
         augmentation=f"crop flip mixup_0.2 cutmix randaugment_{_RAND_AUGMENT[variant]}",
         crop_mode="resize_crop_32",
+        interpolation="bicubic",
         batch_size=4096,
         epochs=360,
         learning_rate=0.1,

@@ -5,7 +5,7 @@ import dataclasses
 import math
 
 from keras_nfnets import checks
-from keras_nfnets.data import Augmentation, check_crop_mode
+from keras_nfnets.data import INTERPOLATIONS, Augmentation, check_crop_mode
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -30,6 +30,9 @@ class Recipe:
         augmentation: str or None. See `data.Augmentation`; None for the default of the
             data.
         crop_mode: str or None. See `data.prepare`; None for the default of the data.
+        interpolation: str or None. `"bicubic"`, without antialiasing, as the authors;
+            `"antialiased_bicubic"` or `"bilinear"`; None for the default of the data,
+            which antialiases folders of images.
         batch_size: int. Images per step, over all replicas.
         epochs: int. Passes over the training split.
         learning_rate: float. Peak learning rate at a batch size of 256; it scales with
@@ -78,6 +81,7 @@ class Recipe:
     test_image_size: int | None = None
     augmentation: str | None = None
     crop_mode: str | None = None
+    interpolation: str | None = None
     batch_size: int
     epochs: int
     learning_rate: float = 0.1
@@ -115,6 +119,8 @@ class Recipe:
             Augmentation.parse(self.augmentation)
         if self.crop_mode is not None:
             check_crop_mode(self.crop_mode)
+        if self.interpolation is not None:
+            checks.one_of("interpolation", self.interpolation, INTERPOLATIONS)
         for name in ("clip_factor", "ema_decay"):
             if getattr(self, name) is not None:
                 below = 1 if name == "ema_decay" else math.inf
