@@ -1,4 +1,4 @@
-"""Writing files and folders completely or not at all."""
+"""Writing files and folders completely or not at all, and by one process only."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 
-_PREFIX = ".partial-"
+PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def written(path):
         OSError: writing failed, or the folder of `path` does not exist.
     """
     path = pathlib.Path(path)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
         partial = pathlib.Path(folder, path.name)
         yield partial
         if partial.is_file():
@@ -57,5 +57,50 @@ def remove_partial(folder):
     Args:
         folder: str or `pathlib.Path`. No other process may be writing into it.
     """
-    for partial in pathlib.Path(folder).glob(f"{_PREFIX}*"):
+    for partial in pathlib.Path(folder).glob(f"{PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claimed(folder):
+    """Context in which no other process can claim a folder.
+
+    The system ends the claim of a process that has ended, also of a killed one. Where
+    files cannot be locked (some network drives), nothing is claimed.
+
+    Args:
+        folder: `pathlib.Path` of a folder that exists.
+
+    Raises:
+        BlockingIOError: another process has claimed it.
+        OSError: nothing can be written there.
+    """
+    path = folder / ".claimed"
+    with open(path, "ab") as file:
+        _lock(file)
+        try:
+            yield
+        finally:
+            # While it is locked, as another process may create and lock it afterwards.
+            with contextlib.suppress(OSError):  # on Windows, open files stay
+                path.unlink()
+
+
+def _lock(file):
+    """Lock an open file until it is closed, or raise a BlockingIOError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(str(error)) from error
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # no locks in this file system

@@ -1,10 +1,14 @@
 """The folder of a training run: its name and its files."""
 
+import contextlib
+import itertools
 import os
 import pathlib
 import re
 import shutil
 import tempfile
+
+from keras_nfnets import files
 
 MODEL, AVERAGED, METADATA, HISTORY = (
     "model.keras",
@@ -19,7 +23,6 @@ CURVES, PREDICTIONS, REPORT = (
 )
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 BEST = f"{CHECKPOINTS}/best.weights.h5"
-PARTIAL = "partial-"
 
 DESCRIPTIONS = {
     REPORT: "report of the results, for a browser",
@@ -32,38 +35,22 @@ DESCRIPTIONS = {
 }
 
 
-def choose(name, output_dir=None, *, resume=False, overwrite=False):
-    """Return the path of the folder of a run.
+def choose(name, output_dir=None, *, resume=False):
+    """Return the path of the folder of a run; a new one under `runs/` is created.
 
     Args:
         name: str. Beginning of the folder's name under `runs/` if there is no
             `output_dir`.
         output_dir: str, path or None. None for a new folder, or with `resume` for that
             of the unfinished run that was changed last.
-        resume, overwrite: bool. Whether the folder may hold files of a run.
+        resume: bool. Whether to continue a run.
 
     Raises:
-        ValueError: the folder holds results and neither `resume` nor `overwrite` is
-            given, or there is nothing to resume.
+        ValueError: there is nothing to resume, or nothing can be written.
     """
     if output_dir:
-        folder = pathlib.Path(output_dir).expanduser()
-        found = [f for f in (*DESCRIPTIONS, CHECKPOINTS) if (folder / f).exists()]
-        if found and not overwrite and not resume:
-            raise ValueError(
-                f"{folder} holds {', '.join(found)} of another run. Choose another "
-                "`output_dir`, or `overwrite` to replace them when this run is done"
-                + (", or `resume` to continue it." if CHECKPOINTS in found else ".")
-            )
-    elif resume:
-        folder = _last_unfinished(name)
-    else:
-        folder = _unused(name)
-    # Without a history, the run was stopped before its first epoch ended.
-    finished = (folder / MODEL).exists() and (folder / HISTORY).exists()
-    if resume and finished and not (folder / CHECKPOINTS).exists():
-        raise ValueError(f"The run in {folder} is finished; there is nothing to resume")
-    return folder
+        return pathlib.Path(output_dir).expanduser()
+    return _last_unfinished(name) if resume else _new(name)
 
 
 def _last_unfinished(name):
@@ -78,30 +65,80 @@ def _last_unfinished(name):
     return max(unfinished, key=lambda path: path.stat().st_mtime)
 
 
-def _unused(name):
+def _new(name):
     runs = pathlib.Path("runs")
-    taken = {path.name for path in runs.iterdir()} if runs.is_dir() else set()
-    count = next(n for n in range(1, len(taken) + 2) if f"{name}-{n}" not in taken)
-    return runs / f"{name}-{count}"
+    with _writing():
+        runs.mkdir(exist_ok=True)
+        for number in itertools.count(1):
+            path = runs / f"{name}-{number}"
+            # Another process may choose a name at the same time.
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
 
 
-def create(folder, *, resume, overwrite):
-    """Create the folder of a run, and remove what an earlier run has not finished.
+@contextlib.contextmanager
+def claimed(folder, *, resume, overwrite):
+    """Context in which only this process trains in a folder, which is created.
+
+    At its start, what an earlier run has not finished is removed. If the folder is empty
+    at its end, it is removed.
+
+    Args:
+        folder: `pathlib.Path`.
+        resume, overwrite: bool. Whether the folder may hold files of a run.
 
     Raises:
-        ValueError: nothing can be written there.
+        ValueError: another process trains there, the folder holds results and neither
+            `resume` nor `overwrite` is given, there is nothing to resume, or nothing can
+            be written there.
     """
+    with contextlib.ExitStack() as claim:
+        with _writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            claim.callback(_remove_if_empty, folder)
+            try:
+                claim.enter_context(files.claimed(folder))
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another process is training in {folder}. Choose another "
+                    "`output_dir`, or wait until it has ended."
+                ) from error
+            tempfile.TemporaryFile(dir=folder).close()
+        _check_results(folder, resume, overwrite)
+        if resume or overwrite:
+            files.remove_partial(folder)
+        if overwrite and not resume:
+            for old in (CHECKPOINTS, TENSORBOARD):
+                shutil.rmtree(folder / old, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def _writing():
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        yield
     except OSError as error:
         raise ValueError(f"Cannot write into `output_dir`: {error}") from error
-    if resume or overwrite:
-        unfinished = [*folder.glob(f"{PARTIAL}*")]
-        if not resume:
-            unfinished += [folder / CHECKPOINTS, folder / TENSORBOARD]
-        for old in unfinished:
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_if_empty(folder):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _check_results(folder, resume, overwrite):
+    found = [f for f in (*DESCRIPTIONS, CHECKPOINTS) if (folder / f).exists()]
+    if found and not overwrite and not resume:
+        raise ValueError(
+            f"{folder} holds {', '.join(found)} of another run. Choose another "
+            "`output_dir`, or `overwrite` to replace them when this run is done"
+            + (", or `resume` to continue it." if CHECKPOINTS in found else ".")
+        )
+    # Without a history, the run was stopped before its first epoch ended.
+    finished = MODEL in found and HISTORY in found
+    if resume and finished and CHECKPOINTS not in found:
+        raise ValueError(f"The run in {folder} is finished; there is nothing to resume")
 
 
 def replace(folder, partial):

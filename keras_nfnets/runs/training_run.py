@@ -177,10 +177,10 @@ def train(
         # TensorFlow requires that a strategy is created before anything else.
         strategy = training.strategy(strategy)
     chief = training.is_chief(strategy)
-    with _precision(recipe.precision):
-        run = _prepare(recipe, output_dir, strategy, resume, overwrite)
+    with _precision(recipe.precision), contextlib.ExitStack() as claim:
+        run = _prepare(recipe, output_dir, strategy, resume, overwrite, claim)
         checkpoints = training.Checkpoints(
-            run.folder / folder.CHECKPOINTS, dataclasses.asdict(run.recipe), write=chief
+            run.folder / folder.CHECKPOINTS, _identity(run), write=chief
         )
         if resume:
             _resume(run, checkpoints, strategy)
@@ -220,8 +220,11 @@ def _precision(policy):
         keras.config.set_dtype_policy(before)
 
 
-def _prepare(recipe, output_dir, strategy, resume, overwrite):
-    """Return the `Run` to be trained, with a compiled model and an existing folder."""
+def _prepare(recipe, output_dir, strategy, resume, overwrite, claim):
+    """Return the `Run` to be trained, with a compiled model and a folder of its own.
+
+    The folder is claimed until the end of `claim`, a `contextlib.ExitStack`.
+    """
     keras.utils.set_random_seed(recipe.seed)
     source = data.find(recipe.data)
     recipe = building.with_parts(recipe, source)
@@ -234,19 +237,15 @@ def _prepare(recipe, output_dir, strategy, resume, overwrite):
         raise ValueError(
             "Several workers need one `output_dir`, in a file system that all of them see"
         )
-    chief = training.is_chief(strategy)
     path = folder.choose(
-        f"{_short(recipe.data)}-{recipe.model}",
-        output_dir,
-        resume=resume,
-        overwrite=overwrite or not chief,
+        f"{_short(recipe.data)}-{recipe.model}", output_dir, resume=resume
     )
+    if training.is_chief(strategy):
+        claim.enter_context(folder.claimed(path, resume=resume, overwrite=overwrite))
     steps_per_epoch = workers.steps_per_epoch(recipe, source, strategy)
     with strategy.scope():
         model = building.create_model(recipe, source)
         building.compile_model(recipe, model, steps_per_epoch)
-    if chief:
-        folder.create(path, resume=resume, overwrite=overwrite)
     replicas = strategy.num_replicas_in_sync
     return Run(recipe, source, path, model, steps_per_epoch, replicas)
 
@@ -267,18 +266,65 @@ def _short(name):
     return re.sub(r"[^\w.-]+", "_", path.resolve().name if path else name)
 
 
+def _identity(run):
+    """Return the settings that a checkpoint of the run has, with what identifies the data."""
+    return {
+        # Data may be moved.
+        **{k: v for k, v in dataclasses.asdict(run.recipe).items() if k != "data"},
+        "class_names": list(run.source.class_names),
+        "numbers_of_images": run.source.splits,
+        "images": run.source.digest(),
+    }
+
+
 def _resume(run, checkpoints, strategy):
     """Restore the last checkpoint, if there is one."""
+    saved = checkpoints.saved_settings() or {}
+    if saved and "images" not in saved:
+        # Of version 0.1.0 before its release, which did not antialias.
+        interpolation = run.source.preparation["interpolation"]
+        run.recipe = dataclasses.replace(
+            run.recipe, interpolation=interpolation.removeprefix("antialiased_")
+        )
+        checkpoints.settings = dataclasses.asdict(run.recipe)
+        del checkpoints.settings["interpolation"]
+    elif saved:
+        _check_same_data(saved, checkpoints.settings)
     try:
         with strategy.scope():
             run.resumed_after, run.history = checkpoints.restore(run.model)
     except ValueError as error:
         raise ValueError(f"Cannot resume: {error}") from error
+    checkpoints.settings = _identity(run)
     if not run.resumed_after and checkpoints.write:
         logging.warning(
             "There is no checkpoint in %s: the run starts from the beginning.",
             run.folder,
         )
+
+
+def _check_same_data(saved, now):
+    """Raise a ValueError that says what has changed in the data of a checkpoint."""
+    if saved["images"] == now["images"]:
+        return
+    before, after = saved["class_names"], now["class_names"]
+    if before != after:
+        missing = [name for name in before if name not in after]
+        new = [name for name in after if name not in before]
+        changes = [f"without {', '.join(missing)}"] if missing else []
+        changes += [f"with {', '.join(new)}"] if new else []
+        what = f"the classes are others, {' and '.join(changes) or 'in another order'}"
+    elif saved["numbers_of_images"] != now["numbers_of_images"]:
+        what = (
+            f"the splits had {saved['numbers_of_images']} images, and have "
+            f"{now['numbers_of_images']}"
+        )
+    else:
+        what = "some images were renamed, replaced or moved to another class"
+    raise ValueError(
+        f"Cannot resume: the data have changed since the run was interrupted: {what}. "
+        "Restore them, or start a new run in another folder."
+    )
 
 
 def _train_head(run, listeners):
@@ -388,7 +434,7 @@ def _write_all(run, stopped, listeners):
     with ignored():
         try:
             with tempfile.TemporaryDirectory(
-                prefix=folder.PARTIAL, dir=run.folder, ignore_cleanup_errors=True
+                prefix=files.PARTIAL, dir=run.folder, ignore_cleanup_errors=True
             ) as partial:
                 partial = pathlib.Path(partial)
                 best = run.folder / folder.BEST

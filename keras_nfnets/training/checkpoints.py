@@ -1,5 +1,6 @@
 """Checkpoints of the training state, to resume a run that was killed."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -118,6 +119,16 @@ class Checkpoints(keras.callbacks.Callback):
             variable.assign(values[name])
         self.history = about["history"]
         return about["epoch"], self.history
+
+    def saved_settings(self):
+        """Return the settings of the last complete checkpoint, or None."""
+        for path in self._files():
+            with (
+                contextlib.suppress(Exception),
+                np.load(path, allow_pickle=False) as file,
+            ):
+                return json.loads(str(file["about"]))["settings"]
+        return None
 
     def _files(self):
         """List the checkpoint files, last epoch first."""
