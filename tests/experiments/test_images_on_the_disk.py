@@ -1,33 +1,9 @@
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+import shades  # noqa: F401 (registers the data set)
 
 from keras_nfnets import experiments
 from keras_nfnets.experiments import fitting, images
-
-
-class Shades(tfds.core.GeneratorBasedBuilder):
-    """Data set of grey noise, dark or light."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = {
-            "image": tfds.features.Image(shape=(30, 30, 1)),
-            "label": tfds.features.ClassLabel(names=["dark", "light"]),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features)
-        )
-
-    def _split_generators(self, download_manager):
-        return {split: self._generate_examples() for split in ("train", "test")}
-
-    def _generate_examples(self):
-        for i in range(40):
-            noise = np.random.default_rng(i).integers(50, size=(30, 30, 1))
-            image = (200 * (i % 2) + noise).astype("uint8")
-            yield i, {"image": image, "label": i % 2}
 
 
 @pytest.fixture(autouse=True)

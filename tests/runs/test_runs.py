@@ -1,12 +1,14 @@
 """Training runs from Python: what is returned, written, restored and raised."""
 
 import csv
+import shutil
 import signal
 import threading
 
 import keras
 import numpy as np
 import pytest
+import shades
 from eager import eager_functions
 from one_block import networks_of_one_block
 from PIL import Image
@@ -158,6 +160,129 @@ def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
     run = runs.train(recipe, tmp_path, resume=True)
     assert (run.resumed_after, run.epochs) == (2, 3)
     np.testing.assert_allclose(run.history["loss"], trained.history["loss"], rtol=1e-5)
+
+
+@pytest.fixture
+def stopped(images, tmp_path):
+    """A copy of the images, and the folder of a run that was stopped after one epoch."""
+    copy, folder = tmp_path / "copy", tmp_path / "run"
+    shutil.copytree(images, copy)
+    recipe = recipe_for(copy, "epochs=2", "report=False")
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(recipe, folder, callbacks=[InterruptAt(0, KeyboardInterrupt())])
+    return copy, folder
+
+
+def rename_a_class(images):
+    (images / "digit 1").rename(images / "one")
+
+
+def rename_a_file(images):
+    path = min((images / "digit 1").iterdir())
+    path.rename(path.with_name("renamed.png"))
+
+
+def add_a_file(images):
+    path = min((images / "digit 1").iterdir())
+    shutil.copy(path, images / "digit 0")
+
+
+def move_a_file(images):
+    path = min((images / "digit 1").iterdir())
+    path.rename(images / "digit 0" / path.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_a_class, "classes are others, without digit 1 and with one"),
+        (rename_a_file, "some images were renamed, replaced or moved"),
+        (add_a_file, r"the splits had \{.*\} images, and have"),
+        (move_a_file, "images were renamed|the splits had"),
+    ],
+)
+def test_a_run_does_not_continue_with_other_data(change, message, stopped):
+    images, folder = stopped
+    change(images)
+    before = sorted(folder.rglob("*"))
+    recipe = recipe_for(images, "epochs=2", "report=False")
+    with pytest.raises(ValueError, match=f"Cannot resume: the data .*{message}"):
+        runs.train(recipe, folder, resume=True)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_data_may_be_moved_before_a_run_continues(stopped):
+    images, folder = stopped
+    elsewhere = images.rename(images.with_name("elsewhere"))
+    recipe = recipe_for(elsewhere, "epochs=2", "report=False")
+    run = runs.train(recipe, folder, resume=True)
+    assert (run.resumed_after, run.epochs) == (1, 2)
+
+
+class TrainAgain(runs.RunCallback):
+    """Starts a second run when the first one begins."""
+
+    def __init__(self, *arguments):
+        super().__init__()
+        self.arguments = arguments
+        self.result = None
+
+    def on_run_begin(self, run):
+        try:
+            self.result = runs.train(*self.arguments).folder.name
+        except ValueError as error:
+            self.result = str(error)
+
+
+def test_a_folder_belongs_to_one_run(images, tmp_path):
+    recipe = recipe_for(images, "epochs=1", "report=False")
+    second = TrainAgain(recipe, tmp_path / "one")
+    run = runs.train(recipe, tmp_path / "one", callbacks=[second])
+    assert f"Another process is training in {run.folder}." in second.result
+    assert {path.name for path in run.folder.iterdir()} == set(run.paths)
+    # What a killed process leaves does not keep others out.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".claimed").touch()
+    assert runs.train(recipe, other).epochs == 1
+
+
+def test_runs_at_the_same_time_get_folders_of_their_own(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_for(images, "epochs=1", "report=False")
+    second = TrainAgain(recipe)
+    run = runs.train(recipe, callbacks=[second])
+    assert run.folder.name == "two_digits-NFNetTiny-1"
+    assert second.result == "two_digits-NFNetTiny-2"
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(images, tmp_path):
+    recipe = recipe_for(images, "weights=nosuch")
+    with pytest.raises(ValueError, match="nosuch"):
+        runs.train(recipe, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_gray_images_is_used_as_it_was_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    recipe = recipe_for("shades", "epochs=1", "test_split=test", "weights=None")
+    run = runs.train(recipe, tmp_path / "run")
+    evaluation = runs.evaluate(run.folder)
+    assert evaluation.accuracy == pytest.approx(run.validation["accuracy"])
+    assert evaluation.loss == pytest.approx(run.validation["loss"], rel=1e-4)
+    classifier = runs.load_classifier(run.folder)
+    [(x, _)] = data.load(
+        "shades", "test", 16, 64, preparation=run.preparation
+    ).as_numpy_iterator()
+    image = data.read_picture(_png(tmp_path / "0.png", shades.picture(0)))
+    differences = np.abs(x - classifier.preprocess(image)).max(axis=(1, 2, 3))
+    assert differences.min() < 1e-5
+    assert classifier.predict(tmp_path / "0.png").shape == (1, 2)
+
+
+def _png(path, image):
+    Image.fromarray(image[..., 0]).save(path)
+    return path
 
 
 def test_callbacks_are_told_of_the_run(images, tmp_path):
