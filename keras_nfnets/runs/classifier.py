@@ -6,10 +6,12 @@ import pathlib
 import sys
 import typing
 
+import keras
 import numpy as np
 from absl import logging
 
 from keras_nfnets import checks, data, pretrained
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.data.preparation import TIMM
 from keras_nfnets.models import decode_predictions
 from keras_nfnets.pretrained import architectures
@@ -21,12 +23,15 @@ class Classifier:
     """Model with the preprocessing of its images and the names of its classes.
 
     Args:
-        model: `keras.Model` with outputs `(batch, classes)`, probabilities or logits.
+        model: `keras.Model` with outputs `(batch, classes)`. Outputs of a softmax or a
+            sigmoid are probabilities; those of a linear last layer are logits, of which
+            the softmax is taken. Other outputs are used as they are.
         preparation: dict. Keyword arguments of `data.prepare`.
         class_names: list of str or None. Names of the classes, in the order of the
             outputs.
         metadata: dict or None. What `train` has saved with the model: `"data"`,
-            `"split"` and `"label_smoothing"`, for `evaluate`.
+            `"split"` and `"label_smoothing"`, for `evaluate`; or `"classes_of"`, the
+            data set whose classes a published checkpoint knows.
 
     Raises:
         ValueError: the model does not classify images prepared in this way, or the
@@ -48,6 +53,7 @@ class Classifier:
         self.preparation = preparation
         self.class_names = class_names
         self.metadata = metadata or {}
+        self._activation = activation_of_outputs(model)
         self._check()
 
     def _check(self):
@@ -73,6 +79,11 @@ class Classifier:
         """Number of classes."""
         return self.model.output_shape[1]
 
+    @property
+    def gives_probabilities(self):
+        """Whether it is known how to convert the outputs to probabilities."""
+        return self._activation is not None
+
     def preprocess(self, image):
         """Read and preprocess an image.
 
@@ -91,7 +102,7 @@ class Classifier:
         return data.prepare(_rgb(image), **self.preparation)
 
     def predict(self, images, batch_size=8):
-        """Predict the probability of each class.
+        """Predict the probability of each class, see `gives_probabilities`.
 
         Args:
             images: a path or array, see `preprocess`, or a sequence of these, which may
@@ -122,7 +133,11 @@ class Classifier:
 
     def predict_prepared(self, x):
         """Predict the probabilities of preprocessed images `(n, size, size, channels)`."""
-        return probabilities(self.model.predict(x, verbose=0))
+        return self.probabilities(self.model.predict(x, verbose=0))
+
+    def probabilities(self, outputs):
+        """Convert outputs of the model to probabilities, float64."""
+        return to_probabilities(outputs, self._activation)
 
     def predict_classes(self, images, top=3, batch_size=8):
         """Return the `top` most probable classes of each image, a list of `ClassScore`s.
@@ -263,14 +278,53 @@ def _sequence(images):
     return [images] if is_one else list(images)
 
 
-def probabilities(outputs):
-    """Convert outputs, probabilities or logits, to probabilities, float64."""
+def to_probabilities(outputs, activation):
+    """Convert outputs, `(n, classes)`, to float64 probabilities.
+
+    Args:
+        outputs: array or tensor.
+        activation: str or None. What `activation_of_outputs` returns. Only the outputs of
+            a linear layer are changed.
+    """
     outputs = np.asarray(outputs, "float64")
-    sums = outputs.sum(axis=-1, keepdims=True)
-    if outputs.min() >= 0 and np.abs(sums - 1).max() < 1e-2:
+    if activation != "linear":
         return outputs
     exponentials = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+# Layers after a classifier that do not change its outputs.
+_PASSED = ("flatten", "reshape", "squeeze", "identity", "dropout", "cast")
+
+
+def activation_of_outputs(model):
+    """Return `"softmax"`, `"sigmoid"` or `"linear"`, the last activation of a model.
+
+    Returns:
+        A string, or None if it is another or cannot be found.
+    """
+    if not isinstance(model, keras_internals.FunctionalModel | keras.Sequential):
+        return None
+    tensor = model.outputs[0]
+    while True:
+        operation = keras_internals.operation_of(tensor)
+        if isinstance(operation, keras.Model):
+            return activation_of_outputs(operation)
+        kind = keras_internals.kind_of(operation).lower()
+        if kind in ("softmax", "sigmoid"):
+            return kind
+        function = getattr(operation, "activation", None)
+        for name in ("softmax", "sigmoid"):
+            if function is getattr(keras.activations, name):
+                return name
+        if function not in (None, keras.activations.linear):
+            return None
+        if getattr(operation, "kernel", None) is not None:
+            return "linear"
+        inputs = keras_internals.node_of(tensor).input_tensors
+        if not (function or kind in _PASSED) or len(inputs) != 1:
+            return None
+        [tensor] = inputs
 
 
 def load_classifier(name):
@@ -304,7 +358,7 @@ def load_classifier(name):
                 raise ValueError(f"{path} cannot be used: {error}") from error
     checkpoint, name = _published(str(name))
     model = pretrained.create(name, classes=checkpoint.classes)
-    return Classifier(model, checkpoint.preparation, _class_names(checkpoint))
+    return _of_checkpoint(model, checkpoint)
 
 
 def _published(name):
@@ -363,8 +417,16 @@ def _from_file(path):
                 path,
                 checkpoint.name,
             )
-            return Classifier(model, checkpoint.preparation, _class_names(checkpoint))
+            return _of_checkpoint(model, checkpoint)
     return Classifier(model, _preparation_for(model))
+
+
+def _of_checkpoint(model, checkpoint):
+    names, metadata = checkpoint.class_names, None
+    if names is None:
+        # The names are not unique: there are two cranes.
+        names, metadata = _imagenet_names(), {"classes_of": "imagenet2012"}
+    return Classifier(model, checkpoint.preparation, names, metadata)
 
 
 def _preparation_for(model):
@@ -376,10 +438,6 @@ def _preparation_for(model):
             f"Received: a model with inputs of shape {shape}"
         )
     return {**TIMM, "size": shape[1] or TIMM["size"], "channels": shape[3]}
-
-
-def _class_names(checkpoint):
-    return checkpoint.class_names or _imagenet_names()
 
 
 def _imagenet_names():

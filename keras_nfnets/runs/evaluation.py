@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_nfnets.data import Source, find, load, read_picture
 from keras_nfnets.data.preparation import completed
-from keras_nfnets.runs.classifier import Classifier, load_classifier, probabilities
-from keras_nfnets.runs.errors import explained
+from keras_nfnets.runs.classifier import Classifier, load_classifier
+from keras_nfnets.runs.errors import RunError, explained
 
 
 class Results(typing.NamedTuple):
@@ -139,7 +139,8 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     Raises:
         ValueError: the classifier, data set or split does not exist, or the data set has
             classes that the classifier does not know.
-        RunError: more than half of the images cannot be read.
+        RunError: more than half of the images cannot be read, or the model's outputs are
+            not finite.
 
     Example:
 
@@ -163,10 +164,19 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     source.size_of(split)  # raises if there is no such split
     labels = _labels_of_classifier(source, classifier)
     preparation = completed(classifier.preparation)
-    predict = classifier.model.predict_on_batch
+
+    def predict(images):
+        return classifier.probabilities(classifier.model.predict_on_batch(images))
+
     with explained(source):
         results = predict_split(
             predict, source, split, preparation, batch_size, progress
+        )
+    finite = np.isfinite(results.probabilities).all(axis=1)
+    if not finite.all():
+        raise RunError(
+            f"The model's outputs are not finite for {np.sum(~finite):,} of "
+            f"{len(finite):,} images: its weights may have diverged."
         )
     return Evaluation(
         results._replace(labels=labels[results.labels]),
@@ -180,28 +190,51 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
 
 def _labels_of_classifier(source, classifier):
     """Return the classifier's class index for each class of the data set."""
+    wanted = list(source.class_names)
     known = classifier.class_names
-    if known is None or list(known) == list(source.class_names):
-        if len(source.class_names) > classifier.classes:
-            raise ValueError(
-                f"The data set has {len(source.class_names)} classes, the classifier "
-                f"knows {classifier.classes}"
-            )
-        return np.arange(len(source.class_names))
-    unknown = [name for name in source.class_names if name not in known]
-    if unknown:
+    if known is not None and list(known) == wanted:
+        return np.arange(len(wanted))
+    lists = [list(known)] if known is not None else []
+    if "classes_of" in classifier.metadata:
+        # Ids such as "n01440764", which are unique, and known without a download.
+        ids = find(classifier.metadata["classes_of"], download=False).class_names
+        lists.insert(0, list(ids))
+    for names in lists:
+        if set(wanted) <= set(names):
+            return np.array([_index(names, name) for name in wanted])
+    if lists:
+        unknown = [name for name in wanted if name not in lists[-1]]
+        some = ", ".join(lists[-1][:10]) + (", ..." if len(lists[-1]) > 10 else "")
         raise ValueError(
             f"The classifier does not know the classes {', '.join(unknown[:10])}; it "
-            f"knows {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
+            f"knows {some}"
         )
-    return np.array([known.index(name) for name in source.class_names])
+    # The classes of the classifier have numbers only.
+    if all(name.isdecimal() and int(name) < classifier.classes for name in wanted):
+        return np.array([int(name) for name in wanted])
+    if len(wanted) == classifier.classes:
+        return np.arange(len(wanted))
+    raise ValueError(
+        f"The names of the classifier's {classifier.classes} classes are not known, so the "
+        "data must have the same number of classes, in the same order. Received: "
+        f"{len(wanted)} classes"
+    )
+
+
+def _index(names, name):
+    if names.count(name) > 1:
+        raise ValueError(
+            f"Several classes of the classifier are called {name!r}. Name the folders of "
+            "images by WordNet ids, such as n01440764."
+        )
+    return names.index(name)
 
 
 def predict_split(predict, source, split, preparation, batch_size=64, progress=iter):
     """Compute the predictions of a model on a split.
 
     Args:
-        predict: callable from a batch of images to their probabilities or logits.
+        predict: callable from a batch of images to their probabilities.
         source: `data.Source`.
         split: str. Name of a split, see `data.load`.
         preparation: dict. Preprocessing of the images, see `data.load`, with their `size`.
@@ -220,7 +253,7 @@ def predict_split(predict, source, split, preparation, batch_size=64, progress=i
     labels, outputs = [], []
     count = -(-source.size_of(split) // batch_size)
     for _, (images, targets) in zip(progress(range(count)), batches):
-        outputs.append(probabilities(predict(images)))
+        outputs.append(np.asarray(predict(images), "float64"))
         labels.append(np.asarray(targets).argmax(axis=1))
     if not outputs:
         raise ValueError(f"There are no images in {split!r} of {source.name}")

@@ -24,6 +24,7 @@ from keras_nfnets.runs import (
     recipes,
     workers,
 )
+from keras_nfnets.runs.classifier import activation_of_outputs, to_probabilities
 from keras_nfnets.runs.errors import LostWorkerError, RunError, explained
 from keras_nfnets.runs.interrupts import InterruptBetweenBatches, ignored
 from keras_nfnets.runs.progress import RunCallback
@@ -536,8 +537,10 @@ def report(run, path=None, progress=iter):
     if not run.epochs:
         raise ValueError("A report needs a run with at least one completed epoch.")
     path = pathlib.Path(path or run.folder / folder.REPORT)
+    activation = activation_of_outputs(run.model)
     results = evaluation.predict_split(
-        run.model,  # `predict_on_batch` would wait for other workers
+        # `predict_on_batch` would wait for other workers.
+        lambda images: to_probabilities(run.model(images), activation),
         run.source,
         run.recipe.test_split,
         run.preparation,
