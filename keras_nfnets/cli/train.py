@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from keras_nfnets import data, runs, training
+from keras_nfnets import runs, training
 from keras_nfnets.cli.command import Command, Failure, UsageError, find_network
 from keras_nfnets.runs import folder
 from keras_nfnets.runs.recipes import PRECISIONS
@@ -115,10 +115,12 @@ def _recipe(flags):
         values["clip_factor"] = None
     if flags.model:
         values["model"] = find_network(flags.model).name
-    is_folder = flags.data and data.folder_of(flags.data)
-    name = flags.recipe or ("finetune" if is_folder else "digits")
     try:
-        return dataclasses.replace(runs.find_recipe(name), **values).changed(flags.set)
+        if flags.recipe:
+            recipe = runs.find_recipe(flags.recipe)
+        else:
+            recipe = runs.recipes.for_data(flags.data or "digits")
+        return dataclasses.replace(recipe, **values).changed(flags.set)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

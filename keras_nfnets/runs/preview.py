@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_nfnets import data
-from keras_nfnets.runs import building, figures
+from keras_nfnets.runs import building, figures, recipes
 
 _ROWS, _COLUMNS = 4, 8
 
@@ -24,7 +24,8 @@ def preview(
         path: path of the image file to write.
         dataset: what `data.find` accepts.
         split: str. Name of the split.
-        recipe: `Recipe` or None. Whose augmentation, preprocessing and image size to use.
+        recipe: `Recipe` or None. Whose augmentation, preprocessing and image size to use;
+            None for the augmentation and preprocessing of `recipes.for_data`.
         augmentation: str or None. See `data.Augmentation`; None for that of the recipe
             or of the data.
         image_size: int or None. In pixels; None for that of the recipe, or 128.
@@ -43,10 +44,11 @@ def preview(
     32
     """
     source = data.find(dataset)
-    words = augmentation or (recipe and recipe.augmentation) or source.augmentation
     if image_size is None:
         image_size = building.image_sizes(recipe)[0] if recipe else 128
-    preparation = building.preparation(recipe, source) if recipe else source.preparation
+    recipe = recipe or recipes.for_data(source.name)
+    words = augmentation or recipe.augmentation or source.augmentation
+    preparation = building.preparation(recipe, source)
     batches = data.load(
         source,
         split,

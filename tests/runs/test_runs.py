@@ -285,6 +285,14 @@ def _png(path, image):
     return path
 
 
+def test_the_preview_shows_what_training_sees(images, tmp_path):
+    sheets = []
+    for options in ({}, {"recipe": recipe_for(images), "image_size": 128}):
+        runs.preview(tmp_path / "sheet.png", images, **options)
+        sheets.append((tmp_path / "sheet.png").read_bytes())
+    assert sheets[0] == sheets[1]
+
+
 def test_callbacks_are_told_of_the_run(images, tmp_path):
     told = []
 

@@ -1,6 +1,6 @@
 """Settings of the papers' training runs and of your own, in one short file each."""
 
-from keras_nfnets import checks
+from keras_nfnets import checks, data
 from keras_nfnets.runs.recipes import (
     digits,
     finetune,
@@ -10,7 +10,7 @@ from keras_nfnets.runs.recipes import (
 )
 from keras_nfnets.runs.recipes.recipe import PRECISIONS, Recipe
 
-__all__ = ["PRECISIONS", "RECIPES", "Recipe", "find"]
+__all__ = ["PRECISIONS", "RECIPES", "Recipe", "find", "for_data"]
 
 RECIPES = {
     **digits.RECIPES,
@@ -44,3 +44,20 @@ def find(name):
             f"There is no recipe {name!r}{suggestion} There are {', '.join(RECIPES)}."
         )
     return RECIPES[name]
+
+
+def for_data(name):
+    """Return the recipe by which `keras-nfnets train --data=NAME` trains.
+
+    Args:
+        name: str or path. A folder, or another name that `data.find` accepts.
+
+    Returns:
+        A `Recipe`: `"finetune"` for folders, otherwise `"digits"`.
+
+    Example:
+
+    >>> for_data("mnist").model
+    'NFNetTiny'
+    """
+    return RECIPES["finetune" if data.folder_of(name) is not None else "digits"]
