@@ -1,4 +1,6 @@
+import io
 import re
+import struct
 
 import keras
 import numpy as np
@@ -139,6 +141,124 @@ def test_images_without_a_maximum_value_are_an_error(mode, tmp_path):
     Image.new(mode, (20, 20)).save(tmp_path / "odd.tiff")
     with pytest.raises(ValueError, match="odd.tiff .* no maximum"):
         data.read_picture(tmp_path / "odd.tiff")
+
+
+def tiff(values, bits, photometric=1, **tags):
+    """Return the content of an uncompressed gray TIFF file."""
+    height, width = values.shape
+    if bits == 16:
+        pixels = values.astype("<u2").tobytes()
+    else:
+        rows = ["".join(f"{v:0{bits}b}" for v in row) for row in values]
+        rows = [row + "0" * (-len(row) % 8) for row in rows]
+        pixels = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    entries = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(pixels),
+        **{int(name.strip("_")): value for name, value in tags.items()},
+    }
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items())
+    )
+    pixels += b"\0" * (len(pixels) % 2)
+    offset = struct.pack("<I", 8 + len(pixels))
+    return b"II*\0" + offset + pixels + directory + b"\0" * 4
+
+
+RAMP = np.array([[0, 1, 2, 3, 4]]) / 4
+
+
+@pytest.mark.parametrize(
+    ("content", "is_inverted"),
+    [
+        (lambda: tiff(np.rint(RAMP * 4095).astype(int), 12), False),
+        (lambda: tiff(np.rint(RAMP * 65535).astype(int), 16), False),
+        (lambda: tiff(np.rint(RAMP * 65535).astype(int), 16, photometric=0), True),
+        # SMaxSampleValue: the largest of 16 bits that are used.
+        (lambda: tiff(np.rint(RAMP * 1023).astype(int), 16, _341=1023), False),
+        (lambda: tiff(np.rint(RAMP * 1023).astype(int), 16, 0, _341=1023), True),
+        (
+            lambda: b"P5 5 1 4095\n" + np.rint(RAMP * 4095).astype(">u2").tobytes(),
+            False,
+        ),
+        (lambda: b"P5 5 1 100\n" + np.rint(RAMP * 100).astype("u1").tobytes(), False),
+        (lambda: b"P2 5 1 1000\n0 250 500 750 1000\n", False),
+        (lambda: saved(RAMP * 65535, "PNG"), False),
+        (lambda: saved(RAMP * 65535, "JPEG2000"), False),
+        (lambda: saved(RAMP * 65535, "TIFF", compression="tiff_lzw"), False),
+    ],
+)
+def test_values_of_more_bits_have_the_maximum_of_the_header(content, is_inverted):
+    expected = 255 * (1 - RAMP if is_inverted else RAMP)
+    read = data.read_picture(content())[..., 0]
+    np.testing.assert_allclose(read, expected, atol=1)
+    assert {0, 255} <= set(read.ravel())
+
+
+def saved(values, kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(np.rint(values).astype("uint16")).save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_floats_of_a_pfm_file_have_no_maximum():
+    content = b"Pf 2 1 -1.0\n" + np.array([0, 1], "<f4").tobytes()
+    with pytest.raises(ValueError, match="no maximum"):
+        data.read_picture(content)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_whatever_their_metadata_say(kind, orientation, tmp_path):
+    upright = Image.new("RGB", (16, 8))
+    upright.paste((255, 0, 0), (0, 0, 8, 8))
+    upright.paste((0, 255, 0), (0, 0, 8, 4))
+    # Pillow is the oracle for metadata that can be read.
+    methods = [None, None, 0, 3, 1, 5, 2, 6, 4]  # inverse of each orientation
+    stored = upright
+    if orientation > 1:
+        stored = upright.transpose(Image.Transpose(methods[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010E] = "a description"
+    path = tmp_path / f"image.{kind.lower()}"
+    lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    stored.save(path, kind, exif=exif, **lossless.get(kind, {}))
+    np.testing.assert_allclose(data.read_picture(path), np.asarray(upright), atol=2)
+
+
+# Pillow warns of such metadata.
+_UNREADABLE = pytest.mark.filterwarnings("ignore:(Corrupt|Tag data):UserWarning")
+
+
+@_UNREADABLE
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no TIFF at all"]
+)
+def test_metadata_that_cannot_be_read_do_not_cost_the_image(kind, exif):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 8), "red").save(file, kind, exif=exif)
+    assert data.read_picture(file.getvalue()).shape == (8, 16, 3)
+
+
+@_UNREADABLE
+def test_a_value_that_cannot_be_read_does_not_cost_an_image_its_orientation():
+    # The description says that it is longer than the file.
+    head = b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
+    description = struct.pack(">HHII", 0x010E, 2, 10**6, 100)
+    orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    file = io.BytesIO()
+    exif = head + description + orientation + b"\0" * 4
+    Image.new("RGB", (16, 8), "red").save(file, "JPEG", exif=exif)
+    assert data.read_picture(file.getvalue()).shape == (16, 8, 3)
 
 
 def test_folders_and_files_are_found(tmp_path):

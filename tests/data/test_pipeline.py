@@ -3,13 +3,14 @@
 import io
 import pathlib
 import resource
+import struct
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
 from keras_nfnets import data
@@ -460,6 +461,115 @@ def test_evaluation_in_shards_has_every_image():
         for batch in labels_of(data.load(source, "test", 8, 70, shard=(shard, 5))):
             labels += batch
     assert sorted(labels) == list(range(144))
+
+
+def segment(marker, content):
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def unusual_jpegs(seed):
+    """Return the contents of valid JPEGs with unusual headers, and of damaged ones."""
+    random = np.random.default_rng(seed)
+    plain, cmyk = jpeg(), jpeg("CMYK")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif = segment(0xE1, exif.tobytes())
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    long = segment(0xE5, b"x" * 65_000) * 3
+    start = plain.index(b"\xff\xda")  # of the scan
+    adobe = cmyk.index(b"\xff\xee")
+    without_adobe = cmyk[:adobe] + cmyk[adobe + 16 :]
+    files = [
+        plain[:2] + long + exif + plain[2:],
+        plain[:start] + exif + plain[start:],
+        plain[:2] + segment(0xE1, xmp) + plain[2:],
+        plain[:2] + segment(0xFE, b"Exif\0\0 in a comment") + plain[2:],
+        plain[:2] + plain[20:],  # no JFIF
+        without_adobe,
+    ]
+    for transform in (0, 1, 2):
+        mark = segment(0xEE, b"Adobe\0d\0\0\0\0" + bytes([transform]))
+        for content in (plain, jpeg("L"), without_adobe):
+            files.append(content[:2] + mark + content[2:])
+    for mode in ("RGB", "L", "CMYK"):
+        for subsampling in (0, 1, 2):
+            for size in ((41, 31), (7, 5)):
+                for progressive in (True, False):
+                    options = {"subsampling": subsampling, "progressive": progressive}
+                    files.append(jpeg(mode, size, quality=40, **options))
+    for i in range(60):
+        damaged = bytearray((plain, jpeg("L"), jpeg(restart_marker_blocks=2))[i % 3])
+        for _ in range(random.integers(1, 4)):
+            at, length = random.integers(2, len(damaged) - 2), random.integers(5)
+            damaged[at : at + length] = random.bytes(random.integers(5))
+        files.append(bytes(damaged[:-2]) + b"\xff\xd9")
+    return files
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@settings(max_examples=1, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_file_has_the_same_pixels_in_a_batch_and_alone(
+    channels, seed, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("unusual")
+    for name in ("a", "b"):
+        for split in ("train", "test"):
+            (folder / split / name).mkdir(parents=True)
+            (folder / split / name / "0.jpg").write_bytes(jpeg())
+    for i, content in enumerate(unusual_jpegs(seed)):
+        (folder / "test" / "a" / f"{i:03}.jpg").write_bytes(content)
+    source = data.find(folder)
+    preparation = {**PLAIN, "channels": channels, "interpolation": "bilinear"}
+    x, _ = arrays(data.load(source, "test", 24, 16, preparation=preparation))
+    used = [path for path, _ in source.files("test") if path not in source.left_out]
+    assert 50 < len(x) == len(used)
+    for image, path in zip(x, used):
+        alone = data.prepare(data.read_picture(path), size=24, **preparation)
+        np.testing.assert_array_equal(image, alone, err_msg=path)
+    for path in source.left_out:
+        with pytest.raises(ValueError, match="is not a complete image"):
+            data.read_picture(path)
+
+
+def test_own_images_are_antialiased(tmp_path):
+    """Thin lines stay, so that all of the image counts."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            image = Image.new("RGB", (1600, 1600), "white")
+            box = [400 + i, 400 + i, 1200 + i, 1200 + i]
+            ImageDraw.Draw(image).rectangle(box, outline="black", width=3)
+            image.save(tmp_path / name / f"{i}.png")
+    identity = {"mean": (0,) * 3, "deviation": (1 / 255,) * 3, "crop_mode": "whole"}
+    with Image.open(tmp_path / "a" / "0.png") as image:
+        expected = (255 - np.asarray(image, float)).sum() / (1600 / 64) ** 2
+    ink = {}
+    for interpolation in (None, "bicubic"):
+        preparation = dict(identity)
+        if interpolation:
+            preparation["interpolation"] = interpolation
+        for training in (True, False):
+            batches = data.load(
+                tmp_path,
+                "train",
+                64,
+                32,
+                training=training,
+                augmentation="crop_0.99",
+                preparation=preparation,
+            )
+            x, _ = arrays(batches)
+            ink[interpolation, training] = (255 - x).sum(axis=(1, 2, 3))
+    for training in (True, False):
+        np.testing.assert_allclose(ink[None, training], expected, rtol=0.05)
+        assert (abs(ink["bicubic", training] - expected) > 0.3 * expected).any()
+    source = data.find(tmp_path)
+    assert source.preparation["interpolation"] == "antialiased_bicubic"
+    path, _ = source.files("train")[0]
+    [x, *_] = arrays(data.load(source, "train", 64, 1, preparation=identity))[0]
+    settings = {**source.preparation, **identity, "size": 64}
+    np.testing.assert_array_equal(x, data.prepare(data.read_picture(path), **settings))
 
 
 def test_images_are_converted_between_grayscale_and_color():
