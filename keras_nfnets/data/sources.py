@@ -3,10 +3,12 @@
 import collections
 import collections.abc
 import hashlib
+import json
 import os
 import pathlib
 import re
 import typing
+import unicodedata
 
 import numpy as np
 from absl import logging
@@ -101,6 +103,40 @@ class Source:
             if 0 <= label < len(counts):
                 counts[label] += 1
         return counts.tolist()
+
+    def digest(self):
+        """Compute a digest of the class names, the splits and their images.
+
+        It changes when images, labels or splits change, and is the same in every process
+        and wherever a folder is. No file is read:
+
+        - a folder is identified by the relative paths and the sizes of its files,
+        - arrays by their content,
+        - a data set of TensorFlow Datasets by its name and version, and, once it has been
+          downloaded, by the sizes of its splits.
+
+        A custom subclass that does not override this is identified by its name.
+
+        Returns:
+            str of 64 hexadecimal digits.
+
+        Example:
+
+        >>> x, y = np.zeros((4, 8, 8, 3), "uint8"), np.array([0, 1, 1, 1])
+        >>> digest = find((x, y)).digest()
+        >>> find((x, y)).digest() == digest, find((x, 1 - y)).digest() == digest
+        (True, False)
+        """
+        digest = hashlib.sha256()
+        head = [self.class_names, self.channels, sorted(self.splits.items())]
+        for value in [head, *self._images_for_digest()]:
+            # (JSON, as the end of each value is then certain.)
+            digest.update(json.dumps(value).encode())
+        return digest.hexdigest()
+
+    def _images_for_digest(self):
+        """Yield values for JSON that identify the images with their splits and labels."""
+        yield self.name
 
     def leave_out(self, name, reason, split):
         """Record that an image of a split is left out, and warn the first time.
@@ -311,6 +347,11 @@ class _Arrays(Source):
 
         return _indices(self.splits[split], shuffle).map(record)
 
+    def _images_for_digest(self):
+        for split, (x, y) in sorted(self._arrays.items()):
+            content = hashlib.sha256(np.ascontiguousarray(x)).hexdigest()
+            yield [split, x.shape, content, y.tolist()]
+
 
 def _name_of(i, split):
     """Name the i-th image of a split, for images that have no name."""
@@ -412,6 +453,23 @@ class _Folder(Source):
         )
         indices = _indices(self.splits[split], shuffle)
         return indices.map(lambda i: (paths[i], paths[i], labels[i]))
+
+    def _images_for_digest(self):
+        for split, files in sorted(self._files.items()):
+            images = []
+            for path, label in files:
+                name = pathlib.Path(path).relative_to(self.name).as_posix()
+                # (A copy on another system may have names of another Unicode form.)
+                name = unicodedata.normalize("NFC", name)
+                images.append([name, label, _size_of_file(path)])
+            yield [split, *sorted(images)]
+
+
+def _size_of_file(path):
+    try:
+        return os.stat(path).st_size
+    except OSError:  # it was there when the folder was listed
+        return -1
 
 
 def _splits_of(folder):
@@ -566,6 +624,9 @@ class _Tfds(Source):
         records = self._as_dataset(split).enumerate().map(record)
         size = min(self.size_of(split), _SHUFFLE_BUFFER)
         return shuffle(records, size) if shuffle else records
+
+    def _images_for_digest(self):
+        yield self._builder.info.full_name
 
 
 def _prepare(builder, name):

@@ -1,6 +1,8 @@
+import contextlib
 import os
 import pathlib
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -151,6 +153,60 @@ def test_folders_without_usable_images_are_errors(folder, tmp_path):
         data.find(lonely)
 
 
+def test_the_digest_of_a_folder_depends_on_its_images_alone(folder, tmp_path):
+    digest = data.find(folder).digest()
+    # It is the same wherever the folder is, in whatever order its files were written.
+    other = tmp_path / "elsewhere"
+    for path in sorted(folder.rglob("*.[pj][np]g"), reverse=True):
+        (other / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, other / path.relative_to(folder))
+    (other / "cats" / "._1.png").unlink()
+    assert data.find(str(other)).digest() == digest
+    # Some systems change the Unicode form of names.
+    for form, parent in (("NFC", folder), ("NFD", other)):
+        save(parent / "cats" / f"{unicodedata.normalize(form, 'é')}.png")
+    digest = data.find(folder).digest()
+    assert data.find(other).digest() == digest
+    with contextlib.chdir(tmp_path):
+        assert data.find("elsewhere").digest() == digest
+    # Another size, name, class, split or number of images gives another one.
+    seen = {digest}
+
+    def changes():
+        image, renamed = other / "cats" / "3.png", other / "cats" / "c.png"
+        yield lambda: image.write_bytes(image.read_bytes() + b"0")
+        yield lambda: image.rename(renamed)
+        yield lambda: renamed.rename(other / "dogs" / "c.png")
+        yield lambda: (other / "dogs" / "c.png").unlink()
+        yield lambda: (other / "dogs").rename(other / "wolves")
+        yield lambda: other.rename(tmp_path / "train")
+
+    for change in changes():
+        change()
+        seen.add(data.find(other if other.exists() else tmp_path / "train").digest())
+    assert len(seen) == 6
+    # A file that has been removed meanwhile is no error.
+    source = data.find(folder)
+    (folder / "cats" / "1.png").unlink()
+    assert source.digest() not in seen
+
+
+def test_the_digest_is_the_same_in_every_process():
+    x = np.arange(4 * 5 * 6 * 3).reshape(4, 5, 6, 3).astype("uint8")
+    y = np.array([0, 1, 2, 1])
+    digest = "db2dd8373f8eb64571c2a2817d027a48334d4876ac5516229d24e710b6ecbed6"
+    assert data.find((x, y)).digest() == digest
+    assert data.find((np.asfortranarray(x), y.astype("uint8"))).digest() == digest
+    others = [
+        (x[::-1], y),
+        (x, y[::-1]),
+        (x.reshape(4, 6, 5, 3), y),
+        {"test": (x, y)},
+        {"train": (x, y), "test": (x, y)},
+    ]
+    assert len({digest, *(data.find(other).digest() for other in others)}) == 6
+
+
 # Arrays.
 
 
@@ -259,6 +315,15 @@ def test_a_data_set_of_tfds_is_read(tfds_folder):
     assert len(arrays(data.load(source, "train[:50%]", 20, 8))[0]) == 15
     with pytest.raises(ValueError, match="no split 'test'. .*'validation'"):
         data.load(source, "test", 20, 8)
+
+
+def test_the_digest_of_a_data_set_of_tfds_is_that_of_its_version(
+    tfds_folder, monkeypatch
+):
+    digest = data.find("tiny_pictures").digest()
+    assert data.find("tiny_pictures:1.0.0").digest() == digest
+    monkeypatch.setattr(TinyPictures, "VERSION", tfds.core.Version("1.0.1"))
+    assert data.find("tiny_pictures").digest() != digest
 
 
 def test_broken_records_are_left_out_and_recorded(tfds_folder, caplog):
