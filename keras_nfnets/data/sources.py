@@ -467,14 +467,10 @@ class _Tfds(Source):
         except Exception as error:  # its type depends on what is wrong with the name
             raise ValueError(
                 f"TensorFlow Datasets has no data set {name!r}. "
-                f"Received: {name!r}: {str(error).splitlines()[0]}"
+                f"Received: {name!r}: {(str(error) or repr(error)).splitlines()[0]}"
             ) from error
         features = builder.info.features
-        if features is None or not {"image", "label"} <= set(features):
-            raise ValueError(
-                "A data set must have images with labels. Received: "
-                f"{name!r} with features {list(features or ())}"
-            )
+        _check_features(name, features)
         if download:
             _prepare(builder, name)
         height, width, channels = features["image"].shape
@@ -532,6 +528,42 @@ class _Tfds(Source):
 
     def _images_for_digest(self):
         yield self._builder.info.full_name
+
+
+def _check_features(name, features):
+    """Check that a data set of TFDS has images with one class each."""
+    from tensorflow_datasets import features as kinds
+
+    known = dict(features) if isinstance(features, kinds.FeaturesDict) else {}
+    image, label = known.get("image"), known.get("label")
+    if (
+        isinstance(image, kinds.Image)
+        and np.issubdtype(image.np_dtype, np.unsignedinteger)
+        and isinstance(label, kinds.ClassLabel)
+        and label.num_classes
+    ):
+        return
+    listed = [f"{key!r} ({_kind(feature)})" for key, feature in known.items()]
+    raise ValueError(
+        "A data set of TensorFlow Datasets must have images with labels: a feature 'image' "
+        "(Image of integers) and a feature 'label' (ClassLabel), one class per image. "
+        "For another one, give arrays (x, y) or write its images to a folder. "
+        f"Received: {name!r} with features {', '.join(listed) or _kind(features)}"
+    )
+
+
+def _kind(feature):
+    """Name the type of a feature of TFDS, with what makes it unusable if that is more."""
+    from tensorflow_datasets import features as kinds
+
+    kind = type(feature).__name__
+    if isinstance(feature, kinds.Image):
+        return f"{kind} of {np.dtype(feature.np_dtype).name}"
+    if isinstance(feature, kinds.ClassLabel) and not feature.num_classes:
+        return f"{kind} without classes"
+    if isinstance(feature, kinds.Sequence):
+        return f"{kind} of {_kind(feature.feature)}"
+    return kind
 
 
 def _prepare(builder, name):
