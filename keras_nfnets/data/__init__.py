@@ -1,7 +1,8 @@
 """Data sets for training and evaluation, and preprocessing of single images."""
 
 from keras_nfnets.data.augmentation import WORDS, Augmentation
-from keras_nfnets.data.images import find_pictures, prepare, read_picture
+from keras_nfnets.data.image_files import find_pictures
+from keras_nfnets.data.images import prepare, read_picture
 from keras_nfnets.data.pipeline import load, steps_per_epoch
 from keras_nfnets.data.preprocessing import (
     IMAGENET,

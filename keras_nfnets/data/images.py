@@ -2,69 +2,11 @@
 
 import io
 import math
-import pathlib
 
 import numpy as np
 
 from keras_nfnets.data import preprocessing
 from keras_nfnets.data.preparation import DEFAULTS
-
-# Extensions of image files in a folder. (Pillow would also try documents and videos.)
-EXTENSIONS = {
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-}
-
-
-def is_image(path):
-    """Whether a path is an image file by its extension, and not hidden."""
-    has_extension = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    return has_extension and path.is_file()
-
-
-def find_pictures(paths):
-    """List the image files that `paths` name.
-
-    Args:
-        paths: iterable of str or `pathlib.Path`. Files are listed as given, whatever
-            their extension. Folders are replaced by the files in them that have the
-            extension of an image.
-
-    Returns:
-        List of `pathlib.Path`; those of a folder are sorted by name.
-
-    Raises:
-        ValueError: a file does not exist, or a folder contains no images.
-
-    Example:
-
-    >>> import pathlib
-    >>> pathlib.Path("pictures").mkdir()
-    >>> for name in ("b.png", "a.jpg", "notes.txt"):
-    ...     pathlib.Path("pictures", name).touch()
-    >>> [path.name for path in find_pictures(["pictures"])]
-    ['a.jpg', 'b.png']
-    """
-    found = []
-    for given in paths:
-        path = pathlib.Path(given)
-        # An empty string would mean the working directory.
-        if given and path.is_dir():
-            inside = [file for file in path.iterdir() if is_image(file)]
-            if not inside:
-                raise ValueError(
-                    "There are no images in the folder (files that end in "
-                    f"{', '.join(sorted(EXTENSIONS))}). Received: {str(path)!r}"
-                )
-            found += sorted(inside)
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise ValueError(
-                f"There is no file {str(given)!r}. Give paths of images or of folders of "
-                f"images. Received: {str(given)!r}"
-            )
-    return found
 
 
 def read_picture(path):

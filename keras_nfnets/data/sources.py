@@ -14,16 +14,12 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import checks
-from keras_nfnets.data.images import EXTENSIONS, is_image
+from keras_nfnets.data.folders import labeled_images
+from keras_nfnets.data.image_files import printable, warn_once
 from keras_nfnets.data.preparation import ARRAYS, AUTHORS, DIGITS, FOLDER, WHOLE
 
-# Fraction of test images, for the digits and for folders that have no splits.
+# Fraction of test images among the digits.
 _TEST_FRACTION = 0.2
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "test": "test",
-    **dict.fromkeys(("validation", "valid", "val"), "validation"),
-}
 
 # Size of the shuffle buffer for encoded images of TFDS: a gigabyte of ImageNet.
 _SHUFFLE_BUFFER = 10_000
@@ -43,6 +39,8 @@ class Source:
         preparation: dict. Default preprocessing of its images, see `load`.
         augmentation: str. Default augmentation of its training images, see `load`.
         left_out: dict `{name of an image: reason}` of the images left out so far.
+        notes: list of str. What was skipped or is unusual in a folder, which `find` also
+            logs as warnings.
         complaint: str or None. Error message once too many images are left out.
         reads_files: bool. Whether the images of `records` are paths.
 
@@ -67,6 +65,7 @@ class Source:
         self.channels = channels
         self.splits = splits
         self.left_out = {}
+        self.notes = []
         self._left_out_of = collections.Counter()
         self.complaint = None
 
@@ -146,7 +145,7 @@ class Source:
         """
         if name in self.left_out:
             return
-        reason, shown = _printable(reason), _printable(name)
+        reason, shown = printable(reason), printable(name)
         self.left_out[name] = reason
         self._left_out_of[split] += 1
         logging.warning("Image left out: %s: %s", shown, reason)
@@ -158,11 +157,6 @@ class Source:
             raise ValueError(self.complaint)
 
 
-def _printable(text):
-    """Make a text printable: file names may contain bytes that are not valid text."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
 def find(name, download=True):
     """Find a data set of labeled images.
 
@@ -172,11 +166,13 @@ def find(name, download=True):
             - `"digits"`, the 1,797 handwritten digits of scikit-learn, with splits
               `"train"` and `"test"`. The test set is always the same fifth of each
               class.
-            - a folder with one subfolder per class. If it has folders `train` and
-              `test` or `validation` (or `valid`, `val`) that contain the class folders,
-              these are its splits. Otherwise about a fifth of each class is `"test"`,
-              chosen by the files' names, so that adding files does not move others to
-              another split.
+            - a folder with one subfolder per class. If it has folders such as `train`,
+              `validation` and `test` (`training_set`, `Val`, `dev`, ...) that contain
+              the class folders, these are its splits. Otherwise about a fifth of each
+              class is `"test"`, chosen by the files' names, so that adding files does
+              not move others to another split. Images in subfolders of a class folder
+              belong to the class. Hidden files, and thumbnails and other files that
+              systems add, are skipped. Linked files and folders are followed.
             - a classification data set of TensorFlow Datasets, such as
               `"imagenet2012"`, which is downloaded on first use. Its splits may be
               sliced: `"train[:90%]"`.
@@ -213,7 +209,10 @@ def find(name, download=True):
         return _Digits()
     folder = folder_of(name)
     if folder is not None:
-        return _Folder(folder)
+        source = _Folder(folder)
+        for note in source.notes:
+            warn_once(f"{printable(folder)}: {note}")
+        return source
     path = pathlib.Path(name).expanduser()
     if path.is_file():
         raise ValueError(
@@ -412,35 +411,10 @@ class _Folder(Source):
     reads_files = True
 
     def __init__(self, folder):
-        files_by_split = _splits_of(folder)
-        class_names = sorted(files_by_split["train"])
-        if len(class_names) < 2:
-            raise ValueError(
-                f"{folder} must have a subfolder of images for each of two or more "
-                f"classes. Received: {', '.join(class_names) or 'none'}"
-            )
-        self._files = {}
-        for split, files_of in files_by_split.items():
-            unknown = sorted(set(files_of) - set(class_names))
-            if unknown:
-                raise ValueError(
-                    f"Split {split!r} of {folder} has classes that split 'train' does not "
-                    f"have. Add images of these to 'train', or remove them. "
-                    f"Received: {', '.join(unknown)}"
-                )
-            self._files[split] = [
-                (str(path), class_names.index(name))
-                for name, files in files_of.items()
-                for path in files
-            ]
-            if not self._files[split]:
-                raise ValueError(
-                    f"There are too few images in {folder} for two splits. Add some. "
-                    f"Received: no images for split {split!r}"
-                )
-        super().__init__(
-            str(folder), class_names, 3, {k: len(v) for k, v in self._files.items()}
-        )
+        class_names, self._files, notes = labeled_images(folder)
+        splits = {split: len(files) for split, files in self._files.items()}
+        super().__init__(str(folder), class_names, 3, splits)
+        self.notes = notes
 
     def files(self, split):
         """Return a list of (path, label), in the order of `records`."""
@@ -473,75 +447,6 @@ def _size_of_file(path):
         return -1
 
 
-def _splits_of(folder):
-    """Return `{split: {class: files}}`, with the folder's own splits or new ones."""
-    by_split = {}
-    for path in sorted(folder.iterdir()):
-        split = _SPLIT_FOLDERS.get(path.name.lower())
-        if split and path.is_dir():
-            by_split[split] = path
-    folders = [path for path in folder.iterdir() if path.is_dir()]
-    if "train" in by_split and len(by_split) > 1:
-        return {split: _class_folders(path) for split, path in by_split.items()}
-    if "train" in by_split and len(folders) == 1:
-        folder = by_split["train"]
-    train, test = {}, {}
-    for name, files in _class_folders(folder).items():
-        test[name], train[name] = _split_files(files, folder)
-    return {"train": train, "test": test}
-
-
-def _class_folders(folder):
-    """Return `{class: files}`, with one class per subfolder and all files below it."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        try:
-            found[path.name] = sorted(_images_below(path))
-        except OSError as error:
-            raise ValueError(
-                f"A class folder cannot be read. Received: {path}: {error}"
-            ) from error
-        if not found[path.name]:
-            raise ValueError(
-                "A class folder has no images (files that end in "
-                f"{', '.join(sorted(EXTENSIONS))}). Add some, or remove the folder. "
-                f"Received: {path}"
-            )
-    return found
-
-
-def _images_below(folder):
-    def fail(error):
-        raise error
-
-    for path, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = pathlib.Path(path, name)
-            if is_image(file):
-                yield file
-
-
-def _split_files(files, folder):
-    """Divide the files of a class into test and training files.
-
-    Only a file's name decides, except that both splits get at least one file if there
-    are two.
-    """
-
-    def position(path):
-        name = os.fsencode(path.relative_to(folder).as_posix())
-        return int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2**64
-
-    in_order = sorted(files, key=position)
-    count = sum(position(path) < _TEST_FRACTION for path in files)
-    count = min(max(count, 1), len(files) - 1)
-    test = set(in_order[:count])
-    return sorted(test), [path for path in files if path not in test]
-
-
 # Data sets whose sizes TFDS does not know before they are prepared.
 _KNOWN_SPLITS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
@@ -563,14 +468,10 @@ class _Tfds(Source):
         except Exception as error:  # its type depends on what is wrong with the name
             raise ValueError(
                 f"TensorFlow Datasets has no data set {name!r}. "
-                f"Received: {name!r}: {str(error).splitlines()[0]}"
+                f"Received: {name!r}: {(str(error) or repr(error)).splitlines()[0]}"
             ) from error
         features = builder.info.features
-        if features is None or not {"image", "label"} <= set(features):
-            raise ValueError(
-                "A data set must have images with labels. Received: "
-                f"{name!r} with features {list(features or ())}"
-            )
+        _check_features(name, features)
         if download:
             _prepare(builder, name)
         height, width, channels = features["image"].shape
@@ -628,6 +529,42 @@ class _Tfds(Source):
 
     def _images_for_digest(self):
         yield self._builder.info.full_name
+
+
+def _check_features(name, features):
+    """Check that a data set of TFDS has images with one class each."""
+    from tensorflow_datasets import features as kinds
+
+    known = dict(features) if isinstance(features, kinds.FeaturesDict) else {}
+    image, label = known.get("image"), known.get("label")
+    if (
+        isinstance(image, kinds.Image)
+        and np.issubdtype(image.np_dtype, np.unsignedinteger)
+        and isinstance(label, kinds.ClassLabel)
+        and label.num_classes
+    ):
+        return
+    listed = [f"{key!r} ({_kind(feature)})" for key, feature in known.items()]
+    raise ValueError(
+        "A data set of TensorFlow Datasets must have images with labels: a feature 'image' "
+        "(Image of integers) and a feature 'label' (ClassLabel), one class per image. "
+        "For another one, give arrays (x, y) or write its images to a folder. "
+        f"Received: {name!r} with features {', '.join(listed) or _kind(features)}"
+    )
+
+
+def _kind(feature):
+    """Name the type of a feature of TFDS, with what makes it unusable if that is more."""
+    from tensorflow_datasets import features as kinds
+
+    kind = type(feature).__name__
+    if isinstance(feature, kinds.Image):
+        return f"{kind} of {np.dtype(feature.np_dtype).name}"
+    if isinstance(feature, kinds.ClassLabel) and not feature.num_classes:
+        return f"{kind} without classes"
+    if isinstance(feature, kinds.Sequence):
+        return f"{kind} of {_kind(feature.feature)}"
+    return kind
 
 
 def _prepare(builder, name):

@@ -261,20 +261,6 @@ def test_a_value_that_cannot_be_read_does_not_cost_an_image_its_orientation():
     assert data.read_picture(file.getvalue()).shape == (16, 8, 3)
 
 
-def test_folders_and_files_are_found(tmp_path):
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    for name in ("b.png", "A.JPG", "c.txt", "manual.pdf", "model.h5"):
-        (folder / name).touch()
-    (folder / "sub.png").mkdir()
-    found = data.find_pictures([tmp_path / "a folder" / "c.txt", str(folder)])
-    assert [path.name for path in found] == ["c.txt", "A.JPG", "b.png"]
-    with pytest.raises(ValueError, match="There is no file .*none.png"):
-        data.find_pictures([tmp_path / "none.png"])
-    with pytest.raises(ValueError, match="There is no file ''"):
-        data.find_pictures([""])
-
-
 def test_images_too_large_for_the_memory_are_an_error(tmp_path, monkeypatch):
     Image.new("L", (200, 200)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)

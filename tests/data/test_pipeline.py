@@ -562,8 +562,10 @@ def test_own_images_are_antialiased(tmp_path):
             x, _ = arrays(batches)
             ink[interpolation, training] = (255 - x).sum(axis=(1, 2, 3))
     for training in (True, False):
-        np.testing.assert_allclose(ink[None, training], expected, rtol=0.05)
-        assert (abs(ink["bicubic", training] - expected) > 0.3 * expected).any()
+        # (Some crops are smaller, so that the line is thicker.)
+        assert (ink[None, training] > 0.95 * expected).all()
+        assert (ink["bicubic", training] < 0.7 * expected).any()
+    np.testing.assert_allclose(ink[None, False], expected, rtol=0.05)
     source = data.find(tmp_path)
     assert source.preparation["interpolation"] == "antialiased_bicubic"
     path, _ = source.files("train")[0]

@@ -2,6 +2,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import typing
 import unicodedata
 
 import numpy as np
@@ -297,6 +298,19 @@ class BadRecords(TinyPictures):
             yield i, {**example, "label": -1 if i == 5 else example["label"]}
 
 
+class OtherFeatures(TinyPictures):
+    """Data set that is not of images with one class each, and must not be downloaded."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES: typing.ClassVar = {}
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=self.FEATURES["now"])
+
+    def download_and_prepare(self, **_):
+        raise AssertionError("the data set is downloaded")
+
+
 @pytest.fixture
 def tfds_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_TMPDIR", str(tmp_path))
@@ -350,13 +364,86 @@ def test_mocked_data_sets_of_tfds_load():
         assert x.shape == (10, 28, 28, 1)
 
 
+IMAGE, CLASS = (
+    tfds.features.Image(shape=(8, 8, 3)),
+    tfds.features.ClassLabel(names=["a"]),
+)
+
+
+@pytest.mark.parametrize(
+    "features, received",
+    [
+        (
+            {"image": IMAGE, "label": tfds.features.Text()},
+            "'image' (Image of uint8), 'label' (Text)",
+        ),
+        (
+            {"image": IMAGE, "label": tfds.features.Sequence(CLASS)},
+            "'image' (Image of uint8), 'label' (Sequence of ClassLabel)",
+        ),
+        (
+            {"image": IMAGE, "label": tfds.features.Scalar(np.float32)},
+            "'image' (Image of uint8), 'label' (Scalar)",
+        ),
+        (
+            {"image": IMAGE, "label": tfds.features.ClassLabel()},
+            "'image' (Image of uint8), 'label' (ClassLabel without classes)",
+        ),
+        (
+            {"image": IMAGE, "label": {"fine": CLASS, "coarse": CLASS}},
+            "'image' (Image of uint8), 'label' (FeaturesDict)",
+        ),
+        (
+            {"image": IMAGE, "boxes": tfds.features.Sequence({"label": CLASS})},
+            "'image' (Image of uint8), 'boxes' (Sequence of FeaturesDict)",
+        ),
+        (
+            {"image": tfds.features.Video((4, 8, 8, 3)), "label": CLASS},
+            "'image' (Video of Image of uint8), 'label' (ClassLabel)",
+        ),
+        (
+            {"image": tfds.features.Sequence(IMAGE), "label": CLASS},
+            "'image' (Sequence of Image of uint8), 'label' (ClassLabel)",
+        ),
+        (
+            {"image": tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8)},
+            "'image' (Tensor)",
+        ),
+        (
+            {
+                "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32),
+                "label": CLASS,
+            },
+            "'image' (Image of float32), 'label' (ClassLabel)",
+        ),
+        ({"label": CLASS}, "'label' (ClassLabel)"),
+        (
+            tfds.features.Sequence({"image": IMAGE, "label": CLASS}),
+            "Sequence of FeaturesDict",
+        ),
+        (None, "NoneType"),
+    ],
+)
+def test_data_sets_without_one_class_per_image_are_refused_before_the_download(
+    features, received, tfds_folder, monkeypatch
+):
+    if isinstance(features, dict):
+        features = tfds.features.FeaturesDict(features)
+    monkeypatch.setitem(OtherFeatures.FEATURES, "now", features)
+    with pytest.raises(ValueError, match="must have images with labels: ") as error:
+        data.find("other_features")
+    _, _, end = str(error.value).partition("Received: 'other_features' with features ")
+    assert end == received
+
+
 def test_unknown_or_unlabeled_data_sets_are_errors(tfds_folder):
     with pytest.raises(ValueError, match="'digit', .* no folder; perhaps digits"):
         data.find("digit")
     with pytest.raises(ValueError, match="is a file. Give a folder with one subfolder"):
         data.find(__file__)
     with pytest.raises(
-        ValueError, match="images with labels. Received: 'imdb_reviews'"
+        ValueError,
+        match="images with labels: .* Received: 'imdb_reviews' with .*'text'",
     ):
         data.find("imdb_reviews")
     with pytest.raises(ValueError, match="has no data set 'mnist:9.9.9'"):
