@@ -363,7 +363,11 @@ def _from_file(path):
                 path,
                 checkpoint.name,
             )
-            return Classifier(model, checkpoint.preparation, _class_names(checkpoint))
+            preparation = {
+                **checkpoint.preparation,
+                "channels": _preparation_for(model)["channels"],
+            }
+            return Classifier(model, preparation, _class_names(checkpoint))
     return Classifier(model, _preparation_for(model))
 
 
