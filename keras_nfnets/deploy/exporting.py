@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import typing
+import warnings
 
 import keras
 import numpy as np
@@ -75,8 +76,10 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
             ranges of activations computed at run time; `"int8"` for 8 bits throughout,
             with ranges calibrated on `examples`, but float inputs and outputs; None for
             no quantization.
-        examples: array `(examples, height, width, channels)`. For `"int8"`, a hundred
-            or more preprocessed images.
+        examples: array `(examples, height, width, channels)` of the dtype of the
+            model's input. For `"int8"`, a hundred or more images, preprocessed as in
+            training. A warning says if the quantized network disagrees with the float
+            network on them, or if they look like raw pixels.
         overwrite: bool. Whether to replace a file or SavedModel at `path`. Other
             folders that are not empty are never replaced.
 
@@ -143,15 +146,30 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
 
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
     if quantize == "int8":
+        examples = _checked_examples(folded, examples)
         options["representative_dataset"] = functools.partial(
-            _batches, _checked_examples(folded, examples), folded.input_shape[0] or 1
+            _batches, examples, folded.input_shape[0] or 1
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.written(path) as partial:
         # Keras requires lower-case extensions.
         exported = os.fspath(partial.with_name(f"exported{ending}"))
         write(folded, exported, **options)
+        doubts = []
+        if quantize == "int8":
+            if _look_raw(examples, model):
+                doubts.append("the examples look like raw pixels")
+            doubts += _disagreements(folded, exported, examples)
         os.replace(exported, partial)
+    if doubts:
+        warnings.warn(
+            f"{path} is written, but {'; and '.join(doubts)}. Its accuracy may be low. The "
+            "likely cause: the examples are not preprocessed as in training, too few, or "
+            f"unlike the images that it is for. Received: {len(examples)} examples with "
+            f"values from {examples.min():.4g} to {examples.max():.4g}, mean "
+            f"{examples.mean():.4g}",
+            stacklevel=2,
+        )
 
 
 def _checked_path(path):
@@ -265,9 +283,89 @@ def _checked_examples(model, examples):
         raise ValueError(
             "`examples` must be finite. Received: some that are NaN or inf"
         )
+    if "float" in wanted.dtype and examples.dtype.kind != "f":
+        raise ValueError(
+            f"`examples` must be preprocessed as in training, to {wanted.dtype}, the dtype "
+            "of the model's input. If the model itself preprocesses raw pixels, convert "
+            f'them: examples.astype("{wanted.dtype}"). Received: dtype {examples.dtype}, '
+            f"values from {examples.min()} to {examples.max()}"
+        )
     return examples.astype(wanted.dtype)
 
 
 def _batches(examples, size):
     for start in range(0, len(examples) - size + 1, size):
         yield [examples[start : start + size]]
+
+
+# Examples on which a quantized network is compared with the float network.
+_COMPARED = 32
+# With suitable examples, the error is around 0.01 for the bundled network.
+_LARGEST_ERROR = 0.2
+_LEAST_AGREEMENT = 0.9
+# Larger than the values of standardized images, smaller than white among raw pixels.
+_LARGEST_STANDARDIZED = 100
+
+
+def _look_raw(examples, model):
+    """Whether examples are raw pixels, for a model that does not preprocess them."""
+    preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
+    return (
+        examples.dtype.kind == "f"
+        and examples.min() >= 0
+        and examples.max() > _LARGEST_STANDARDIZED
+        and not any(
+            isinstance(layer, preprocessing)
+            for layer in keras_internals.layers_of(model)
+        )
+    )
+
+
+def _disagreements(model, file, examples):
+    """Describe how an int8 file differs from its network on examples, a list of str."""
+    if len(model.outputs) > 1:  # a LiteRT file may have another order
+        return []
+    size = model.input_shape[0] or 1
+    batches = [batch for [batch] in _batches(examples, size)]
+    batches = batches[:: -(-len(batches) * size // _COMPARED)]
+    expected = np.concatenate(
+        [keras.tree.flatten(model.predict_on_batch(x))[0] for x in batches]
+    )
+    actual = np.concatenate(_litert_outputs(file, batches))
+    found = []
+    size = np.linalg.norm(expected)
+    error = np.linalg.norm(actual - expected) / (size or 1.0)
+    if not error <= _LARGEST_ERROR:  # also if it is NaN
+        found.append(
+            f"its outputs for the examples have a relative error of {error:.2g}"
+        )
+    if expected.ndim == 2 and expected.shape[1] > 1:
+        agreement = np.mean(expected.argmax(axis=1) == actual.argmax(axis=1))
+        if agreement < _LEAST_AGREEMENT:
+            found.append(
+                "it predicts the same class as the float network for only "
+                f"{agreement:.0%} of {len(expected)} examples"
+            )
+    return found
+
+
+def _litert_outputs(file, batches):
+    """Run a LiteRT file of one input and one output on batches; return its outputs."""
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        # It recommends another package, which lacks some operations of TensorFlow.
+        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+        interpreter = tf.lite.Interpreter(model_path=file)
+    [inputs], [outputs] = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    interpreter.resize_tensor_input(inputs["index"], batches[0].shape)
+    interpreter.allocate_tensors()
+    results = []
+    for batch in batches:
+        interpreter.set_tensor(inputs["index"], batch)
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(outputs["index"]))
+    return results

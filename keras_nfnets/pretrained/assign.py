@@ -1,5 +1,6 @@
 """Assignment of arrays to a network: all or none, with a report of mismatches."""
 
+import math
 import pathlib
 import warnings
 
@@ -9,6 +10,12 @@ from keras_nfnets.backend import keras_internals
 
 # Keys of the classifier's variables: indices as in Keras files, and names.
 _HEAD = {f"predictions/{variable}" for variable in (0, 1, "kernel", "bias")}
+# Keys of the first convolution's kernel, likewise.
+FIRST_KERNEL = {
+    f"{layer}/{variable}"
+    for layer in ("stem_conv", "stem_conv0")
+    for variable in (0, "kernel")
+}
 
 
 def named_variables(model):
@@ -58,6 +65,40 @@ def variables_by_name(model):
         f"{key.rpartition('/')[0]}/{variable.name}": variable
         for key, variable in named_variables(model).items()
     }
+
+
+def with_input_channels(variables, arrays):
+    """Adapt the first kernel of an RGB network to the input channels of another network.
+
+    Args:
+        variables: dict `{key: keras.Variable}` of the network.
+        arrays: dict `{key: array}` under the same keys.
+
+    Returns:
+        The arrays. If the network has other than three input channels and the kernel
+        has three, it is adapted: for one channel its sum over the three; for n channels
+        its three channels, repeated and multiplied by `3 / n`. Other arrays are
+        returned unchanged; `assign` rejects those that do not fit.
+
+    Reference: `adapt_input_conv` of timm 1.0, models/_manipulate.py.
+    """
+    adapted = {}
+    for key in FIRST_KERNEL & variables.keys() & arrays.keys():
+        height, width, channels, filters = variables[key].shape
+        rgb = (height, width, 3, filters)
+        if channels == 3 or getattr(arrays[key], "shape", None) != rgb:
+            continue
+        kernel = np.asarray(arrays[key])
+        if not _holds_real_numbers(kernel):
+            continue
+        # In float32, as timm does: a file may have half precision.
+        kernel = kernel.astype("float32")
+        if channels == 1:
+            adapted[key] = kernel.sum(axis=2, keepdims=True)
+        else:
+            repeated = np.tile(kernel, (1, 1, math.ceil(channels / 3), 1))
+            adapted[key] = repeated[:, :, :channels] * np.float32(3 / channels)
+    return {**arrays, **adapted}
 
 
 def assign(variables, arrays, source, progress=iter):
@@ -144,11 +185,7 @@ def _value_for(variable, array):
         array = np.asarray(array)
     except Exception as error:  # its type depends on that of the object
         raise ValueError(f"is not an array in the source: {error}") from error
-    # NumPy's kind of bfloat16 and similar dtypes is "V".
-    is_small_float = array.dtype.kind == "V" and array.dtype.names is None
-    if array.dtype.kind not in "fiu" and not (
-        is_small_float and array.dtype.isbuiltin == 2
-    ):
+    if not _holds_real_numbers(array):
         raise ValueError(f"has dtype {array.dtype} in the source, not of real numbers")
     if tuple(variable.shape) != array.shape:
         raise ValueError(
@@ -162,3 +199,10 @@ def _value_for(variable, array):
             f"{variable.dtype}"
         )
     return value
+
+
+def _holds_real_numbers(array):
+    # NumPy's kind of bfloat16 and similar dtypes is "V".
+    dtype = array.dtype
+    is_small_float = dtype.kind == "V" and dtype.names is None and dtype.isbuiltin == 2
+    return dtype.kind in "fiu" or is_small_float

@@ -5,7 +5,12 @@ import re
 from collections.abc import Mapping
 
 from keras_nfnets.layers import NFBlock
-from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
+from keras_nfnets.pretrained.assign import (
+    assign,
+    existing_file,
+    variables_by_name,
+    with_input_channels,
+)
 
 # The authors' names of layers and parameters, and ours where they differ.
 _LAYERS = {
@@ -25,7 +30,8 @@ def load_deepmind(model, source):
         model: a network of this package, of the same architecture. If it has no
             classifier (`include_top=False`), that of the source is skipped. If its
             classifier has another number of classes, it stays unchanged, with a
-            warning.
+            warning. If it has other than three input channels, the first kernel is
+            adapted, see `pretrained.load`.
         source: str, path or mapping. Path of one of their files (`F0_haiku.npz`:
             despite its extension a pickle, which is read without executing anything),
             or the parameters in memory, as Haiku has them:
@@ -76,7 +82,8 @@ def match(model, parameters):
             "Some parameters are given twice, under equivalent names. "
             f"Received: {', '.join(repeated)}"
         )
-    return variables_by_name(model), arrays
+    variables = variables_by_name(model)
+    return variables, with_input_channels(variables, arrays)
 
 
 def _flatten(source):

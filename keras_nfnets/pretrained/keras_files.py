@@ -12,12 +12,13 @@ import h5py
 import ml_dtypes
 
 from keras_nfnets.backend.keras_internals import WeightFile
-from keras_nfnets.pretrained.assign import named_variables
+from keras_nfnets.pretrained.assign import named_variables, with_input_channels
 
 
 def match(model, arrays):
     """Return the model's variables, and the arrays, under the same keys."""
-    return named_variables(model), arrays
+    variables = named_variables(model)
+    return variables, with_input_channels(variables, arrays)
 
 
 def read(path):

@@ -7,7 +7,12 @@ import numpy as np
 
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.layers import CONVENTIONS, WSConv2D
-from keras_nfnets.pretrained.assign import assign, existing_file, variables_by_name
+from keras_nfnets.pretrained.assign import (
+    assign,
+    existing_file,
+    variables_by_name,
+    with_input_channels,
+)
 
 # timm's names of layers and parameters, and ours where they differ.
 _LAYERS = [
@@ -35,7 +40,8 @@ def load_timm(model, source):
     Args:
         model: a network of this package, of the same architecture. If it has no
             classifier, that of the source is skipped. If its classifier has another
-            number of classes, it stays unchanged, with a warning.
+            number of classes, it stays unchanged, with a warning. If it has other than
+            three input channels, the first kernel is adapted, see `pretrained.load`.
         source: str, path or mapping. Path of a `.safetensors` file, or a mapping in
             memory, such as a `state_dict()`:
             `{"stages.0.0.conv1.weight": array, ...}` of real numbers.
@@ -86,6 +92,8 @@ def match(model, arrays):
         key = _our_name(str(name))
         ours[key if key not in ours else str(name)] = _our_layout(key, array)
     variables = variables_by_name(model)
+    # Before the gains, which depend on the kernels.
+    ours = with_input_channels(variables, ours)
     keys = {id(variable): key for key, variable in variables.items()}
     for layer in keras_internals.layers_of(model):
         if isinstance(layer, WSConv2D):

@@ -3,6 +3,8 @@
 import re
 import typing
 
+import keras
+
 from keras_nfnets import checks
 from keras_nfnets.pretrained import deepmind, keras_files, timm
 from keras_nfnets.pretrained.architectures import (
@@ -11,7 +13,7 @@ from keras_nfnets.pretrained.architectures import (
     find_network,
     without_memory,
 )
-from keras_nfnets.pretrained.assign import assign, existing_file
+from keras_nfnets.pretrained.assign import FIRST_KERNEL, assign, existing_file
 from keras_nfnets.pretrained.checkpoints import (
     Checkpoint,
     find_checkpoint,
@@ -133,6 +135,15 @@ def published(architecture):
 def load(model, source, progress=iter):
     """Load a `Source` into a network, all of it or nothing.
 
+    If the network has other than three input channels and the weights are those of an
+    RGB network, the kernel of its first convolution is adapted as by timm's `in_chans`:
+    for one channel (grayscale), the sum over the three input channels; for n channels,
+    the three input channels, repeated and multiplied by `3 / n`. The rule applies to the
+    kernel as it is stored. Since weight-standardized layers remove its mean and scale
+    before use, the network of a grayscale image does not compute exactly what the RGB
+    network computes of that image in three equal channels; it is a starting point for
+    training.
+
     Args:
         model: a network of this package.
         source: a `Source`, as returned by `find`.
@@ -148,6 +159,8 @@ def load(model, source, progress=iter):
 
     >>> model = keras_nfnets.NFNetTiny()
     >>> load(model, find("digits", keras_nfnets.NFNetTiny.architecture()))
+
+    Reference: `adapt_input_conv` of timm 1.0, models/_manipulate.py.
     """
     path = source.path()
     reader = _reader(path)
@@ -199,7 +212,8 @@ def recognize(path):
 
     Returns:
         `Recognized`: the network's name, the network, and the options to build it with
-        (`classes`, or `include_top=False` if the file has no classifier).
+        (`classes`, or `include_top=False` if the file has no classifier; and
+        `input_shape` if its network has other than three input channels).
 
     Raises:
         ValueError: the file is incomplete, or belongs to no network of the zoo.
@@ -242,15 +256,30 @@ def _fits(variables, arrays):
     head = {key for key in variables if key.startswith("predictions/")}
     if variables.keys() - head != arrays.keys() - head:
         return None
+    options = {}
     for key in variables.keys() - head:
-        if tuple(variables[key].shape) != getattr(arrays[key], "shape", None):
+        ours, theirs = tuple(variables[key].shape), getattr(arrays[key], "shape", None)
+        if key in FIRST_KERNEL and theirs is not None and len(theirs) == 4:
+            # Its input channels, the third axis, are those of the images.
+            channels = int(theirs[2])
+            ours = (*ours[:2], channels, ours[3])
+            if channels != 3:
+                options["input_shape"] = _any_size(channels)
+        if ours != theirs:
             return None
     # Sorted, as the order of a set differs from one process to the next.
     given = [getattr(arrays[key], "shape", ()) for key in sorted(head & arrays.keys())]
     if not given:
-        return {"include_top": False}
+        return {"include_top": False, **options}
     # The last axis of both the bias and the kernel is the classes.
-    return {"classes": int(given[0][-1])} if all(given) else None
+    return {"classes": int(given[0][-1]), **options} if all(given) else None
+
+
+def _any_size(channels):
+    """Return the `input_shape` of images of any size."""
+    if keras.config.image_data_format() == "channels_first":
+        return (channels, None, None)
+    return (None, None, channels)
 
 
 def is_weight_file(name):

@@ -417,16 +417,18 @@ def _from_file(path):
                 path,
                 checkpoint.name,
             )
-            return _of_checkpoint(model, checkpoint)
+            channels = _preparation_for(model)["channels"]
+            return _of_checkpoint(model, checkpoint, channels=channels)
     return Classifier(model, _preparation_for(model))
 
 
-def _of_checkpoint(model, checkpoint):
+def _of_checkpoint(model, checkpoint, **changes):
+    preparation = {**checkpoint.preparation, **changes}
     names, metadata = checkpoint.class_names, None
     if names is None:
         # The names are not unique: there are two cranes.
         names, metadata = _imagenet_names(), {"classes_of": "imagenet2012"}
-    return Classifier(model, checkpoint.preparation, names, metadata)
+    return Classifier(model, preparation, names, metadata)
 
 
 def _preparation_for(model):

@@ -39,6 +39,9 @@ def test_int8_takes_a_folder_of_images(tmp_path, images, capsys):
     model = keras_nfnets.NFNet(
         (1,), (64,), group_size=16, input_shape=(8, 8, 3), classes=10
     )
+    # Distinct probabilities, as after training; otherwise there would be a warning.
+    head = model.get_layer("predictions").kernel
+    head.assign(np.random.default_rng(0).normal(size=head.shape))
     model.save(tmp_path / "small.keras")
     out = tmp_path / "small.tflite"
     arguments = ["export", str(tmp_path / "small.keras"), str(out), "--quantize=int8"]

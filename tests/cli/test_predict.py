@@ -315,3 +315,15 @@ def test_list_weights_shows_every_checkpoint(capsys):
     for checkpoint in pretrained.list_checkpoints():
         for name in checkpoint.names[:2]:
             assert name in out
+
+
+@pytest.mark.parametrize("network", [NFNetTiny, NFNetTest])
+def test_weight_files_of_networks_for_gray_images_predict(
+    network, digits, tmp_path, capsys
+):
+    # NFNetTiny has a published checkpoint, whose preprocessing is that of RGB images.
+    path = tmp_path / "gray.weights.h5"
+    network(classes=10, input_shape=(None, None, 1)).save_weights(path)
+    status, out, _ = outputs(capsys, "predict", path, digits / "2.png", "--json")
+    assert status == 0
+    assert len(json.loads(out)[0]["predictions"]) == 3

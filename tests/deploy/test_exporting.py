@@ -279,6 +279,9 @@ def test_refuses_paths(path):
         IMAGES[:, :0, :0],
         IMAGES.astype("complex64"),
         IMAGES.astype("str"),
+        IMAGES.astype("uint8"),
+        IMAGES.astype("int64"),
+        IMAGES.astype("bool"),
         [[1.0], [1.0, 2.0]],
         iter(IMAGES),
         tf.data.Dataset.from_tensors(IMAGES),
@@ -288,6 +291,49 @@ def test_refuses_examples(examples, tmp_path):
     with pytest.raises(ValueError, match="`examples` must .* Received: "):
         export(small(), tmp_path / "m.tflite", quantize="int8", examples=examples)
     assert os.listdir(tmp_path) == []
+
+
+# `pytest.warns` repeats the warnings of other modules as those of this one.
+repeated = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+
+
+@repeated
+def test_examples_that_are_not_preprocessed_are_a_warning(tmp_path, digits):
+    model, x, labels = digits
+    raw = (x[::6] + 1) * 127.5
+    path = tmp_path / "m.tflite"
+    with pytest.warns(UserWarning, match="look like raw pixels.*values from 0 to 255"):
+        export(model, path, quantize="int8", examples=raw)
+    # It is right: the file is there, and useless.
+    assert np.mean(np.argmax(run_litert(path, x), -1) == labels) < 0.2
+
+
+@repeated
+def test_a_quantized_network_that_disagrees_is_a_warning(tmp_path, digits):
+    model, x, _ = digits
+    with pytest.warns(UserWarning, match="same class .* for only 0% of 3 examples"):
+        export(model, tmp_path / "m.tflite", quantize="int8", examples=0 * x[:3])
+
+
+def test_raw_examples_of_a_model_that_preprocesses_are_right(tmp_path, digits):
+    model, x, labels = digits
+    inputs = keras.Input((32, 32, 3))
+    rescaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    raw = (x + 1) * 127.5
+    path = tmp_path / "m.tflite"
+    export(
+        keras.Model(inputs, model(rescaled)), path, quantize="int8", examples=raw[::6]
+    )
+    assert np.mean(np.argmax(run_litert(path, raw), -1) == labels) > 0.98
+
+
+def test_a_model_of_several_outputs_is_quantized(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras_nfnets.WSConv2D(4, 3)(inputs)
+    outputs = [keras.layers.GlobalAveragePooling2D()(x), keras.layers.Flatten()(x), x]
+    model = keras.Model(inputs, outputs)
+    examples = np.random.default_rng(0).normal(size=(50, 8, 8, 3)).astype("float32")
+    export(model, tmp_path / "m.tflite", quantize="int8", examples=examples)
 
 
 @pytest.mark.parametrize("batch", [None, 2])

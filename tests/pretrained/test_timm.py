@@ -154,6 +154,45 @@ def test_gains_compensate_for_the_other_epsilon():
     )
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_other_input_channels_have_the_filters_of_in_chans(channels):
+    # timm adapts the kernel as it is stored and then standardizes it. The network has
+    # the authors' epsilon, so that the gain depends on the adapted kernel.
+    model = NFNet(
+        (1,), (16,), group_size=8, include_top=False, input_shape=(8, 8, channels)
+    )
+    layer = model.get_layer("stem_conv0")
+    kernel = np.random.default_rng(0).normal(size=(16, 3, 3, 3)) * np.logspace(
+        -4, 0, 16
+    ).reshape(16, 1, 1, 1)
+    gain = np.linspace(0.5, 2, 16).reshape(16, 1, 1, 1)
+    _, ours = timm.match(model, {"stem.conv1.weight": kernel, "stem.conv1.gain": gain})
+    layer.kernel.assign(ours["stem_conv0/kernel"])
+    layer.gain.assign(ours["stem_conv0/gain"])
+    if channels == 1:
+        kernel = kernel.sum(axis=1, keepdims=True)
+    else:
+        kernel = np.tile(kernel, (1, 2, 1, 1))[:, :channels] * 3 / channels
+    mean = kernel.mean(axis=(1, 2, 3), keepdims=True)
+    variance = kernel.var(axis=(1, 2, 3), keepdims=True)
+    theirs = gain * (kernel - mean) / np.sqrt((variance + 1e-5) * 9 * channels)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(layer.standardized_kernel()),
+        theirs.transpose(2, 3, 1, 0),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+def test_a_network_for_gray_images_starts_from_a_file_of_timm(file, model):
+    pretrained.load_timm(model, file)
+    (first, *others), shape = snapshot(model), (None, None, 1)
+    gray = snapshot(pretrained.create("test_nfnet", weights=file, input_shape=shape))
+    np.testing.assert_allclose(gray[0], first.sum(axis=2, keepdims=True), rtol=1e-5)
+    for a, b in zip(gray[1:], others, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_files_of_other_precisions_load(dtype, parameters, model, tmp_path):
     pretrained.load_timm(model, parameters)

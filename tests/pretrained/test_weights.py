@@ -12,7 +12,7 @@ from golden_case import GoldenCase, nfnet_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_nfnets import NFNet, pretrained
+from keras_nfnets import NFNet, NFNetTest, pretrained
 
 
 def network(depths=(1, 1), widths=(16, 16), **options):
@@ -378,3 +378,62 @@ def test_deepmind_parameters_load_flat_and_without_top():
     pretrained.load_deepmind(body, parameters)
     for a, b in zip(body.trainable_variables, nested_model.trainable_variables):
         np.testing.assert_array_equal(a, b)
+
+
+def adapted_by_timm(kernel, channels):
+    """`adapt_input_conv` of timm, for kernels (height, width, 3, filters)."""
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    repeated = np.concatenate([kernel] * -(-channels // 3), axis=2)
+    return repeated[:, :, :channels] * (3 / channels)
+
+
+def assert_adapted(model, rgb):
+    """Only the first kernel differs, and by timm's rule."""
+    channels = model.input_shape[-1]
+    (first, *others), (rgb_first, *rgb_others) = snapshot(model), snapshot(rgb)
+    assert_close(first, adapted_by_timm(rgb_first, channels), rtol=1e-6, atol=1e-6)
+    for a, b in zip(others, rgb_others, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_weights_of_an_rgb_network_start_one_with_other_channels(saved, channels):
+    rgb, path = saved
+    model = network(weights=path, input_shape=(None, None, channels))
+    assert_adapted(model, rgb)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_published_rgb_weights_start_a_network_with_other_channels(channels):
+    shape = (None, None, channels)
+    rgb, parameters = nfnet_tiny(), GoldenCase("haiku_nfnet_tiny").parameters
+    model = nfnet_tiny(input_shape=shape)
+    for network in (rgb, model):
+        pretrained.load_deepmind(network, parameters)
+    assert_adapted(model, rgb)
+    model = pretrained.create("NFNetTiny", weights="digits", input_shape=shape)
+    assert_adapted(model, pretrained.create("NFNetTiny", weights="digits"))
+
+
+def test_only_the_input_channels_may_differ(saved, tmp_path):
+    _, path = saved
+    gray = network(input_shape=(None, None, 1))
+    gray.save_weights(tmp_path / "gray.weights.h5")
+    again = network(input_shape=(8, 8, 1), weights=tmp_path / "gray.weights.h5")
+    assert_unchanged(again, snapshot(gray))
+    # Kernels of gray images are not adapted, as in timm.
+    with pytest.raises(ValueError, match=r"\(3, 3, 3, 16\) in the network, \(3, 3, 1"):
+        network(weights=tmp_path / "gray.weights.h5")
+    with pytest.raises(ValueError, match="those of another network"):
+        network(weights=path, input_shape=(None, None, 1), final_width=24)
+
+
+@pytest.mark.parametrize("shape", [(None, None, 1), (None, None, 4)])
+def test_weights_of_networks_with_other_channels_are_recognized(shape, tmp_path):
+    path = tmp_path / "m.weights.h5"
+    NFNetTest(classes=3, input_shape=shape).save_weights(path)
+    found = pretrained.recognize(path)
+    assert found.name == "NFNetTest"
+    assert found.options == {"classes": 3, "input_shape": shape}
+    found.network.build(weights=path, **found.options)

@@ -13,7 +13,9 @@ from eager import eager_functions
 from one_block import networks_of_one_block
 from PIL import Image
 
-from keras_nfnets import data, runs
+import keras_nfnets
+from keras_nfnets import data, pretrained, runs
+from keras_nfnets.runs import building
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -360,3 +362,28 @@ def test_errors_name_the_argument(images, trained, tmp_path):
         runs.evaluate(trained.folder, "digits")
     with pytest.raises(ValueError, match="1 names for 2 classes"):
         runs.Classifier(trained.model, trained.preparation, ["one"])
+
+
+def test_gray_images_start_from_the_weights_of_an_rgb_network(tmp_path):
+    rgb, path = keras_nfnets.NFNetTiny(), tmp_path / "rgb.weights.h5"
+    rgb.save_weights(path)
+    settings = ["epochs=1", "head_epochs=0", "learning_rate=0", "weight_decay=0"]
+    recipe = recipe_for("digits", "model=NFNetTiny", *settings)
+    run = runs.train(recipe.changed([f"weights={path}"]), tmp_path / "run")
+    kernel, *others = run.model.get_weights()
+    rgb_kernel, *rgb_others = rgb.get_weights()
+    np.testing.assert_allclose(kernel[:, :, 0], rgb_kernel.sum(axis=2), rtol=1e-5)
+    np.testing.assert_array_equal(others[0], rgb_others[0])
+    assert (
+        runs.load_classifier(run.folder).predict(np.zeros((8, 8), "uint8")).size == 10
+    )
+
+
+def test_gray_images_are_standardized_by_the_average_of_a_checkpoints_channels():
+    recipe = recipe_for("digits", "model=NFNetTiny", "weights=digits", "image_size=8")
+    checkpoint = pretrained.find_checkpoint("digits")
+    batches = building.load(recipe, data.find("digits"), "test").as_numpy_iterator()
+    _, (x, _) = data.load_digits()
+    mean, deviation = np.mean(checkpoint.mean), np.mean(checkpoint.deviation)
+    expected = (x[0, :, :, :1] / 255 - mean) / deviation
+    np.testing.assert_allclose(next(batches)[0][0], expected, atol=1e-3)
