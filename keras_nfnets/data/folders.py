@@ -57,11 +57,13 @@ class FolderContent(typing.NamedTuple):
     notes: list
 
 
-def labeled_images(folder):
+def labeled_images(folder, divide=True):
     """Find the splits, classes and images of a folder.
 
     Args:
         folder: `pathlib.Path`.
+        divide: bool. Whether to divide a folder that has no splits; otherwise all of its
+            images are split `"all"`.
 
     Returns:
         A `FolderContent`.
@@ -74,7 +76,7 @@ def labeled_images(folder):
     train_folder = by_split.pop("train", folder)
     train = _class_folders(train_folder, folder, listing)
     class_names = sorted(train)
-    if len(class_names) < 2:
+    if len(class_names) < (2 if divide else 1):
         raise _error(folder, *_without_classes(train_folder, class_names))
     if by_split:
         files_by_split = {"train": train}
@@ -82,6 +84,8 @@ def labeled_images(folder):
             files_by_split[split] = _with_classes_of_train(
                 _class_folders(path, folder, listing), class_names, folder, split, notes
             )
+    elif not divide:
+        files_by_split = {"all": train}
     else:
         files_by_split = {"train": {}, "test": {}}
         for name, files in train.items():

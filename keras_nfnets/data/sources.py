@@ -157,7 +157,7 @@ class Source:
             raise ValueError(self.complaint)
 
 
-def find(name, download=True):
+def find(name, download=True, divide=True):
     """Find a data set of labeled images.
 
     Args:
@@ -181,6 +181,8 @@ def find(name, download=True):
             - a `Source`, which is returned.
         download: bool. Whether to download a data set of TensorFlow Datasets. If False,
             everything but its images is available.
+        divide: bool. Whether to divide a folder that has no splits. If False, all of its
+            images are split `"all"`, and one class suffices.
 
     Returns:
         A `Source`.
@@ -209,7 +211,7 @@ def find(name, download=True):
         return _Digits()
     folder = folder_of(name)
     if folder is not None:
-        source = _Folder(folder)
+        source = _Folder(folder, divide)
         for note in source.notes:
             warn_once(f"{printable(folder)}: {note}")
         return source
@@ -410,8 +412,8 @@ class _Folder(Source):
     preparation: typing.ClassVar = FOLDER
     reads_files = True
 
-    def __init__(self, folder):
-        class_names, self._files, notes = labeled_images(folder)
+    def __init__(self, folder, divide):
+        class_names, self._files, notes = labeled_images(folder, divide)
         splits = {split: len(files) for split, files in self._files.items()}
         super().__init__(str(folder), class_names, 3, splits)
         self.notes = notes

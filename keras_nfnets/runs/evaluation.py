@@ -1,11 +1,12 @@
 """Evaluation of a classifier on every image of a split."""
 
 import os
+import pathlib
 import typing
 
 import numpy as np
 
-from keras_nfnets.data import Source, find, load, read_picture
+from keras_nfnets.data import Source, find, folder_of, load, read_picture
 from keras_nfnets.data.preparation import completed
 from keras_nfnets.runs.classifier import Classifier, load_classifier
 from keras_nfnets.runs.errors import RunError, explained
@@ -129,7 +130,9 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     Args:
         classifier: a `Classifier`, or what `load_classifier` accepts.
         data: what `data.find` accepts; None for the data that the model was trained on.
-        split: str or None. None for the validation split of training, or `"test"`.
+        split: str or None. None for the validation split, if the data are those of the
+            training, wherever they are now. Otherwise None is for `"test"` (or
+            `"validation"`); of a folder without splits, for all images.
         batch_size: int. Number of images per batch.
         progress: callable that wraps the iterable of batch numbers, such as `tqdm.tqdm`.
 
@@ -151,17 +154,13 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier)
     metadata = classifier.metadata
-    trained_on = metadata.get("data")
     if data is None:
-        data = trained_on
+        data = metadata.get("data")
     if data is None:
         raise ValueError(
             "`data` must be given: it is not known what the classifier was trained on."
         )
-    if split is None:
-        split = metadata.get("split", "test") if data == trained_on else "test"
-    source = find(data)
-    source.size_of(split)  # raises if there is no such split
+    source, split = _source_and_split(data, split, metadata)
     labels = _labels_of_classifier(source, classifier)
     preparation = completed(classifier.preparation)
 
@@ -186,6 +185,38 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
         split,
         metadata.get("label_smoothing", 0.0),
     )
+
+
+def _source_and_split(data, split, metadata):
+    """Return the `Source` of `data`, and a split that it has."""
+    is_folder = isinstance(data, (str, os.PathLike)) and folder_of(data) is not None
+    if _is_of_training(data, is_folder, metadata):
+        source, split = find(data), split or metadata["split"]
+    else:
+        # New images are not for training: a folder need not be divided.
+        source = find(data, divide=not is_folder or split not in (None, "all"))
+        if split is None:
+            # (The test labels of ImageNet are secret.)
+            of_imagenet = data == metadata.get("classes_of")
+            usual = ("all", "test", "validation")[2 if of_imagenet else 0 :]
+            split = next((name for name in usual if name in source.splits), "test")
+    source.size_of(split)  # raises if there is no such split
+    return source, split
+
+
+def _is_of_training(data, is_folder, metadata):
+    """Whether `data` are those that a classifier was trained on, maybe moved since."""
+    trained_on = metadata.get("data")
+    if trained_on is None or not isinstance(data, (str, os.PathLike)):
+        return False
+    if not is_folder or str(data) == trained_on:
+        return str(data) == trained_on
+    if folder_of(data).resolve() == pathlib.Path(trained_on):
+        return True
+    try:
+        return "images" in metadata and find(data).digest() == metadata["images"]
+    except ValueError:  # such as for a folder with one class
+        return False
 
 
 def _labels_of_classifier(source, classifier):

@@ -457,6 +457,7 @@ def _write_model(run, partial):
         "preparation": run.preparation,
         "class_names": run.source.class_names,
         "data": run.recipe.data,
+        "images": run.source.digest(),
         "split": run.recipe.test_split,
         "label_smoothing": run.recipe.label_smoothing,
     }

@@ -138,3 +138,16 @@ def test_outputs_that_are_not_finite_are_an_error():
     x = np.zeros((4, 8, 8, 3), "uint8")
     with pytest.raises(runs.RunError, match="not finite for 4 of 4 images"):
         runs.evaluate(classifier, {"test": (x, [0, 1, 1, 0])})
+
+
+def test_all_images_of_a_new_folder_are_evaluated(tmp_path):
+    classifier = dense_classifier(3, list("abc"))
+    one = folder_of(tmp_path / "one", "b")
+    for folder, count in ((one, 5), (folder_of(tmp_path / "two", "c", "a"), 10)):
+        evaluation = runs.evaluate(classifier, folder)
+        assert (evaluation.split, len(evaluation.results.labels)) == ("all", count)
+    split = folder_of(tmp_path / "divided" / "train", "a", "b").parent
+    folder_of(split / "val", "b")
+    assert runs.evaluate(classifier, split).split == "validation"
+    # A split that is asked for is the one of `data.find`.
+    assert len(runs.evaluate(classifier, folder, "test").results.labels) < 10

@@ -96,6 +96,22 @@ def test_evaluation_of_the_folder_gives_the_validation_results(trained):
     assert accuracies == sorted(accuracies)
 
 
+def test_the_data_of_training_are_known_by_another_path(
+    trained, images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(images.parent)
+    moved = shutil.copytree(images, tmp_path / "moved")
+    expected = trained.source.size_of(trained.recipe.test_split)
+    for path in (images.name, f"./{images.name}/", str(moved)):
+        evaluation = runs.evaluate(trained.folder, path)
+        assert len(evaluation.results.labels) == expected
+        assert evaluation.loss == pytest.approx(trained.validation["loss"], rel=1e-4)
+    shutil.rmtree(moved / "digit 1")
+    evaluation = runs.evaluate(trained.folder, moved)
+    assert (evaluation.split, len(evaluation.results.labels)) == ("all", 40)
+    assert set(evaluation.classes) == {"digit 0"}
+
+
 def test_a_loaded_classifier_predicts_as_the_trained_model(trained, images):
     classifier = runs.load_classifier(trained.folder)
     assert classifier.class_names == ["digit 0", "digit 1"]
