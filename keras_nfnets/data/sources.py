@@ -14,6 +14,7 @@ from absl import logging
 from keras_nfnets import checks
 from keras_nfnets.data.images import EXTENSIONS, is_image
 from keras_nfnets.data.preparation import AUTHORS, DIGITS, WHOLE
+from keras_nfnets.printing import printable
 
 # Fraction of test images, for the digits and for folders that have no splits.
 _TEST_FRACTION = 0.2
@@ -110,7 +111,7 @@ class Source:
         """
         if name in self.left_out:
             return
-        reason, shown = _printable(reason), _printable(name)
+        reason, shown = printable(reason), printable(name)
         self.left_out[name] = reason
         self._left_out_of[split] += 1
         logging.warning("Image left out: %s: %s", shown, reason)
@@ -120,11 +121,6 @@ class Source:
                 f"be used, such as {shown}: {reason}. Repair or remove them."
             )
             raise ValueError(self.complaint)
-
-
-def _printable(text):
-    """Make a text printable: file names may contain bytes that are not valid text."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def find(name, download=True):

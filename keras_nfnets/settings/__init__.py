@@ -1,16 +1,17 @@
 """Settings of the papers' training runs and of your own, in one short file each."""
 
 from keras_nfnets import checks
-from keras_nfnets.runs.recipes import (
+from keras_nfnets.settings import (
     digits,
     finetune,
     nf_regnet_imagenet,
     nf_resnet50_imagenet,
     nfnet_imagenet,
 )
-from keras_nfnets.runs.recipes.recipe import PRECISIONS, Recipe
+from keras_nfnets.settings.recipe import Recipe
+from keras_nfnets.tables import PRECISIONS
 
-__all__ = ["PRECISIONS", "RECIPES", "Recipe", "find"]
+__all__ = ["PRECISIONS", "RECIPES", "Recipe", "check_folder", "find"]
 
 RECIPES = {
     **digits.RECIPES,
@@ -44,3 +45,20 @@ def find(name):
             f"There is no recipe {name!r}{suggestion} There are {', '.join(RECIPES)}."
         )
     return RECIPES[name]
+
+
+def check_folder(output_dir, resume, overwrite):
+    """Check arguments of `runs.train` that need no Keras.
+
+    Raises:
+        ValueError: they contradict each other, or one has no effect.
+    """
+    if resume and overwrite:
+        raise ValueError(
+            "`resume` continues the run in a folder and `overwrite` replaces it. Give one "
+            "of them."
+        )
+    if overwrite and not output_dir:
+        raise ValueError(
+            "`overwrite` has no effect without `output_dir`: a new folder is made."
+        )
