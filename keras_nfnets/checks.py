@@ -6,7 +6,6 @@ import numbers
 import operator
 import re
 
-import keras
 import numpy as np
 
 
@@ -92,5 +91,7 @@ def perhaps(value, known):
 def data_format(value):
     """Return `value`, a data format of Keras; for None, Keras's setting."""
     if value is None:
+        import keras  # here, as the command checks its flags without Keras
+
         return keras.config.image_data_format()
     return one_of("data_format", value, ("channels_last", "channels_first"))

@@ -14,7 +14,7 @@ from keras_nfnets.runs.building import (
     train_head,
     with_parts,
 )
-from keras_nfnets.runs.recipes import PRECISIONS, RECIPES, Recipe, find
+from keras_nfnets.settings import PRECISIONS, RECIPES, Recipe, find
 
 __all__ = [
     "PRECISIONS",

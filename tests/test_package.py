@@ -1,8 +1,13 @@
 """Import of the complete package, in separate processes."""
 
 import os
+import pathlib
 import subprocess
 import sys
+
+import pytest
+
+import keras_nfnets
 
 
 def run(code, **environment):
@@ -27,6 +32,42 @@ import keras_nfnets
 print(*{name.partition(".")[0] for name in set(sys.modules) - before})
 """
     assert run(code).split() == ["keras_nfnets"]
+
+
+# In the process of the command, the package does not import everything.
+_AS_COMMAND = """
+import sys
+sys.orig_argv = ["python", "/bin/keras-nfnets"]
+sys.argv = ["/bin/keras-nfnets"]
+import keras_nfnets
+assert not hasattr(keras_nfnets, "NFNetF0")
+from keras_nfnets.cli.quiet import import_keras
+import_keras()
+"""
+
+
+@pytest.mark.parametrize("start", ["import keras_nfnets", _AS_COMMAND])
+def test_saved_models_load_after_the_import_alone(start):
+    """It registers all classes, also those that no saved file here has."""
+    root = pathlib.Path(keras_nfnets.__file__).parent
+    modules = [
+        ".".join(file.relative_to(root.parent).with_suffix("").parts)
+        for file in root.rglob("*.py")
+        if "register_keras_serializable" in file.read_text()
+    ]
+    assert len(modules) > 10
+    run(
+        f"""
+{start}
+import importlib
+import keras
+keras.saving.load_model("{pathlib.Path(__file__).parent}/saved/converted.keras")
+known = set(keras.saving.get_custom_objects())
+for module in {modules}:
+    importlib.import_module(module)
+assert set(keras.saving.get_custom_objects()) == known
+"""
+    )
 
 
 def test_works_on_jax_where_tensorflow_is_not_installed():

@@ -2,20 +2,28 @@
 
 import os
 
-from keras_nfnets import runs
-from keras_nfnets.cli.command import Command, UsageError, find_network, progress_bar
+from keras_nfnets.cli.command import (
+    Command,
+    UsageError,
+    check_network,
+    progress_bar,
+    received,
+)
+from keras_nfnets.cli.quiet import import_keras
 
 
 def run(flags, arguments):
     if len(arguments) != 1:
         raise UsageError(
-            "'benchmark' takes the name of one network. "
-            f"Received: {' '.join(arguments) or 'none'}"
+            f"'benchmark' takes the name of one network. {received(arguments)}"
         )
-    network = find_network(arguments[0])
+    network = check_network(arguments[0])
+    import_keras()
+    from keras_nfnets import runs
+
     batches = sorted({1, flags.batch_size})
     times = runs.inference_times(
-        network.name,
+        network,
         batches,
         flags.image_size,
         flags.rounds,
@@ -25,10 +33,7 @@ def run(flags, arguments):
     for peer, reason in times.missing.items():
         print(f"{peer} is left out: {reason}.")
     size = times.image_size
-    print(
-        f"{network.name}, {size} x {size} pixels, {os.cpu_count()} cores, "
-        "milliseconds:\n"
-    )
+    print(f"{network}, {size} x {size} pixels, {os.cpu_count()} cores, milliseconds:\n")
     columns = [f"batch {n}" for n in batches] + ["images/s"]
     width = max(map(len, times.seconds)) + 2
     print(" " * width + "".join(f"{column:>12}" for column in columns))
@@ -44,12 +49,14 @@ COMMAND = Command(
     "benchmark",
     "benchmark NAME [FLAGS]",
     """\
-Measures the inference time of a network on this machine, for one image and for a batch:
-unfolded and folded (keras_nfnets.fold), on TensorFlow each as a graph and compiled by
-XLA. NAME is one of 'keras-nfnets list'.
+Measures the inference time of a network on this machine.
 
   keras-nfnets benchmark NFNetF0
   keras-nfnets benchmark ECANFNetL0 --image_size=192 --peers
+
+NAME is one of 'keras-nfnets list'. The time is that of one image and of a
+batch: unfolded and folded (keras_nfnets.fold), on TensorFlow each as a graph
+and compiled by XLA.
 """,
     run,
 )

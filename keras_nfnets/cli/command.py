@@ -1,15 +1,22 @@
-"""Flags, help, errors and helpers shared by all subcommands."""
+"""Flags, help, errors and helpers shared by all subcommands.
+
+No module of the command imports Keras before `import_keras`, see there.
+"""
 
 import copy
 import dataclasses
 import math
+import pathlib
 import re
+import sys
 import textwrap
 import typing
 
 from absl import flags
 
-from keras_nfnets import pretrained
+from keras_nfnets import tables
+
+_WIDTH, _INDENT = 80, 24
 
 
 class UsageError(Exception):
@@ -18,6 +25,16 @@ class UsageError(Exception):
 
 class Failure(Exception):
     """A command that could not be carried out; the message says why."""
+
+
+class _Flag(typing.NamedTuple):
+    """What absl does not know of a flag: see `Command.define`."""
+
+    help: str  # absl changes its own
+    group: str
+    wanted: str | None
+    needs: str | None
+    excludes: tuple
 
 
 @dataclasses.dataclass
@@ -29,10 +46,11 @@ class Command:
 
     name: str
     usage: str
-    help: str
+    help: str  # begins with a sentence and examples
     run: typing.Callable  # (flags, positional arguments) -> exit status
     values: flags.FlagValues = dataclasses.field(default_factory=flags.FlagValues)
     other_names: dict = dataclasses.field(default_factory=dict)
+    _known: dict = dataclasses.field(default_factory=dict)  # {name of a flag: _Flag}
 
     def parse(self, arguments):
         """Return the values of flags, as attributes, and the positional arguments."""
@@ -40,51 +58,104 @@ class Command:
         arguments = [self._normalized(argument) for argument in arguments]
         try:
             positional = values([self.name, *arguments])[1:]
-            for name, value in values.flag_values_dict().items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise UsageError(f"--{name} must be finite. Received: {value}")
-            return values, positional
         except flags.IllegalFlagValueError as error:
             # absl's own message may be Python's ("invalid literal for int() ...").
             name, _, value = str(error).removeprefix("flag --").partition("=")
             value = value.partition(":")[0]
-            raise UsageError(
-                f"--{name} must be {_wanted(self.values[name])}. Received: {value}"
-            ) from None
+            wanted = self._known[name].wanted or _values_of(self.values[name])
+            raise UsageError(f"--{name} must be {wanted}. Received: {value}") from None
         except flags.Error as error:
             raise UsageError(str(error)) from None
+        for name, value in values.flag_values_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{name} must be finite. Received: {value}")
+        self._check_effect(values)
+        return values, positional
+
+    def _check_effect(self, values):
+        """Raise a `UsageError` for a flag that has no effect with or without others."""
+        given = [name for name in self._known if is_given(values, name)]
+        for name in given:
+            flag = self._known[name]
+            if flag.needs and flag.needs not in given:
+                raise UsageError(f"--{name} has no effect without --{flag.needs}.")
+            for other in flag.excludes:
+                if other in given:
+                    raise UsageError(
+                        f"--{other} has no effect with --{name}. Give one of them."
+                    )
 
     def help_text(self):
+        """Return what --help prints: usage, examples, description and flags."""
         lines = [f"usage: keras-nfnets {self.usage}", "", self.help.strip()]
-        if len(self.values):
-            lines += ["", "flags:"]
-        for flag in self.values.flags_by_module_dict().get(self.name, []):
-            name = f"[no]{flag.name}" if flag.boolean else flag.name
-            default = f" (default: {flag.default})" if flag.default else ""
-            lines.append(f"  --{name}")
-            lines += textwrap.wrap(
-                flag.help + default,
-                80,
-                initial_indent="      ",
-                subsequent_indent="      ",
-            )
+        heading = None
+        for name, known in self._known.items():
+            if known.group != heading:
+                heading = known.group
+                lines += ["", f"{heading}:"]
+            lines += self._flag_lines(self.values[name], known.help)
         return "\n".join(lines)
+
+    def _flag_lines(self, flag, text):
+        # A flag that is false by default is only set.
+        switch = flag.boolean and flag.default is not False
+        head = f"  --[no]{flag.name}" if switch else f"  --{flag.name}"
+        default = f" (default: {flag.default})" if flag.default else ""
+        indent = " " * _INDENT
+        lines = textwrap.wrap(
+            text + default,
+            _WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+        )
+        if len(head) + 2 > _INDENT:
+            return [head, *lines]
+        return [head.ljust(_INDENT) + lines[0].lstrip(), *lines[1:]]
 
     def with_flags(self, message):
         """Write the names of arguments in an error message of Python as flags."""
-        return re.sub(
-            r"`(\w+)`",
-            lambda match: f"--{match[1]}" if match[1] in self.values else match[0],
-            message,
-        )
 
-    def define(self, kind, name, default, help, **options):
-        """Define a flag of this command; `kind` is `"integer"`, `"float"`, ..."""
+        def flag(match):
+            name, value = match["name"], match["value"] or ""
+            if name not in self.values:
+                return match[0]
+            value = "" if value == "=True" else value.replace('"', "")
+            return f"--{name}{value}"
+
+        message = re.sub(r"`(?P<name>\w+)(?P<value>=[^`]*)?`", flag, message)
+        text, received, rest = message.rpartition("Received: ")
+        rest = re.sub(r"(?<![^ (])(?P<name>\w+)(?P<value>=)", flag, rest)
+        return text + received + rest if received else message
+
+    def define(
+        self,
+        kind,
+        name,
+        default,
+        help,
+        *,
+        group="flags",
+        wanted=None,
+        needs=None,
+        excludes=(),
+        **options,
+    ):
+        """Define a flag of this command.
+
+        Args:
+            kind: str. `"integer"`, `"float"`, ...
+            name, default, help, options: see absl.
+            group: str. Heading of the help; flags of a group are defined in a row.
+            wanted: str or None. Description of the values that it accepts, for errors.
+            needs: str or None. Flag without which it has no effect.
+            excludes: sequence of str. Flags that have no effect with it.
+        """
         define = getattr(flags, f"DEFINE_{kind}")
         define(
             name=name, default=default, help=help, flag_values=self.values, **options
         )
-        self.values.register_flag_by_module(self.name, self.values[name])
+        self._known[name] = _Flag(help, group, wanted, needs, tuple(excludes))
 
     def _normalized(self, argument):
         """Replace dashes in the name of a flag by underscores, and an alias by the name."""
@@ -95,7 +166,13 @@ class Command:
         return name + equals + value
 
 
-def _wanted(flag):
+def is_given(values, name):
+    """Return whether a flag is on the command line, and does not just say no."""
+    flag = values[name]
+    return bool(flag.present) and not (flag.boolean and flag.value is False)
+
+
+def _values_of(flag):
     """Describe the values that a flag accepts."""
     if flag.boolean:
         return "true or false"
@@ -114,9 +191,24 @@ def progress_bar(items, what, unit):
     return tqdm(items, what, unit=f" {unit}", leave=False, disable=None)
 
 
-def find_network(name):
-    """Call `pretrained.find_network`, and raise a `UsageError` for an unknown name."""
+def check_network(name):
+    """Return the registered name of a network, or raise a `UsageError`."""
     try:
-        return pretrained.find_network(name)
+        return tables.known_network(name, tables.network_names())
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def received(arguments):
+    """Describe positional arguments in an error."""
+    return f"Received: {' '.join(arguments) or 'none'}"
+
+
+def tell_data(name):
+    """Say that 'digits' is taken for the bundled data, where a folder has the name too."""
+    if name == "digits" and pathlib.Path(name).is_dir():
+        # The standard output may be JSON.
+        print(
+            "'digits' is the bundled data set. For the folder of that name: ./digits",
+            file=sys.stderr,
+        )

@@ -2,9 +2,16 @@
 
 import pathlib
 
-from keras_nfnets import files, pretrained
-from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
-from keras_nfnets.runs.saved_model import load_model
+from keras_nfnets import files
+from keras_nfnets.cli.command import (
+    Command,
+    Failure,
+    UsageError,
+    progress_bar,
+    received,
+)
+from keras_nfnets.cli.quiet import import_keras
+from keras_nfnets.printing import printable
 
 _ENDINGS = (".weights.h5", ".keras")
 
@@ -12,8 +19,7 @@ _ENDINGS = (".weights.h5", ".keras")
 def run(flags, arguments):
     if len(arguments) != 2:
         raise UsageError(
-            "'convert' takes a weight file and the file to write. "
-            f"Received: {' '.join(arguments) or 'none'}"
+            f"'convert' takes a weight file and the file to write. {received(arguments)}"
         )
     source, out = arguments[0], pathlib.Path(arguments[1]).expanduser()
     ending = next((e for e in _ENDINGS if out.name.lower().endswith(e)), None)
@@ -25,27 +31,31 @@ def run(flags, arguments):
         raise UsageError(f"{out} exists; --overwrite replaces it.")
     if not out.parent.is_dir():
         raise UsageError(f"There is no folder {out.parent} to write into.")
+    import_keras()
     try:
         model, name = _read(source)
     except (ValueError, OSError) as error:
         raise Failure(str(error)) from error
-    print(f"{source}: {name}, {model.count_params():,} parameters")
+    print(f"{printable(source)}: {name}, {model.count_params():,} parameters")
     try:
         with files.written(out) as partial:
             (model.save if ending == ".keras" else model.save_weights)(partial)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise Failure(f"Cannot write {out}: {reason}") from error
-    print(f"  {out}  ({out.stat().st_size / 2**20:.1f} MB)")
+    print(f"  {printable(out)}  ({out.stat().st_size / 2**20:.1f} MB)")
     return 0
 
 
 def _read(source):
     """Return the model of a weight file, and a description of the model."""
+    from keras_nfnets import pretrained
+    from keras_nfnets.runs.saved_model import load_model
+
     if source.lower().endswith(".keras") and pretrained.is_weight_file(source):
         # A .keras file holds its architecture, which cannot always be told from weights.
         model = load_model(source)
-        return model, f"the model {model.name!r}"
+        return model, f"the model '{printable(model.name)}'"
     checkpoint = pretrained.find_checkpoint(source)
     if checkpoint is not None and not pretrained.is_weight_file(source):
         source = checkpoint.fetch(source)
@@ -64,13 +74,16 @@ COMMAND = Command(
     "convert",
     "convert SOURCE OUT [--overwrite]",
     """\
-Converts a weight file to Keras's formats. SOURCE is a .safetensors with timm's names,
-an .npz of the authors, a .weights.h5 or .keras file, or the name of a checkpoint of
-'keras-nfnets list --weights', which is downloaded; the network is recognized by its
-weights. OUT ends in .weights.h5 (only weights) or .keras (the complete model).
+Converts a weight file to Keras's formats.
 
+  keras-nfnets convert digits digits.keras
   keras-nfnets convert F0_haiku.npz f0.keras
   keras-nfnets convert model.safetensors l0.weights.h5
+
+SOURCE is a .safetensors with timm's names, an .npz of the authors, a
+.weights.h5 or .keras file, or the name of a checkpoint of 'keras-nfnets list
+--weights', which is downloaded; the network is recognized by its weights. OUT
+ends in .weights.h5 (only weights) or .keras (the complete model).
 """,
     run,
 )

@@ -3,16 +3,26 @@
 import itertools
 import json
 
-from keras_nfnets import runs
-from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
+from keras_nfnets.cli.command import (
+    Command,
+    Failure,
+    UsageError,
+    progress_bar,
+    received,
+    tell_data,
+)
+from keras_nfnets.cli.quiet import import_keras
+from keras_nfnets.printing import printable
 
 
 def run(flags, arguments):
     if len(arguments) != 1:
-        raise UsageError(
-            f"'evaluate' takes one network. Received: {' '.join(arguments) or 'none'}"
-        )
+        raise UsageError(f"'evaluate' takes one network. {received(arguments)}")
     [name] = arguments
+    tell_data(flags.data)
+    import_keras()
+    from keras_nfnets import runs
+
     try:
         evaluation = runs.evaluate(
             name,
@@ -47,12 +57,18 @@ def _print_json(name, evaluation, flags):
 
 def _print(name, evaluation, flags):
     count = len(evaluation.results.labels)
-    print(f"{name} on {count:,} images of {evaluation.data}, {evaluation.split}:")
+    data = printable(evaluation.data)
+    print(f"{printable(name)} on {count:,} images of {data}, {evaluation.split}:")
     print(f"  accuracy {evaluation.accuracy:.2%}")
     smoothing = evaluation.label_smoothing
     with_smoothing = f" (label smoothing {smoothing:g}, as in training)"
     print(f"  loss {evaluation.loss:.4f}" + (with_smoothing if smoothing else ""))
-    worst = dict(itertools.islice(evaluation.classes.items(), flags.worst))
+    worst = {
+        printable(class_name): value
+        for class_name, value in itertools.islice(
+            evaluation.classes.items(), flags.worst
+        )
+    }
     if worst:
         print("  classes, lowest accuracy first:")
     width = max(map(len, worst), default=0)
@@ -67,12 +83,15 @@ COMMAND = Command(
     "evaluate",
     "evaluate NETWORK [FLAGS]",
     """\
-Evaluates a network on labeled images. NETWORK is as in 'keras-nfnets predict'. A model
-that 'keras-nfnets train' has written is evaluated on its validation images by default,
-with the same results as at the end of training.
+Evaluates a network on labeled images.
 
+  keras-nfnets evaluate digits --data=digits
   keras-nfnets evaluate runs/holiday-NFNetL0-1
   keras-nfnets evaluate NFNetF0 --data=imagenet2012 --split=validation
+
+NETWORK is as in 'keras-nfnets predict'. A model that 'keras-nfnets train' has
+written is evaluated on its validation images by default, with the same results
+as at the end of training.
 """,
     run,
 )
@@ -92,4 +111,4 @@ _flag(
 )
 _flag("integer", "batch_size", 64, "Images per batch.", lower_bound=1)
 _flag("integer", "worst", 10, "Number of classes to list.", lower_bound=0)
-_flag("boolean", "json", False, "Print JSON, with all classes.")
+_flag("boolean", "json", False, "Print JSON, with all classes.", excludes=["worst"])

@@ -2,10 +2,16 @@
 
 import pathlib
 
-import numpy as np
-
-from keras_nfnets import data, deploy, runs
-from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
+from keras_nfnets import tables
+from keras_nfnets.cli.command import (
+    Command,
+    Failure,
+    UsageError,
+    progress_bar,
+    received,
+)
+from keras_nfnets.cli.quiet import import_keras
+from keras_nfnets.printing import printable
 
 # Enough to calibrate the ranges of a network's activations.
 _EXAMPLES = 200
@@ -15,7 +21,7 @@ def run(flags, arguments):
     if len(arguments) != 2:
         raise UsageError(
             "'export' takes a network and the file or folder to write. "
-            f"Received: {' '.join(arguments) or 'none'}"
+            f"{received(arguments)}"
         )
     name, out = arguments
     if (flags.quantize == "int8") != (flags.examples is not None):
@@ -23,6 +29,9 @@ def run(flags, arguments):
             "--examples, a folder of images, must be given with --quantize=int8, and only "
             "then."
         )
+    import_keras()
+    from keras_nfnets import deploy, runs
+
     try:
         classifier = runs.load_classifier(name)
         examples = None
@@ -41,12 +50,16 @@ def run(flags, arguments):
     path = pathlib.Path(out).expanduser()
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     size = sum(file.stat().st_size for file in files)
-    print(f"{path}  ({size / 2**20:.1f} MB)")
+    print(f"{printable(path)}  ({size / 2**20:.1f} MB)")
     print(f"Images must be preprocessed as in training: {classifier.preparation}")
     return 0
 
 
 def _examples(folder, preparation):
+    import numpy as np
+
+    from keras_nfnets import data
+
     files = data.find_pictures([folder])
     # Spread over all files, so that they are not all of the first class.
     files = files[:: max(1, len(files) // _EXAMPLES)][:_EXAMPLES]
@@ -62,13 +75,16 @@ COMMAND = Command(
     "export",
     "export NETWORK OUT [FLAGS]",
     """\
-Folds a network and writes it for another runtime. NETWORK is as for 'keras-nfnets
-predict'. OUT ends in .onnx (ONNX Runtime and others), .tflite (LiteRT, formerly
-TensorFlow Lite), or is the folder of a TensorFlow SavedModel.
+Folds a network and writes it for another runtime.
 
   keras-nfnets export digits digits.onnx
   keras-nfnets export model.keras small.tflite --quantize=dynamic
-  keras-nfnets export model.keras smaller.tflite --quantize=int8 --examples=pictures/
+  keras-nfnets export model.keras smaller.tflite --quantize=int8 \\
+    --examples=pictures/
+
+NETWORK is as in 'keras-nfnets predict'. OUT ends in .onnx (ONNX Runtime and
+others), .tflite (LiteRT, formerly TensorFlow Lite), or is the folder of a
+TensorFlow SavedModel.
 """,
     run,
 )
@@ -78,15 +94,15 @@ _flag(
     "format",
     None,
     "Format, if it does not follow from the ending of OUT: "
-    f"{', '.join(deploy.FORMATS)}.",
-    enum_values=deploy.FORMATS,
+    f"{', '.join(tables.FORMATS)}.",
+    enum_values=tables.FORMATS,
 )
 _flag(
     "enum",
     "quantize",
     None,
     "For .tflite: 'dynamic' (8-bit kernels) or 'int8' (kernels and activations).",
-    enum_values=deploy.QUANTIZATIONS,
+    enum_values=tables.QUANTIZATIONS,
 )
 _flag(
     "string",

@@ -1,51 +1,108 @@
 """`keras-nfnets list`."""
 
-from keras_nfnets import pretrained
+from keras_nfnets import checks, settings, tables
 from keras_nfnets.cli.command import Command, UsageError
-from keras_nfnets.models.costs import costs, variants
 
 
 def run(flags, arguments):
-    if arguments:
-        raise UsageError(f"'list' takes no arguments. Received: {' '.join(arguments)}")
-    if flags.weights:
-        return _list_weights()
-    print(f"{'network':<14}{'parameters':>14}{'FLOPs':>10}{'train':>8}{'test':>6}")
-    known = costs()
-    for name, variant in variants().items():
-        parameters, flops = known[name]
-        print(
-            f"{name:<14}{parameters:>14,}{flops / 1e9:>9.2f}G"
-            f"{variant.train_size:>8}{variant.test_size:>6}"
+    if len(arguments) > 1:
+        raise UsageError(
+            f"'list' takes one part of a name. Received: {' '.join(arguments)}"
         )
+    part = arguments[0] if arguments else ""
+    if flags.weights:
+        _list_weights(part)
+    elif flags.recipes:
+        _list_recipes(part)
+    else:
+        _list_networks(part)
     return 0
 
 
-def _list_weights():
+def _chosen(part, rows):
+    """Return the rows that have a name with this part in it.
+
+    `rows` is a list of (row, names).
+    """
+    chosen = [
+        row for row, names in rows if any(part.lower() in n.lower() for n in names)
+    ]
+    if not chosen:
+        suggestion = checks.perhaps(part, [n for _, names in rows for n in names if n])
+        raise UsageError(
+            f"No name has {part!r} in it{suggestion or '.'} Received: {part!r}"
+        )
+    return chosen
+
+
+def _list_networks(part):
+    known = tables.networks().values()
+    rows = _chosen(
+        part, [(network, (network.name, *network.timm)) for network in known]
+    )
+    print(f"{'network':<14}{'parameters':>14}{'FLOPs':>10}{'train':>8}{'test':>6}")
+    for network in rows:
+        print(
+            f"{network.name:<14}{network.parameters:>14,}{network.flops / 1e9:>9.2f}G"
+            f"{network.train_size:>8}{network.test_size:>6}"
+        )
+
+
+def _list_weights(part):
+    ours = {timm: n.name for n in tables.networks().values() for timm in n.timm}
+    rows = [
+        (row, (row["name"], row["network"], ours.get(row["network"], "")))
+        for row in tables.checkpoints()
+    ]
+    chosen = _chosen(part, rows)
     print(f"{'checkpoint':<24}{'network':<14}{'size':>5}{'top-1':>8}  licence, source")
-    for c in pretrained.list_checkpoints():
-        source = f"huggingface.co/{c.repo}" if c.repo else "bundled"
-        top1 = f"{c.top1:.2f} %" if c.top1 else ""
-        print(f"{c.name:<24}{c.network:<14}{c.size:>5}{top1:>8}  {c.licence}, {source}")
-        if c.authors_url:
-            print(f"{'  or ' + c.authors_file:<51}  {c.authors_url.partition('//')[2]}")
-    return 0
+    for row in chosen:
+        source = f"huggingface.co/{row['repo']}" if row.get("repo") else "bundled"
+        top1 = f"{row['top1']:.2f} %" if row["top1"] else ""
+        print(
+            f"{row['name']:<24}{row['network']:<14}{row['size']:>5}{top1:>8}  "
+            f"{row['licence']}, {source}"
+        )
+        if row.get("authors_url"):
+            address = row["authors_url"].partition("//")[2]
+            file = address.rpartition("/")[2]
+            print(f"{'  or ' + file:<51}  {address}")
+
+
+def _list_recipes(part):
+    for name in _chosen(part, [(name, [name]) for name in settings.RECIPES]):
+        print(f"{name:<29}{settings.RECIPES[name].about}")
 
 
 COMMAND = Command(
     "list",
-    "list [--weights]",
+    "list [PART] [--weights | --recipes]",
     """\
 Lists the networks; each is a function of the same name in keras_nfnets.
 
-parameters   with the 1000 classes of ImageNet
-FLOPs        multiply-adds for one image of the test size, in billions
-train, test  image sizes of the published training and evaluation; others work too
+  keras-nfnets list
+  keras-nfnets list regnet
+  keras-nfnets list --weights
+  keras-nfnets list nfnet_f0 --recipes
+
+PART selects the rows with that part in a name. The columns are
+
+  parameters   with the 1000 classes of ImageNet
+  FLOPs        multiply-adds for one image of the test size, in billions
+  train, test  image sizes of the published training and evaluation; others
+               work too
 
 With --weights it lists the published checkpoints, by the names that weights=,
-'keras-nfnets predict' and pretrained.create accept, with their networks, image sizes
-and published accuracies on ImageNet (for digits: on its test set).
+'keras-nfnets predict' and pretrained.create accept, with their networks, image
+sizes and published accuracies on ImageNet (for digits: on its test set).
 """,
     run,
 )
-COMMAND.define("boolean", "weights", False, "List the published checkpoints.")
+COMMAND.define(
+    "boolean",
+    "weights",
+    False,
+    "List the published checkpoints.",
+    excludes=["recipes"],
+)
+COMMAND.define("boolean", "recipes", False, "List the recipes of 'keras-nfnets train'.")

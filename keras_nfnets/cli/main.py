@@ -17,6 +17,7 @@ from keras_nfnets.cli import (
 )
 from keras_nfnets.cli import list as list_command
 from keras_nfnets.cli.command import Failure, UsageError
+from keras_nfnets.printing import printable
 from keras_nfnets.version import __version__
 
 _MODULES = (
@@ -38,14 +39,15 @@ usage: keras-nfnets COMMAND [FLAGS]
 
 Normalizer-free networks for Keras.
 
-  train       train a network with adaptive gradient clipping: without flags a small
-              one on handwritten digits, in half a minute; or on a folder of images
+  train       train a network with adaptive gradient clipping: without flags a
+              small one on handwritten digits, in half a minute; or on a folder
+              of images
   evaluate    measure the accuracy of a network
   predict     classify images, with published or your own weights
   data        list the classes of a data set, or draw its augmented images
   export      write a network for ONNX Runtime, LiteRT or TensorFlow Serving
   convert     convert a published weight file to Keras formats
-  list        list the networks, or with --weights the published checkpoints
+  list        list the networks, the published checkpoints or the recipes
   summary     print the layers of a network
   benchmark   measure the inference time of a network
   experiment  test the claims of the papers
@@ -86,8 +88,8 @@ def main(arguments):
     if command is None:
         suggestion = checks.perhaps(name, COMMANDS) or "."
         print(
-            f"keras-nfnets: there is no command {name!r}{suggestion} The commands are "
-            f"{', '.join(COMMANDS)}.",
+            f"keras-nfnets: there is no command '{printable(name)}'{suggestion} The "
+            f"commands are {', '.join(COMMANDS)}.",
             file=sys.stderr,
         )
         return 2
@@ -96,15 +98,10 @@ def main(arguments):
         return 0
     try:
         return command.run(*command.parse(rest))
-    except Failure as error:
-        message = command.with_flags(str(error))
+    except (Failure, UsageError) as error:
+        message = printable(command.with_flags(str(error)), keep="\n")
         print(f"keras-nfnets {name}: {message}", file=sys.stderr)
-        return 1
-    except UsageError as error:
-        message = command.with_flags(str(error))
-        print(
-            f"keras-nfnets {name}: {message}\n"
-            f"'keras-nfnets {name} --help' explains the command.",
-            file=sys.stderr,
-        )
+        if isinstance(error, Failure):
+            return 1
+        print(f"'keras-nfnets {name} --help' explains the command.", file=sys.stderr)
         return 2

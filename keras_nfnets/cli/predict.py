@@ -4,9 +4,16 @@ import json
 import pathlib
 import sys
 
-from keras_nfnets import data, runs
-from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
-from keras_nfnets.runs import figures
+from keras_nfnets import data
+from keras_nfnets.cli.command import (
+    Command,
+    Failure,
+    UsageError,
+    progress_bar,
+    received,
+)
+from keras_nfnets.cli.quiet import import_keras
+from keras_nfnets.printing import printable
 
 _IMAGES_PER_PLOT = 40
 
@@ -15,7 +22,7 @@ def run(flags, arguments):
     if len(arguments) < 2:
         raise UsageError(
             "'predict' takes a network and one or more images or folders of images. "
-            f"Received: {' '.join(arguments) or 'none'}"
+            f"{received(arguments)}"
         )
     name, *paths = arguments
     if flags.plot is not None:
@@ -24,6 +31,10 @@ def run(flags, arguments):
         files = data.find_pictures(paths)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    import_keras()
+    from keras_nfnets import runs
+    from keras_nfnets.runs import figures
+
     try:
         classifier = runs.load_classifier(name)
     except (ValueError, OSError) as error:
@@ -38,7 +49,7 @@ def run(flags, arguments):
     for prediction in predictions:
         rows.append(_row(prediction))
         if prediction.error:
-            print(f"Left out: {prediction.error}", file=sys.stderr)
+            print(f"Left out: {printable(prediction.error)}", file=sys.stderr)
             continue
         if flags.plot and len(shown) < _IMAGES_PER_PLOT:
             small = figures.shrink(prediction.image, 480)
@@ -83,24 +94,27 @@ def _row(prediction):
 
 
 def _print(prediction):
-    print(prediction.path)
+    print(printable(prediction.path))
     for score in prediction.classes:
-        print(f"  {score.probability:7.2%}  {score.name}")
+        print(f"  {score.probability:7.2%}  {printable(score.name)}")
 
 
 COMMAND = Command(
     "predict",
     "predict NETWORK IMAGE... [FLAGS]",
     """\
-Predicts the classes of images. NETWORK is the folder of a run of 'keras-nfnets train'
-or a .keras file, a checkpoint or a network with published weights ('keras-nfnets list
---weights'), or a weight file. IMAGE is an image file or a folder of them. Images are
-preprocessed as in the training of the network. Those that cannot be read are reported
-and left out; the exit status is then 1.
+Predicts the classes of images.
 
   keras-nfnets predict digits scan.png
   keras-nfnets predict NFNetL0 holiday/ --plot=holiday.png
   keras-nfnets predict runs/digits-NFNetTiny-1 scan.png --json
+
+NETWORK is the folder of a run of 'keras-nfnets train' or a .keras file, a
+checkpoint or a network with published weights ('keras-nfnets list --weights'),
+or a weight file. If a folder has a published name, ./NAME is the folder. IMAGE
+is an image file or a folder of them. Images are preprocessed as in the training
+of the network. Those that cannot be read are reported and left out; the exit
+status is then 1.
 """,
     run,
 )

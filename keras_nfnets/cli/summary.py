@@ -1,16 +1,20 @@
 """`keras-nfnets summary`."""
 
-from keras_nfnets.cli.command import Command, UsageError, find_network
-from keras_nfnets.models.costs import count_flops
-from keras_nfnets.pretrained import without_memory
+from keras_nfnets.cli.command import Command, UsageError, check_network, received
+from keras_nfnets.cli.quiet import import_keras
 
 
 def run(flags, arguments):
     if len(arguments) != 1:
         raise UsageError(
-            f"'summary' takes the name of one network. Received: {arguments or 'none'}"
+            f"'summary' takes the name of one network. {received(arguments)}"
         )
-    network = find_network(arguments[0])
+    name = check_network(arguments[0])
+    import_keras()
+    from keras_nfnets.models.costs import count_flops
+    from keras_nfnets.pretrained import find_network, without_memory
+
+    network = find_network(name)
     train_size, test_size = (
         network.constructor.train_size,
         network.constructor.test_size,
@@ -38,8 +42,12 @@ COMMAND = Command(
     "summary",
     "summary NAME [--image_size=N]",
     """\
-Prints a network layer by layer, with shapes, parameters and FLOPs. NAME is one of
-'keras-nfnets list', such as NFNetF0.
+Prints a network layer by layer, with shapes, parameters and FLOPs.
+
+  keras-nfnets summary NFNetF0
+  keras-nfnets summary NFResNet26 --image_size=64
+
+NAME is one of 'keras-nfnets list', or its name in timm.
 """,
     run,
 )

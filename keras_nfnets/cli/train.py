@@ -1,112 +1,71 @@
 """`keras-nfnets train`."""
 
 import dataclasses
+import functools
 import importlib.util
-import os
 import shlex
-import sys
 
-from keras_nfnets import runs, training
-from keras_nfnets.cli.command import Command, Failure, UsageError, find_network
-from keras_nfnets.runs import folder
-from keras_nfnets.runs.recipes import PRECISIONS
+from keras_nfnets import settings, tables
+from keras_nfnets.cli.command import (
+    Command,
+    UsageError,
+    check_network,
+    is_given,
+    tell_data,
+)
+from keras_nfnets.cli.quiet import import_keras
+
+# Flags that are settings of a recipe, by the same name.
+_SETTINGS = (
+    *("data", "weights", "image_size", "batch_size", "epochs", "learning_rate"),
+    *("clip_factor", "ema_decay", "precision", "seed"),
+)
 
 
 def run(flags, arguments):
     if arguments:
-        raise UsageError(
-            "'train' takes flags only, as --epochs=20. "
-            f"Received: {shlex.join(arguments)}"
-        )
+        raise UsageError(_suggest_flag(arguments))
     if flags.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UsageError(
             "--tensorboard needs TensorBoard: pip install keras_nfnets[tensorboard]"
         )
-    recipe = _recipe(flags)
+    try:
+        recipe = _recipe(flags)
+        settings.check_folder(flags.output_dir, flags.resume, flags.overwrite)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    tell_data(recipe.data)
+    import_keras()
+    from keras_nfnets.cli import run_training
+
     if flags.dry_run:
-        return _dry_run(recipe)
-    progress = _Progress()
-    try:
-        runs.train(
-            recipe,
-            flags.output_dir,
-            strategy=flags.strategy,
-            resume=flags.resume,
-            overwrite=flags.overwrite,
-            tensorboard=flags.tensorboard,
-            callbacks=[progress],
-        )
-    except (ValueError, OSError) as error:
-        if progress.began:
-            raise  # the flags were right
-        raise UsageError(str(error)) from error
-    except runs.LostWorkerError:
-        return _start_again()
-    except runs.RunError as error:
-        raise Failure(str(error)) from error
-    except KeyboardInterrupt:
-        if progress.ended:
-            return 130  # the results are written
-        raise
-    except FloatingPointError:
-        return 1  # explained by the progress
-    return 0
+        return run_training.dry_run(recipe)
+    return run_training.run(recipe, flags, COMMAND.with_flags)
 
 
-def _dry_run(recipe):
-    try:
-        rows = runs.plan(recipe)
-        width = max(map(len, rows))
-        for name, value in rows.items():
-            print(f"{name.ljust(width)}  {value}")
-        print(f"\n{runs.try_steps(recipe)}\nThis run can be started.")
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-    return 0
-
-
-class _Progress(runs.Progress):
-    """Console output of a run, which ends with the next command to try."""
-
-    began = ended = False
-
-    def on_run_begin(self, run):
-        self.began = True
-        super().on_run_begin(run)
-
-    def on_run_end(self, run, stopped):
-        self.ended = True
-        super().on_run_end(run, stopped)
-        if stopped and not isinstance(stopped, FloatingPointError):
-            return  # the next step is printed above
-        if run.recipe.report:
-            model = shlex.quote(str(run.folder))
-            print(f"Next, use it:  keras-nfnets predict {model} IMAGE...")
-        elif run.recipe.clip_factor:
-            print("Next, see what clipping does:  keras-nfnets train --noagc")
-        else:
-            print("Next, the same with clipping:  keras-nfnets train")
-
-
-def _start_again():
-    """Replace this process by one that resumes, after another worker was lost."""
-    print(
-        "Another worker was lost. This one waits for it to be started again with "
-        "--resume, and continues from the last checkpoint.",
-        file=sys.stderr,
-        flush=True,
+def _suggest_flag(arguments):
+    """Return the error message for positional arguments, with the flag that is meant."""
+    first, *_ = arguments
+    if first.isdecimal():
+        flag = "epochs"
+    elif first in settings.RECIPES and first != "digits":
+        flag = "recipe"
+    elif first.lower() in map(str.lower, tables.network_names()):
+        flag = "model"
+    else:
+        flag = "data"
+    return (
+        f"'train' takes flags only; did you mean {shlex.join([f'--{flag}={first}'])}? "
+        f"Received: {shlex.join(arguments)}"
     )
-    os.execv(sys.executable, [*sys.orig_argv, "--resume"])
 
 
 def _recipe(flags):
     """Return the recipe that the flags ask for."""
+    _check_contradictions(flags)
     values = {
         name: getattr(flags, name)
-        for name in (
-            *("data", "weights", "image_size", "batch_size", "epochs"),
-            *("learning_rate", "clip_factor", "ema_decay", "precision", "seed"),
-        )
+        for name in _SETTINGS
         if getattr(flags, name) is not None
     }
     if flags.image_size:
@@ -114,87 +73,75 @@ def _recipe(flags):
     if flags.agc is False:
         values["clip_factor"] = None
     if flags.model:
-        values["model"] = find_network(flags.model).name
-    try:
-        if flags.recipe:
-            recipe = runs.find_recipe(flags.recipe)
-        else:
-            recipe = runs.recipes.for_data(flags.data or "digits")
-        return dataclasses.replace(recipe, **values).changed(flags.set)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        values["model"] = check_network(flags.model)
+    if flags.recipe:
+        recipe = settings.find(flags.recipe)
+    else:
+        recipe = settings.for_data(flags.data or "digits")
+    recipe = dataclasses.replace(recipe, **values).changed(flags.set)
+    check_network(recipe.model)
+    if flags.agc and not recipe.clip_factor:
+        raise UsageError(
+            "--agc needs --clip_factor, as the recipe does not clip: about 0.01 "
+            "for large batches, up to 0.16 for small ones."
+        )
+    if "head_epochs" in _assigned(flags) and recipe.head_epochs and not recipe.weights:
+        raise UsageError(
+            "--set=head_epochs has no effect without --weights: the classifier is trained "
+            f"alone on pretrained features. Received: --set=head_epochs={recipe.head_epochs}"
+        )
+    return recipe
+
+
+def _assigned(flags):
+    """Return the names of the settings that --set assigns."""
+    return [assignment.partition("=")[0].strip() for assignment in flags.set]
+
+
+def _check_contradictions(flags):
+    """Raise a `UsageError` if a setting is given twice."""
+    assigned = _assigned(flags)
+    given = [name for name in (*_SETTINGS, "model") if is_given(flags, name)]
+    for name in assigned:
+        if assigned.count(name) > 1:
+            raise UsageError(f"--set={name} is given twice. Give one of them.")
+        if name in given:
+            raise UsageError(f"--set={name} and --{name} contradict. Give one of them.")
+    if flags.agc is False and "clip_factor" in assigned + given:
+        raise UsageError("--noagc and a clip factor contradict. Give one of them.")
 
 
 COMMAND = Command(
     "train",
     "train [FLAGS]",
-    f"""\
-Trains a network on labeled images: SGD with Nesterov momentum, adaptive gradient
-clipping (AGC), a learning rate with a linear warm-up and a cosine decay, label
-smoothing. Without flags it trains on scikit-learn's handwritten digits, in half a
-minute.
-
-With --data=FOLDER, a folder with one subfolder of images per class, it trains on your
-images: a fifth of them is the validation set, training stops when the validation
-accuracy no longer improves, the best model is kept, and {folder.REPORT} shows the
-results.
-
---recipe names a complete run, such as those of the papers; --set changes any of its
-settings, and the other flags change some of them. --dry-run prints the plan of a run
-and trains two steps on noise. The recipes are
-  {
-        '''
-  '''.join(runs.RECIPES)
-    }
-
-A run writes {folder.MODEL} (with {folder.METADATA}), {folder.HISTORY},
-{folder.CURVES} and {folder.PREDICTIONS} into one folder. Ctrl-C ends training
-early and writes the results so far. A run that was stopped or killed continues, with
---resume and the same flags, after its last completed epoch, and ends with the same
-results.
-
---strategy chooses the devices. On several machines, set the environment variable
-TF_CONFIG, which lists them, and start the same command on all of them with the same
---output_dir; the first one writes. If one is lost, the others notice within a minute
-and wait ten minutes for it to be started again with --resume.
+    """\
+Trains a network on labeled images, with adaptive gradient clipping (AGC).
 
   keras-nfnets train
   keras-nfnets train --data=holiday/ --model=NFNetL0 --weights=imagenet
   keras-nfnets train --dataset=cifar10 --batch_size=512 --strategy=mirrored
   keras-nfnets train --recipe=nfnet_f0_imagenet --set=epochs=90 --dry-run
+
+Without flags it trains on scikit-learn's handwritten digits, in half a minute.
+With --data=FOLDER, a folder with one subfolder of images per class, it trains
+on your images: a fifth of them is the validation set, training stops when the
+validation accuracy no longer improves, and a report shows the results.
+
+A run writes the model, its history and plots into one folder. Ctrl-C ends
+training early and writes the results so far; with --resume and the same flags
+the run continues after its last completed epoch.
 """,
     run,
     other_names={"dataset": "data"},
 )
-_flag = COMMAND.define
-_flag(
-    "string",
-    "recipe",
-    None,
-    "Name of a complete run; by default 'digits', or 'finetune' for folders.",
-)
-_flag(
-    "multi_string",
-    "set",
-    [],
-    "key=value: a setting of the recipe",
-)
-_flag("boolean", "dry_run", False, "Print the plan and train two steps on noise.")
+_flag = functools.partial(COMMAND.define, group="data")
 _flag(
     "string",
     "data",
     None,
-    "Folder with one subfolder of images per class, 'digits' (scikit-learn's, bundled) "
-    "or a classification data set of TensorFlow Datasets, such as mnist or cifar10, "
-    "which is downloaded on first use.",
-)
-_flag("string", "model", None, "Network of 'keras-nfnets list', or its name in timm.")
-_flag(
-    "string",
-    "weights",
-    None,
-    "Initial weights: imagenet, a checkpoint of 'keras-nfnets list --weights' or a "
-    "weight file.",
+    "Folder with one subfolder of images per class, 'digits' (bundled; ./digits is a "
+    "folder) or a classification data set of TensorFlow Datasets, such as mnist or "
+    "cifar10, which is downloaded on first use.",
 )
 _flag(
     "integer",
@@ -203,6 +150,30 @@ _flag(
     "Image size in pixels; by default the training size of the network.",
     lower_bound=1,
 )
+_flag = functools.partial(COMMAND.define, group="network")
+_flag("string", "model", None, "Network of 'keras-nfnets list', or its name in timm.")
+_flag(
+    "string",
+    "weights",
+    None,
+    "Initial weights: imagenet, a checkpoint of 'keras-nfnets list --weights' or a "
+    "weight file.",
+)
+_flag = functools.partial(COMMAND.define, group="training")
+_flag(
+    "string",
+    "recipe",
+    None,
+    "Complete run, such as those of the papers: see 'keras-nfnets list --recipes'. By "
+    "default 'digits', or 'finetune' for folders.",
+)
+_flag(
+    "multi_string",
+    "set",
+    [],
+    "key=value: any other setting of the recipe. May be repeated.",
+)
+_flag("integer", "epochs", None, "Passes over the training images.", lower_bound=1)
 _flag(
     "integer",
     "batch_size",
@@ -210,7 +181,6 @@ _flag(
     "Images per step, on all devices together.",
     lower_bound=1,
 )
-_flag("integer", "epochs", None, "Passes over the training images.", lower_bound=1)
 _flag(
     "float",
     "learning_rate",
@@ -218,38 +188,25 @@ _flag(
     "Peak learning rate for batches of 256 images; it scales with --batch_size.",
     lower_bound=0.0,
 )
-_flag("boolean", "agc", None, "Whether to clip gradients adaptively.")
 _flag(
     "float",
     "clip_factor",
     None,
     "Maximum ratio of the gradient norm to the weight norm of each unit; the paper uses "
     "0.01 to 0.16, smaller for larger batches.",
+    wanted="more than 0, or --noagc for no clipping",
     lower_bound=1e-9,
 )
+_flag("boolean", "agc", None, "Whether to clip gradients adaptively.")
 _flag(
     "float",
     "ema_decay",
     None,
     "Decay of a moving average of the weights, such as 0.99 (the paper's 0.99999 is for "
-    f"long runs). The averaged weights are evaluated too and written to {folder.AVERAGED}.",
+    "long runs). The averaged weights are evaluated and written too.",
+    wanted="between 0 and 1",
     lower_bound=1e-9,
     upper_bound=1 - 1e-9,
-)
-_flag(
-    "enum",
-    "precision",
-    None,
-    "Keras dtype policy; mixed_float16 includes loss scaling.",
-    enum_values=PRECISIONS,
-)
-_flag(
-    "enum",
-    "strategy",
-    "auto",
-    "auto (all available devices), none (one device), mirrored (all GPUs of this "
-    "machine), multi_worker (the machines in TF_CONFIG) or tpu (the one in TPU_NAME).",
-    enum_values=training.STRATEGIES,
 )
 _flag(
     "integer",
@@ -259,6 +216,7 @@ _flag(
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
+_flag = functools.partial(COMMAND.define, group="output")
 _flag(
     "string",
     "output_dir",
@@ -267,9 +225,30 @@ _flag(
 )
 _flag("boolean", "overwrite", False, "Replace the run in --output_dir.")
 _flag("boolean", "resume", False, "Continue a run that was stopped or killed.")
+_flag("boolean", "tensorboard", False, "Also write logs for TensorBoard.")
 _flag(
     "boolean",
-    "tensorboard",
+    "dry_run",
     False,
-    f"Also write logs for TensorBoard, into {folder.TENSORBOARD} in the run's folder.",
+    "Print the plan and train two steps on noise; nothing is written.",
+    excludes=["output_dir", "overwrite", "resume", "tensorboard", "strategy"],
+)
+_flag = functools.partial(COMMAND.define, group="devices")
+_flag(
+    "enum",
+    "precision",
+    None,
+    "Keras dtype policy; mixed_float16 includes loss scaling.",
+    enum_values=tables.PRECISIONS,
+)
+_flag(
+    "enum",
+    "strategy",
+    "auto",
+    "auto (all available devices), none (one device), mirrored (all GPUs of this "
+    "machine), multi_worker (the machines in TF_CONFIG) or tpu (the one in TPU_NAME). "
+    "On several machines, start the same command on all of them with the same "
+    "--output_dir; the first one writes. If one is lost, the others wait ten minutes "
+    "for it to be started again with --resume.",
+    enum_values=tables.STRATEGIES,
 )

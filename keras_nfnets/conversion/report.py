@@ -52,6 +52,8 @@ class Conversion:
     >>> conversion = keras_nfnets.normalizer_free(model).conversion
     >>> {step.layer: step.action for step in conversion.steps}["norm"]
     'removed: the variance before it is one'
+    >>> conversion.summary
+    'layers: 1 replaced, 1 removed, 2 left alone'
     """
 
     def __init__(self, steps, error=None):
@@ -61,6 +63,16 @@ class Conversion:
     def variances(self):
         """Steps with a measured variance, as `{layer: Step}`."""
         return {step.layer: step for step in self.steps if step.variance is not None}
+
+    @property
+    def summary(self):
+        """One line: the number of layers that were replaced, removed and left alone."""
+        removed, kept = (
+            sum(step.action.startswith(words) for step in self.steps)
+            for words in (("removed", "folded"), "left alone")
+        )
+        replaced = len(self.steps) - removed - kept
+        return f"layers: {replaced} replaced, {removed} removed, {kept} left alone"
 
     def __str__(self):
         heads = ["layer", "kind", "variance", "at start", "what was done"]
@@ -81,10 +93,11 @@ class Conversion:
         rows = [heads, *rows]
         widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
         aligned = [str.ljust, str.ljust, str.rjust, str.rjust]
-        return "\n".join(
+        lines = [
             "  ".join([*(f(x, n) for f, x, n in zip(aligned, row, widths)), row[-1]])
             for row in rows
-        )
+        ]
+        return "\n".join([self.summary, *lines])
 
 
 def _written(number):

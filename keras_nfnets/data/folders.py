@@ -16,10 +16,10 @@ from keras_nfnets.data.image_files import (
     has_images,
     is_file,
     is_of_system,
-    printable,
     subfolders,
     with_other_files,
 )
+from keras_nfnets.printing import printable
 
 # Fraction of test images in folders that have no splits.
 _TEST_FRACTION = 0.2

@@ -8,6 +8,8 @@ import re
 
 from absl import logging
 
+from keras_nfnets.printing import printable
+
 # Extensions of image files in a folder. (Pillow would also try documents and videos.)
 EXTENSIONS = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
@@ -33,11 +35,6 @@ def has_extension(name):
 def is_of_system(name):
     """Whether a file or folder is hidden, or was added by a system."""
     return bool(_OF_SYSTEMS.fullmatch(name))
-
-
-def printable(text):
-    """Make a text printable: file names may contain bytes that are not valid text."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 @functools.cache

@@ -15,8 +15,9 @@ from absl import logging
 
 from keras_nfnets import checks
 from keras_nfnets.data.folders import labeled_images
-from keras_nfnets.data.image_files import printable, warn_once
+from keras_nfnets.data.image_files import warn_once
 from keras_nfnets.data.preparation import ARRAYS, AUTHORS, DIGITS, FOLDER, WHOLE
+from keras_nfnets.printing import printable
 
 # Fraction of test images among the digits.
 _TEST_FRACTION = 0.2

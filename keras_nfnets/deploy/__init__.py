@@ -1,6 +1,7 @@
 """Folding and export of trained networks."""
 
-from keras_nfnets.deploy.exporting import FORMATS, QUANTIZATIONS, export
+from keras_nfnets.deploy.exporting import export
 from keras_nfnets.deploy.folding import fold
+from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 __all__ = ["FORMATS", "QUANTIZATIONS", "export", "fold"]

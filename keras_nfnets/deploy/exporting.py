@@ -15,6 +15,7 @@ from keras_nfnets import checks, files
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state
 from keras_nfnets.deploy.folding import fold
+from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
 def _write_by_keras(keras_format, model, file, **options):
@@ -55,8 +56,6 @@ _FORMATS = {
 _FORMAT_OF = {known.ending: name for name, known in _FORMATS.items() if known.ending}
 # Extensions of paths that are not meant to be SavedModel folders.
 _OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
-FORMATS = tuple(_FORMATS)
-QUANTIZATIONS = ("dynamic", "int8")
 
 
 def export(model, path, format=None, *, quantize=None, examples=None, overwrite=False):

@@ -2,12 +2,12 @@
 
 import csv
 import math
-import pathlib
 
-from keras_nfnets import pretrained
+from keras_nfnets import pretrained, tables
 from keras_nfnets.layers import NFBlock, WSConv2D
 from keras_nfnets.layers.kernels import kernels_of
 from keras_nfnets.models.registered import FAMILIES
+from keras_nfnets.pretrained.architectures import NETWORKS
 
 
 def variants():
@@ -19,11 +19,6 @@ def variants():
     }
 
 
-# Table of costs, as building all 45 networks takes long.
-# `python -m keras_nfnets.models.costs` regenerates it.
-_COSTS = pathlib.Path(__file__).parent / "costs.csv"
-
-
 def costs():
     """Return the parameters and FLOPs of all networks.
 
@@ -31,11 +26,19 @@ def costs():
         `{name: (parameters, flops)}`, two ints, for the default number of classes and
         the test image size; see `count_flops`.
     """
-    with open(_COSTS, newline="") as file:
-        return {
-            row["network"]: (int(row["parameters"]), int(row["flops"]))
-            for row in csv.DictReader(file)
-        }
+    return {
+        name: (network.parameters, network.flops)
+        for name, network in tables.networks().items()
+    }
+
+
+def timm_names(name):
+    """Return the names in timm of one of our networks, a tuple of str."""
+    return tuple(
+        other
+        for other, network in NETWORKS.items()
+        if network.constructor.__name__ == name and other != name
+    )
 
 
 def count_costs(name):
@@ -93,8 +96,10 @@ def _positions(tensor, layer):
 
 
 if __name__ == "__main__":
-    with open(_COSTS, "w", newline="") as file:
+    with open(tables.NETWORKS, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["network", "parameters", "flops"])
-        for network in variants():
-            writer.writerow([network, *count_costs(network)])
+        writer.writerow(tables.Network._fields)
+        for network, variant in variants().items():
+            names = " ".join(timm_names(network))
+            sizes = variant.train_size, variant.test_size
+            writer.writerow([network, names, *count_costs(network), *sizes])

@@ -5,7 +5,7 @@ import typing
 
 import keras
 
-from keras_nfnets import checks
+from keras_nfnets import tables
 
 
 class Architecture(typing.NamedTuple):
@@ -81,15 +81,7 @@ def find_network(name):
     >>> find_network("dm_nfnet_f0").constructor.__name__
     'NFNetF0'
     """
-    by_lower_case = {known.lower(): known for known in NETWORKS}
-    known = by_lower_case.get(str(name).lower())
-    if known is None:
-        suggestion = checks.perhaps(name, NETWORKS) or "."
-        raise ValueError(
-            f"There is no network {name!r}{suggestion} 'keras-nfnets list' shows the names "
-            f"of all networks; timm's names are accepted too. Received: {name!r}"
-        )
-    return NETWORKS[known]
+    return NETWORKS[tables.known_network(name, NETWORKS)]
 
 
 @contextlib.contextmanager

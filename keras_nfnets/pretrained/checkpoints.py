@@ -1,10 +1,10 @@
 """Metadata of all published checkpoints, read from checkpoints.json."""
 
 import functools
-import json
 import pathlib
 import typing
 
+from keras_nfnets import tables
 from keras_nfnets.pretrained.download import hub_file, url_file
 
 
@@ -110,12 +110,11 @@ class Checkpoint(typing.NamedTuple):
 
 @functools.cache
 def _checkpoints():
-    text = pathlib.Path(__file__).with_name("checkpoints.json").read_text("utf-8")
     return tuple(
         Checkpoint(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
         )
-        for row in json.loads(text)
+        for row in tables.checkpoints()
     )
 
 

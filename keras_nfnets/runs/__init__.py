@@ -17,9 +17,9 @@ from keras_nfnets.runs.evaluation import Evaluation, Results, evaluate
 from keras_nfnets.runs.inference_time import InferenceTimes, inference_times
 from keras_nfnets.runs.preview import preview
 from keras_nfnets.runs.progress import Progress, RunCallback
-from keras_nfnets.runs.recipes import RECIPES, Recipe
-from keras_nfnets.runs.recipes import find as find_recipe
 from keras_nfnets.runs.training_run import Run, report, train
+from keras_nfnets.settings import RECIPES, Recipe
+from keras_nfnets.settings import find as find_recipe
 
 __all__ = [
     "RECIPES",

@@ -15,6 +15,7 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.data.preparation import TIMM
 from keras_nfnets.models import decode_predictions
 from keras_nfnets.pretrained import architectures
+from keras_nfnets.printing import printable
 from keras_nfnets.runs import folder
 from keras_nfnets.runs.saved_model import load_metadata, load_model
 
@@ -336,7 +337,8 @@ def load_classifier(name):
             - the folder of a training run, or a `.keras` file;
             - a weight file of a network of this package;
             - a checkpoint of `pretrained.list_checkpoints()`, or a network that has
-              published weights, which are downloaded on first use.
+              published weights, which are downloaded on first use. If the folder of a
+              run has that name too, `"./NAME"` or a `pathlib.Path` is the folder.
 
     Returns:
         A `Classifier`.
@@ -350,7 +352,15 @@ def load_classifier(name):
     >>> load_classifier("digits").class_names[:3]
     ('0', '1', '2')
     """
-    for path in (pathlib.Path(name), pathlib.Path(name, folder.MODEL)):
+    paths = pathlib.Path(name), pathlib.Path(name, folder.MODEL)
+    if isinstance(name, str) and paths[1].is_file() and _is_published(name):
+        logging.warning(
+            "%r is the published network. For the run in the folder of that name: ./%s",
+            name,
+            printable(name),
+        )
+        paths = ()
+    for path in paths:
         if pretrained.is_weight_file(path):
             try:
                 return _from_file(path.expanduser())
@@ -359,6 +369,14 @@ def load_classifier(name):
     checkpoint, name = _published(str(name))
     model = pretrained.create(name, classes=checkpoint.classes)
     return _of_checkpoint(model, checkpoint)
+
+
+def _is_published(name):
+    try:
+        _published(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _published(name):
@@ -414,7 +432,7 @@ def _from_file(path):
             logging.warning(
                 "%s has the shape of the checkpoint %s, so that checkpoint's preprocessing "
                 "and class names are used.",
-                path,
+                printable(path),
                 checkpoint.name,
             )
             channels = _preparation_for(model)["channels"]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_nfnets.printing import printable
+
 
 def training_curves(history, path, title):
     """Plot the loss, the accuracy and the share of clipped units over the epochs.
@@ -42,7 +44,7 @@ def training_curves(history, path, title):
             axis.legend()
         if key != "accuracy":
             axis.set_ylim(bottom=0)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(printable(title), parse_math=False)
     figure.savefig(path, dpi=120)
 
 
@@ -131,8 +133,16 @@ def _draw(images, captions, columns, path, title="", *, side, colors=None):
         )
         color = colors[i] if colors else "black"
         text = {"fontsize": 9, "parse_math": False, "linespacing": 1.1}
-        axes.text(x, y - 0.05, caption, ha="center", va="bottom", color=color, **text)
-    figure.suptitle(title, y=1 - 0.08 / height, va="top", parse_math=False)
+        axes.text(
+            x,
+            y - 0.05,
+            printable(caption, keep="\n"),
+            ha="center",
+            va="bottom",
+            color=color,
+            **text,
+        )
+    figure.suptitle(printable(title), y=1 - 0.08 / height, va="top", parse_math=False)
     figure.savefig(path, dpi=120)
 
 

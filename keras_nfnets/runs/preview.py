@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_nfnets import data
-from keras_nfnets.runs import building, figures, recipes
+from keras_nfnets import data, settings
+from keras_nfnets.runs import building, figures
 
 _ROWS, _COLUMNS = 4, 8
 
@@ -25,7 +25,7 @@ def preview(
         dataset: what `data.find` accepts.
         split: str. Name of the split.
         recipe: `Recipe` or None. Whose augmentation, preprocessing and image size to use;
-            None for the augmentation and preprocessing of `recipes.for_data`.
+            None for the augmentation and preprocessing of `settings.for_data`.
         augmentation: str or None. See `data.Augmentation`; None for that of the recipe
             or of the data.
         image_size: int or None. In pixels; None for that of the recipe, or 128.
@@ -46,7 +46,7 @@ def preview(
     source = data.find(dataset)
     if image_size is None:
         image_size = building.image_sizes(recipe)[0] if recipe else 128
-    recipe = recipe or recipes.for_data(source.name)
+    recipe = recipe or settings.for_data(source.name)
     words = augmentation or recipe.augmentation or source.augmentation
     preparation = building.preparation(recipe, source)
     batches = data.load(

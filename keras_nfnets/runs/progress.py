@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from keras_nfnets.printing import printable
 from keras_nfnets.runs import folder
 
 
@@ -62,23 +63,27 @@ class Progress(RunCallback):
       accuracy 80.0%, on validation images 75.0%; now the complete network.
     """
 
+    def write(self, text, file=None):
+        """Print lines of text, by default on the standard output."""
+        print(text, file=file, flush=True)
+
     def on_run_begin(self, run):
         self._run = run
         self._header = None
         if run.recipe.report:
-            _print_data(run)
+            self.write("\n".join(_describe_data(run)))
 
     def on_head_begin(self, epochs):
-        print(f"Training the new classifier alone, {epochs} epochs ...", flush=True)
+        self.write(f"Training the new classifier alone, {epochs} epochs ...")
 
     def on_head_end(self, accuracy, val_accuracy):
-        print(
+        self.write(
             f"  accuracy {accuracy:.1%}, on validation images {val_accuracy:.1%}; "
             "now the complete network."
         )
 
     def on_train_begin(self, logs=None):
-        print(self._run.plan, flush=True)
+        self.write(self._run.plan)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._bar = tqdm(
@@ -100,10 +105,10 @@ class Progress(RunCallback):
         number = f"Epoch {epoch + 1}/{self._run.recipe.epochs}".ljust(12)
         header = "  ".join([" " * len(number), *columns])
         if header != self._header:
-            print(header)
+            self.write(header)
             self._header = header
         values = (value.rjust(len(name)) for name, value in columns.items())
-        print("  ".join([number, *values]), flush=True)
+        self.write("  ".join([number, *values]))
 
     def track(self, batches):
         return tqdm(batches, "evaluating", unit=" batches", leave=False, disable=None)
@@ -111,32 +116,37 @@ class Progress(RunCallback):
     def on_run_end(self, run, stopped):
         # Nobody may be reading the standard output any more.
         file = sys.stderr if isinstance(stopped, BrokenPipeError) else sys.stdout
-        print("\n".join(["", *_results(run, stopped)]), file=file)
+        self.write("\n".join(["", *_results(run, stopped)]), file)
 
 
-def _print_data(run):
-    """Print the number of images per class, and hints about imbalance and weights."""
+def _describe_data(run):
+    """Return lines: the number of images per class, hints about imbalance and weights."""
     source, recipe = run.source, run.recipe
     train, test = (source.counts(s) for s in (recipe.train_split, recipe.test_split))
-    print(
+    names = [printable(name) for name in source.class_names]
+    width = max(map(len, names))
+    lines = [
+        f"  {name.ljust(width)}  {a:>6,}  {b:>6,}"
+        for name, a, b in zip(names, train, test)
+    ]
+    lines.insert(
+        0,
         f"{sum(train):,} training images and {sum(test):,} validation images of "
-        f"{len(source.class_names)} classes:"
+        f"{len(names)} classes:",
     )
-    width = max(map(len, source.class_names))
-    for name, a, b in zip(source.class_names, train, test):
-        print(f"  {name.ljust(width)}  {a:>6,}  {b:>6,}")
     if is_unbalanced(train):
         most, least = np.argmax(train), np.argmin(train)
-        print(
-            f"Unbalanced: {source.class_names[most]} has {train[most]:,} images, "
-            f"{source.class_names[least]} has {train[least]:,}. Look at the accuracy of "
+        lines.append(
+            f"Unbalanced: {names[most]} has {train[most]:,} images, "
+            f"{names[least]} has {train[least]:,}. Look at the accuracy of "
             "each class, not only at the overall accuracy."
         )
     if recipe.weights is None:
-        print(
-            "Training from scratch. With few images, weights=imagenet does better, for a "
-            "network with published weights, such as model=NFNetL0."
+        lines.append(
+            "Training from scratch. With few images, `weights=imagenet` does better, for "
+            "a network with published weights, such as `model=NFNetL0`."
         )
+    return lines
 
 
 def is_unbalanced(counts):
@@ -199,12 +209,13 @@ def _results(run, stopped):
             value, best = values[number], f" (epoch {number + 1}, the best of {epochs})"
         lines.append(f"Accuracy on validation images{kind}: {value:.2%}{best}")
     if run.source.left_out:
-        names = [str(name) for name in run.source.left_out]
+        names = [printable(name) for name in run.source.left_out]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         lines.append(
             f"{len(names)} images were left out, with the warnings above: "
             f"{', '.join(names[:5])}{more}"
         )
     return lines + [
-        f"  {path}  ({folder.DESCRIPTIONS[name]})" for name, path in run.paths.items()
+        f"  {printable(path)}  ({folder.DESCRIPTIONS[name]})"
+        for name, path in run.paths.items()
     ]

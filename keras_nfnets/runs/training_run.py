@@ -14,14 +14,14 @@ import keras
 import numpy as np
 from absl import logging
 
-from keras_nfnets import data, files, training
+from keras_nfnets import data, files, settings, training
+from keras_nfnets.printing import printable
 from keras_nfnets.runs import (
     building,
     evaluation,
     figures,
     folder,
     html_report,
-    recipes,
     workers,
 )
 from keras_nfnets.runs.classifier import activation_of_outputs, to_probabilities
@@ -58,7 +58,7 @@ class Run:
     ('NFNetTiny on digits, AGC, clip factor 0.01', 0)
     """
 
-    recipe: recipes.Recipe
+    recipe: settings.Recipe
     source: data.Source
     folder: pathlib.Path
     model: keras.Model
@@ -173,7 +173,8 @@ def train(
     (1, ['history.csv', 'model.json'])
     """
     if isinstance(recipe, str):
-        recipe = recipes.find(recipe)
+        recipe = settings.find(recipe)
+    settings.check_folder(output_dir, resume, overwrite)
     if isinstance(strategy, str):
         # TensorFlow requires that a strategy is created before anything else.
         strategy = training.strategy(strategy)
@@ -300,7 +301,7 @@ def _resume(run, checkpoints, strategy):
     if not run.resumed_after and checkpoints.write:
         logging.warning(
             "There is no checkpoint in %s: the run starts from the beginning.",
-            run.folder,
+            printable(run.folder),
         )
 
 

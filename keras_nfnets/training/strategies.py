@@ -9,8 +9,7 @@ import sys
 import threading
 
 from keras_nfnets import checks
-
-STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
+from keras_nfnets.tables import STRATEGIES
 
 # How long workers wait, in seconds. TensorFlow detects within ten seconds that a worker was
 # killed or does not answer; the second timeout is for everything else that may hang.

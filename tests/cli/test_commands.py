@@ -3,6 +3,7 @@ import re
 import pytest
 
 import keras_nfnets
+from keras_nfnets import recipes
 from keras_nfnets.cli.main import COMMANDS, main
 
 
@@ -23,8 +24,12 @@ def test_help_explains(command, flag, capsys):
         assert all(f"\n  {name} " in out for name in COMMANDS)
     else:
         for flag_name in COMMANDS[command].values:
-            assert re.search(rf"--(\[no\])?{flag_name}\n", out)
-    assert max(map(len, out.splitlines())) <= 88
+            assert re.search(rf"^  --(\[no\])?{flag_name}( |$)", out, re.MULTILINE)
+        _, blank, sentence, *rest = out.splitlines()
+        assert blank == "" and sentence.endswith(".")
+        # Examples come first.
+        assert rest[0] == "" and rest[1].startswith(f"  keras-nfnets {command}")
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_no_arguments_and_version(capsys):
@@ -42,7 +47,7 @@ def test_no_arguments_and_version(capsys):
         (["train", "--epochs=many"], "--epochs must be .* integer. Received: many"),
         (["train", "--epochs"], "epochs"),
         (["train", "--agc=perhaps"], "--agc must be true or false. Received: perhaps"),
-        (["train", "--clip_factor=-1"], "must be a number >= .*Received: -1"),
+        (["train", "--clip_factor=-1"], "more than 0, or --noagc .*Received: -1"),
         (["train", "--precision=float8"], "must be one of float32, mixed_b.*: float8"),
         (["experiment", "bn_leak"], "no experiment 'bn_leak'; perhaps bn_leaks?"),
         (["train", "--clip_factor=nan"], "--clip_factor must be finite. Received: nan"),
@@ -50,9 +55,20 @@ def test_no_arguments_and_version(capsys):
         (["train", "--seed=9999999999"], "--seed must be .*4294967295"),
         (["train", "--model=NFNetF9"], "no network 'NFNetF9'; perhaps NFNetF"),
         (["train", "--dataset=mnsit"], "where there is no folder; perhaps mnist"),
-        (["train", "20"], "takes flags only, as --epochs=20. Received: 20"),
+        (["train", "--clip-factor", "0"], "more than 0, or --noagc .*Received: 0"),
+        (["train", "20"], "did you mean --epochs=20. Received: 20"),
+        (["train", "my folder"], "did you mean '--data=my folder'. Received: 'my f"),
+        (["train", "nfnetl0"], "did you mean --model=nfnetl0"),
+        (["train", "nf_regnet_b0", "--epochs=3"], "did you mean --recipe=nf_regnet_b0"),
+        (
+            ["train", "--recipe=nf_regnet_b9"],
+            "perhaps nf_regnet_b.*There are digits, f",
+        ),
+        (["train", "--ema_decay=1"], "--ema_decay must be between 0 and 1"),
         (["train", "--output_dir=/proc/nowhere"], "Cannot write into --output_dir"),
-        (["list", "NFNetF0"], "takes no arguments. Received: NFNetF0"),
+        (["list", "NFNetF0", "F1"], "one part of a name. Received: NFNetF0 F1"),
+        (["list", "NFNetF9"], "'NFNetF9' in it; perhaps NFNetF"),
+        (["list", "--weights", "regnet_b2"], "'regnet_b2' in it; perhaps nf_regnet_b1"),
         (["summary"], "takes the name of one network. Received: none"),
         (["summary", "ResNet50"], "no network 'ResNet50'; perhaps NFResNet50"),
         (["summary", "NFNetF0", "--image_size=-3"], "positive integer. Received: -3"),
@@ -79,6 +95,85 @@ def test_list_shows_every_network_with_the_published_figures(capsys):
     assert rows["NFNetF0"] == ["71,489,284", "12.38G", "192", "256"]
     assert rows["NFNetF1"][1:] == ["35.54G", "224", "320"]
     assert rows["NFNetF6"][1:] == ["377.28G", "448", "576"]
+
+
+def test_list_selects_rows_by_a_part_of_a_name(capsys):
+    def names(*arguments):
+        status, out, _ = outputs(capsys, "list", *arguments)
+        assert status == 0
+        return [line.split()[0] for line in out.splitlines()]
+
+    assert names("REGNETB1") == ["network", "NFRegNetB1"]
+    assert names("dm_nfnet_f3") == ["network", "NFNetF3"]
+    assert names("--weights", "nfnetl0") == names("nfnet_l0.", "--weights")
+    assert names("NFRegNet", "--weights") == ["checkpoint", "nf_regnet_b1.ra2_in1k"]
+    assert names("--recipes") == list(recipes.RECIPES)
+    assert names("--recipes", "noagc") == [n for n in recipes.RECIPES if "noagc" in n]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["train", "--overwrite"], "--overwrite has no effect without --output_dir"),
+        (["train", "--resume", "--overwrite", "--output_dir=x"], "Give one of them"),
+        (
+            ["train", "--dry_run", "--tensorboard"],
+            "--tensorboard has no effect with --d",
+        ),
+        (["train", "--dry_run", "--resume"], "--resume has no effect with --dry_run"),
+        (["train", "--dry-run", "--output-dir=x"], "--output_dir has no effect with"),
+        (["train", "--dry_run", "--strategy=none"], "--strategy has no effect with"),
+        (["train", "--set=epochs=3", "--epochs=4"], "--set=epochs and --epochs contra"),
+        (
+            ["train", "--set=model=NFNetF0", "--model=NFNetF0"],
+            "--set=model and --model",
+        ),
+        (["train", "--set=epochs=3", "--set=epochs=4"], "--set=epochs is given twice"),
+        (["train", "--noagc", "--clip_factor=0.1"], "--noagc and a clip factor contra"),
+        (
+            ["train", "--noagc", "--set=clip_factor=1"],
+            "--noagc and a clip factor contra",
+        ),
+        (["train", "--agc", "--recipe=nf_regnet_b0"], "--agc needs --clip_factor"),
+        (["train", "--agc", "--set=clip_factor=None"], "--agc needs --clip_factor"),
+        (
+            ["train", "--set=head_epochs=3"],
+            "--set=head_epochs has no effect without --w",
+        ),
+        (
+            ["data", "--augmentation=flip"],
+            "--augmentation has no effect without --prev",
+        ),
+        (["data", "--output=a.png"], "--output has no effect without --preview"),
+        (
+            ["data", "--image-size", "32"],
+            "--image_size has no effect without --preview",
+        ),
+        (["data", "--seed=1", "--nopreview"], "--seed has no effect without --preview"),
+        (
+            ["data", "digits", "--recipe=digits"],
+            "--recipe has no effect with a data set",
+        ),
+        (["list", "--weights", "--recipes"], "--recipes has no effect with --weights"),
+        (
+            ["evaluate", "digits", "--json", "--worst=3"],
+            "--worst has no effect with --j",
+        ),
+        (["experiment", "--seeds=2"], "--seeds has no effect without the name"),
+        (
+            ["experiment", "bn_cost", "--dataset=mnist"],
+            "--dataset has no effect, .*Received: bn_cost --dataset=mnist",
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    arguments, sentence, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = outputs(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert re.search(sentence, err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_summary_shows_layers_figures_and_endpoints(capsys):

@@ -22,7 +22,9 @@ def test_exports_a_network(tmp_path, capsys):
     out = tmp_path / "digits.onnx"
     out.write_text("precious")
     assert main(["export", "digits", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert (
+        f"{out} is there already; --overwrite replaces it." in capsys.readouterr().err
+    )
     assert out.read_text() == "precious"
     assert main(["export", "digits", str(out), "--overwrite"]) == 0
     size = out.stat().st_size

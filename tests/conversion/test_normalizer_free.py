@@ -259,8 +259,15 @@ def test_report_has_every_layer_and_says_what_is_left_alone():
     assert kinds(model).count("Conv2D") == 2 * 8
     assert kinds(model).count("SkipGain") == 8
     printed = str(model.conversion).splitlines()
-    assert len(printed) == 1 + len(steps)
-    assert all(step.action in line for step, line in zip(steps, printed[1:]))
+    kept = sum("left alone" in step.action for step in steps)
+    removed = sum("removed" in step.action for step in steps)
+    replaced = len(steps) - kept - removed
+    assert kept and removed and replaced
+    assert printed[0] == (
+        f"layers: {replaced} replaced, {removed} removed, {kept} left alone"
+    )
+    assert len(printed) == 2 + len(steps)
+    assert all(step.action in line for step, line in zip(steps, printed[2:]))
 
 
 def test_residual_network_is_its_shortcuts_at_the_start():

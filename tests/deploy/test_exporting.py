@@ -89,6 +89,10 @@ def one_block():
     return keras.Model(inputs, keras.layers.Dense(10, dtype="float32")(x))
 
 
+def test_the_formats_are_those_that_can_be_written():
+    assert tuple(exporting._FORMATS) == exporting.FORMATS
+
+
 @pytest.mark.parametrize("name", exporting.FORMATS)
 def test_every_format_is_explained_and_run(name):
     ending, packages, _ = exporting._FORMATS[name]

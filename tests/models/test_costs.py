@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from keras_nfnets.models.costs import costs, count_costs, variants
+from keras_nfnets import tables
+from keras_nfnets.models.costs import costs, count_costs, timm_names, variants
+from keras_nfnets.pretrained.architectures import NETWORKS
 
 # Networks of more blocks take at least a second to build.
 _DEEP = 30
@@ -14,6 +16,17 @@ def depth(variant):
 
 def test_every_network_has_its_costs():
     assert list(costs()) == list(variants())
+
+
+def test_the_table_has_the_names_and_sizes_of_the_networks():
+    assert set(tables.network_names()) == set(NETWORKS)
+    for name, variant in variants().items():
+        row = tables.networks()[name]
+        assert row.timm == timm_names(name)
+        assert (row.train_size, row.test_size) == (
+            variant.train_size,
+            variant.test_size,
+        )
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,16 @@ def test_errors_name_the_argument(images, trained, tmp_path):
         ({"recipe": recipe, "strategy": "all"}, "`strategy` must be one of"),
         ({"recipe": recipe, "output_dir": trained.folder}, "holds .* of another run"),
         ({"recipe": recipe, "output_dir": images / "x"}, "folder of images"),
+        ({"recipe": recipe, "overwrite": True}, "no effect without `output_dir`"),
+        (
+            {
+                "recipe": recipe,
+                "output_dir": tmp_path,
+                "resume": True,
+                "overwrite": True,
+            },
+            "Give one of them",
+        ),
         ({"recipe": recipe, "output_dir": trained.folder, "resume": True}, "finished"),
     ]:
         with pytest.raises(ValueError, match=message):

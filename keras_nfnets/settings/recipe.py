@@ -6,8 +6,7 @@ import math
 
 from keras_nfnets import checks
 from keras_nfnets.data import INTERPOLATIONS, Augmentation, check_crop_mode
-
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+from keras_nfnets.tables import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

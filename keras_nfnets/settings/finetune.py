@@ -1,6 +1,6 @@
 """Recipe for your own images: one folder per class, often with few images."""
 
-from keras_nfnets.runs.recipes.recipe import Recipe
+from keras_nfnets.settings.recipe import Recipe
 
 RECIPES = {
     "finetune": Recipe(

@@ -1,7 +1,7 @@
 """NFNet-F0 to F6 on ImageNet, as published."""
 
-from keras_nfnets.models.nfnet import VARIANTS
-from keras_nfnets.runs.recipes.recipe import Recipe
+from keras_nfnets.settings.recipe import Recipe
+from keras_nfnets.tables import networks
 
 # Layers x magnitude, larger for larger networks: `augment` in experiment_nfnets.py;
 # arXiv 2102.06171, section 5.
@@ -17,7 +17,7 @@ _RAND_AUGMENT = {
 
 
 def _recipe(variant):
-    network = VARIANTS[f"NFNet{variant}"]
+    network = networks()[f"NFNet{variant}"]
     return Recipe(
         about=f"NFNet-{variant} on ImageNet (arXiv 2102.06171, section 5 and table 3)",
         data="imagenet2012",

@@ -1,6 +1,6 @@
 """NF-ResNet-50 on ImageNet at several batch sizes, with and without AGC."""
 
-from keras_nfnets.runs.recipes.recipe import Recipe
+from keras_nfnets.settings.recipe import Recipe
 
 # Read off arXiv 2102.06171, figure 2b: small batches tolerate weaker clipping, large
 # ones need 0.01.

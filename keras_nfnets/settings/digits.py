@@ -1,6 +1,6 @@
 """Recipe for a first run: scikit-learn's digits, half a minute on two cores."""
 
-from keras_nfnets.runs.recipes.recipe import Recipe
+from keras_nfnets.settings.recipe import Recipe
 
 RECIPES = {
     "digits": Recipe(

@@ -1,16 +1,17 @@
 """Settings of the papers' training runs and of your own, in one short file each."""
 
 from keras_nfnets import checks, data
-from keras_nfnets.runs.recipes import (
+from keras_nfnets.settings import (
     digits,
     finetune,
     nf_regnet_imagenet,
     nf_resnet50_imagenet,
     nfnet_imagenet,
 )
-from keras_nfnets.runs.recipes.recipe import PRECISIONS, Recipe
+from keras_nfnets.settings.recipe import Recipe
+from keras_nfnets.tables import PRECISIONS
 
-__all__ = ["PRECISIONS", "RECIPES", "Recipe", "find", "for_data"]
+__all__ = ["PRECISIONS", "RECIPES", "Recipe", "check_folder", "find", "for_data"]
 
 RECIPES = {
     **digits.RECIPES,
@@ -61,3 +62,20 @@ def for_data(name):
     'NFNetTiny'
     """
     return RECIPES["finetune" if data.folder_of(name) is not None else "digits"]
+
+
+def check_folder(output_dir, resume, overwrite):
+    """Check arguments of `runs.train` that need no Keras.
+
+    Raises:
+        ValueError: they contradict each other, or one has no effect.
+    """
+    if resume and overwrite:
+        raise ValueError(
+            "`resume` continues the run in a folder and `overwrite` replaces it. Give one "
+            "of them."
+        )
+    if overwrite and not output_dir:
+        raise ValueError(
+            "`overwrite` has no effect without `output_dir`: a new folder is made."
+        )

@@ -1,7 +1,7 @@
 """NF-RegNet-B0 to B5 on ImageNet, as published."""
 
-from keras_nfnets.models.nf_regnet import VARIANTS
-from keras_nfnets.runs.recipes.recipe import Recipe
+from keras_nfnets.settings.recipe import Recipe
+from keras_nfnets.tables import networks
 
 # arXiv 2101.08692, section 4.3 and appendix; the authors' experiment_nf_regnets.py.
 _WEIGHT_DECAY = {"b0": 5e-5, "b1": 6e-5, "b2": 7e-5, "b3": 8e-5, "b4": 9e-5, "b5": 1e-4}
@@ -14,8 +14,8 @@ def _recipe(variant):
         data="imagenet2012",
         test_split="validation",
         model=name,
-        image_size=VARIANTS[name].train_size,
-        test_image_size=VARIANTS[name].test_size,
+        image_size=networks()[name].train_size,
+        test_image_size=networks()[name].test_size,
         stochastic_depth_rate=0.1,
         augmentation="crop flip mixup_0.2 cutmix",
         crop_mode="crop_resize",

@@ -1,0 +1,167 @@
+"""Planning, running and printing of experiments, for `keras-nfnets experiment`."""
+
+import pathlib
+import shlex
+import textwrap
+from concurrent.futures.process import BrokenProcessPool
+
+from keras_nfnets import experiments
+from keras_nfnets.cli.command import Failure, UsageError
+from keras_nfnets.printing import printable
+
+
+def list_all():
+    """Print the experiments and their claims."""
+    print("The experiments; 'keras-nfnets experiment NAME' runs one, 'all' runs all.\n")
+    for name, experiment in experiments.EXPERIMENTS.items():
+        print(name)
+        print(textwrap.indent(textwrap.fill(experiment.claim, 76), "    "))
+
+
+def run(flags, arguments):
+    """Run the experiments that the arguments name, and write their pages."""
+    names = list(experiments.EXPERIMENTS) if arguments == ["all"] else arguments
+    try:
+        chosen = [experiments.find(name) for name in names]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if flags.dataset and all(experiment.measures_machine for experiment in chosen):
+        raise UsageError(
+            "--dataset has no effect, as these experiments measure time or memory. "
+            f"Received: {' '.join(names)} --dataset={flags.dataset}"
+        )
+    if flags.jobs is None:
+        flags.jobs = experiments.default_jobs()
+    several = len(chosen) > 1
+    try:
+        planned = [_prepared(flags, experiment, several) for experiment in chosen]
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    pages = []
+    for experiment, settings, folder, results in planned:
+        findings = _run(experiment, settings, results, folder, flags.jobs)
+        pages.append((experiment.name, experiment.claim, findings))
+    if several and flags.output_dir:
+        index = _path(flags.output_dir) / experiments.PAGE
+        experiments.write_index(pages, index)
+        print(f"\nOf all: {printable(index)}")
+    return 0
+
+
+def _prepared(flags, experiment, several):
+    """Return an experiment with its settings, folder and results, all checked."""
+    settings = experiments.settings_of(
+        experiment, flags.scale, flags.dataset, flags.seeds
+    )
+    if not experiment.measures_machine:
+        experiments.check_dataset(settings)
+    folder = _folder(flags, settings, several)
+    experiments.check_folder(folder, settings)
+    return (
+        experiment,
+        settings,
+        folder,
+        experiments.Results(folder / experiments.RESULTS),
+    )
+
+
+def _path(text):
+    return pathlib.Path(text).expanduser()
+
+
+def _folder(flags, settings, several):
+    name = settings["experiment"]
+    if flags.output_dir:
+        folder = _path(flags.output_dir)
+        return folder / name if several else folder
+    words = [name, settings["scale"]]
+    if "dataset" in settings:
+        words.append(pathlib.Path(settings["dataset"]).name)
+    return pathlib.Path("runs") / "-".join(words)
+
+
+def _run(experiment, settings, results, folder, jobs):
+    """Measure the missing cells, write the page and return its findings."""
+    there = len(results.rows)
+    print(
+        f"{experiment.name}, {settings['scale']} scale"
+        + (f", on {printable(settings['dataset'])}" if "dataset" in settings else "")
+        + f", into {printable(folder)}"
+        + (f": {there} rows are there already" if there else "")
+    )
+    try:
+        with _Progress() as progress:
+            rows = experiments.run(experiment, settings, results, jobs, progress)
+        command = _command(experiment, settings)
+        findings = experiments.write(experiment, settings, rows, folder, command)
+    except OSError as error:
+        raise Failure(
+            f"Stopped: {error}. The results so far are in {folder}; the same command "
+            "continues from there."
+        ) from error
+    except BrokenProcessPool as error:
+        raise Failure(
+            "A process was killed, perhaps because there was not enough memory. The same "
+            "command continues; --jobs=1 needs the least memory."
+        ) from error
+    except KeyboardInterrupt:
+        print(
+            f"\nStopped. The results so far are in {printable(folder)}; the same command continues "
+            "from there."
+        )
+        raise
+    print(f"\nThe claim: {' '.join(experiment.claim.split())}")
+    print(f"Result: {experiments.verdict(findings)}, at this scale.\n")
+    for finding in findings:
+        print(
+            textwrap.fill(finding.text, 80, initial_indent="- ", subsequent_indent="  ")
+        )
+    print(
+        f"\n{printable(folder / experiments.PAGE)} and {experiments.PICTURE} have the details."
+    )
+    return findings
+
+
+def _command(experiment, settings):
+    """Return the command line that reproduces a run."""
+    scale, dataset = settings["scale"], settings.get("dataset")
+    words = ["keras-nfnets", "experiment", experiment.name]
+    if scale != "small":
+        words.append(f"--scale={scale}")
+    if dataset != experiments.settings_of(experiment, scale).get("dataset"):
+        words.append(f"--dataset={dataset}")
+    usual = experiments.settings_of(experiment, scale, dataset)
+    if settings["seeds"] != usual["seeds"]:
+        words.append(f"--seeds={settings['seeds']}")
+    return shlex.join(words)
+
+
+class _Progress:
+    """Console output: a line per cell, and a progress bar if it is a terminal."""
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=" cells", disable=None, leave=False)
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def __call__(self, planned, done, cell, rows, seconds):
+        self._bar.total, self._bar.n = planned, done
+        words = [
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in cell.items()
+        ]
+        row = rows[-1]
+        shown = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.items()
+            if name in ("accuracy", "diverged", "step_seconds") and value is not False
+        ]
+        self._bar.write(
+            f"[{done}/{planned}] {', '.join(words)}: {', '.join(shown) or 'done'} "
+            f"({seconds:.0f} s)"
+        )
+        self._bar.refresh()
