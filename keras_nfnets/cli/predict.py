@@ -87,7 +87,11 @@ def _row(prediction):
     if prediction.error:
         return {**row, "error": prediction.error}
     scores = [
-        {"class": score.index, "name": score.name, "probability": score.probability}
+        {
+            "class": score.index,
+            "name": score.name,
+            "probability" if score.is_probability else "output": score.probability,
+        }
         for score in prediction.classes
     ]
     return {**row, "predictions": scores}
@@ -96,7 +100,9 @@ def _row(prediction):
 def _print(prediction):
     print(printable(prediction.path))
     for score in prediction.classes:
-        print(f"  {score.probability:7.2%}  {printable(score.name)}")
+        value = score.probability
+        text = f"{value:7.2%}" if score.is_probability else f"{value:7.4g}"
+        print(f"  {text}  {printable(score.name)}")
 
 
 COMMAND = Command(

@@ -153,7 +153,12 @@ class Classifier:
         """Return the `top` most probable classes, given one row of `predict`."""
         names = self.class_names
         return [
-            ClassScore(int(i), names[i] if names else str(i), float(probabilities[i]))
+            ClassScore(
+                int(i),
+                names[i] if names else str(i),
+                float(probabilities[i]),
+                self.gives_probabilities,
+            )
             for i in np.argsort(-probabilities, kind="stable")[:top]
         ]
 
@@ -165,6 +170,8 @@ class ClassScore(typing.NamedTuple):
         index: int. Index among the classes of the model.
         name: str. Name of the class; the index as text if the names are unknown.
         probability: float.
+        is_probability: bool. False if `probability` is an output of which it is not known
+            how to convert it, see `Classifier`.
 
     Example:
 
@@ -176,6 +183,13 @@ class ClassScore(typing.NamedTuple):
     index: int
     name: str
     probability: float
+    is_probability: bool = True
+
+    @property
+    def text(self):
+        """The probability in percent, such as `"98%"`, or the output as a number."""
+        value = self.probability
+        return f"{value:.0%}" if self.is_probability else f"{value:.3g}"
 
 
 class Prediction(typing.NamedTuple):

@@ -86,7 +86,7 @@ def labeled(shown, path):
     images = [image for image, _, _ in shown]
     captions = []
     for _, name, best in shown:
-        lines = [f"{score.name}  {score.probability:.0%}" for score in best]
+        lines = [f"{score.name}  {score.text}" for score in best]
         captions.append("\n".join([_short(name), *lines]))
     _draw(images, captions, min(4, len(shown)), path, side=3)
 

@@ -285,6 +285,25 @@ def test_any_image_classifier_predicts(
     assert sentence is None or sentence in err
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_outputs_are_printed_as_what_they_are(activation, digits, tmp_path, capsys):
+    logits = keras.initializers.Constant(3.0)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    model.add(
+        keras.layers.Dense(
+            2, activation, kernel_initializer="zeros", bias_initializer=logits
+        )
+    )
+    model.save(tmp_path / "model.keras")
+    command = ["predict", tmp_path / "model.keras", digits / "1.jpg"]
+    status, out, _ = outputs(capsys, *command)
+    expected = " 95.26%" if activation == "sigmoid" else "      3"
+    assert status == 0 and out.count(f"  {expected}  ") == 2
+    [row] = json.loads(outputs(capsys, *command, "--json")[1])
+    key, value = ("probability", 0.9526) if activation == "sigmoid" else ("output", 3)
+    assert row["predictions"][0][key] == pytest.approx(value, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "change",
     [

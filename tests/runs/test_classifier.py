@@ -74,6 +74,8 @@ def test_outputs_become_probabilities_by_the_last_activation(make, expected, kno
     [row] = classifier.predict(np.zeros((8, 8, 3), "uint8"))
     np.testing.assert_allclose(row, expected, rtol=1e-5)
     assert classifier.gives_probabilities == known
+    [[best]] = classifier.predict_classes(np.zeros((8, 8, 3), "uint8"), top=1)
+    assert best.text == (f"{row[0]:.0%}" if known else f"{row[0]:.3g}")
 
 
 def folder_of(path, *classes):
