@@ -5,7 +5,6 @@ import itertools
 import os
 import pathlib
 import re
-import shutil
 import tempfile
 
 from keras_nfnets import files
@@ -23,6 +22,11 @@ CURVES, PREDICTIONS, REPORT = (
 )
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 BEST = f"{CHECKPOINTS}/best.weights.h5"
+# Checkpoints of the run whose results are being replaced.
+_EARLIER = ".earlier-checkpoints"
+# What a run writes into these folders. A user's own files there are left alone.
+_CHECKPOINT_FILES = re.compile(r"epoch-\d{6,}\.npz|best\.weights\.h5")
+_TENSORBOARD_FILES = "*/events.out.tfevents.*"
 
 DESCRIPTIONS = {
     REPORT: "report of the results, for a browser",
@@ -81,8 +85,9 @@ def _new(name):
 def claimed(folder, *, resume, overwrite):
     """Context in which only this process trains in a folder, which is created.
 
-    At its start, what an earlier run has not finished is removed. If the folder is empty
-    at its end, it is removed.
+    At its start, what an earlier run has not finished is removed. With `overwrite`, its
+    checkpoints are put aside; they come back at the end if the new run has none. If the
+    folder is empty at its end, it is removed.
 
     Args:
         folder: `pathlib.Path`.
@@ -109,8 +114,10 @@ def claimed(folder, *, resume, overwrite):
         if resume or overwrite:
             files.remove_partial(folder)
         if overwrite and not resume:
-            for old in (CHECKPOINTS, TENSORBOARD):
-                shutil.rmtree(folder / old, ignore_errors=True)
+            _put_aside(folder)
+            claim.callback(_put_back, folder)
+            for old in (folder / TENSORBOARD).glob(_TENSORBOARD_FILES):
+                old.unlink()
         yield
 
 
@@ -125,6 +132,46 @@ def _writing():
 def _remove_if_empty(folder):
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _checkpoint_files(inside):
+    """List the files that a run has written into its folder of checkpoints."""
+    paths = inside.iterdir() if inside.is_dir() else ()
+    return [path for path in paths if _CHECKPOINT_FILES.fullmatch(path.name)]
+
+
+def remove_checkpoints(folder, inside=CHECKPOINTS):
+    """Remove the checkpoints of a run, and nothing else that may be with them."""
+    for path in _checkpoint_files(folder / inside):
+        path.unlink(missing_ok=True)
+    files.remove_partial(folder / inside)
+    _remove_if_empty(folder / inside)
+
+
+def remove_earlier(folder):
+    """Remove the checkpoints that were put aside, as the new results stand."""
+    remove_checkpoints(folder, _EARLIER)
+
+
+def _put_aside(folder):
+    if _checkpoint_files(folder / _EARLIER):
+        # Of the run whose results are still there, which a killed run was to replace.
+        remove_checkpoints(folder)
+    _move_checkpoints(folder / CHECKPOINTS, folder / _EARLIER)
+
+
+def _put_back(folder):
+    if not _checkpoint_files(folder / CHECKPOINTS):
+        _move_checkpoints(folder / _EARLIER, folder / CHECKPOINTS)
+
+
+def _move_checkpoints(source, target):
+    paths = _checkpoint_files(source)
+    if paths:
+        target.mkdir(exist_ok=True)
+    for path in paths:
+        os.replace(path, target / path.name)
+    _remove_if_empty(source)
 
 
 def _check_results(folder, resume, overwrite):

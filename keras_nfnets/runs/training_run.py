@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shutil
 import tempfile
 import warnings
 
@@ -260,6 +259,11 @@ def _check_not_in_data(output_dir, images):
             f"The results would be in the folder of images, {images}, and would be taken "
             "for a class. Choose another `output_dir`, or start in another folder."
         )
+    if output_dir and images.resolve().is_relative_to(out):
+        raise ValueError(
+            f"The folder of images, {images}, is in that of the results, whose files a run "
+            f"may replace. Choose another `output_dir`. Received: {output_dir}"
+        )
 
 
 def _short(name):
@@ -445,8 +449,9 @@ def _write_all(run, stopped, listeners):
                 _write_model(run, partial)
                 _write_pictures(run, partial, listeners)
                 run.paths = folder.replace(run.folder, partial)
+            folder.remove_earlier(run.folder)
             if not stopped:  # a stopped run can be resumed
-                shutil.rmtree(run.folder / folder.CHECKPOINTS, ignore_errors=True)
+                folder.remove_checkpoints(run.folder)
         except OSError as error:
             raise RunError(
                 f"Cannot write the results into {run.folder}: {error}"

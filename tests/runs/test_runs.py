@@ -265,6 +265,43 @@ def test_a_folder_belongs_to_one_run(images, tmp_path):
     assert runs.train(recipe, other).epochs == 1
 
 
+def contents(folder):
+    return {
+        path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+class Fail(runs.RunCallback):
+    def on_run_begin(self, run):
+        raise RuntimeError("failed")
+
+
+def test_what_is_overwritten_stays_until_the_new_results_stand(stopped):
+    images, folder = stopped
+    own = folder / "checkpoints" / "notes.txt"
+    own.write_text("mine")
+    (folder / "partial-thesis").mkdir()
+    (folder / "partial-thesis" / "text").write_text("mine too")
+    before = contents(folder)
+    assert "epoch-000001.npz" in before
+    recipe = recipe_for(images, "epochs=1", "report=False")
+    with pytest.raises(RuntimeError, match="failed"):
+        runs.train(recipe, folder, overwrite=True, callbacks=[Fail()])
+    assert contents(folder) == before
+    run = runs.train(recipe, folder, overwrite=True)
+    after = contents(folder)
+    assert set(after) == {*run.paths, "notes.txt", "text"}
+    assert own.read_text() == "mine"
+
+
+def test_images_in_the_folder_of_the_results_are_refused(images, tmp_path):
+    inside = shutil.copytree(images, tmp_path / "run" / "checkpoints")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(ValueError, match="is in that of the results"):
+            runs.train(recipe_for(inside), tmp_path / "run", **options)
+    assert len(list(inside.rglob("*.png"))) == 80
+
+
 def test_runs_at_the_same_time_get_folders_of_their_own(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = recipe_for(images, "epochs=1", "report=False")
