@@ -165,7 +165,8 @@ def _split_folders(folder):
                 folder,
                 f"Next to {printable(train.name)!r}, which looks like the folder of a "
                 "split, are folders whose names are not those of splits. Name these "
-                "'validation' or 'test', or move them elsewhere.",
+                "'validation' or 'test', or move them elsewhere; or, if it is a class, move "
+                "its images out of its subfolders.",
                 _names(others, folder),
             )
     for split, paths in by_split.items():
@@ -247,7 +248,8 @@ def _with_classes_of_train(files_of, class_names, root, split, notes):
         raise _error(
             root,
             f"Split {split!r} of {printable(root)} has classes that split 'train' does not "
-            "have. Add images of these to 'train', or remove them.",
+            "have. Add images of these to 'train', or remove them; move images without "
+            "labels elsewhere.",
             _listed(unknown),
         )
     return files_by_name
@@ -406,16 +408,19 @@ def _error(root, reason, received):
     )
 
 
-def _tree(folder, depth=2, indent="  "):
-    """Draw folders with their numbers of images."""
+def _tree(folder, depth=2, indent="  ", names_split=False):
+    """Draw folders with their numbers of images, and what splits their names say."""
     count = len(Listing(folder).images_below(folder))
-    split = _split_named(folder.name) if indent != "  " else None
+    split = _split_named(folder.name) if names_split else None
     of_split = f", split {split!r}" if split else ""
     lines = [
         f"{indent}{printable(folder.resolve().name)}/  {counted(count, 'image')}{of_split}"
     ]
     inside = subfolders(folder) if depth else []
-    lines += [_tree(path, depth - 1, f"{indent}  ") for path in inside[:_MOST_SHOWN]]
+    lines += [
+        _tree(path, depth - 1, f"{indent}  ", names_split=not split)
+        for path in inside[:_MOST_SHOWN]
+    ]
     if len(inside) > _MOST_SHOWN:
         lines.append(f"{indent}  and {len(inside) - _MOST_SHOWN} more")
     return "\n".join(lines)

@@ -27,6 +27,7 @@ def load(
     training=False,
     augmentation=None,
     preparation=None,
+    labels="one-hot",
     seed=0,
     from_epoch=None,
     shard=(0, 1),
@@ -53,6 +54,9 @@ def load(
             `deviation`, `crop` and `channels`, see `prepare`; for example that of a
             checkpoint. Missing keys are those of the source, usually the authors'
             `"crop_resize"` with ImageNet's mean and standard deviation.
+        labels: str. `"one-hot"`, as `keras.losses.CategoricalCrossentropy` takes them, or
+            `"index"`, integers as `SparseCategoricalCrossentropy` takes them; these
+            cannot be mixed.
         seed: int. The same seed gives the same images in the same order, which differs
             from epoch to epoch. 0 to 2**32 - 1.
         from_epoch: int or None. None: each iteration over the data set is one epoch,
@@ -65,8 +69,10 @@ def load(
 
     Returns:
         A `tf.data.Dataset` of (images, labels): float32 `(batch, image_size,
-        image_size, channels)` and float32 `(batch, classes)`. Labels are one-hot, or a
-        mixture of two classes where images are mixed.
+        image_size, channels)` and float32 `(batch, classes)`, one-hot or a mixture of two
+        classes where images are mixed; with `labels="index"` int64 `(batch,)`. Its
+        cardinality is the number of batches; in evaluation there are fewer if images are
+        left out. It is shuffled already, so give `fit` `shuffle=False`, or Keras warns.
 
     Raises:
         ValueError: an argument is out of range, or the images do not exist.
@@ -94,14 +100,25 @@ def load(
     if augmentation is None:
         augmentation = source.augmentation
     augmentation = augmenting.Augmentation.parse(augmentation if training else "none")
+    checks.one_of("labels", labels, ("one-hot", "index"))
+    if labels == "index" and augmentation.mixes:
+        raise ValueError(
+            "Images that MixUp or CutMix mix have no single class: use labels='one-hot', "
+            "or an `augmentation` without mixup and cutmix. Received: labels='index', "
+            f"{augmentation}"
+        )
     preparation = combined(source, image_size, preparation)
-    preprocessor = _Preprocessor(source, split, augmentation, preparation)
+    preprocessor = _Preprocessor(source, split, augmentation, preparation, labels)
     # (Nothing in an epoch needs AutoGraph, which would try to convert TFDS.)
     epoch = tf.autograph.experimental.do_not_convert(
         functools.partial(_epoch, preprocessor, training, batch_size, shard, seed)
     )
     if not training:
-        dataset = epoch(tf.constant(0, "int64"))
+        images = _images_per_shard(
+            source.size_of(split), batch_size, *shard, training=False
+        )
+        batches = -(-images * shard[1] // batch_size)
+        dataset = _of_at_most(batches, epoch(tf.constant(0, "int64")))
     elif from_epoch is None:
         steps = steps_per_epoch(source.size_of(split), batch_size, shard[1])
         dataset = _numbers_of_iterations().flat_map(epoch)
@@ -129,6 +146,24 @@ def _check_shard(shard, batch_size):
             f"`batch_size` must be divisible by the number of shards, {count}. "
             f"Received: batch_size={batch_size}"
         )
+
+
+def _of_at_most(count, dataset):
+    """Give a data set the cardinality `count`, although it may turn out to be smaller.
+
+    (With `assert_cardinality`, it would end in an error if images were left out. Without
+    a cardinality, Keras warns at the end of every evaluation.)
+    """
+    import tensorflow as tf
+
+    # The cardinality of a choice is infinite if one data set is, even if never chosen.
+    never = tf.data.Dataset.from_tensors(
+        tuple(tf.zeros((0, *s.shape[1:]), s.dtype) for s in dataset.element_spec)
+    ).repeat()
+    first = tf.data.Dataset.from_tensors(tf.constant(0, "int64")).repeat()
+    return tf.data.Dataset.choose_from_datasets(
+        [dataset, never], first, stop_on_empty_dataset=True
+    ).take(count)
 
 
 def _numbers_of_iterations():
@@ -233,13 +268,13 @@ def _owner(i, total, batch_size, count, training=True):
     return tf.where(length >= count, owner, -1) if training else owner
 
 
-def _images_per_shard(total, batch_size, index, count):
-    """Compute the number of images that a shard gets in a training epoch."""
+def _images_per_shard(total, batch_size, index, count, training=True):
+    """Compute the number of images that a shard gets in an epoch."""
 
     def images_in(length):
         # Smallest i with i * count // length == index, and that for the next index.
         begin, end = (-(-k * length // count) for k in (index, index + 1))
-        return end - begin if length >= count else 0
+        return 0 if training and length < count else end - begin
 
     steps, rest = divmod(total, batch_size)
     return steps * images_in(batch_size) + images_in(rest)
@@ -277,11 +312,12 @@ def _shuffled(source, split, seeds, pairs):
 class _Preprocessor:
     """Converter of a record, or a pair of records, to an image and its label."""
 
-    def __init__(self, source, split, augmentation, preparation):
+    def __init__(self, source, split, augmentation, preparation, labels):
         self.source = source
         self.split = split
         self.augmentation = augmentation
         self.preparation = preparation
+        self.labels = labels
         self.size = preparation["size"]
         self.channels = preparation["channels"]
         self.classes = len(source.class_names)
@@ -376,7 +412,9 @@ class _Preprocessor:
             lambda: self._left_out(name, label),
         )
         image.set_shape((None, None, self.channels))
-        return image, tf.one_hot(label, self.classes)
+        if self.labels == "one-hot":
+            label = tf.one_hot(label, self.classes)
+        return image, label
 
     def _left_out(self, name, label):
         import tensorflow as tf

@@ -131,6 +131,18 @@ def test_a_split_with_an_unknown_name_is_an_error(tmp_path):
         data.find(tmp_path)
 
 
+def test_classes_that_only_another_split_has_are_an_error(tmp_path):
+    write_classes(tmp_path / "train")
+    write(tmp_path, "test/test/1.jpg")
+    with pytest.raises(
+        ValueError, match="images without labels elsewhere. Received: test\n"
+    ) as error:
+        data.find(tmp_path)
+    assert "    test/  1 image, split 'test'\n      test/  1 image\n" in str(
+        error.value
+    )
+
+
 def test_a_missing_folder_of_training_images_is_an_error(tmp_path):
     write_classes(tmp_path / "val")
     write_classes(tmp_path / "test")

@@ -4,7 +4,9 @@ import io
 import pathlib
 import resource
 import struct
+import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -116,6 +118,12 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         ({"shard": 3}, "`shard` must be"),
         ({"shard": (0, 3)}, "divisible by the number of shards, 3"),
         ({"from_epoch": -1}, "`from_epoch` must be"),
+        ({"labels": "int"}, "`labels` must be one of 'one-hot', 'index'. Received: "),
+        (
+            {"labels": "index", "augmentation": "flip cutmix"},
+            "without mixup and cutmix. Received: labels='index', .*cutmix=True",
+        ),
+        ({"labels": "index", "augmentation": "mixup_0.2"}, "have no single class"),
         ({"augmentation": "crop zoom"}, "randaugment_4x5 .*Received: 'zoom'"),
         ({"augmentation": "mixup_0"}, "Received: 'mixup_0'"),
         ({"augmentation": "crop_1.5"}, "Received: 'crop_1.5'"),
@@ -128,6 +136,67 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         arguments = {"split": "train", "image_size": 8, "batch_size": 8, **change}
         with pytest.raises(ValueError, match=sentence):
             data.load("digits", training=True, **arguments)
+
+
+# Labels and cardinality.
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_are_indices_if_asked_for(training):
+    one_hot, index = (
+        data.load("digits", "test", 8, 64, training=training, labels=labels)
+        for labels in ("one-hot", "index")
+    )
+    (x, y), (x_index, y_index) = arrays(one_hot), arrays(index)
+    np.testing.assert_array_equal(x, x_index)
+    np.testing.assert_array_equal(y.argmax(axis=1), y_index)
+    assert y_index.dtype == "int64" and y_index.shape == (360,)
+    assert index.element_spec[1].shape.as_list() == [None]
+    # Augmentation that would mix images does not apply in evaluation.
+    data.load("digits", "test", 8, 64, labels="index", augmentation="cutmix")
+
+
+@pytest.mark.parametrize("batch_size, shards", [(50, 1), (70, 5), (144, 3), (6, 6)])
+def test_the_number_of_batches_is_known_in_evaluation(batch_size, shards):
+    for shard in range(shards):
+        dataset = data.load(NUMBERED, "train", 8, batch_size, shard=(shard, shards))
+        assert dataset.cardinality() == len(labels_of(dataset))
+
+
+def test_a_folder_trains_with_sparse_labels_and_without_warnings(tmp_path):
+    for name, value in (("dark", 0), ("light", 255)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            image = Image.new("RGB", (9, 9 + i), (value, value, 3 * i))
+            image.save(tmp_path / name / f"{i}.png")
+    train, test = (
+        data.load(tmp_path, split, 8, 4, training=split == "train", labels="index")
+        for split in ("train", "test")
+    )
+    model = keras.Sequential(
+        [keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array__ implementation")
+        history = model.fit(
+            train, validation_data=test, epochs=2, shuffle=False, verbose=0
+        )
+        model.evaluate(test, verbose=0)
+    assert len(history.history["val_loss"]) == 2
+
+
+def test_evaluation_ends_without_an_error_where_images_are_left_out(tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / name / f"{i}.jpg").write_bytes(jpeg())
+    (tmp_path / "test" / "a" / "1.jpg").write_bytes(b"no image")
+    (tmp_path / "test" / "b" / "3.jpg").write_bytes(b"no image")
+    dataset = data.load(tmp_path, "test", 8, 1)
+    assert dataset.cardinality() == 8
+    assert [len(labels_of(dataset)) for _ in range(2)] == [6, 6]
 
 
 # Shards.
@@ -150,9 +219,15 @@ def test_shards_divide_every_batch_evenly(total, batch_size, count):
         assert (np.diff(batch) >= 0).all()  # each shard has a contiguous piece
         sizes = np.bincount(batch, minlength=count)
         assert sizes.max() - sizes.min() <= 1
-    for index in range(count):
-        share = pipeline._images_per_shard(total, batch_size, index, count)
-        assert share == (owners == index).sum()
+    for training in (True, False):
+        owners = pipeline._owner(
+            tf.range(total, dtype="int64"), total, batch_size, count, training
+        ).numpy()
+        for index in range(count):
+            share = pipeline._images_per_shard(
+                total, batch_size, index, count, training
+            )
+            assert share == (owners == index).sum()
 
 
 def test_each_shard_reads_only_its_own_images(tmp_path, monkeypatch):
