@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_nfnets import plotting
+
 
 def training_curves(history, path, title):
     """Plot the loss, the accuracy and the share of clipped units over the epochs.
@@ -43,7 +45,7 @@ def training_curves(history, path, title):
         if key != "accuracy":
             axis.set_ylim(bottom=0)
     figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=120)
+    plotting.save(figure, path)
 
 
 def predictions(images, labels, probabilities, class_names, path, title):
@@ -133,7 +135,7 @@ def _draw(images, captions, columns, path, title="", *, side, colors=None):
         text = {"fontsize": 9, "parse_math": False, "linespacing": 1.1}
         axes.text(x, y - 0.05, caption, ha="center", va="bottom", color=color, **text)
     figure.suptitle(title, y=1 - 0.08 / height, va="top", parse_math=False)
-    figure.savefig(path, dpi=120)
+    plotting.save(figure, path)
 
 
 def from_standardized(images, preparation):
