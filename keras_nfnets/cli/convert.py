@@ -4,7 +4,7 @@ import pathlib
 
 from keras_nfnets import files, pretrained
 from keras_nfnets.cli.command import Command, Failure, UsageError, progress_bar
-from keras_nfnets.runs.saved_model import load_model
+from keras_nfnets.runs.saved_model import load_model, save_weights
 
 _ENDINGS = (".weights.h5", ".keras")
 
@@ -31,8 +31,11 @@ def run(flags, arguments):
         raise Failure(str(error)) from error
     print(f"{source}: {name}, {model.count_params():,} parameters")
     try:
-        with files.written(out) as partial:
-            (model.save if ending == ".keras" else model.save_weights)(partial)
+        if ending == ".keras":
+            with files.written(out) as partial:
+                model.save(partial)
+        else:
+            save_weights(model, out)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise Failure(f"Cannot write {out}: {reason}") from error
