@@ -1,6 +1,7 @@
 """Writing files and folders completely or not at all, and by one process only."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -23,10 +24,14 @@ def written(path):
         `pathlib.Path`: where to write, in the same folder and under the same name.
 
     Raises:
-        OSError: writing failed, or the folder of `path` does not exist.
+        OSError: writing failed, or the folder of `path` does not exist. The message of
+            an error for lack of space has `path`.
     """
     path = pathlib.Path(path)
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
+    with (
+        _lack_of_space(path),
+        tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder,
+    ):
         partial = pathlib.Path(folder, path.name)
         yield partial
         if partial.is_file():
@@ -34,6 +39,30 @@ def written(path):
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
         _replace(partial, path, pathlib.Path(folder, "replaced"))
+
+
+# The disk is full, a quota is used up, a file is larger than allowed.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def _lack_of_space(path):
+    """Context in which an error for lack of space is raised with the path to be written.
+
+    Such errors have no path, or that of a partial file; libraries wrap them in long
+    messages or, as TensorFlow does, in errors that are no OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        if type(error).__module__.startswith("tensorflow"):
+            code = next((c for c in _NO_SPACE if os.strerror(c) in str(error)), None)
+        if code not in _NO_SPACE:
+            raise
+        raise OSError(
+            code, f"Not written: {os.strerror(code)}", os.fspath(path)
+        ) from error
 
 
 def _replace(new, path, old):

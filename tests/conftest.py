@@ -51,6 +51,7 @@ if keras.backend.backend() != "tensorflow":
         "backend/test_fusion.py",
         "backend/test_keras_internals_tensorflow.py",
         "test_files.py",
+        "test_plotting.py",
         "pretrained/test_checkpoints.py",
         "pretrained/test_download.py",
         "pretrained/test_pickles.py",

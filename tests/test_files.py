@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
+from full_disk import full_disk
 
 from keras_nfnets import files
 
@@ -92,3 +94,35 @@ with files.written({str(path)!r}) as partial:
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.written(tmp_path / "no" / "file.txt"):
         pass
+
+
+@pytest.mark.parametrize("old", THINGS)
+def test_a_full_disk_is_an_error_with_the_path_and_leaves_what_existed(old, tmp_path):
+    path = tmp_path / "file.txt"
+    if old is not None:
+        make(path, old)
+    with (
+        pytest.raises(OSError, match=f"Not written: .*'{path}'"),
+        full_disk(),
+        files.written(path) as partial,
+    ):
+        make(partial, "x" * 50_000)
+    assert content(path) == old
+    assert list(tmp_path.iterdir()) == ([path] if old else [])
+
+
+def test_tensorflows_error_of_a_full_disk_is_an_os_error(tmp_path):
+    for message, kind in (
+        (f"{tmp_path}/variables.data; No space left on device", OSError),
+        ("OOM when allocating", tf.errors.ResourceExhaustedError),
+    ):
+        with pytest.raises(kind), files.written(tmp_path / "model"):
+            raise tf.errors.ResourceExhaustedError(None, None, message)
+
+
+def test_other_errors_keep_their_path(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="missing.png"),
+        files.written(tmp_path / "file.txt"),
+    ):
+        open(tmp_path / "missing.png").close()

@@ -7,11 +7,13 @@ nothing else. Seen to work: Keras 3.15.
 import contextlib
 import functools
 import gc
+import io
 import itertools
 import typing
 
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.saving import saving_lib
 
 # Models.
 
@@ -295,6 +297,27 @@ def rename(operation, name):
         name: str.
     """
     operation.name = name
+
+
+def weights_in_memory(model):
+    """Return the content of the file that `model.save_weights` writes, in memory.
+
+    On a disk that gets full, libhdf5 crashes when the process ends.
+
+    Returns:
+        A memoryview of bytes.
+    """
+    content = io.BytesIO()
+    store = saving_lib.H5IOStore(content, mode="w")
+    saving_lib._save_state(
+        model,
+        weights_store=store,
+        assets_store=None,
+        inner_path="",
+        visited_saveables=set(),
+    )
+    store.close()
+    return content.getbuffer()
 
 
 class WeightFile:

@@ -36,10 +36,15 @@ def run(flags, arguments):
         model, name = _read(source)
     except (ValueError, OSError) as error:
         raise Failure(str(error)) from error
+    from keras_nfnets.runs.saved_model import save_weights
+
     print(f"{printable(source)}: {name}, {model.count_params():,} parameters")
     try:
-        with files.written(out) as partial:
-            (model.save if ending == ".keras" else model.save_weights)(partial)
+        if ending == ".keras":
+            with files.written(out) as partial:
+                model.save(partial)
+        else:
+            save_weights(model, out)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise Failure(f"Cannot write {out}: {reason}") from error

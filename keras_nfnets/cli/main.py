@@ -1,5 +1,6 @@
 """`keras-nfnets`: parses the command line and runs a subcommand."""
 
+import errno
 import os
 import sys
 
@@ -69,8 +70,19 @@ def run():
         sys.exit(130)
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe; Python would flush again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        where = error.filename or "the standard output"
+        print(f"keras-nfnets: cannot write {where}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _discard_output():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments):

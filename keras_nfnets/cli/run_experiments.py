@@ -37,6 +37,14 @@ def run(flags, arguments):
         planned = [_prepared(flags, experiment, several) for experiment in chosen]
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+    try:
+        _run_all(planned, flags, several)
+    except OSError as error:
+        raise Failure(f"{error}. The same command continues from there.") from error
+    return 0
+
+
+def _run_all(planned, flags, several):
     pages = []
     for experiment, settings, folder, results in planned:
         findings = _run(experiment, settings, results, folder, flags.jobs)
@@ -45,7 +53,6 @@ def run(flags, arguments):
         index = _path(flags.output_dir) / experiments.PAGE
         experiments.write_index(pages, index)
         print(f"\nOf all: {printable(index)}")
-    return 0
 
 
 def _prepared(flags, experiment, several):

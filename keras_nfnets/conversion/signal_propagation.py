@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets import plotting
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.conversion.roles import count_learning, own_ways
 from keras_nfnets.layers import NFBlock
@@ -219,6 +220,7 @@ def plot_signal_propagation(signals, path, title=None):
 
     Raises:
         ValueError: matplotlib cannot write files with this extension.
+        OSError: the file cannot be written; what was there before is kept.
 
     Example:
 
@@ -236,7 +238,7 @@ def plot_signal_propagation(signals, path, title=None):
     draw_signal_propagation(figure, signals)
     if title:
         figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=120)
+    plotting.save(figure, path)
 
 
 def draw_signal_propagation(figure, signals):

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from keras_nfnets import files
+from keras_nfnets import files, plotting
 
 PAGE, PICTURE = "README.md", "picture.png"
 
@@ -108,8 +108,7 @@ def _draw(experiment, settings, rows, path):
 
     figure = Figure(figsize=experiment.figure_size, layout="constrained")
     experiment.draw(figure, rows, settings)
-    with files.written(path) as partial:
-        figure.savefig(partial, dpi=110)
+    plotting.save(figure, path, dpi=110)
 
 
 def _title(settings):

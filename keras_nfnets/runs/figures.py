@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_nfnets import plotting
 from keras_nfnets.printing import printable
 
 
@@ -45,7 +46,7 @@ def training_curves(history, path, title):
         if key != "accuracy":
             axis.set_ylim(bottom=0)
     figure.suptitle(printable(title), parse_math=False)
-    figure.savefig(path, dpi=120)
+    plotting.save(figure, path)
 
 
 def predictions(images, labels, probabilities, class_names, path, title):
@@ -143,7 +144,7 @@ def _draw(images, captions, columns, path, title="", *, side, colors=None):
             **text,
         )
     figure.suptitle(printable(title), y=1 - 0.08 / height, va="top", parse_math=False)
-    figure.savefig(path, dpi=120)
+    plotting.save(figure, path)
 
 
 def from_standardized(images, preparation):

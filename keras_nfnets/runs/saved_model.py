@@ -6,6 +6,9 @@ import zipfile
 
 import keras
 
+from keras_nfnets import files
+from keras_nfnets.backend import keras_internals
+
 # File in the archive that a .keras file is; Keras ignores it.
 _METADATA = "keras_nfnets.json"
 
@@ -17,10 +20,28 @@ def save_model(model, path, metadata):
         model: `keras.Model`.
         path: path of the file, which ends in `.keras`.
         metadata: JSON-serializable dict: `"preparation"`, `"class_names"`, ...
+
+    Raises:
+        OSError: the file cannot be written; what was there before is kept.
     """
-    model.save(path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(_METADATA, json.dumps(metadata))
+    with files.written(path) as partial:
+        model.save(partial)
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.writestr(_METADATA, json.dumps(metadata))
+
+
+def save_weights(model, path):
+    """Save the weights of a model as `model.save_weights` does, completely or not at all.
+
+    Args:
+        model: `keras.Model`.
+        path: path of the file, which ends in `.weights.h5`.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is kept.
+    """
+    with files.written(path) as partial:
+        partial.write_bytes(keras_internals.weights_in_memory(model))
 
 
 def load_model(path):

@@ -27,7 +27,7 @@ from keras_nfnets.runs.classifier import activation_of_outputs, to_probabilities
 from keras_nfnets.runs.errors import LostWorkerError, RunError, explained
 from keras_nfnets.runs.interrupts import InterruptBetweenBatches, ignored
 from keras_nfnets.runs.progress import RunCallback
-from keras_nfnets.runs.saved_model import save_model
+from keras_nfnets.runs.saved_model import save_model, save_weights
 
 
 @dataclasses.dataclass
@@ -429,8 +429,7 @@ class KeepBest(keras.callbacks.Callback):
         is_best = folder.best_epoch(self._history) == epoch
         if is_best and self._write:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with files.written(self._path) as partial:
-                self.model.save_weights(partial)
+            save_weights(self.model, self._path)
         self.model.stop_training = self.is_over
 
 
@@ -491,7 +490,9 @@ def _write_pictures(run, partial, listeners):
             track = listeners[-1].track if listeners else iter
             report(run, partial / folder.REPORT, progress=track)
     except Exception as error:  # noqa: BLE001 (a failed drawing must not lose the model)
-        logging.warning("Not all results could be drawn: %r", error)
+        logging.warning(
+            "Not all results could be drawn: %s: %s", type(error).__name__, error
+        )
 
 
 def _draw_predictions(run, path):

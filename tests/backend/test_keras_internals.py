@@ -294,6 +294,16 @@ def test_calls_can_be_intercepted():
         assert len(calls) == 3
 
 
+def test_weights_in_memory_are_those_of_a_weight_file(tmp_path):
+    with expected(keras_internals.weights_in_memory):
+        model, again = small_model(), small_model()
+        path = tmp_path / "m.weights.h5"
+        path.write_bytes(keras_internals.weights_in_memory(model))
+        again.load_weights(path)
+        for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_a_weight_file_has_the_names_of_layers(tmp_path):
     names = keras_internals.WeightFile
     with expected(names):

@@ -1,6 +1,8 @@
 import json
 import re
 
+from full_disk import full_disk
+
 from keras_nfnets import experiments
 from keras_nfnets.cli.main import main
 
@@ -41,6 +43,13 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
     assert main(arguments) == 0
     assert "\n[" not in capsys.readouterr().out
     assert (folder / "results.csv").read_bytes() == before
+    picture = (folder / "picture.png").read_bytes()
+    with full_disk(5000):
+        assert main(arguments) == 1
+    assert (
+        f"Not written: File too large: '{arguments[-1][13:]}" in capsys.readouterr().err
+    )
+    assert (folder / "picture.png").read_bytes() == picture
 
 
 def test_wrong_usage_is_explained_and_nothing_is_lost(tmp_path, capsys):

@@ -7,6 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from full_disk import full_disk
 from golden_case import GoldenCase
 from PIL import Image
 from safetensors.numpy import save_file
@@ -179,6 +180,32 @@ def test_convert_recognizes_the_network_and_keeps_its_function(
     assert (status, out.read_bytes()) == (2, before)
     assert "--overwrite" in err
     assert outputs(capsys, "convert", safetensors, out, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+def test_convert_to_a_full_disk_leaves_the_old_file(ending, tmp_path, capsys):
+    source, out = tmp_path / "m.weights.h5", tmp_path / f"out{ending}"
+    NFNetTest(classes=3).save_weights(source)
+    out.write_text("old")
+    with full_disk():
+        status, _, err = outputs(capsys, "convert", source, out, "--overwrite")
+    assert status == 1
+    assert f"Cannot write {out}: " in err
+    assert out.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_plot_on_a_full_disk_is_an_error_that_leaves_the_old_one(
+    digits, capsys, tmp_path
+):
+    sheet = tmp_path / "sheet.png"
+    sheet.write_text("old")
+    with full_disk():
+        status, _, err = outputs(capsys, "predict", "digits", digits, f"--plot={sheet}")
+    assert status == 1
+    assert f"Cannot write --plot={sheet}: " in err
+    assert sheet.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [sheet]
 
 
 def test_convert_takes_a_network_without_a_classifier(safetensors, tmp_path, capsys):

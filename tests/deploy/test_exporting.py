@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from full_disk import full_disk
 from sklearn.datasets import load_digits
 
 import keras_nfnets
@@ -365,6 +366,16 @@ def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         export(small(), path, overwrite=True)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_full_disk_leaves_the_old_file(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("old")
+    with pytest.raises(OSError, match=f"Not written: .*'{path}'"), full_disk(1000):
+        export(small(), path, overwrite=True)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_says_what_to_install(tmp_path, monkeypatch):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import shades
 from eager import eager_functions
+from full_disk import full_disk
 from one_block import networks_of_one_block
 from PIL import Image
 
 import keras_nfnets
-from keras_nfnets import data, pretrained, runs
+from keras_nfnets import data, plotting, pretrained, runs
 from keras_nfnets.runs import building
 
 
@@ -450,3 +451,33 @@ def test_gray_images_are_standardized_by_the_average_of_a_checkpoints_channels()
     mean, deviation = np.mean(checkpoint.mean), np.mean(checkpoint.deviation)
     expected = (x[0, :, :, :1] / 255 - mean) / deviation
     np.testing.assert_allclose(next(batches)[0][0], expected, atol=1e-3)
+
+
+def test_a_full_disk_is_an_error_that_keeps_the_earlier_run(images, trained, tmp_path):
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with (
+        pytest.raises(runs.RunError, match=rf"Cannot write into {folder}: "),
+        full_disk(),
+    ):
+        runs.train(recipe_for(images, "epochs=1"), folder, overwrite=True)
+    assert not [*folder.rglob(".partial*"), *folder.rglob("partial*")]
+    after = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()
+    }
+    assert after == before
+
+
+def test_plots_that_do_not_fit_on_the_disk_leave_the_model(
+    images, tmp_path, monkeypatch, caplog
+):
+    def save_on_full_disk(figure, path, save=plotting.save):
+        with full_disk():
+            save(figure, path)
+
+    monkeypatch.setattr(plotting, "save", save_on_full_disk)
+    recipe = recipe_for(images, "epochs=1", "report=False", "patience=None")
+    run = runs.train(recipe, tmp_path / "run")
+    assert "Not all results could be drawn: OSError: " in caplog.text
+    assert "training_curves.png" in caplog.text
+    assert run.paths.keys() == {"model.keras", "model.json", "history.csv"}
