@@ -181,6 +181,16 @@ def operation_of(tensor):
     return tensor._keras_history.operation
 
 
+def inner_output_of(tensor):
+    """Return the symbolic tensor inside a nested model that a call of it gives.
+
+    Args:
+        tensor: `keras.KerasTensor`, an output of a functional model in another graph.
+    """
+    operation, _, index = tensor._keras_history
+    return operation.outputs[index]
+
+
 def node_of(tensor):
     """Return the call whose output a symbolic tensor is.
 

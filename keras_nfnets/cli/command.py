@@ -55,7 +55,14 @@ class Command:
     def parse(self, arguments):
         """Return the values of flags, as attributes, and the positional arguments."""
         values = copy.deepcopy(self.values)
-        arguments = [self._normalized(argument) for argument in arguments]
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        named = [self._normalized(argument) for argument in arguments[:end]]
+        arguments = named + arguments[end:]
+        for name in self._known:
+            if {f"--{name}", f"--no{name}"} <= set(named):
+                raise UsageError(
+                    f"--{name} and --no{name} contradict. Give one of them."
+                )
         try:
             positional = values([self.name, *arguments])[1:]
         except flags.IllegalFlagValueError as error:

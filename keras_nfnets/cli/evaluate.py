@@ -62,17 +62,18 @@ def _print(name, evaluation, flags):
     print(f"  accuracy {evaluation.accuracy:.2%}")
     smoothing = evaluation.label_smoothing
     with_smoothing = f" (label smoothing {smoothing:g}, as in training)"
-    print(f"  loss {evaluation.loss:.4f}" + (with_smoothing if smoothing else ""))
-    worst = {
-        printable(class_name): value
+    if evaluation.has_loss:
+        print(f"  loss {evaluation.loss:.4f}" + (with_smoothing if smoothing else ""))
+    worst = [
+        (printable(class_name), value)
         for class_name, value in itertools.islice(
             evaluation.classes.items(), flags.worst
         )
-    }
+    ]
     if worst:
         print("  classes, lowest accuracy first:")
-    width = max(map(len, worst), default=0)
-    for class_name, (accuracy, count) in worst.items():
+    width = max((len(class_name) for class_name, _ in worst), default=0)
+    for class_name, (accuracy, count) in worst:
         print(f"    {class_name.ljust(width)}  {accuracy:7.2%} of {count:,}")
     if evaluation.source.left_out:
         left_out = len(evaluation.source.left_out)

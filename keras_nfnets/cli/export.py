@@ -62,7 +62,8 @@ def _examples(folder, preparation):
 
     files = data.find_pictures([folder])
     # Spread over all files, so that they are not all of the first class.
-    files = files[:: max(1, len(files) // _EXAMPLES)][:_EXAMPLES]
+    count = min(len(files), _EXAMPLES)
+    files = [files[i * len(files) // count] for i in range(count)]
     return np.stack(
         [
             data.prepare(data.read_picture(file), **preparation)

@@ -98,7 +98,7 @@ def main(arguments):
     name, *rest = arguments
     command = COMMANDS.get(name)
     if command is None:
-        suggestion = checks.perhaps(name, COMMANDS) or "."
+        suggestion = checks.perhaps(name, [*COMMANDS, "--help", "--version"]) or "."
         print(
             f"keras-nfnets: there is no command '{printable(name)}'{suggestion} The "
             f"commands are {', '.join(COMMANDS)}.",

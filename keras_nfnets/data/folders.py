@@ -28,8 +28,8 @@ _TEST_FRACTION = 0.2
 # ("val2017") do not matter, and a word such as "set" may follow or precede.
 _SPLIT_NAMES = {
     "train": "train|training|trn",
-    "validation": "validation|valid|val|dev|development|eval|evaluation",
-    "test": "test|testing|tst",
+    "validation": "validation|validate|valid|val|dev|development|eval|evaluation",
+    "test": "tests|test|testing|tst",
 }
 _WORD = "(sets?|data|datasets?|images?|imgs?|photos|pictures|samples|split|folder)?"
 
@@ -37,7 +37,7 @@ _WORD = "(sets?|data|datasets?|images?|imgs?|photos|pictures|samples|split|folde
 # of equal sizes in bytes, each is read.
 _MOST_COMPARED = 20_000
 # Number of bytes that are compared first, from the middle of each file.
-_SAMPLE = 4096
+_SAMPLE = 16_384
 
 # Number of folders that a message shows at each level.
 _MOST_SHOWN = 6
@@ -72,7 +72,9 @@ def labeled_images(folder, divide=True):
         ValueError: the layout of the folder is unknown or ambiguous, or images are missing.
     """
     listing = Listing(folder)
-    by_split, notes = _split_folders(folder)
+    by_split, notes = _split_folders(folder, needs_train=divide)
+    if by_split and "train" not in by_split:
+        return _without_training(by_split, notes, folder, listing)
     train_folder = by_split.pop("train", folder)
     train = _class_folders(train_folder, folder, listing)
     class_names = sorted(train)
@@ -116,6 +118,23 @@ def labeled_images(folder, divide=True):
     return FolderContent(class_names, files, notes)
 
 
+def _without_training(by_split, notes, folder, listing):
+    """Return the `FolderContent` of a folder for evaluation only."""
+    found = {
+        split: _class_folders(path, folder, listing) for split, path in by_split.items()
+    }
+    class_names = sorted(set().union(*found.values()))
+    files = {
+        split: [
+            (str(path), class_names.index(name))
+            for name, paths in files_of.items()
+            for path in paths
+        ]
+        for split, files_of in found.items()
+    }
+    return FolderContent(class_names, files, notes + listing.notes())
+
+
 def _split_named(name):
     """Return the split that a folder's name says, or None."""
     plain = re.sub(r"[-_ .]", "", name.lower())
@@ -137,7 +156,7 @@ def _folders_by_split(paths):
     return by_split, others
 
 
-def _split_folders(folder):
+def _split_folders(folder, needs_train):
     """Return `{split: folder}` of the splits that a folder has, and notes.
 
     The dict is empty if the folder contains class folders, and has only `"train"` if its
@@ -146,7 +165,11 @@ def _split_folders(folder):
     by_split, others = _folders_by_split(subfolders(folder))
     named = [path for paths in by_split.values() for path in paths]
     if "train" not in by_split:
-        if len(by_split) > 1 and not others and all(map(subfolders, named)):
+        has_splits = named and not others and all(map(subfolders, named))
+        if has_splits and not needs_train:
+            _check_one_folder_each(by_split, folder)
+            return {split: path for split, [path] in by_split.items()}, []
+        if has_splits and len(by_split) > 1:
             raise _error(
                 folder,
                 "There is no folder of training images next to those of other splits. "
@@ -169,13 +192,7 @@ def _split_folders(folder):
                 "its images out of its subfolders.",
                 _names(others, folder),
             )
-    for split, paths in by_split.items():
-        if len(paths) > 1:
-            raise _error(
-                folder,
-                f"Split {split!r} must be one folder. Merge these, or move one elsewhere.",
-                _names(paths, folder),
-            )
+    _check_one_folder_each(by_split, folder)
     chosen, notes = {}, []
     for split, [path] in by_split.items():
         if split != "train" and _has_only_unlabeled_images(path):
@@ -189,6 +206,16 @@ def _split_folders(folder):
             reason = "does not have the name of a split"
         notes.append(f"Folder {_shown(path, folder)} was left out, as it {reason}.")
     return chosen, notes
+
+
+def _check_one_folder_each(by_split, root):
+    for split, paths in by_split.items():
+        if len(paths) > 1:
+            raise _error(
+                root,
+                f"Split {split!r} must be one folder. Merge these, or move one elsewhere.",
+                _names(paths, root),
+            )
 
 
 def _has_only_unlabeled_images(folder):
@@ -310,10 +337,14 @@ def _notes_on_subfolders(train, folder, root):
     )
     if len(nested) == sum(map(len, train.values())):
         inside = [{path.name for path in subfolders(at)} for at in subfolders(folder)]
-        if common := sorted(set.intersection(*inside)):
-            note += (
-                f" If {_listed(common)} should be classes, name the folders above "
-                "'train', 'validation' or 'test'."
+        common = sorted(set.intersection(*inside))
+        if len(common) > 1:
+            raise _error(
+                root,
+                "The class folders have no images, but the same subfolders, which look "
+                "like the classes. If so, name the folders above 'train', 'validation' or "
+                "'test'. Otherwise move all images of a class into its folder.",
+                _listed(common),
             )
     yield note
 
@@ -324,7 +355,7 @@ def _notes_on_shared_images(files, root):
     if len(images) > _MOST_COMPARED:
         return
     groups = [images]
-    for value_of in (_size, _sample, _content):
+    for value_of in (_size, sample, _content):
         groups = [part for group in groups for part in _in_two_splits(group, value_of)]
     # (Training images come first.)
     copies = [
@@ -362,7 +393,8 @@ def _size(path):
     return os.stat(path).st_size
 
 
-def _sample(path):
+def sample(path):
+    """Return some bytes from the middle of a file."""
     with open(path, "rb") as file:
         file.seek(max(0, _size(path) - _SAMPLE) // 2)
         return file.read(_SAMPLE)

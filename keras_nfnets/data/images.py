@@ -9,17 +9,18 @@ from keras_nfnets.data import preprocessing
 from keras_nfnets.data.preparation import DEFAULTS
 
 
-def read_picture(path):
+def read_picture(path, upright=True):
     """Read an image of any format that Pillow supports as RGB.
 
     Grayscale, 16-bit, palette and CMYK images are converted, transparent ones are
-    composited onto white, and the orientation that a camera recorded (Exif, XMP) is
-    applied. Of an animation, the first frame is read. Values of more than 8 bits are
-    scaled by the maximum that the file states: in TIFF files that of `SMaxSampleValue`,
-    otherwise that of the number of bits.
+    composited onto white. Of an animation, the first frame is read. Values of more than 8
+    bits are scaled by the maximum that the file states: in TIFF files that of
+    `SMaxSampleValue`, or `MaxSampleValue` if it is that of a number of bits; otherwise
+    that of the number of bits per value.
 
     Args:
         path: str, `pathlib.Path` or bytes. Path or content of a JPEG, PNG, ... file.
+        upright: bool. Whether to apply the orientation that a camera recorded (Exif, XMP).
 
     Returns:
         uint8 array `(height, width, 3)`.
@@ -42,7 +43,7 @@ def read_picture(path):
     try:
         file = io.BytesIO(path) if isinstance(path, bytes) else path
         with Image.open(file) as image:
-            orientation = _orientation(image)
+            orientation = _orientation(image) if upright else None
             # Pillow reads the metadata of a TIFF again when it loads the image, and fails
             # if they cannot be read.
             image.getexif = Image.Exif
@@ -87,33 +88,61 @@ def _with_8_bits(image):
     """Convert an image with more than 8 bits per value; Pillow would clip them at 255."""
     from PIL import Image, TiffImagePlugin
 
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        return image
+    is_gray = image.mode in ("I", "F") or image.mode.startswith("I;16")
     if image.format == "TIFF":
         tags = image.tag_v2
-        [bits, *_] = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        maximum = tags.get(_LARGEST_VALUE)
-        if maximum is None and image.mode.startswith("I;16"):
-            maximum = 2**bits - 1
+        bits = np.max(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1))
+        stated = _stated_maximum(tags)
+        if not is_gray:
+            if bits > 8 and stated and stated < 2**bits - 1:
+                # Pillow has kept the upper 8 bits only.
+                raise ValueError(
+                    f"colors of {bits} bits, of which only values up to {stated:g} are "
+                    "used, cannot be read; convert it to 8 bits"
+                )
+            return image
+        # (Of 32 bits, nobody uses all.)
+        maximum = stated or (2**bits - 1 if image.mode.startswith("I;16") else None)
         is_inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    elif not is_gray:
+        return image
     else:
         # Pillow scales what has fewer bits, such as a PGM file with another maximum.
         is_scaled = image.format in ("PNG", "PPM") and image.mode == "I"
         is_scaled |= image.mode.startswith("I;16")
         maximum, is_inverted = 65_535 if is_scaled else None, False
-    maximum = np.max(maximum) if maximum is not None else 0
-    if not (np.isfinite(maximum) and maximum > 0):
+    if maximum is None:
         raise ValueError(
             f"values of mode {image.mode!r} have no maximum that means white; convert it "
             "to 8 or 16 bits"
         )
-    values = np.asarray(image, "float64").clip(0, maximum)
+    original = np.asarray(image, "float64")
+    values = original.clip(0, maximum)
     if is_inverted:
         values = maximum - values
-    return Image.fromarray(np.floor(values * 255 / maximum).astype("uint8"))
+    converted = Image.fromarray(np.floor(values * 255 / maximum).astype("uint8"))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # the value of transparent pixels of a PNG
+        opaque = np.where(original == transparent, 0, 255).astype("uint8")
+        converted.putalpha(Image.fromarray(opaque))
+    return converted
 
 
-_LARGEST_VALUE = 341  # tag of TIFF: SMaxSampleValue
+_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 281, 341  # tags of TIFF
+
+
+def _stated_maximum(tags):
+    """Return the largest value that the tags of a TIFF file allow, or None."""
+    for tag in (_S_MAX_SAMPLE_VALUE, _MAX_SAMPLE_VALUE):
+        value = tags.get(tag)
+        if value is None:
+            continue
+        value = float(np.max(value))
+        # The other tag often has the largest value of this image, which is not white.
+        of_bits = (value + 1) in (2.0**bits for bits in range(9, 17))
+        if np.isfinite(value) and value > 0 and (tag == _S_MAX_SAMPLE_VALUE or of_bits):
+            return value
+    return None
 
 
 def prepare(

@@ -8,7 +8,7 @@ import numpy as np
 from keras_nfnets import checks
 from keras_nfnets.data import augmentation as augmenting
 from keras_nfnets.data import preprocessing
-from keras_nfnets.data.images import crop_as_timm, read_picture, to_grayscale
+from keras_nfnets.data.images import crop_as_timm, to_grayscale
 from keras_nfnets.data.preparation import combined
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
@@ -529,7 +529,7 @@ class _Preprocessor:
         def read(name, image):
             name = name.decode(errors="surrogateescape")
             try:
-                decoded = read_picture(name if self.source.reads_files else image)
+                decoded = self.source.read(name, image)
             except ValueError as error:
                 self.source.leave_out(name, error, self.split)
                 return np.zeros((0, 0, self.channels), "uint8")

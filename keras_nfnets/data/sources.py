@@ -14,8 +14,9 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import checks
-from keras_nfnets.data.folders import labeled_images
+from keras_nfnets.data.folders import labeled_images, sample
 from keras_nfnets.data.image_files import warn_once
+from keras_nfnets.data.images import read_picture
 from keras_nfnets.data.preparation import ARRAYS, AUTHORS, DIGITS, FOLDER, WHOLE
 from keras_nfnets.printing import printable
 
@@ -87,6 +88,23 @@ class Source:
         """
         raise NotImplementedError
 
+    def read(self, name, image):
+        """Read the image of a record as `read_picture` does.
+
+        The orientation in the content of an image is ignored, as by TensorFlow Datasets
+        and the authors; that in a file is applied.
+
+        Args:
+            name, image: str, and bytes or str. The beginning of a record, whose image is
+                a path or encoded.
+
+        Raises:
+            ValueError: the file is not an image, or is incomplete.
+        """
+        if self.reads_files:
+            return read_picture(name)
+        return read_picture(image, upright=False)
+
     def size_of(self, split):
         """Return the number of images in a split.
 
@@ -108,9 +126,10 @@ class Source:
         """Compute a digest of the class names, the splits and their images.
 
         It changes when images, labels or splits change, and is the same in every process
-        and wherever a folder is. No file is read:
+        and wherever a folder is. No image is decoded:
 
-        - a folder is identified by the relative paths and the sizes of its files,
+        - a folder is identified by the relative paths and the sizes of its files, and
+          files of the same size by 16 kB from their middle,
         - arrays by their content,
         - a data set of TensorFlow Datasets by its name and version, and, once it has been
           downloaded, by the sizes of its splits.
@@ -246,7 +265,7 @@ def folder_of(name):
     """
     path = pathlib.Path(name).expanduser()
     # (An empty string would mean the working directory.)
-    return path if str(name) not in ("", "digits") and path.is_dir() else None
+    return path if name not in ("", "digits") and path.is_dir() else None
 
 
 def load_digits():
@@ -433,14 +452,30 @@ class _Folder(Source):
         return indices.map(lambda i: (paths[i], paths[i], labels[i]))
 
     def _images_for_digest(self):
+        sizes = {
+            path: _size_of_file(path)
+            for files in self._files.values()
+            for path, _ in files
+        }
+        number_of = collections.Counter(sizes.values())
         for split, files in sorted(self._files.items()):
             images = []
             for path, label in files:
                 name = pathlib.Path(path).relative_to(self.name).as_posix()
                 # (A copy on another system may have names of another Unicode form.)
                 name = unicodedata.normalize("NFC", name)
-                images.append([name, label, _size_of_file(path)])
-            yield [split, *sorted(images)]
+                # Files of the same size, as of some formats all are, may be exchanged.
+                is_common = number_of[sizes[path]] > 1
+                content = _digest_of_sample(path) if is_common else None
+                images.append([name, label, sizes[path], content])
+            yield [split, *sorted(images, key=lambda image: image[0])]
+
+
+def _digest_of_sample(path):
+    try:
+        return hashlib.sha256(sample(path)).hexdigest()
+    except OSError:  # it is left out when it is read
+        return None
 
 
 def _size_of_file(path):

@@ -318,13 +318,15 @@ def activation_of_outputs(model):
     Returns:
         A string, or None if it is another or cannot be found.
     """
-    if not isinstance(model, keras_internals.FunctionalModel | keras.Sequential):
+    models = keras_internals.FunctionalModel, keras.Sequential
+    if not isinstance(model, models):
         return None
     tensor = model.outputs[0]
     while True:
         operation = keras_internals.operation_of(tensor)
-        if isinstance(operation, keras.Model):
-            return activation_of_outputs(operation)
+        if isinstance(operation, models):
+            tensor = keras_internals.inner_output_of(tensor)
+            continue
         kind = keras_internals.kind_of(operation).lower()
         if kind in ("softmax", "sigmoid"):
             return kind

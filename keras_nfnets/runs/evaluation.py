@@ -1,12 +1,13 @@
 """Evaluation of a classifier on every image of a split."""
 
+import collections
 import os
 import pathlib
 import typing
 
 import numpy as np
 
-from keras_nfnets.data import Source, find, folder_of, load, read_picture
+from keras_nfnets.data import Source, find, folder_of, load
 from keras_nfnets.data.preparation import completed
 from keras_nfnets.runs.classifier import Classifier, load_classifier
 from keras_nfnets.runs.errors import RunError, explained
@@ -44,7 +45,8 @@ class Results(typing.NamedTuple):
 
     def loss(self, label_smoothing=0.0):
         """Compute the mean loss, as `keras.losses.CategoricalCrossentropy` does."""
-        p = self.probabilities / self.probabilities.sum(axis=1, keepdims=True)
+        sums = self.probabilities.sum(axis=1, keepdims=True)
+        p = self.probabilities / np.where(sums == 0, 1, sums)
         logs = np.log(p.clip(1e-7, 1 - 1e-7))
         of_label = logs[np.arange(len(logs)), self.labels]
         uniform = logs.mean(axis=1)
@@ -79,6 +81,7 @@ class Evaluation(typing.NamedTuple):
         source: `data.Source`. Its `left_out` names images that could not be read.
         split: str. Name of the split.
         label_smoothing: float. Label smoothing of the loss, as in training.
+        has_loss: bool. Whether the outputs are probabilities, see `Classifier`.
 
     Example:
 
@@ -95,6 +98,7 @@ class Evaluation(typing.NamedTuple):
     source: Source
     split: str
     label_smoothing: float
+    has_loss: bool = True
 
     @property
     def accuracy(self):
@@ -103,21 +107,28 @@ class Evaluation(typing.NamedTuple):
 
     @property
     def loss(self):
-        """Mean cross-entropy with the label smoothing of training."""
+        """Mean cross-entropy with the label smoothing of training, or None without one."""
+        if not self.has_loss:
+            return None
         return self.results.loss(self.label_smoothing)
 
     @property
     def classes(self):
         """dict `{class name: (accuracy, number of images)}`, lowest accuracy first.
 
-        Classes without images are left out.
+        Classes without images are left out. If several classes have the same name, their
+        indices are added to it.
         """
         accuracy, counts = self.results.accuracy_by_class()
         order = np.argsort(accuracy, kind="stable")  # NaN is last
+        number_of = collections.Counter(self.class_names)
+
+        def name_of(i):
+            name = self.class_names[i]
+            return name if number_of[name] == 1 else f"{name} ({i})"
+
         return {
-            self.class_names[i]: (float(accuracy[i]), int(counts[i]))
-            for i in order
-            if counts[i]
+            name_of(i): (float(accuracy[i]), int(counts[i])) for i in order if counts[i]
         }
 
 
@@ -184,17 +195,20 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
         source,
         split,
         metadata.get("label_smoothing", 0.0),
+        classifier.gives_probabilities,
     )
 
 
 def _source_and_split(data, split, metadata):
     """Return the `Source` of `data`, and a split that it has."""
     is_folder = isinstance(data, (str, os.PathLike)) and folder_of(data) is not None
-    if _is_of_training(data, is_folder, metadata):
+    if split != "all" and _is_of_training(data, is_folder, metadata):
         source, split = find(data), split or metadata["split"]
     else:
         # New images are not for training: a folder need not be divided.
-        source = find(data, divide=not is_folder or split not in (None, "all"))
+        source = find(data, divide=not is_folder)
+        if is_folder and split not in (None, *source.splits):
+            source = find(data)  # of a folder without splits, a part is asked for
         if split is None:
             # (The test labels of ImageNet are secret.)
             of_imagenet = data == metadata.get("classes_of")
@@ -233,6 +247,8 @@ def _labels_of_classifier(source, classifier):
     for names in lists:
         if set(wanted) <= set(names):
             return np.array([_index(names, name) for name in wanted])
+    if all(name.isdecimal() and int(name) < classifier.classes for name in wanted):
+        return np.array([int(name) for name in wanted])
     if lists:
         unknown = [name for name in wanted if name not in lists[-1]]
         some = ", ".join(lists[-1][:10]) + (", ..." if len(lists[-1]) > 10 else "")
@@ -241,8 +257,6 @@ def _labels_of_classifier(source, classifier):
             f"knows {some}"
         )
     # The classes of the classifier have numbers only.
-    if all(name.isdecimal() and int(name) < classifier.classes for name in wanted):
-        return np.array([int(name) for name in wanted])
     if len(wanted) == classifier.classes:
         return np.arange(len(wanted))
     raise ValueError(
@@ -302,7 +316,7 @@ def images_at(source, split, indices):
         if index in wanted:
             name = _text(name)
             if isinstance(image, bytes):
-                image = read_picture(name if source.reads_files else image)
+                image = source.read(name, image)
             found[index] = name, image
     return found
 

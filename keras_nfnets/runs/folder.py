@@ -22,11 +22,13 @@ CURVES, PREDICTIONS, REPORT = (
 )
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 BEST = f"{CHECKPOINTS}/best.weights.h5"
-# Checkpoints of the run whose results are being replaced.
-_EARLIER = ".earlier-checkpoints"
 # What a run writes into these folders. A user's own files there are left alone.
-_CHECKPOINT_FILES = re.compile(r"epoch-\d{6,}\.npz|best\.weights\.h5")
-_TENSORBOARD_FILES = "*/events.out.tfevents.*"
+_FILES = {
+    CHECKPOINTS: re.compile(r"epoch-\d{6,}\.npz|best\.weights\.h5"),
+    TENSORBOARD: re.compile(r"\w+/events\.out\.tfevents\..*"),
+}
+# Where those of the run are whose results are being replaced.
+_EARLIER = ".earlier-"
 
 DESCRIPTIONS = {
     REPORT: "report of the results, for a browser",
@@ -116,8 +118,6 @@ def claimed(folder, *, resume, overwrite):
         if overwrite and not resume:
             _put_aside(folder)
             claim.callback(_put_back, folder)
-            for old in (folder / TENSORBOARD).glob(_TENSORBOARD_FILES):
-                old.unlink()
         yield
 
 
@@ -134,44 +134,56 @@ def _remove_if_empty(folder):
         folder.rmdir()
 
 
-def _checkpoint_files(inside):
-    """List the files that a run has written into its folder of checkpoints."""
-    paths = inside.iterdir() if inside.is_dir() else ()
-    return [path for path in paths if _CHECKPOINT_FILES.fullmatch(path.name)]
+def _files_of_run(folder, name):
+    """List what a run has written into its folder `name` of `_FILES`, or its copy."""
+    pattern = _FILES[name.removeprefix(_EARLIER)]
+    return [
+        path
+        for path in (folder / name).rglob("*")
+        if pattern.fullmatch(path.relative_to(folder / name).as_posix())
+    ]
 
 
-def remove_checkpoints(folder, inside=CHECKPOINTS):
-    """Remove the checkpoints of a run, and nothing else that may be with them."""
-    for path in _checkpoint_files(folder / inside):
+def remove_files(folder, name):
+    """Remove what a run has written into a folder, and nothing else that may be there."""
+    paths = _files_of_run(folder, name)
+    for path in paths:
         path.unlink(missing_ok=True)
-    files.remove_partial(folder / inside)
-    _remove_if_empty(folder / inside)
+    files.remove_partial(folder / name)
+    for parent in {path.parent for path in paths}:
+        _remove_if_empty(parent)
+    _remove_if_empty(folder / name)
 
 
 def remove_earlier(folder):
-    """Remove the checkpoints that were put aside, as the new results stand."""
-    remove_checkpoints(folder, _EARLIER)
+    """Remove what was put aside, as the new results stand."""
+    for name in _FILES:
+        remove_files(folder, _EARLIER + name)
 
 
 def _put_aside(folder):
-    if _checkpoint_files(folder / _EARLIER):
-        # Of the run whose results are still there, which a killed run was to replace.
-        remove_checkpoints(folder)
-    _move_checkpoints(folder / CHECKPOINTS, folder / _EARLIER)
+    for name in _FILES:
+        if _files_of_run(folder, _EARLIER + name):
+            # Of the run whose results are still there, which a killed run was to replace.
+            remove_files(folder, name)
+        _move(folder, name, _EARLIER + name)
 
 
 def _put_back(folder):
-    if not _checkpoint_files(folder / CHECKPOINTS):
-        _move_checkpoints(folder / _EARLIER, folder / CHECKPOINTS)
+    """Restore what was put aside, unless the new run has a checkpoint."""
+    if not _files_of_run(folder, CHECKPOINTS):
+        for name in _FILES:
+            remove_files(folder, name)
+            _move(folder, _EARLIER + name, name)
 
 
-def _move_checkpoints(source, target):
-    paths = _checkpoint_files(source)
-    if paths:
-        target.mkdir(exist_ok=True)
-    for path in paths:
-        os.replace(path, target / path.name)
-    _remove_if_empty(source)
+def _move(folder, source, target):
+    for path in _files_of_run(folder, source):
+        moved = folder / target / path.relative_to(folder / source)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, moved)
+        _remove_if_empty(path.parent)
+    _remove_if_empty(folder / source)
 
 
 def _check_results(folder, resume, overwrite):

@@ -450,7 +450,7 @@ def _write_all(run, stopped, listeners):
                 run.paths = folder.replace(run.folder, partial)
             folder.remove_earlier(run.folder)
             if not stopped:  # a stopped run can be resumed
-                folder.remove_checkpoints(run.folder)
+                folder.remove_files(run.folder, folder.CHECKPOINTS)
         except OSError as error:
             raise RunError(
                 f"Cannot write the results into {run.folder}: {error}"

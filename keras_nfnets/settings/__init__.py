@@ -70,6 +70,10 @@ def check_folder(output_dir, resume, overwrite):
     Raises:
         ValueError: they contradict each other, or one has no effect.
     """
+    if output_dir == "":
+        raise ValueError(
+            "`output_dir` must be a folder, which need not exist. Received: an empty name"
+        )
     if resume and overwrite:
         raise ValueError(
             "`resume` continues the run in a folder and `overwrite` replaces it. Give one "

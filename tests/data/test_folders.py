@@ -5,6 +5,7 @@ import pathlib
 import unicodedata
 
 import pytest
+from PIL import Image
 
 from keras_nfnets import data
 
@@ -220,8 +221,32 @@ def test_images_in_subfolders_belong_to_the_class_and_are_noted(tmp_path):
     # Perhaps the outer folders are splits.
     write_classes(tmp_path / "folds" / "a")
     write_classes(tmp_path / "folds" / "b")
-    [note, *_] = data.find(tmp_path / "folds").notes
-    assert "If cats, dogs should be classes, name the folders above" in note
+    with pytest.raises(ValueError, match=r"name the folders above .*: cats, dogs\n"):
+        data.find(tmp_path / "folds")
+
+
+def test_folders_without_training_images_are_for_evaluation_only(tmp_path):
+    write_classes(tmp_path / "val", ("cats", "dogs"))
+    write_classes(tmp_path / "test", ("dogs",))
+    with pytest.raises(ValueError, match="no folder of training images"):
+        data.find(tmp_path)
+    source = data.find(tmp_path, divide=False)
+    assert source.class_names == ["cats", "dogs"]
+    assert {label for _, label in source.files("test")} == {1}
+    assert {label for _, label in source.files("validation")} == {0, 1}
+
+
+def test_the_digest_knows_files_of_the_same_size_apart(tmp_path):
+    for name in "ab":
+        for i in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shade = 100 * (name == "a") + i
+            Image.new("RGB", (50, 50), (shade,) * 3).save(tmp_path / name / f"{i}.bmp")
+    before = data.find(tmp_path).digest()
+    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "c").rename(tmp_path / "b")
+    assert data.find(tmp_path).digest() != before
 
 
 def test_class_names_may_differ_in_case_or_in_unicode_form_in_another_split(tmp_path):

@@ -165,7 +165,7 @@ def tiff(values, bits, photometric=1, **tags):
         **{int(name.strip("_")): value for name, value in tags.items()},
     }
     directory = struct.pack("<H", len(entries)) + b"".join(
-        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items())
+        tag(number, value) for number, value in sorted(entries.items())
     )
     pixels += b"\0" * (len(pixels) % 2)
     offset = struct.pack("<I", 8 + len(pixels))
@@ -184,6 +184,9 @@ RAMP = np.array([[0, 1, 2, 3, 4]]) / 4
         # SMaxSampleValue: the largest of 16 bits that are used.
         (lambda: tiff(np.rint(RAMP * 1023).astype(int), 16, _341=1023), False),
         (lambda: tiff(np.rint(RAMP * 1023).astype(int), 16, 0, _341=1023), True),
+        # MaxSampleValue, if it is that of a number of bits.
+        (lambda: tiff(np.rint(RAMP * 4095).astype(int), 16, _281=4095), False),
+        (lambda: tiff(np.rint(RAMP * 65535).astype(int), 16, _281=60000), False),
         (
             lambda: b"P5 5 1 4095\n" + np.rint(RAMP * 4095).astype(">u2").tobytes(),
             False,
@@ -206,6 +209,28 @@ def saved(values, kind, **options):
     file = io.BytesIO()
     Image.fromarray(np.rint(values).astype("uint16")).save(file, kind, **options)
     return file.getvalue()
+
+
+def test_colors_of_fewer_bits_than_stated_are_refused():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "TIFF", tiffinfo={341: 4095})
+    content = file.getvalue()
+    assert data.read_picture(content).shape == (4, 4, 3)  # 8 bits
+    wide = tiff(np.zeros((4, 12), int), 16, photometric=2, _341=4095)
+    wide = wide.replace(tag(256, 12), tag(256, 4)).replace(tag(277, 1), tag(277, 3))
+    with pytest.raises(ValueError, match="16 bits, of which only values up to 4095"):
+        data.read_picture(wide)
+
+
+def tag(number, value):
+    return struct.pack("<HHII", number, 4, 1, value)
+
+
+def test_transparent_pixels_of_16_bits_are_white():
+    file = io.BytesIO()
+    image = Image.fromarray(np.array([[0, 30_000, 65_535]], "uint16"))
+    image.save(file, "PNG", transparency=0)
+    assert data.read_picture(file.getvalue())[0, :, 0].tolist() == [255, 116, 255]
 
 
 def test_floats_of_a_pfm_file_have_no_maximum():

@@ -34,9 +34,15 @@ def classifier_model(*last, activation=None):
     return keras.Model(inputs, x)
 
 
-def nested(inner):
+def nested(inner, index=None):
     inputs = keras.Input((8, 8, 3))
-    return keras.Model(inputs, inner(inputs))
+    outputs = inner(inputs)
+    return keras.Model(inputs, outputs if index is None else outputs[index])
+
+
+def two_outputs():
+    model = classifier_model()
+    return keras.Model(model.inputs, [ops.softmax(model.output), model.output])
 
 
 layers, ops = keras.layers, keras.ops
@@ -51,6 +57,8 @@ layers, ops = keras.layers, keras.ops
         (lambda: classifier_model(ops.softmax), SOFTMAX, True),
         (lambda: nested(classifier_model(activation="softmax")), SOFTMAX, True),
         (lambda: keras.Sequential(classifier_model().layers), SOFTMAX, True),
+        (lambda: nested(two_outputs(), 0), SOFTMAX, True),
+        (lambda: nested(two_outputs(), 1), SOFTMAX, True),
         # Logits.
         (classifier_model, SOFTMAX, True),
         (lambda: classifier_model(layers.Activation("linear")), SOFTMAX, True),
@@ -104,7 +112,7 @@ def test_imagenet_classes_are_known_by_their_ids(imagenet, tmp_path):
     folder = folder_of(tmp_path, "n01440764", "n02012849", "n03126707")
     evaluation = runs.evaluate(imagenet, folder)
     assert set(evaluation.results.labels) == {0, 134, 517}
-    assert set(evaluation.classes) == {"class 0", "crane"}
+    assert set(evaluation.classes) == {"class 0", "crane (134)", "crane (517)"}
 
 
 def test_imagenet_classes_are_known_by_unique_names(imagenet, tmp_path):
@@ -120,6 +128,12 @@ def test_imagenet_classes_are_known_by_unique_names(imagenet, tmp_path):
         runs.evaluate(imagenet, folder_of(tmp_path / "3", "class 7", "dog"))
 
 
+def test_imagenet_classes_are_known_by_their_numbers(imagenet, tmp_path):
+    evaluation = runs.evaluate(imagenet, folder_of(tmp_path, "0", "134", "517"))
+    assert set(evaluation.results.labels) == {0, 134, 517}
+    assert set(evaluation.classes) == {"class 0", "crane (134)", "crane (517)"}
+
+
 def test_classes_without_names_are_known_by_their_numbers(tmp_path):
     classifier = dense_classifier(4)
     x = np.zeros((4, 8, 8, 3), "uint8")
@@ -131,6 +145,13 @@ def test_classes_without_names_are_known_by_their_numbers(tmp_path):
         ValueError, match="names .* 4 classes are not known.*: 3 classes"
     ):
         runs.evaluate(classifier, folder_of(tmp_path / "2", *"abc"))
+
+
+def test_outputs_that_are_no_probabilities_have_no_loss():
+    classifier = dense_classifier(2, activation="relu", kernel_initializer="zeros")
+    x = np.zeros((4, 8, 8, 3), "uint8")
+    evaluation = runs.evaluate(classifier, {"test": (x, [0, 1, 1, 0])})
+    assert evaluation.loss is None and evaluation.accuracy == 0.5
 
 
 def test_outputs_that_are_not_finite_are_an_error():
@@ -151,5 +172,7 @@ def test_all_images_of_a_new_folder_are_evaluated(tmp_path):
     split = folder_of(tmp_path / "divided" / "train", "a", "b").parent
     folder_of(split / "val", "b")
     assert runs.evaluate(classifier, split).split == "validation"
+    unusual = folder_of(tmp_path / "for evaluation" / "val", "c").parent
+    assert runs.evaluate(classifier, unusual, "validation").split == "validation"
     # A split that is asked for is the one of `data.find`.
     assert len(runs.evaluate(classifier, folder, "test").results.labels) < 10

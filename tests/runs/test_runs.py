@@ -103,6 +103,8 @@ def test_the_data_of_training_are_known_by_another_path(
     monkeypatch.chdir(images.parent)
     moved = shutil.copytree(images, tmp_path / "moved")
     expected = trained.source.size_of(trained.recipe.test_split)
+    evaluation = runs.evaluate(trained.folder, moved, "all")
+    assert len(evaluation.results.labels) == 80
     for path in (images.name, f"./{images.name}/", str(moved)):
         evaluation = runs.evaluate(trained.folder, path)
         assert len(evaluation.results.labels) == expected
@@ -281,6 +283,9 @@ def test_what_is_overwritten_stays_until_the_new_results_stand(stopped):
     images, folder = stopped
     own = folder / "checkpoints" / "notes.txt"
     own.write_text("mine")
+    events = folder / "tensorboard" / "train" / "events.out.tfevents.1.host"
+    events.parent.mkdir(parents=True)
+    events.touch()
     (folder / "partial-thesis").mkdir()
     (folder / "partial-thesis" / "text").write_text("mine too")
     before = contents(folder)
