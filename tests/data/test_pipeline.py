@@ -238,10 +238,13 @@ def test_each_shard_reads_only_its_own_images(tmp_path, monkeypatch):
             pixels = rng.integers(0, 256, (9, 9, 3)).astype("uint8")
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     read = []
-    read_picture = pipeline.read_picture
-    monkeypatch.setattr(
-        pipeline, "read_picture", lambda path: read.append(path) or read_picture(path)
-    )
+    read_record = data.Source.read
+
+    def recorded(source, name, image):
+        read.append(name)
+        return read_record(source, name, image)
+
+    monkeypatch.setattr(data.Source, "read", recorded)
 
     def batches(shard):
         read.clear()
