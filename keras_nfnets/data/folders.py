@@ -94,14 +94,7 @@ def labeled_images(folder, divide=True):
             test_files, train_files = _split_files(files, train_folder)
             files_by_split["train"][name] = train_files
             files_by_split["test"][name] = test_files
-    files = {
-        split: [
-            (str(path), label)
-            for label, name in enumerate(class_names)
-            for path in files_of.get(name, ())
-        ]
-        for split, files_of in files_by_split.items()
-    }
+    files = _labeled(files_by_split, class_names)
     for split in files:
         if not files[split]:
             raise _error(
@@ -124,15 +117,20 @@ def _without_training(by_split, notes, folder, listing):
         split: _class_folders(path, folder, listing) for split, path in by_split.items()
     }
     class_names = sorted(set().union(*found.values()))
-    files = {
-        split: [
-            (str(path), class_names.index(name))
-            for name, paths in files_of.items()
-            for path in paths
-        ]
-        for split, files_of in found.items()
-    }
+    files = _labeled(found, class_names)
     return FolderContent(class_names, files, notes + listing.notes())
+
+
+def _labeled(files_by_split, class_names):
+    """Return `{split: list of (path, label)}` for `{split: {class name: paths}}`."""
+    return {
+        split: [
+            (str(path), label)
+            for label, name in enumerate(class_names)
+            for path in files_of.get(name, ())
+        ]
+        for split, files_of in files_by_split.items()
+    }
 
 
 def _split_named(name):

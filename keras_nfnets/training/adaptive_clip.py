@@ -7,6 +7,7 @@ import typing
 import warnings
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_nfnets import checks
@@ -56,7 +57,8 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     their norm is computed. Clipping never hides a value that is not finite, so that loss
     scaling and other guards detect it: a unit with a NaN is unchanged; in a unit with an
     infinity, that value becomes NaN (and the others zero). A unit whose values are finite
-    but whose norm overflows (from about 1e19 in float32) becomes zero.
+    but whose norm overflows (from about 1e19 in float32) becomes zero, and weights whose
+    norm overflows count as if it were that limit.
 
     Args:
         gradients: list of tensors, `tf.IndexedSlices` or `None`.
@@ -127,7 +129,7 @@ def clip_units(gradients, variables, clip_factor, eps, exclude, loss_scale=1.0):
     counts, single = [Count()] * len(gradients), []
     settings = clip_factor, eps, loss_scale
     for i, (gradient, variable) in enumerate(zip(gradients, variables)):
-        if gradient is None or is_overwritten(variable):
+        if gradient is None or is_overwritten(variable) or 0 in variable.shape:
             continue
         if is_excluded(variable, exclude):
             continue
@@ -361,7 +363,11 @@ def _factors(norm, weights_norm, clip_factor, eps, loss_scale):
     clip_factor, eps, loss_scale = (
         ops.cast(number, norm.dtype) for number in (clip_factor, eps, loss_scale)
     )
+    # Finite, so that a gradient whose norm is infinite is larger.
+    most = np.finfo(keras.backend.standardize_dtype(norm.dtype)).max
+    weights_norm = ops.minimum(weights_norm, most**0.5)
     largest = clip_factor * loss_scale * ops.maximum(weights_norm, eps)
+    largest = ops.minimum(largest, most)
     # The authors' guard against division by zero. It has an effect only if
     # clip_factor * eps is below it.
     factor = largest / ops.maximum(norm, 1e-6 * loss_scale)

@@ -474,8 +474,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         if keras.backend.backend() == "jax":
             return self._averaged.stateless_step(test_step, self, *args)
         logs = self._averaged.step(
-            functools.partial(test_step, *args),
-            lambda: self._variables_of_metrics,
+            functools.partial(test_step, *args), lambda: self._variables_of_metrics
         )
         return replicas.to_be_reduced(logs)
 

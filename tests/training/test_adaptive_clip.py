@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_nfnets import AGCModel, adaptive_clip
 from keras_nfnets.layers.units import mark_units
-from keras_nfnets.training.adaptive_clip import clip_units
+from keras_nfnets.training.adaptive_clip import Count, clip_units
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 AGC_TENSORS = dict(np.load(GOLDEN / "agc_tensors.npz"))
@@ -243,6 +243,30 @@ def test_gradients_whose_norm_overflows_become_zero_not_nan():
         np.full((3, 2), 1e30, "float32"), keras.Variable(np.ones((3, 2), "float32"))
     )
     np.testing.assert_array_equal(clipped, 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3,)])  # units of a kernel; one of a bias
+def test_nothing_passes_unclipped_where_norms_overflow(shape):
+    huge, large, small = (np.full(shape, x, "float32") for x in (1e30, 1e18, 1.0))
+    np.testing.assert_array_equal(clip_one(huge, keras.Variable(huge)), 0)
+    np.testing.assert_array_equal(
+        clip_one(huge, keras.Variable(small), clip_factor=1e38), 0
+    )
+    # The norm of the weights counts as the largest that does not overflow.
+    limit = np.finfo("float32").max ** 0.5
+    clipped = clip_one(large, keras.Variable(huge), clip_factor=0.01)
+    norms = np.linalg.norm(clipped.astype("float64"), axis=0)
+    assert_close(norms, 0.01 * limit, rtol=1e-5)
+    np.testing.assert_array_equal(clip_one(small, keras.Variable(huge)), small)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
+def test_empty_variables_have_nothing_to_clip(shape):
+    gradient = np.zeros(shape, "float32")
+    variable = keras.Variable(gradient)
+    assert clip_one(gradient, variable).shape == shape
+    _, [count] = clip_units([gradient], [variable], 0.01, 1e-3, None)
+    assert count == Count()
 
 
 def test_exclude_takes_layers_patterns_and_predicates():
