@@ -7,7 +7,9 @@ import pathlib
 import shutil
 import tempfile
 
-PARTIAL = ".partial-"
+# Beginning of the names of folders that hold what is not complete yet. With the name of
+# this package, so that no folder of a user is taken for one.
+PARTIAL = ".keras_nfnets-partial-"
 
 
 @contextlib.contextmanager
@@ -15,7 +17,8 @@ def written(path):
     """Context in which a file or folder is written; it appears at `path` when complete.
 
     An exception in the context leaves what was at `path` before. So does the end of the
-    process, after which an invisible folder may stay behind: see `remove_partial`.
+    process, after which an invisible folder may stay behind: see `remove_partial`. A file
+    replaces a file, and a folder a file or a folder; a file never replaces a folder.
 
     Args:
         path: str or `pathlib.Path`. Its folder must exist.
@@ -26,6 +29,7 @@ def written(path):
     Raises:
         OSError: writing failed, or the folder of `path` does not exist. The message of
             an error for lack of space has `path`.
+        IsADirectoryError: a file was written, and `path` is a folder.
     """
     path = pathlib.Path(path)
     with (
@@ -38,6 +42,11 @@ def written(path):
             # Else a crash of the machine may leave the new name with no content.
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
+        if path.is_dir() and not partial.is_dir():
+            # `os.replace` would name the partial file.
+            raise IsADirectoryError(
+                errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)
+            )
         _replace(partial, path, pathlib.Path(folder, "replaced"))
 
 
@@ -67,11 +76,10 @@ def _lack_of_space(path):
 
 def _replace(new, path, old):
     """Move `new` to `path`; what was there goes to `old`, and back if that fails."""
-    is_folder = new.is_dir() or path.is_dir()
-    if not (is_folder and os.path.lexists(path)):
+    if not (new.is_dir() and os.path.lexists(path)):
         os.replace(new, path)
         return
-    # A folder neither replaces something nor is replaced.
+    # For `os.replace`, a folder replaces nothing but empty folders.
     os.replace(path, old)
     try:
         os.replace(new, path)
@@ -104,15 +112,27 @@ def claimed(folder):
         BlockingIOError: another process has claimed it.
         OSError: nothing can be written there.
     """
-    path = folder / ".claimed"
-    with open(path, "ab") as file:
-        _lock(file)
-        try:
-            yield
-        finally:
-            # While it is locked, as another process may create and lock it afterwards.
-            with contextlib.suppress(OSError):  # on Windows, open files stay
-                path.unlink()
+    path = folder / ".keras_nfnets-claimed"
+    while True:
+        with open(path, "ab") as file:
+            _lock(file)
+            if not _is_at(path, file):
+                continue  # another process removed it before it was locked
+            try:
+                yield
+            finally:
+                # While it is locked, as another process may create and lock it afterwards.
+                with contextlib.suppress(OSError):  # on Windows, open files stay
+                    path.unlink()
+            return
+
+
+def _is_at(path, file):
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file):

@@ -30,8 +30,10 @@ def content(path):
 THINGS = [None, "old", {"a": "old", "b": "old"}]
 
 
-@pytest.mark.parametrize("new", ["new", {"a": "new"}])
-@pytest.mark.parametrize("old", THINGS)
+@pytest.mark.parametrize(
+    "old, new",
+    [(None, "new"), ("old", "new"), *((old, {"a": "new"}) for old in THINGS)],
+)
 def test_complete_output_replaces_what_existed(old, new, tmp_path):
     path = tmp_path / "with a space.txt"
     if old is not None:
@@ -40,6 +42,18 @@ def test_complete_output_replaces_what_existed(old, new, tmp_path):
         assert (partial.name, content(path)) == (path.name, old)
         make(partial, new)
     assert content(path) == new
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path):
+    path = tmp_path / "thesis"
+    make(path, {"a": "mine"})
+    with (
+        pytest.raises(IsADirectoryError, match=f"'{path}'"),
+        files.written(path) as partial,
+    ):
+        make(partial, "new")
+    assert content(path) == {"a": "mine"}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -87,8 +101,9 @@ with files.written({str(path)!r}) as partial:
     subprocess.run([sys.executable, "-c", program], check=False)
     assert content(path) == "old"
     assert len(list(tmp_path.iterdir())) == 2
+    make(tmp_path / ".partial-thesis1", {"a": "mine"})
     files.remove_partial(tmp_path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert set(tmp_path.iterdir()) == {path, tmp_path / ".partial-thesis1"}
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
@@ -126,3 +141,23 @@ def test_other_errors_keep_their_path(tmp_path):
         files.written(tmp_path / "file.txt"),
     ):
         open(tmp_path / "missing.png").close()
+
+
+def test_a_folder_is_claimed_by_one_process_also_if_claims_end_meanwhile(tmp_path):
+    program = f"""
+import pathlib, sys
+sys.path.insert(0, {os.path.dirname(files.__file__)!r})
+import files  # without the package, which takes seconds
+for _ in range(2000):
+    try:
+        with files.claimed(pathlib.Path({str(tmp_path)!r})):
+            inside = pathlib.Path({str(tmp_path / "inside")!r})
+            inside.mkdir()  # fails if another process is inside
+            inside.rmdir()
+    except BlockingIOError:
+        pass
+"""
+    command = [sys.executable, "-c", program]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [b""] * 3
+    assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,8 @@ def run(flags, arguments):
         raise UsageError(
             f"OUT must end in {' or '.join(_ENDINGS)}. Received: {arguments[1]}"
         )
+    if out.is_dir():
+        raise UsageError(f"OUT must be a file. Received: the folder {out}")
     if out.exists() and not flags.overwrite:
         raise UsageError(f"{out} exists; --overwrite replaces it.")
     if not out.parent.is_dir():

@@ -13,6 +13,7 @@ from keras_nfnets.cli import (
     experiment,
     export,
     predict,
+    streams,
     summary,
     train,
 )
@@ -59,30 +60,32 @@ Normalizer-free networks for Keras.
 
 def run():
     """Run `sys.argv` and exit with 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
-    # File names may contain bytes that are not valid text.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    output = streams.open_standard_streams()
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
-        sys.exit(status)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
+        status = 130
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe; Python would flush again at exit.
-        _discard_output()
-        sys.exit(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _discard_output()
-        where = error.filename or "the standard output"
-        print(f"keras-nfnets: cannot write {where}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _discard_output():
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            f"keras-nfnets: cannot write {error.filename}: {error.strerror}",
+            file=sys.stderr,
+        )
+        status = 1
+    if output.error is not None:
+        reason = output.error.strerror
+        print(
+            f"keras-nfnets: cannot write the standard output: {reason}", file=sys.stderr
+        )
+        status = status or 1
+    sys.exit(status)
 
 
 def main(arguments):

@@ -7,6 +7,8 @@ import shutil
 import sys
 import tempfile
 
+from keras_nfnets.cli import streams
+
 # TensorFlow logs what its exceptions say too; at 3 it shows only what ends the process.
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -29,13 +31,9 @@ def _only_python_on_stderr():
 
     What compiled code writes is shown if an exception leaves the context.
     """
-    try:
-        before, descriptor = sys.stderr, os.dup(2)
-    except OSError:  # there is no such stream
-        yield
-        return
+    before, descriptor = sys.stderr, os.dup(2)
     with (
-        open(descriptor, "w", buffering=1, errors="backslashreplace") as shown,
+        streams.as_text(streams.Output(descriptor), before) as shown,
         tempfile.TemporaryFile() as held,
     ):
         before.flush()
@@ -50,4 +48,5 @@ def _only_python_on_stderr():
         finally:
             shown.flush()
             os.dup2(descriptor, 2)
+            os.close(descriptor)
             sys.stderr = before

@@ -1,11 +1,12 @@
 """Planning, running and printing of experiments, for `keras-nfnets experiment`."""
 
+import contextlib
 import pathlib
 import shlex
 import textwrap
 from concurrent.futures.process import BrokenProcessPool
 
-from keras_nfnets import experiments
+from keras_nfnets import experiments, files
 from keras_nfnets.cli.command import Failure, UsageError
 from keras_nfnets.printing import printable
 
@@ -33,14 +34,17 @@ def run(flags, arguments):
     if flags.jobs is None:
         flags.jobs = experiments.default_jobs()
     several = len(chosen) > 1
-    try:
-        planned = [_prepared(flags, experiment, several) for experiment in chosen]
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-    try:
-        _run_all(planned, flags, several)
-    except OSError as error:
-        raise Failure(f"{error}. The same command continues from there.") from error
+    with contextlib.ExitStack() as claims:
+        try:
+            if several and flags.output_dir:
+                experiments.check_index(_path(flags.output_dir) / experiments.PAGE)
+            planned = [_prepared(flags, e, several, claims) for e in chosen]
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from error
+        try:
+            _run_all(planned, flags, several)
+        except OSError as error:
+            raise Failure(f"{error}. The same command continues from there.") from error
     return 0
 
 
@@ -55,8 +59,11 @@ def _run_all(planned, flags, several):
         print(f"\nOf all: {printable(index)}")
 
 
-def _prepared(flags, experiment, several):
-    """Return an experiment with its settings, folder and results, all checked."""
+def _prepared(flags, experiment, several, claims):
+    """Return an experiment with its settings, folder and results, all checked.
+
+    The folder is claimed until the end of `claims`, a `contextlib.ExitStack`.
+    """
     settings = experiments.settings_of(
         experiment, flags.scale, flags.dataset, flags.seeds
     )
@@ -64,6 +71,14 @@ def _prepared(flags, experiment, several):
         experiments.check_dataset(settings)
     folder = _folder(flags, settings, several)
     experiments.check_folder(folder, settings)
+    try:
+        claims.enter_context(files.claimed(folder))
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another process is running an experiment in {folder}. Choose another "
+            "--output_dir, or wait until it has ended."
+        ) from error
+    files.remove_partial(folder)
     return (
         experiment,
         settings,

@@ -23,6 +23,9 @@ from keras_nfnets.printing import printable
 # Fraction of test images among the digits.
 _TEST_FRACTION = 0.2
 
+# More classes would need gigabytes for each batch of labels. (ImageNet-21k has 21,841.)
+_MOST_CLASSES = 100_000
+
 # Size of the shuffle buffer for encoded images of TFDS: a gigabyte of ImageNet.
 _SHUFFLE_BUFFER = 10_000
 
@@ -232,6 +235,11 @@ def find(name, download=True, divide=True):
     folder = folder_of(name)
     if folder is not None:
         source = _Folder(folder, divide)
+        if str(name).isidentifier() and name in _names_in_tfds():
+            source.notes.append(
+                f"this folder is used, and not the data set {name!r} of TensorFlow "
+                f"Datasets, which has the same name (./{name} means the folder)"
+            )
         for note in source.notes:
             warn_once(f"{printable(folder)}: {note}")
         return source
@@ -425,6 +433,12 @@ def _checked_arrays(split, x, y):
             f"Labels must not be negative. Received: {y.min()}, the label of image "
             f"{y.argmin()} of split {split!r}"
         )
+    if y.max() >= _MOST_CLASSES:
+        raise ValueError(
+            f"Labels must be numbers of classes, less than {_MOST_CLASSES:,}. "
+            "`np.unique(y, return_inverse=True)[1]` numbers the values of y from 0. "
+            f"Received: {y.max()}, the label of image {y.argmax()} of split {split!r}"
+        )
     return x, y
 
 
@@ -489,11 +503,17 @@ def _size_of_file(path):
 _KNOWN_SPLITS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
+def _names_in_tfds():
+    import tensorflow_datasets as tfds
+
+    return tfds.list_builders(with_community_datasets=False)
+
+
 class _Tfds(Source):
     def __init__(self, name, download):
         import tensorflow_datasets as tfds
 
-        known = tfds.list_builders(with_community_datasets=False)
+        known = _names_in_tfds()
         # Checked here, as TFDS would search the network for an unknown name.
         if re.split("[/:]", name)[0] not in known:
             raise ValueError(

@@ -122,7 +122,7 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
             f"A SavedModel is a folder, and {path} looks like a file. Files end in "
             f"{' or '.join(_FORMAT_OF)}; Keras writes its own, `fold(model).save(...)`."
         )
-    _check_whether_free(path, overwrite)
+    _check_whether_free(path, ending, overwrite)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "Networks are exported on Keras's TensorFlow backend. Received: "
@@ -185,14 +185,22 @@ def _ending(path):
     return (path.suffix or path.name).lower()
 
 
-def _check_whether_free(path, overwrite):
+# What a SavedModel contains.
+_SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
+
+
+def _check_whether_free(path, ending, overwrite):
+    if ending and path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, and is left as it is. Choose another `path`."
+        )
     if os.path.lexists(path) and not overwrite:
         raise ValueError(f"{path} is there already; `overwrite=True` replaces it.")
-    is_ours = (path / "saved_model.pb").exists()
-    if path.is_dir() and not is_ours and any(path.iterdir()):
+    others = {p.name for p in path.iterdir()} - _SAVED_MODEL if path.is_dir() else ()
+    if others:
         raise ValueError(
             f"{path} is a folder, with something other than a SavedModel in it, and is "
-            "left as it is. Choose another `path`."
+            f"left as it is. Choose another `path`. Received: {min(others)} in that folder"
         )
 
 

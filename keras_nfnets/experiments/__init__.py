@@ -26,7 +26,14 @@ from keras_nfnets.experiments import (
 )
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.images import check_dataset
-from keras_nfnets.experiments.page import PAGE, PICTURE, verdict, write, write_index
+from keras_nfnets.experiments.page import (
+    PAGE,
+    PICTURE,
+    check_index,
+    verdict,
+    write,
+    write_index,
+)
 from keras_nfnets.experiments.results import Results
 from keras_nfnets.experiments.running import (
     RESULTS,
@@ -65,6 +72,7 @@ __all__ = [
     "Results",
     "check_dataset",
     "check_folder",
+    "check_index",
     "default_jobs",
     "find",
     "run",

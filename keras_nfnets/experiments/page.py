@@ -67,6 +67,7 @@ def write(experiment, settings, rows, folder, command):
 _MARKS = {True: "Supported:", False: "**Not supported:**", None: "Observed:"}
 
 
+_INDEX_TITLE = "# Reproducing the papers' claims"
 _INDEX = """\
 Each page has the claim, the method, a figure, the results and the limits of its scale."""
 
@@ -79,7 +80,7 @@ def write_index(rows, path):
         path: `pathlib.Path` of the page. The experiments' folders are next to it.
     """
     lines = [
-        "# Reproducing the papers' claims",
+        _INDEX_TITLE,
         "",
         _one_line(_INDEX),
         "",
@@ -101,6 +102,15 @@ def write_index(rows, path):
             "",
         ]
     _replace(path, "\n".join(_wrapped(line) for line in lines))
+
+
+def check_index(path):
+    """Raise a ValueError if there is another file where `write_index` is to write."""
+    if path.exists() and not path.read_bytes().startswith(_INDEX_TITLE.encode()):
+        raise ValueError(
+            f"{path} would be replaced, but is no summary of experiments. Give another "
+            "folder, or move that file away."
+        )
 
 
 def _draw(experiment, settings, rows, path):

@@ -13,6 +13,7 @@ from concurrent import futures
 import keras
 
 from keras_nfnets import files
+from keras_nfnets.experiments.page import PAGE, PICTURE
 
 SETTINGS, RESULTS = "settings.json", "results.csv"
 
@@ -47,13 +48,14 @@ def check_folder(folder, settings):
             if before.get(name) != settings.get(name)
         }
     except FileNotFoundError:
-        if (folder / RESULTS).exists():
-            raise ValueError(
-                f"A folder has a {RESULTS} but no {SETTINGS} of its run. Give another "
-                f"folder. Received: {folder}"
-            ) from None
+        for name in (RESULTS, PAGE, PICTURE):
+            if (folder / name).exists():
+                raise ValueError(
+                    f"{folder} has a {name}, which would be replaced, but no {SETTINGS} of "
+                    "an experiment. Give another folder, or move that file away."
+                ) from None
         differing = set()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} does not contain settings. Give another folder. Received: {error}"
         ) from None

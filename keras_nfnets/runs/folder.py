@@ -8,6 +8,7 @@ import re
 import tempfile
 
 from keras_nfnets import files
+from keras_nfnets.runs.saved_model import is_of_run
 
 MODEL, AVERAGED, METADATA, HISTORY = (
     "model.keras",
@@ -21,11 +22,11 @@ CURVES, PREDICTIONS, REPORT = (
     "report.html",
 )
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
-BEST = f"{CHECKPOINTS}/best.weights.h5"
+BEST = f"{CHECKPOINTS}/keras_nfnets-best.weights.h5"
 # What a run writes into these folders. A user's own files there are left alone.
 _FILES = {
-    CHECKPOINTS: re.compile(r"epoch-\d{6,}\.npz|best\.weights\.h5"),
-    TENSORBOARD: re.compile(r"\w+/events\.out\.tfevents\..*"),
+    CHECKPOINTS: re.compile(r"keras_nfnets-(epoch-\d{6,}\.npz|best\.weights\.h5)"),
+    TENSORBOARD: re.compile(r"(train|validation)/events\.out\.tfevents\..*"),
 }
 # Where those of the run are whose results are being replaced.
 _EARLIER = ".earlier-"
@@ -111,10 +112,12 @@ def claimed(folder, *, resume, overwrite):
                     f"Another process is training in {folder}. Choose another "
                     "`output_dir`, or wait until it has ended."
                 ) from error
-            tempfile.TemporaryFile(dir=folder).close()
+            # As long a path as any that will be written there.
+            tempfile.NamedTemporaryFile(
+                prefix=files.PARTIAL + 100 * "-", dir=folder
+            ).close()
         _check_results(folder, resume, overwrite)
-        if resume or overwrite:
-            files.remove_partial(folder)
+        files.remove_partial(folder)
         if overwrite and not resume:
             _put_aside(folder)
             claim.callback(_put_back, folder)
@@ -194,10 +197,30 @@ def _check_results(folder, resume, overwrite):
             "`output_dir`, or `overwrite` to replace them when this run is done"
             + (", or `resume` to continue it." if CHECKPOINTS in found else ".")
         )
+    for name in (*found, TENSORBOARD):
+        path, is_folder = folder / name, name in _FILES
+        if os.path.lexists(path) and path.is_dir() != is_folder:
+            raise ValueError(
+                f"A run writes a {'folder' if is_folder else 'file'} called {name}. Choose "
+                f"another `output_dir`, or move that one away. Received: {path}"
+            )
     # Without a history, the run was stopped before its first epoch ended.
     finished = MODEL in found and HISTORY in found
     if resume and finished and CHECKPOINTS not in found:
         raise ValueError(f"The run in {folder} is finished; there is nothing to resume")
+    foreign = [
+        name
+        for name in found
+        if name.endswith(".keras") and not is_of_run(folder / name)
+    ]
+    if found != [CHECKPOINTS] and MODEL not in found:
+        foreign = [name for name in found if name != CHECKPOINTS]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)}, which may be yours, as there is no "
+            f"{MODEL} of a training run. Choose another `output_dir`, or move what is "
+            "there away."
+        )
 
 
 def replace(folder, partial):
@@ -206,15 +229,15 @@ def replace(folder, partial):
     Returns:
         dict `{name: path}` of the files in the folder.
     """
-    paths = {}
-    for name in DESCRIPTIONS:
+    # The model first, by which a folder is known as that of a run.
+    for name in sorted(DESCRIPTIONS, key=lambda name: name != MODEL):
         file = partial / name
         if file.exists() and file.stat().st_size:  # no history before the first epoch
             os.replace(file, folder / name)
-            paths[name] = folder / name
         else:
             (folder / name).unlink(missing_ok=True)
-    return paths
+    paths = {name: folder / name for name in DESCRIPTIONS}
+    return {name: path for name, path in paths.items() if path.exists()}
 
 
 def best_epoch(history):

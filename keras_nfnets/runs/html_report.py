@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 
-from keras_nfnets.runs import evaluation, figures, folder
+from keras_nfnets.runs import evaluation, figures
 from keras_nfnets.runs.progress import is_unbalanced
 
 # A larger confusion matrix is hard to read; then the most frequent confusions are listed.
@@ -23,13 +23,13 @@ def page(run, results):
         results: `Results` of its model on its validation split.
     """
     wrong = results.predicted != results.labels
-    patience = run.recipe.patience
-    best = folder.best_epoch(run.history) if patience else run.epochs - 1
+    best = run.best_epoch
+    epoch = run.epochs if best is None else best + 1
     facts = (
         f"{results.accuracy:.1%} of {len(results.labels):,} validation images are "
         f"classified correctly, {int(wrong.sum()):,} are not. The run had {run.epochs} "
-        f"epochs; the model is that of epoch {best + 1}"
-        + (", the best." if patience else ".")
+        f"epochs; the model is that of epoch {epoch}"
+        + ("." if best is None else ", the best.")
     )
     sections = [
         f"<h1>{_text(run.title)}</h1><p class=lead>{_text(facts)}</p>",

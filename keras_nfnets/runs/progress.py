@@ -204,9 +204,9 @@ def _results(run, stopped):
             continue
         values, best = history[name], ""
         value = values[-1]
-        if run.recipe.patience and not kind:
-            number = folder.best_epoch(history)
-            value, best = values[number], f" (epoch {number + 1}, the best of {epochs})"
+        if run.best_epoch is not None and not kind:
+            value = values[run.best_epoch]
+            best = f" (epoch {run.best_epoch + 1}, the best of {epochs})"
         lines.append(f"Accuracy on validation images{kind}: {value:.2%}{best}")
     if run.source.left_out:
         names = [printable(name) for name in run.source.left_out]

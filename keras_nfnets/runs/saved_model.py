@@ -25,9 +25,10 @@ def save_model(model, path, metadata):
         OSError: the file cannot be written; what was there before is kept.
     """
     with files.written(path) as partial:
-        model.save(partial)
+        with keras_internals.dates_of_archives():
+            model.save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
-            archive.writestr(_METADATA, json.dumps(metadata))
+            archive.writestr(zipfile.ZipInfo(_METADATA), json.dumps(metadata))
 
 
 def save_weights(model, path):
@@ -54,6 +55,15 @@ def load_model(path):
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises exceptions of many types
         raise ValueError(f"{path} is not a complete .keras file: {error}") from error
+
+
+def is_of_run(path):
+    """Whether a file was written by `save_model`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _METADATA in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def load_metadata(path):

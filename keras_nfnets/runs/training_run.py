@@ -45,6 +45,8 @@ class Run:
         resumed_after: int. Number of epochs that were trained before it was resumed.
         history: dict `{name: [value, ...]}` of losses, metrics, learning rate, ... with
             one value per epoch, including the epochs before it was resumed.
+        best_epoch: int or None. Index of the epoch whose weights the model has been given
+            at the end; None if it has those of the last epoch.
         paths: dict `{name: pathlib.Path}` of its files, such as `"model.keras"`; empty
             until they are written.
 
@@ -65,6 +67,7 @@ class Run:
     replicas: int
     resumed_after: int = 0
     history: dict = dataclasses.field(default_factory=dict)
+    best_epoch: int | None = None
     paths: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -80,7 +83,7 @@ class Run:
         """
         if not self.epochs:
             return {}
-        kept = folder.best_epoch(self.history) if self.recipe.patience else -1
+        kept = -1 if self.best_epoch is None else self.best_epoch
         return {
             name.removeprefix("val_"): values[kept]
             for name, values in self.history.items()
@@ -442,9 +445,8 @@ def _write_all(run, stopped, listeners):
                 prefix=files.PARTIAL, dir=run.folder, ignore_cleanup_errors=True
             ) as partial:
                 partial = pathlib.Path(partial)
-                best = run.folder / folder.BEST
-                if run.recipe.patience and best.exists():
-                    run.model.load_weights(best)
+                if run.recipe.patience and run.epochs:
+                    _restore_best(run)
                 _write_model(run, partial)
                 _write_pictures(run, partial, listeners)
                 run.paths = folder.replace(run.folder, partial)
@@ -455,6 +457,24 @@ def _write_all(run, stopped, listeners):
             raise RunError(
                 f"Cannot write the results into {run.folder}: {error}"
             ) from error
+
+
+def _restore_best(run):
+    """Give the model the weights of its best epoch; if they are lost, say so."""
+    path, last = run.folder / folder.BEST, run.model.get_weights()
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        run.model.load_weights(path)
+        run.best_epoch = folder.best_epoch(run.history)
+    except Exception as error:  # noqa: BLE001 (of whatever type)
+        run.model.set_weights(last)
+        logging.warning(
+            "The weights of the best epoch cannot be read, so the model has those of the "
+            "last epoch: %s: %s",
+            printable(path),
+            printable(error),
+        )
 
 
 def _write_model(run, partial):

@@ -176,7 +176,7 @@ def _value(text):
     """Parse a number, None, True, False or quoted string; return other text."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # deeply nested
         return text
     is_plain = value is None or isinstance(value, (bool, int, float, str))
     return value if is_plain else text

@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import json
 import math
 import typing
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion
+from keras_nfnets.backend import fusion, graph, keras_internals
 from keras_nfnets.layers.units import mark_units_of, unit_axes, variable_path
 
 # The kernel of this package's classifiers. The authors never clip it, but clip its bias
@@ -188,47 +189,76 @@ def check_exclude(exclude, variables):
 
 
 def warn_of_classifier(model, exclude, argument):
-    """Warn if a model's classifier is clipped only because it has an unknown name.
+    """Warn of classifiers of a model that are clipped only because of their names.
 
-    A classifier is the last layer with a kernel in a model with a cross-entropy as loss;
-    of several losses it is not known which layer belongs to which.
+    A classifier is the last layer with a kernel before an output whose loss is a
+    cross-entropy; in a model without a graph, the last layer with a kernel.
 
     Args:
         model: a compiled `keras.Model`.
         exclude: see `adaptive_clip`.
         argument: str. Name of the argument that was `exclude`, for the message.
     """
-    kernels = [v for v in model.variables if v.name == "kernel" and len(v.shape) > 1]
-    if exclude != CLASSIFIER_KERNEL or not kernels or not _is_classifier(model.loss):
+    if exclude != CLASSIFIER_KERNEL:
         return
-    if any(is_excluded(kernel, exclude) for kernel in kernels):
-        return
-    path = kernels[-1].path
-    clipped, choice = (
-        f"The gradient of {path}, apparently the kernel of the classifier,",
-        path,
-    )
-    if len(keras.tree.flatten(model.loss)) > 1:
-        clipped, choice = (
-            "The gradient of every kernel, also of classifiers,",
-            "NAME/kernel",
-        )
-    if kernels[-1].trainable:
+    paths = [
+        kernel.path
+        for kernel in _kernels_of_classifiers(model)
+        if kernel.trainable and not is_excluded(kernel, exclude)
+    ]
+    if paths:
+        choice = f'"{paths[0]}"' if len(paths) == 1 else json.dumps(paths)
         warnings.warn(
-            f"{clipped} is clipped. The authors do not clip that of a classifier, and by "
-            f'default a layer named "predictions" is left out. Pass {argument}="{choice}" '
-            f"to leave one out, or {argument}=None to clip everything without this "
+            f"The gradient of {' and '.join(paths)}, apparently the kernel of a "
+            "classifier, is clipped. The authors do not clip that of a classifier, and by "
+            f'default a layer named "predictions" is left out. Pass {argument}={choice} '
+            f"to leave it out, or {argument}=None to clip everything without this "
             "warning.",
             stacklevel=2,
         )
 
 
-def _is_classifier(loss):
-    """Whether one of the losses given to `compile` is a cross-entropy."""
-    losses = keras.tree.flatten(loss)
-    names = [x if isinstance(x, str) else getattr(x, "name", None) for x in losses]
-    names = [n or getattr(x, "__name__", "") for n, x in zip(names, losses)]
-    return any("crossentropy" in name.replace("_", "").lower() for name in names)
+def _kernels_of_classifiers(model):
+    """Return the kernels of the classifiers of a compiled model, each once."""
+    if graph.has_graph(model):
+        outputs, losses = graph.ends(model)[1], model.loss
+        if not isinstance(outputs, dict):
+            outputs = dict(zip(model.output_names, keras.tree.flatten(outputs)))
+        if isinstance(losses, (list, tuple)):
+            losses = dict(zip(outputs, losses))
+        elif not isinstance(losses, dict):
+            losses = dict.fromkeys(outputs, losses)
+        kernels = [
+            _kernel_before(output)
+            for name, output in outputs.items()
+            if _is_cross_entropy(losses.get(name))
+        ]
+    else:
+        losses = keras.tree.flatten(model.loss)
+        kernels = _kernels(model)[-1:] if any(map(_is_cross_entropy, losses)) else []
+    return list({id(k): k for k in kernels if k is not None}.values())
+
+
+def _kernel_before(tensor):
+    """Return the last kernel on the way to a symbolic tensor; None if the way divides."""
+    while True:
+        node = keras_internals.node_of(tensor)
+        kernels = _kernels(node.operation)
+        if kernels or len(node.input_tensors) != 1:
+            return kernels[-1] if kernels else None
+        [tensor] = node.input_tensors
+
+
+def _kernels(layer):
+    variables = getattr(layer, "variables", ())  # operations have none
+    return [v for v in variables if v.name == "kernel" and len(v.shape) > 1]
+
+
+def _is_cross_entropy(loss):
+    """Whether a loss given to `compile` is a cross-entropy."""
+    if not isinstance(loss, str):
+        loss = getattr(loss, "name", None) or getattr(loss, "__name__", "")
+    return "crossentropy" in loss.replace("_", "").lower()
 
 
 def is_excluded(variable, exclude):

@@ -208,6 +208,7 @@ class AGCModel(keras_internals.ModelWithHooks):
             "skip_nonfinite": skip_nonfinite,
         }
         self.sam_rho = sam_rho
+        self.perturbation = None
         self._clips = self._model_clips()
         self._skips = skip_nonfinite
         self._averages, self._has_training_state = None, False
@@ -284,6 +285,8 @@ class AGCModel(keras_internals.ModelWithHooks):
         self._averages = averages_in(self.optimizer, variables, decay)
         self._averaged = self._averages and AveragedEvaluation(self._averages, self)
         self.test_function = None  # it may know of no averages
+        if self.sam_rho and keras.backend.backend() == "tensorflow":
+            self.perturbation = replicas.perturbation(variables)
         self._has_training_state = True
 
     @property
@@ -624,15 +627,27 @@ class AGCModel(keras_internals.ModelWithHooks):
             given.arguments["callbacks"] = callbacks
         self._fits = True
         try:
-            return fit(*given.args, **given.kwargs)
+            with self._no_perturbation_after_errors():
+                return fit(*given.args, **given.kwargs)
         finally:
             self._fits = False
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
-        logs = super().train_on_batch(*args, **kwargs)
+        with self._no_perturbation_after_errors():
+            logs = super().train_on_batch(*args, **kwargs)
         self.check_train_step()
         return logs
+
+    @contextlib.contextmanager
+    def _no_perturbation_after_errors(self):
+        """Context in which an error in SAM's second pass does not change the weights."""
+        try:
+            yield
+        except BaseException:
+            if self.perturbation is not None:
+                self.perturbation.restore()
+            raise
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, return_dict=False, **kwargs):

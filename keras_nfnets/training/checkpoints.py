@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -12,18 +13,26 @@ from keras import ops
 
 from keras_nfnets import files
 
+# Names of checkpoints. The package's name tells them from other files, which are never
+# replaced or deleted. (They had none before version 0.1.0 was released.)
+NAME = re.compile(r"(?:keras_nfnets-)?epoch-(\d{6,})\.npz")
+# Most bytes of the description: a million values of history, and settings.
+_MOST_ABOUT = 2**26
+
 
 class Checkpoints(keras.callbacks.Callback):
     """Callback that saves the complete training state after each epoch.
 
     A checkpoint contains the weights, the state of random generators, the optimizer with
     averaged weights, the number of epochs and the history. A file appears under its
-    name, such as `epoch-000012.npz`, only when it is complete; the last two files are
-    kept. `restore` loads the last one.
+    name, such as `keras_nfnets-epoch-000012.npz`, only when it is complete; the last two
+    files are kept. `restore` loads the last one. Files that are torn, or no checkpoints,
+    are skipped with a warning.
 
     Args:
         folder: str or `pathlib.Path`. Created if it does not exist.
-        settings: dict of JSON types. Identifies the run.
+        settings: dict of JSON types. Identifies the run. If it has `"epochs"`, a
+            checkpoint of a later epoch is skipped.
         write: bool. Whether to write: only one of several workers does, but all read.
 
     Raises:
@@ -67,7 +76,8 @@ class Checkpoints(keras.callbacks.Callback):
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_partial(self.folder)
-        with files.written(self.folder / f"epoch-{epoch:06}.npz") as path:
+        name = f"keras_nfnets-epoch-{epoch:06}.npz"
+        with files.written(self.folder / name) as path:
             np.savez(path, about=np.array(json.dumps(about)), **arrays)
         for old in self._files()[2:]:
             old.unlink(missing_ok=True)
@@ -104,11 +114,13 @@ class Checkpoints(keras.callbacks.Callback):
                 f"{path} is a checkpoint of a run with other settings. Use the same "
                 f"settings, or another folder. Received: {differences}"
             )
-        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-        if shapes != {name: array.shape for name, array in arrays.items()}:
+        if not (
+            variables.keys() == arrays.keys()
+            and all(_fits(arrays[name], v) for name, v in variables.items())
+        ):
             raise ValueError(
                 f"{path} is a checkpoint of another model or another optimizer: its "
-                "variables have other names or shapes. Use another folder. "
+                "variables have other names, shapes or types. Use another folder. "
                 f"Received: {len(arrays)} arrays for {len(variables)} variables"
             )
         values = {
@@ -123,33 +135,47 @@ class Checkpoints(keras.callbacks.Callback):
     def saved_settings(self):
         """Return the settings of the last complete checkpoint, or None."""
         for path in self._files():
-            with (
-                contextlib.suppress(Exception),
-                np.load(path, allow_pickle=False) as file,
-            ):
-                return json.loads(str(file["about"]))["settings"]
+            with contextlib.suppress(Exception), _opened(path) as archive:
+                return self._about(path, archive)["settings"]
         return None
 
     def _files(self):
         """List the checkpoint files, last epoch first."""
-        files = (
-            path
-            for path in self.folder.glob("epoch-*.npz")
-            if re.fullmatch(r"epoch-\d{6,}", path.stem)
-        )
-        return sorted(files, key=lambda path: -int(path.stem.partition("-")[2]))
+        paths = self.folder.glob("*epoch-*.npz")
+        matches = {path: NAME.fullmatch(path.name) for path in paths}
+        found = [path for path, match in matches.items() if match]
+        return sorted(found, key=lambda path: -int(matches[path][1]))
 
     def _last_complete(self):
         for path in self._files():
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-                return path, json.loads(str(arrays.pop("about"))), arrays
+                with _opened(path) as archive:
+                    about = self._about(path, archive)
+                    names = [n for n in archive.namelist() if n != _ABOUT]
+                    arrays = {n.removesuffix(".npy"): _array(archive, n) for n in names}
+                    return path, about, arrays
             except Exception as error:  # noqa: BLE001 (of whatever type)
                 warnings.warn(
-                    f"{path} is not complete and is skipped: {error}", stacklevel=3
+                    f"{path} is not a complete checkpoint and is skipped: {error}",
+                    stacklevel=3,
                 )
         return None
+
+    def _about(self, path, archive):
+        """Read and check what a checkpoint says of itself."""
+        if archive.getinfo(_ABOUT).file_size > _MOST_ABOUT:
+            raise ValueError(f"its description has more than {_MOST_ABOUT:,} bytes")
+        about = json.loads(str(_array(archive, _ABOUT)))
+        epoch, history = int(NAME.fullmatch(path.name)[1]), about["history"]
+        most = self.settings.get("epochs")
+        if about["epoch"] != epoch or (isinstance(most, int) and epoch > most):
+            raise ValueError(f"it says that it is of epoch {about['epoch']} of {most}")
+        if not isinstance(about["settings"], dict) or not all(
+            len(values) <= epoch and all(type(value) is float for value in values)
+            for values in history.values()
+        ):
+            raise ValueError("its settings or its history are of another form")
+        return about
 
     @staticmethod
     def _variables(model):
@@ -170,6 +196,40 @@ class Checkpoints(keras.callbacks.Callback):
             for group, variables in groups.items()
             for i, variable in enumerate(variables)
         }
+
+
+_ABOUT = "about.npy"
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Open a file of `np.savez` as a `zipfile.ZipFile` whose content fits into the file.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile: it is not such a file.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is not a file")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        is_compressed = any(m.compress_type != zipfile.ZIP_STORED for m in members)
+        size = sum(member.file_size for member in members)
+        if is_compressed or size > path.stat().st_size:
+            raise ValueError("its arrays are larger than the file")
+        yield archive
+
+
+def _array(archive, name):
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _fits(array, variable):
+    """Whether a saved array has the shape of a variable, and a type that it can take."""
+    return array.shape == tuple(variable.shape) and (
+        array.dtype.kind == "V"
+        or np.can_cast(array.dtype, np.dtype(variable.dtype), "same_kind")
+    )
 
 
 def _as_storable(array):

@@ -71,6 +71,13 @@ def symbolic_batch(iterator):
     return _tensorflow().symbolic_batch(iterator)
 
 
+def perturbation(variables):
+    """Return SAM's `Perturbation` of variables, which replicas make together."""
+    from keras_nfnets.training.perturbation_tensorflow import Perturbation
+
+    return Perturbation(variables)
+
+
 def has_ranks(iterator):
     """Whether an epoch's data are tensors of known rank."""
     return _tensorflow().has_ranks(iterator)

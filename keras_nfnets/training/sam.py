@@ -48,11 +48,7 @@ def gradients_of_sam(first, at_worst, variables):
 
 @contextlib.contextmanager
 def perturbed_variables(variables, gradients, rho):
-    """Context in which the variables are `perturbed`; then their values are restored.
-
-    They are also restored after an exception in eager execution. (In a graph, an exception
-    of Python prevents that the graph is built, and so that anything is assigned.)
-    """
+    """Context in which the variables are `perturbed`; then their values are restored."""
     before = [ops.copy(variable) for variable in variables]
     worst = perturbed(before, gradients, variables, rho)
     try:

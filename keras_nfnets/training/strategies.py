@@ -119,7 +119,7 @@ def _tf_config():
         config = json.loads(text)
         if isinstance(config, dict):
             return config
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         pass
     raise ValueError(_tf_config_error(text))
 

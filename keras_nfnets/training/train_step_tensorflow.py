@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_nfnets.backend.per_example import inputs_are
 from keras_nfnets.training import replicas_tensorflow as replicas
-from keras_nfnets.training.sam import gradients_of_sam, perturbed_variables
+from keras_nfnets.training.sam import gradients_of_sam
 from keras_nfnets.training.state import State
 
 
@@ -26,8 +26,9 @@ def train_step(model, data):
     before = model.state_before_step()
     loss, y_pred, gradients = loss_and_gradients()
     if model.sam_rho:
+        model.build_training_state()
         after = State(model.state_of_steps)
-        with perturbed_variables(model.trainable_variables, gradients, model.sam_rho):
+        with model.perturbation.applied(gradients, model.sam_rho):
             _, _, at_worst = loss_and_gradients()
         gradients = gradients_of_sam(gradients, at_worst, model.trainable_variables)
         after.restore()

@@ -3,7 +3,7 @@ import re
 
 from full_disk import full_disk
 
-from keras_nfnets import experiments
+from keras_nfnets import experiments, files
 from keras_nfnets.cli.main import main
 
 
@@ -74,3 +74,21 @@ def test_wrong_usage_is_explained_and_nothing_is_lost(tmp_path, capsys):
     (tmp_path / "settings.json").unlink()
     assert "no settings.json" in error("bn_leaks", folder)
     assert "/proc/nowhere" in error("bn_leaks", "--output_dir=/proc/nowhere")
+
+
+def test_files_that_no_experiment_has_written_are_left_alone(tmp_path, capsys):
+    folder = f"--output_dir={tmp_path}"
+    (tmp_path / "README.md").write_text("# My project")
+    for names in (["mean_shift"], ["mean_shift", "bn_leaks"]):
+        assert main(["experiment", *names, "--dataset=digits", folder]) == 2
+        assert "README.md" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_folder_belongs_to_one_process(tmp_path, capsys):
+    with files.claimed(tmp_path):
+        status = main(
+            ["experiment", "mean_shift", "--dataset=digits", f"--output_dir={tmp_path}"]
+        )
+    assert status == 2
+    assert f"is running an experiment in {tmp_path}" in capsys.readouterr().err

@@ -182,6 +182,14 @@ def test_convert_recognizes_the_network_and_keeps_its_function(
     assert outputs(capsys, "convert", safetensors, out, "--overwrite")[0] == 0
 
 
+def test_convert_leaves_a_folder_alone(tmp_path, capsys):
+    (tmp_path / "thesis.keras").mkdir()
+    out = tmp_path / "thesis.keras"
+    status, _, err = outputs(capsys, "convert", "digits", out, "--overwrite")
+    assert status == 2 and f"OUT must be a file. Received: the folder {out}" in err
+    assert out.is_dir()
+
+
 @pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
 def test_convert_to_a_full_disk_leaves_the_old_file(ending, tmp_path, capsys):
     source, out = tmp_path / "m.weights.h5", tmp_path / f"out{ending}"

@@ -18,6 +18,7 @@ from PIL import Image
 import keras_nfnets  # noqa: F401  (its layers are needed to load models)
 from keras_nfnets import data
 from keras_nfnets.cli.main import main
+from keras_nfnets.runs.saved_model import save_model
 
 FILES = {
     *("model.keras", "model.json", "history.csv"),
@@ -167,6 +168,11 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     for name in FILES:
         (folder / name).write_text("old")
+    save_model(
+        keras.Sequential([keras.Input((2,)), keras.layers.Flatten()]),
+        folder / "model.keras",
+        {},
+    )
     flags = ["--epochs=1000", "--seed=3", "--overwrite", f"--output_dir={folder}"]
     with contextlib.redirect_stdout(Impatient("pixels, 1000 epochs")) as out:
         assert main(["train", *QUICK, *flags]) == 130

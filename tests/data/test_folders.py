@@ -350,3 +350,15 @@ def test_images_in_two_splits_are_counted(tmp_path):
         "3 images of one split can be found in another too, such as test/cats/0.jpg, "
         "which equals train/cats/1.jpg. Results for them mean little: remove the copies."
     )
+
+
+def test_a_folder_called_as_a_data_set_of_tfds_is_used_and_says_so(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "cifar10")
+    source = data.find("cifar10")
+    assert source.class_names == ["cats", "dogs"]
+    assert any("not the data set 'cifar10' of TensorFlow" in x for x in source.notes)
+    assert "cifar10: this folder is used" in caplog.text
+    assert data.find("./cifar10").notes == []

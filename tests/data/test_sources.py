@@ -234,6 +234,11 @@ def test_arrays_are_a_source():
         (np.zeros((2, 4, 4, 3), "uint8"), [0, 1, 2], "must be 2 integers"),
         (np.zeros((2, 4, 4, 3), "uint8"), [0.5, 1], "must be 2 integers"),
         (np.zeros((2, 4, 4, 3), "uint8"), [0, -1], "negative. Received: -1.*image 1"),
+        (
+            np.zeros((2, 4, 4, 3), "uint8"),
+            np.array([2**64 - 1, 0], "uint64"),
+            "less than 100,000.*Received: 18446744073709551615, .* image 0",
+        ),
     ],
 )
 def test_arrays_that_are_not_labeled_images_are_errors(x, y, sentence):

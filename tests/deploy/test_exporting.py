@@ -201,9 +201,17 @@ def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
     with pytest.raises(ValueError, match="left as it is"):
         export(small(), path, overwrite=True)
     assert (path / "thesis.txt").read_text() == "all of it"
-    (path / "thesis.txt").unlink()
+
+
+def test_a_saved_model_with_something_else_in_its_folder_is_left_alone(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
     export(small(), path, overwrite=True)
-    RUNTIMES[name](path, IMAGES[:1])
+    (path / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="left as it is.*Received: thesis.txt"):
+        export(small(), path, overwrite=True)
+    assert (path / "thesis.txt").read_text() == "all of it"
+    run_saved_model(path, IMAGES[:1])
 
 
 def test_a_saved_model_takes_the_place_of_a_file(tmp_path):

@@ -78,6 +78,9 @@ def test_settings_are_changed_by_name():
         ("augmentation=zoom", "Received: 'zoom'"),
         ("report=3", "`report` must be True or False"),
         ("warmup_epochs=15", "`warmup_epochs` must be"),
+        ("epochs=" + "-" * 10**6 + "1", "`epochs` must be an integer"),
+        ("epochs=" + "[" * 10**5, "`epochs` must be an integer"),
+        ("epochs=" + "1+" * 10**5 + "1", "`epochs` must be an integer"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             recipes.find("digits").changed([assignment])

@@ -1,6 +1,7 @@
 """Training runs from Python: what is returned, written, restored and raised."""
 
 import csv
+import os
 import shutil
 import signal
 import threading
@@ -169,6 +170,43 @@ class InterruptAt(keras.callbacks.Callback):
             raise self.error
 
 
+class Spoil(keras.callbacks.Callback):
+    """Call `change` with the path of the weights of the best epoch, at the end."""
+
+    def __init__(self, folder, change):
+        super().__init__()
+        self.folder, self.change = folder, change
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.last = self.model.get_weights()
+
+    def on_train_end(self, logs=None):
+        [path] = (self.folder / "checkpoints").glob("*best.weights.h5")
+        self.change(path)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 2000)
+
+
+@pytest.mark.parametrize(
+    "change", [truncate, lambda path: path.unlink(), lambda path: path.write_text("?")]
+)
+def test_spoiled_weights_of_the_best_epoch_do_not_cost_the_results(
+    change, images, tmp_path, caplog
+):
+    spoil = Spoil(tmp_path, change)
+    recipe = recipe_for(images, "epochs=2", "report=False")
+    run = runs.train(recipe, tmp_path, callbacks=[spoil])
+    assert (
+        "best epoch cannot be read, so the model has those of the last" in caplog.text
+    )
+    assert run.validation["accuracy"] == run.history["val_accuracy"][-1]
+    saved = keras.saving.load_model(run.paths["model.keras"])
+    for value, last in zip(saved.get_weights(), spoil.last, strict=True):
+        np.testing.assert_array_equal(value, last)
+
+
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), FloatingPointError("diverged")], ids=repr
 )
@@ -264,7 +302,7 @@ def test_a_folder_belongs_to_one_run(images, tmp_path):
     # What a killed process leaves does not keep others out.
     other = tmp_path / "other"
     other.mkdir()
-    (other / ".claimed").touch()
+    (other / ".keras_nfnets-claimed").touch()
     assert runs.train(recipe, other).epochs == 1
 
 
@@ -289,7 +327,7 @@ def test_what_is_overwritten_stays_until_the_new_results_stand(stopped):
     (folder / "partial-thesis").mkdir()
     (folder / "partial-thesis" / "text").write_text("mine too")
     before = contents(folder)
-    assert "epoch-000001.npz" in before
+    assert "keras_nfnets-epoch-000001.npz" in before
     recipe = recipe_for(images, "epochs=1", "report=False")
     with pytest.raises(RuntimeError, match="failed"):
         runs.train(recipe, folder, overwrite=True, callbacks=[Fail()])

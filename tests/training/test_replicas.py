@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_nfnets import AGC, SGDAGC, AGCModel
+from keras_nfnets.training import replicas_tensorflow
 
 CLIP = {"clip_factor": 0.02, "eps": 1e-3}
 
@@ -402,6 +403,29 @@ def test_sam_updates_statistics_once_on_replicas():
     history, model = trained_with_statistics(x, y, sam_rho=1e-9)
     assert history == pytest.approx(expected[0], rel=1e-4)
     assert_same_variables(model, expected[1], rtol=1e-3)
+
+
+def test_replicas_agree_on_the_largest_new_value_of_a_float8_scale():
+    with scope(4):
+        scale, kernel = keras.Variable(1.0), keras.Variable([1.0, 1.0])
+        scale.overwrite_with_gradient = True
+        strategy = tf.distribute.get_strategy()
+
+        @tf.function
+        def step():
+            context = tf.distribute.get_replica_context()
+            value = tf.cast(context.replica_id_in_sync_group, "float32")
+            gradients = [4 - value, tf.fill([2], value), None]
+            return replicas_tensorflow.sum_over_replicas(
+                gradients, [scale, kernel, kernel]
+            )
+
+        new, summed, missing = strategy.run(step)
+    for value in strategy.experimental_local_results(new):
+        assert value.numpy() == 4.0
+    for value in strategy.experimental_local_results(summed):
+        np.testing.assert_array_equal(value.numpy(), [6.0, 6.0])
+    assert missing is None
 
 
 def test_sample_weights_on_replicas_are_those_on_one():

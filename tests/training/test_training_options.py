@@ -1,5 +1,7 @@
 """Options of `AGCModel.compile` besides clipping: SAM, averaged weights, skipping."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -82,6 +84,54 @@ def test_sam_restores_the_weights_when_an_eager_step_fails(failing_call):
         model.train_on_batch(X, Y)
     assert calls == failing_call
     np.testing.assert_array_equal(weights_of(model), w)
+
+
+class FailsAbove(keras.layers.Layer):
+    """Layer with one weight, whose computation fails where that is above 1."""
+
+    def build(self, shape):
+        self.w = self.add_weight((), "zeros", name="w")
+
+    def call(self, x):
+        import tensorflow as tf
+
+        with tf.control_dependencies([tf.debugging.assert_less(self.w.value, 1.0)]):
+            return tf.identity(x * self.w)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="only there steps fail when they run",
+)
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+def test_a_compiled_step_that_fails_between_sams_passes_restores_the_weights(
+    way, replicas
+):
+    import tensorflow as tf
+
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(
+        devices, tf.distribute.ReductionToOneDevice()
+    )
+    with strategy.scope() if replicas > 1 else contextlib.nullcontext():
+        inputs = keras.Input((1,))
+        hidden = keras.layers.Dense(1, use_bias=False)(inputs)
+        model = AGCModel(inputs, FailsAbove()(hidden))
+        model.set_weights([np.array([[0.5]]), np.array(0.7)])
+        model.compile(keras.optimizers.SGD(0.0), "mse", sam_rho=0.2, jit_compile=False)
+    x, above = np.ones((4, 1), "float32"), -100 * np.ones((4, 1), "float32")
+    train = model.train_on_batch if way == "train_on_batch" else model.fit
+    train(x, x)  # at the perturbed weights, w is 0.9 at most
+    weights = [0.5, 0.95]
+    model.set_weights([np.array([[0.5]]), np.array(0.95)])
+    # The loss grows with w, so that the second pass is at a larger one.
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        train(x, above)
+    values = [v.item() for v in model.get_weights()]
+    assert values == pytest.approx(weights, abs=1e-7)
+    model.set_weights([np.array([[0.5]]), np.array(0.7)])
+    train(x, x)
 
 
 def test_sam_at_a_minimum_stays_there():
@@ -522,13 +572,33 @@ def test_optimizers_say_that_a_classifier_is_clipped(make):
         model.fit(X, LABELS, verbose=0)
 
 
-def test_of_several_heads_none_is_called_the_classifier():
+@pytest.mark.parametrize(
+    "names, losses, choice",
+    [
+        (("classes", "values"), ("cross", "mse"), '"classes/kernel"'),
+        (("values", "predictions", "z"), ("mse", "cross", "cross"), '"z/kernel"'),
+        (("a", "b", "c"), ("cross", "mse", "cross"), r'\["a/kernel", "c/kernel"\]'),
+    ],
+)
+def test_classifiers_are_those_of_the_outputs_with_a_cross_entropy(
+    names, losses, choice
+):
     inputs = keras.Input((2,))
-    heads = [keras.layers.Dense(3, name=name)(inputs) for name in ("classes", "values")]
-    model = AGCModel(inputs, heads)
-    model.compile("sgd", ["sparse_categorical_crossentropy", "mse"])
-    with pytest.warns(UserWarning, match="every kernel, also of classifiers.*NAME/"):
-        model.fit(X, [LABELS, np.zeros((2, 3))], verbose=0)
+    heads = [keras.layers.Dense(3, name=name)(inputs) for name in names]
+    outputs = [
+        keras.layers.Activation("softmax", name=f"{n}_softmax")(h)
+        for n, h in zip(names, heads)
+    ]
+    losses = ["categorical_crossentropy" if x == "cross" else x for x in losses]
+    for structure, losses_of in (
+        (outputs, list),
+        (dict(zip(names, outputs)), lambda x: dict(zip(names, x))),
+    ):
+        model = AGCModel(inputs, structure)
+        model.compile("sgd", losses_of(losses))
+        y = keras.tree.map_structure(lambda _: np.full((2, 3), 1 / 3), structure)
+        with pytest.warns(UserWarning, match=f"agc_exclude={choice}"):
+            model.fit(X, y, verbose=0)
 
 
 def test_no_classifier_is_said_where_none_is_clipped():
