@@ -12,6 +12,7 @@ from absl import logging
 
 from keras_nfnets import checks, data, pretrained
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.data.images import LARGE
 from keras_nfnets.data.preparation import TIMM
 from keras_nfnets.models import decode_predictions
 from keras_nfnets.pretrained import architectures
@@ -100,7 +101,14 @@ class Classifier:
         """
         if isinstance(image, (str, os.PathLike)):
             image = data.read_picture(image)
-        return data.prepare(_rgb(image), **self.preparation)
+        image = _rgb(image)
+        try:
+            return data.prepare(image, **self.preparation)
+        except MemoryError as error:
+            raise ValueError(
+                "An image needs more memory than is available. "
+                f"Received: {image.shape[1]:,} x {image.shape[0]:,} pixels"
+            ) from error
 
     def predict(self, images, batch_size=8):
         """Predict the probability of each class, see `gives_probabilities`.
@@ -251,17 +259,27 @@ def predict(classifier, paths, top=3, batch_size=8, progress=iter):
 
 
 def _predict_batch(classifier, files, top):
-    read = {}
+    """Yield the `Prediction`s of some files, of as many at once as fit into the memory."""
+    read, pixels = [], 0
     for file in files:
         try:
             image = data.read_picture(file)
-            read[file] = image, classifier.preprocess(image), None
+            row = file, image, classifier.preprocess(image), None
         except ValueError as error:
-            read[file] = None, None, str(error)
-    x = [x for _, x, error in read.values() if error is None]
+            row = file, None, None, str(error)
+        read.append(row)
+        pixels += 0 if row[1] is None else row[1].size // 3
+        if pixels > LARGE:
+            yield from _predict_read(classifier, read, top)
+            read, pixels = [], 0
+    yield from _predict_read(classifier, read, top)
+
+
+def _predict_read(classifier, read, top):
+    """Yield the `Prediction`s of (file, image, preprocessed image, error)."""
+    x = [x for _, _, x, error in read if error is None]
     rows = iter(classifier.predict_prepared(np.stack(x)) if x else ())
-    for file in files:
-        image, _, error = read[file]
+    for file, image, _, error in read:
         classes = []
         if error is None:
             row = next(rows)

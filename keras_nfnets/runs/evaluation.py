@@ -310,15 +310,14 @@ def predict_split(predict, source, split, preparation, batch_size=64, progress=i
 
 
 def images_at(source, split, indices):
-    """Return `{index: (name, image)}` of the records at these indices; images are uint8."""
-    wanted, found = set(map(int, indices)), {}
+    """Yield `(index, name, image)` of the records at these indices; images are uint8."""
+    wanted = set(map(int, indices))
     for index, (name, image, _) in enumerate(source.records(split).as_numpy_iterator()):
         if index in wanted:
             name = _text(name)
             if isinstance(image, bytes):
                 image = source.read(name, image)
-            found[index] = name, image
-    return found
+            yield index, name, image
 
 
 def _text(name):

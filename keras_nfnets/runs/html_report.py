@@ -152,12 +152,18 @@ def _worst_mistakes(run, results):
     if not order:
         return "<p>All images are classified correctly.</p>"
     indices, names = results.indices, run.source.class_names
-    found = evaluation.images_at(run.source, run.recipe.test_split, indices[order])
-    figures = ""
+    # (All images at once may not fit into the memory.)
+    found = {
+        index: (name, figures.shrink(image, 200))
+        for index, name, image in evaluation.images_at(
+            run.source, run.recipe.test_split, indices[order]
+        )
+    }
+    shown = ""
     for i in order:
         name, image = found[indices[i]]
         predicted = results.predicted[i]
-        figures += (
+        shown += (
             f"<figure>{_thumbnail(image, name)}<figcaption>"
             f"predicted: <b>{_text(names[predicted])}</b> "
             f"({results.probabilities[i, predicted]:.0%})<br>"
@@ -167,7 +173,7 @@ def _worst_mistakes(run, results):
         )
     return (
         "<p>Validation images whose true class has the lowest predicted probability. Some "
-        f"may be in the wrong folder.</p><div class=sheet>{figures}</div>"
+        f"may be in the wrong folder.</p><div class=sheet>{shown}</div>"
     )
 
 
@@ -175,7 +181,7 @@ def _thumbnail(image, name):
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(figures.shrink(image, 200)).save(file, "PNG", optimize=True)
+    Image.fromarray(image).save(file, "PNG", optimize=True)
     options = f'title="{_text(name)}"'
     return _image(file.getvalue(), name.rpartition("/")[2], options=options)
 
