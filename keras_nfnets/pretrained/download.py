@@ -89,7 +89,9 @@ def hub_file(repo_id, filename, revision=None):
         except ConnectionError as error:
             if path is None:
                 raise
-            warnings.warn(f"{path} is used unchecked: {error}", stacklevel=2)
+            warnings.warn(
+                f"{printable(path)} is used unchecked: {printable(error)}", stacklevel=2
+            )
             return path
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -121,7 +123,8 @@ def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
         return pointer, True
     if remove:
         warnings.warn(
-            f"{found} is corrupt: removed; it will be downloaded again", stacklevel=3
+            f"{printable(found)} is corrupt: removed; it will be downloaded again",
+            stacklevel=3,
         )
         for path in (blob, pointer):
             if path is not None:
@@ -236,7 +239,7 @@ def url_file(url, md5=None):
             backup = final.with_name(final.name + ".wrong")
             os.replace(final, backup)
             warnings.warn(
-                f"The MD5 of {final} is not {md5}: moved to {backup}; it will be "
+                f"The MD5 of {printable(final)} is not {md5}: moved to {printable(backup)}; it will be "
                 "downloaded again",
                 stacklevel=2,
             )

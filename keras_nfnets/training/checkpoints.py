@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import files
+from keras_nfnets.printing import printable
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -147,7 +148,9 @@ class Checkpoints(keras.callbacks.Callback):
                 return path, json.loads(str(arrays.pop("about"))), arrays
             except Exception as error:  # noqa: BLE001 (of whatever type)
                 warnings.warn(
-                    f"{path} is not complete and is skipped: {error}", stacklevel=3
+                    f"{printable(path)} is not complete and is skipped: "
+                    f"{printable(error)}",
+                    stacklevel=3,
                 )
         return None
 
