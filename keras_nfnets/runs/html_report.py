@@ -234,8 +234,8 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 table { border-collapse: collapse; max-width: 100%; }
 th { text-align: left; font-weight: 600; }
-td, th { padding: .15rem .7rem .15rem 0; vertical-align: middle;
-  overflow-wrap: anywhere; }
+td, th { padding: .15rem .7rem .15rem 0; vertical-align: middle; }
+td, p, li { overflow-wrap: anywhere; }
 .n { overflow-wrap: normal; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { width: min(12rem, 20vw); height: .6rem; background: var(--soft); border-radius: 3px; }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_nfnets import data, runs
-from keras_nfnets.runs import html_report
+from keras_nfnets.runs import figures, html_report
 from keras_nfnets.runs.evaluation import Results
 
 NAMES = [
@@ -81,7 +81,7 @@ def test_names_are_text_of_the_report_and_nothing_else():
 
 def test_long_names_are_cut_or_wrapped():
     style = html_report._STYLE
-    assert re.search(r"td, th {[^}]*overflow-wrap: anywhere", style)
+    assert re.search(r"td, p, li {[^}]*overflow-wrap: anywhere", style)
     assert re.search(r"\.side, \.up span {[^}]*text-overflow: ellipsis", style)
     # What is cut is shown in full by its title.
     assert page().count(f'title="{"a" * 200}"') >= 2
@@ -94,3 +94,12 @@ def test_errors_do_not_obey_the_names_of_files(name, tmp_path):
     with pytest.raises(ValueError) as error:
         runs.load_classifier(path)
     assert name not in str(error.value).partition(" cannot be used")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a" * 20, "a" * 20), ("a" * 10 + "b" * 190, "a" * 10 + "..." + "b" * 7)],
+)
+def test_captions_have_short_names(name, expected):
+    assert figures.shortened(name, 20) == expected
+    assert figures.shortened("\x1b" * 200, 20) == r"\x1b\x1b\x..." + r"1b\x1b"[-7:]
