@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import stat
 import warnings
 
@@ -27,6 +28,9 @@ LARGE = 2**24
 _STRIP = 2**20
 # Largest file, in bytes per pixel of the largest image: four channels of 16 bits.
 _MAX_BYTES_PER_PIXEL = 8
+
+# Most scans of a JPEG, each of which takes as long as a complete image; ten are usual.
+_MAX_SCANS = 100
 
 # Names in Pillow of the formats that are opened. Pillow knows more; for PostScript it
 # starts another program.
@@ -157,6 +161,8 @@ def _opened(path):
             raise ValueError(f"it is none of {', '.join(formats)}") from None
         with image:
             _check_size(image.size)
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(file)
             tags = getattr(image, "tag_v2", {})
             _check_size([tags.get(tag, 0) for tag in _TILE_SIZE])
             yield image
@@ -176,6 +182,26 @@ def _check_size(size):
             f"{narrow if shorter < _MIN_COUNTED_SIDE else ''}. Make it smaller, or set the "
             f"environment variable {_MAX_PIXELS_VARIABLE} to a larger number"
         )
+
+
+# A marker of a JPEG that is not one within the data of a scan.
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+
+
+def _check_scans(file):
+    """Raise a ValueError if a JPEG has so many scans that decoding may take hours."""
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    at, scans = 2, 0
+    while (marker := _MARKER.search(content, at)) and marker[1] != _END_OF_IMAGE:
+        scans += marker[1] == _START_OF_SCAN
+        if scans > _MAX_SCANS:
+            raise ValueError(f"it has more than {_MAX_SCANS} scans")
+        length = content[marker.end() : marker.end() + 2]
+        at = marker.end() + int.from_bytes(length)
 
 
 def _raise_limit_of_pillow():

@@ -501,7 +501,9 @@ class _Preprocessor:
             )
         begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
         ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
-        plain = begins & ends
+        # (Of a JPEG with several scans, `read_picture` checks their number.)
+        scans = tf.size(tf.strings.split(content, b"\xff\xda")) - 1
+        plain = begins & ends & (scans == 1)
         if self.source.reads_files:
             plain &= ~tf.strings.regex_full_match(content, _MAY_BE_ROTATED)
         # (libjpeg would print an error to stderr for a file that is no JPEG.)

@@ -81,6 +81,26 @@ def test_no_image_starts_another_program(name, tmp_path, monkeypatch):
     assert not (tmp_path / "started").exists()
 
 
+def test_a_jpeg_of_many_scans_is_refused_at_once(tmp_path):
+    content = hostile.jpeg_of_scans(3000, 3000, 2000)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        data.read_picture(content)
+    for name in ("a", "b"):
+        write(tmp_path / name, {"0.jpg": hostile.saved("JPEG"), "1.jpg": content})
+        write(tmp_path / name, {f"{i}.jpg": hostile.saved("JPEG") for i in (2, 3)})
+    source = data.find(tmp_path, divide=False)
+    assert sum(len(x) for x, _ in data.load(source, "all", 16, 8)) == 6
+    assert len(source.left_out) == 2
+    assert time.monotonic() - start < 10
+
+
+def test_progressive_jpegs_with_other_data_behind_them_are_read():
+    for behind in (b"", b"\xff\xda" * 500):
+        content = hostile.saved("JPEG", progressive=True) + behind
+        assert data.read_picture(content).shape == (8, 16, 3)
+
+
 def test_a_named_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match="not a regular file"):

@@ -68,6 +68,13 @@ def jpeg(width, height):
     )
 
 
+def jpeg_of_scans(width, height, count):
+    """Return a progressive JPEG whose last scan is there many times."""
+    content = saved("JPEG", size=(width, height), progressive=True)
+    at = content.rindex(b"\xff\xda")
+    return content[:at] + content[at:-2] * count + content[-2:]
+
+
 def gif(width, height):
     return saved("GIF").replace(
         struct.pack("<HH", 16, 8), struct.pack("<HH", width, height)
