@@ -4,6 +4,7 @@ import difflib
 import math
 import numbers
 import operator
+import os
 import re
 
 import numpy as np
@@ -43,6 +44,31 @@ def number(name, value, minimum=0.0, below=math.inf, exclusive=False):
             f"`{name}` must be a finite number{least}{most}. Received: {name}={value!r}"
         )
     return result
+
+
+def from_environment(variable, default):
+    """Return the number of an environment variable, or `default` if it is not set.
+
+    Args:
+        variable: str. Name of the variable.
+        default: number.
+
+    Returns:
+        float, or `default`.
+
+    Raises:
+        ValueError: the variable is not a finite number of at least one.
+    """
+    text = os.environ.get(variable)
+    if not text:
+        return default
+    try:
+        return number(variable, float(text), minimum=1)
+    except ValueError:
+        raise ValueError(
+            f"The environment variable {variable} must be a number of at least 1. "
+            f"Received: {variable}={text!r}"
+        ) from None
 
 
 def flag(name, value):

@@ -43,6 +43,7 @@ if keras.backend.backend() != "tensorflow":
         "colab",  # the notebooks choose TensorFlow
         "examples",
         "data",
+        "fuzz",
         "runs",
         "experiments/test_glyphs.py",
         "experiments/test_images_on_the_disk.py",
@@ -54,6 +55,7 @@ if keras.backend.backend() != "tensorflow":
         "test_plotting.py",
         "pretrained/test_checkpoints.py",
         "pretrained/test_download.py",
+        "pretrained/test_hostile_servers.py",
         "pretrained/test_pickles.py",
         "pretrained/test_timm.py",
         "training/test_compiled_step.py",

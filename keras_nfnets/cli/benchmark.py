@@ -10,6 +10,7 @@ from keras_nfnets.cli.command import (
     received,
 )
 from keras_nfnets.cli.quiet import import_keras
+from keras_nfnets.printing import printable
 
 
 def run(flags, arguments):
@@ -31,7 +32,7 @@ def run(flags, arguments):
         progress=lambda steps: progress_bar(steps, "measuring", "steps"),
     )
     for peer, reason in times.missing.items():
-        print(f"{peer} is left out: {reason}.")
+        print(f"{peer} is left out: {printable(reason)}.")
     size = times.image_size
     print(f"{network}, {size} x {size} pixels, {os.cpu_count()} cores, milliseconds:\n")
     columns = [f"batch {n}" for n in batches] + ["images/s"]

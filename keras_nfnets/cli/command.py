@@ -3,8 +3,10 @@
 No module of the command imports Keras before `import_keras`, see there.
 """
 
+import contextlib
 import copy
 import dataclasses
+import json
 import math
 import pathlib
 import re
@@ -196,6 +198,34 @@ def progress_bar(items, what, unit):
     from tqdm import tqdm
 
     return tqdm(items, what, unit=f" {unit}", leave=False, disable=None)
+
+
+@contextlib.contextmanager
+def only_json(wanted):
+    """Context in which libraries print to the standard error stream, if `wanted`."""
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        yield
+
+
+def print_json(value):
+    """Print a value as JSON that every reader accepts.
+
+    Numbers that are not finite become null, and bytes of file names that are not text are
+    escaped, as JSON has neither.
+    """
+    print(json.dumps(_for_json(value), indent=2, allow_nan=False))
+
+
+def _for_json(value):
+    if isinstance(value, dict):
+        return {_for_json(str(key)): _for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def check_network(name):

@@ -1,12 +1,13 @@
 """`keras-nfnets evaluate`."""
 
 import itertools
-import json
 
 from keras_nfnets.cli.command import (
     Command,
     Failure,
     UsageError,
+    only_json,
+    print_json,
     progress_bar,
     received,
     tell_data,
@@ -24,13 +25,14 @@ def run(flags, arguments):
     from keras_nfnets import runs
 
     try:
-        evaluation = runs.evaluate(
-            name,
-            flags.data,
-            flags.split,
-            flags.batch_size,
-            progress=lambda batches: progress_bar(batches, "evaluating", "batches"),
-        )
+        with only_json(flags.json):
+            evaluation = runs.evaluate(
+                name,
+                flags.data,
+                flags.split,
+                flags.batch_size,
+                progress=lambda batches: progress_bar(batches, "evaluating", "batches"),
+            )
     except (ValueError, OSError, runs.RunError) as error:
         raise Failure(str(error)) from error
     (_print_json if flags.json else _print)(name, evaluation, flags)
@@ -52,7 +54,7 @@ def _print_json(name, evaluation, flags):
         "loss": evaluation.loss,
         "classes": classes,
     }
-    print(json.dumps(result, indent=2))
+    print_json(result)
 
 
 def _print(name, evaluation, flags):

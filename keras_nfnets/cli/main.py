@@ -19,7 +19,7 @@ from keras_nfnets.cli import (
 )
 from keras_nfnets.cli import list as list_command
 from keras_nfnets.cli.command import Failure, UsageError
-from keras_nfnets.printing import printable
+from keras_nfnets.printing import printable, without_secrets
 from keras_nfnets.version import __version__
 
 _MODULES = (
@@ -75,7 +75,7 @@ def run():
         if error.errno != errno.ENOSPC:
             raise
         print(
-            f"keras-nfnets: cannot write {error.filename}: {error.strerror}",
+            f"keras-nfnets: cannot write {printable(error.filename)}: {error.strerror}",
             file=sys.stderr,
         )
         status = 1
@@ -114,7 +114,8 @@ def main(arguments):
     try:
         return command.run(*command.parse(rest))
     except (Failure, UsageError) as error:
-        message = printable(command.with_flags(str(error)), keep="\n")
+        message = without_secrets(command.with_flags(str(error)))
+        message = printable(message, keep="\n")
         print(f"keras-nfnets {name}: {message}", file=sys.stderr)
         if isinstance(error, Failure):
             return 1

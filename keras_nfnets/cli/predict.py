@@ -1,6 +1,5 @@
 """`keras-nfnets predict`."""
 
-import json
 import pathlib
 import sys
 
@@ -9,6 +8,8 @@ from keras_nfnets.cli.command import (
     Command,
     Failure,
     UsageError,
+    only_json,
+    print_json,
     progress_bar,
     received,
 )
@@ -36,7 +37,8 @@ def run(flags, arguments):
     from keras_nfnets.runs import figures
 
     try:
-        classifier = runs.load_classifier(name)
+        with only_json(flags.json):
+            classifier = runs.load_classifier(name)
     except (ValueError, OSError) as error:
         raise Failure(str(error)) from error
     predictions = runs.predict(
@@ -57,7 +59,7 @@ def run(flags, arguments):
         if not flags.json:
             _print(prediction)
     if flags.json:
-        print(json.dumps(rows, indent=2, allow_nan=False))
+        print_json(rows)
     if shown:
         try:
             figures.labeled(shown, flags.plot)

@@ -1,14 +1,16 @@
 """Input pipeline: batches of labeled images for training and evaluation."""
 
+import contextlib
 import functools
 import itertools
+import os
+import threading
 
 import numpy as np
 
 from keras_nfnets import checks
 from keras_nfnets.data import augmentation as augmenting
-from keras_nfnets.data import preprocessing
-from keras_nfnets.data.images import crop_as_timm, to_grayscale
+from keras_nfnets.data import images, preprocessing
 from keras_nfnets.data.preparation import combined
 from keras_nfnets.data.rand_augment import rand_augment
 from keras_nfnets.data.sources import find
@@ -430,86 +432,100 @@ class _Preprocessor:
         return tf.numpy_function(leave_out, [name, label], "float32")
 
     def _cropped_and_resized(self, name, image, seed):
+        """Crop and resize an image, or decode it first; it is empty if left out."""
         import tensorflow as tf
-
-        crop = self.augmentation.crop
-        if crop:
-            area, window_seed = (crop, 1.0), tf.random.fold_in(seed, 1)
-            resize = functools.partial(
-                preprocessing.resize, interpolation=self.interpolation
-            )
-
-            def window_of(shape, size):
-                return preprocessing.random_window(shape, size, area, window_seed)
-
-        elif self.crops_as_timm:
-            window_of, resize = preprocessing.full_window, self._cropped_as_timm
-        else:
-            window_of, resize = self.window_of, self.resize
-        cropped = self._decoded(name, image, window_of)
-
-        def resized():
-            image = cropped
-            if self.augmentation.flip:
-                image = tf.image.stateless_random_flip_left_right(
-                    image, tf.random.fold_in(seed, 2)
-                )
-            return resize(image, self.size)
-
-        left_out = tf.zeros((0, 0, self.channels))
-        return tf.cond(tf.size(cropped) > 0, resized, lambda: left_out)
-
-    def _decoded(self, name, image, window_of):
-        """Return a window of an image as uint8; it is empty if left out."""
-        import tensorflow as tf
-
-        def window(decoded):
-            return tf.image.crop_to_bounding_box(
-                decoded, *tf.unstack(window_of(tf.shape(decoded), self.size))
-            )
 
         if image.dtype != tf.string:
-            return window(self._with_output_channels(image))
-
-        def jpeg(image):
-            """Decode a JPEG that `read_picture` treats alike, as almost all; else fail."""
-            content = tf.io.read_file(image) if self.source.reads_files else image
-            begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
-            ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
-            plain = begins & ends
-            if self.source.reads_files:
-                plain &= ~tf.strings.regex_full_match(content, _MAY_BE_ROTATED)
-            # (libjpeg would print an error to stderr for a file that is no JPEG.)
-            with tf.control_dependencies([tf.debugging.Assert(plain, [name])]):
-                shape = tf.image.extract_jpeg_shape(tf.identity(content))
-            is_small_enough = tf.reduce_prod(tf.cast(shape[:2], "int64")) <= _MAX_PIXELS
-            # Four components are CMYK, which TensorFlow converts in another way.
-            plain = is_small_enough & ((shape[2] == 1) | (shape[2] == 3))
-            with tf.control_dependencies([tf.debugging.Assert(plain, [name])]):
-                content = tf.identity(content)
-            # (Grayscale is computed from RGB below: what libjpeg returns is rounded
-            # differently.)
-            options = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
-            if self.augmentation.crop:
-                decoded = tf.image.decode_and_crop_jpeg(
-                    content, window_of(shape, self.size), **options
-                )
-                return self._with_output_channels(decoded)
-            # Decoding the complete image makes evaluation bit-identical to `prepare`:
-            # colors at the border of a crop depend on pixels beyond it.
-            decoded = tf.image.decode_jpeg(content, **options)
-            return window(self._with_output_channels(decoded))
+            image = self._with_output_channels(image)
+            return self._resized(self._cropped(image, seed), seed)
+        empty = tf.zeros((0, 0, self.channels), "uint8")
+        cropped = _try(lambda image: self._jpeg(name, image, seed), image, empty)
+        cropped.set_shape((None, None, self.channels))
 
         def otherwise():
-            decoded = self._read(name, image)
+            decoded, large = self._read(name, image, seed)
             return tf.cond(
-                tf.size(decoded) > 0, lambda: window(decoded), lambda: decoded
+                tf.size(decoded) > 0,
+                lambda: self._resized(self._cropped(decoded, seed), seed),
+                lambda: large,
             )
 
-        cropped = _try(jpeg, image, tf.zeros((0, 0, self.channels), "uint8"))
-        cropped = tf.cond(tf.size(cropped) > 0, lambda: cropped, otherwise)
-        cropped.set_shape((None, None, self.channels))
-        return cropped
+        return tf.cond(
+            tf.size(cropped) > 0, lambda: self._resized(cropped, seed), otherwise
+        )
+
+    def _window(self, shape, seed):
+        """Choose the window of an image of this shape."""
+        import tensorflow as tf
+
+        if self.augmentation.crop:
+            area = self.augmentation.crop, 1.0
+            return preprocessing.random_window(
+                shape, self.size, area, tf.random.fold_in(seed, 1)
+            )
+        if self.crops_as_timm:
+            return preprocessing.full_window(shape, self.size)
+        return self.window_of(shape, self.size)
+
+    def _cropped(self, image, seed):
+        import tensorflow as tf
+
+        window = self._window(tf.shape(image), seed)
+        return tf.image.crop_to_bounding_box(image, *tf.unstack(window))
+
+    def _resized(self, cropped, seed):
+        """Flip a window of an image at random, if chosen, and resize it to float32."""
+        import tensorflow as tf
+
+        if self.augmentation.flip:
+            cropped = tf.image.stateless_random_flip_left_right(
+                cropped, tf.random.fold_in(seed, 2)
+            )
+        if self.augmentation.crop:
+            return preprocessing.resize(cropped, self.size, self.interpolation)
+        if self.crops_as_timm:
+            return self._cropped_as_timm(cropped)
+        return self.resize(cropped, self.size)
+
+    def _jpeg(self, name, image, seed):
+        """Decode the window of a JPEG that `read_picture` treats alike; else fail.
+
+        Almost all images are such, of moderate size.
+        """
+        import tensorflow as tf
+
+        content = image
+        if self.source.reads_files:
+            content = tf.io.read_file(
+                tf.numpy_function(_path_of_moderate, [image], "string")
+            )
+        begins = tf.strings.substr(content, 0, 3) == b"\xff\xd8\xff"
+        ends = tf.strings.substr(content, -2, 2) == b"\xff\xd9"
+        # (Of a JPEG with several scans, `read_picture` checks their number.)
+        scans = tf.size(tf.strings.split(content, b"\xff\xda")) - 1
+        plain = begins & ends & (scans == 1)
+        if self.source.reads_files:
+            plain &= ~tf.strings.regex_full_match(content, _MAY_BE_ROTATED)
+        # (libjpeg would print an error to stderr for a file that is no JPEG.)
+        with tf.control_dependencies([tf.debugging.Assert(plain, [name])]):
+            shape = tf.image.extract_jpeg_shape(tf.identity(content))
+        # Four components are CMYK, which TensorFlow converts in another way.
+        pixels = tf.reduce_prod(tf.cast(shape[:2], "int64"))
+        plain = (pixels <= images.LARGE) & ((shape[2] == 1) | (shape[2] == 3))
+        with tf.control_dependencies([tf.debugging.Assert(plain, [name])]):
+            content = tf.identity(content)
+        # (Grayscale is computed from RGB below: what libjpeg returns is rounded
+        # differently.)
+        options = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
+        if self.augmentation.crop:
+            decoded = tf.image.decode_and_crop_jpeg(
+                content, self._window(shape, seed), **options
+            )
+            return self._with_output_channels(decoded)
+        # Decoding the complete image makes evaluation bit-identical to `prepare`: colors
+        # at the border of a crop depend on pixels beyond it.
+        decoded = tf.image.decode_jpeg(content, **options)
+        return self._cropped(self._with_output_channels(decoded), seed)
 
     def _with_output_channels(self, image):
         """Convert a uint8 image to the number of channels of the result."""
@@ -518,43 +534,81 @@ class _Preprocessor:
         if image.shape[-1] < self.channels:
             return tf.image.grayscale_to_rgb(image)
         if image.shape[-1] > self.channels:
-            image = tf.numpy_function(to_grayscale, [image], "uint8")
+            image = tf.numpy_function(images.to_grayscale, [image], "uint8")
             image.set_shape((None, None, 1))
         return image
 
-    def _read(self, name, image):
-        """Read a complete image from a file of any format; it is empty if left out."""
+    def _read(self, name, image, seed):
+        """Read an image from a file of any format.
+
+        Returns:
+            The complete image, uint8; and a large image cropped and resized to float32,
+            of which only one at a time is in memory. Both are empty if it is left out.
+        """
         import tensorflow as tf
 
-        def read(name, image):
+        empty = np.zeros((0, 0, self.channels))
+
+        def read(name, image, seed):
             name = name.decode(errors="surrogateescape")
+            is_large = images.is_large(name if self.source.reads_files else image)
+            decoded = resized = empty
             try:
-                decoded = self.source.read(name, image)
-            except ValueError as error:
-                self.source.leave_out(name, error, self.split)
-                return np.zeros((0, 0, self.channels), "uint8")
-            return to_grayscale(decoded) if self.channels == 1 else decoded
+                with _LARGE_IMAGE if is_large else contextlib.nullcontext():
+                    decoded = self.source.read(name, image)
+                    if self.channels == 1:
+                        decoded = images.to_grayscale(decoded)
+                    if is_large:
+                        resized, decoded = self._read_large(decoded, seed), empty
+            except (ValueError, MemoryError, tf.errors.ResourceExhaustedError) as error:
+                reason = str(error) or "it needs more memory than is available"
+                self.source.leave_out(name, reason, self.split)
+                decoded = resized = empty
+            return decoded.astype("uint8", copy=False), resized.astype("float32")
 
-        decoded = tf.numpy_function(read, [name, image], "uint8")
-        decoded.set_shape((None, None, self.channels))
-        return decoded
+        decoded, large = tf.numpy_function(
+            read, [name, image, seed], ["uint8", "float32"]
+        )
+        for result in (decoded, large):
+            result.set_shape((None, None, self.channels))
+        return decoded, large
 
-    def _cropped_as_timm(self, decoded, size):
+    def _read_large(self, decoded, seed):
+        """Crop and resize a decoded image, outside of the graph."""
+        import tensorflow as tf
+
+        with tf.device("CPU"):
+            top, left, height, width = np.array(self._window(decoded.shape, seed))
+            window = decoded[top : top + height, left : left + width]
+            return np.asarray(self._resized(tf.constant(window), seed))
+
+    def _cropped_as_timm(self, decoded):
         import tensorflow as tf
 
         def cropped(decoded):
             settings = (
                 self.preparation[k] for k in ("crop", "crop_mode", "interpolation")
             )
-            return crop_as_timm(decoded, size, *settings)
+            return images.crop_as_timm(decoded, self.size, *settings)
 
         return tf.numpy_function(cropped, [decoded], "float32")
 
 
+# Held while a large image is decoded and resized.
+_LARGE_IMAGE = threading.Lock()
+
+
+def _path_of_moderate(path):
+    """Return the path of a file of moderate size; otherwise one that does not exist."""
+    try:
+        is_moderate = os.stat(path).st_size <= images.max_bytes()
+    except OSError:
+        return path
+    return path if is_moderate else b""
+
+
 # A camera may record the orientation of an image, as Exif or XMP.
 _MAY_BE_ROTATED = r"(?s)\C*(Exif\x00|tiff:Orientation)\C*"
-# Number of pixels above which Pillow warns of a decompression bomb.
-_MAX_PIXELS = 89_478_485
 
 
 def _try(function, value, otherwise):

@@ -3,7 +3,15 @@
 Sources, checkpoints, recipes and callers each decide on some of them.
 """
 
-from keras_nfnets.data.preprocessing import IMAGENET, TIMM_CROP_MODES
+import numpy as np
+
+from keras_nfnets import checks
+from keras_nfnets.data.preprocessing import (
+    IMAGENET,
+    INTERPOLATIONS,
+    TIMM_CROP_MODES,
+    check_crop_mode,
+)
 
 _KEYS = (
     "size",
@@ -72,6 +80,84 @@ def combined(source, size, changes=None):
             f"Received: preparation={values}"
         )
     return values
+
+
+# Bounds of what a file may ask for, in pixels and in multiples of the largest value.
+_LARGEST_SIDE = 4096
+_LARGEST_STATISTIC = 1e4
+_SMALLEST_DEVIATION = 1e-6
+
+
+def checked_preparation(preparation):
+    """Return keyword arguments of `prepare` that came from elsewhere, after checking them.
+
+    Images prepared in this way are finite, and neither they nor what is computed for them
+    has more than 4,096 pixels per side.
+
+    Args:
+        preparation: dict.
+
+    Returns:
+        The same dict.
+
+    Raises:
+        ValueError: it has an unknown key or a value that is out of range.
+
+    Example:
+
+    >>> checked_preparation({"size": 32, "crop": 0.9})
+    {'size': 32, 'crop': 0.9}
+    """
+    if not isinstance(preparation, dict):
+        raise ValueError(
+            f"`preparation` must be a dict. Received: {type(preparation).__name__}"
+        )
+    if unknown := [key for key in preparation if key not in _KEYS]:
+        raise ValueError(
+            f"`preparation` must have no keys but {', '.join(_KEYS)}. "
+            f"Received: {str(unknown)[:200]}"
+        )
+    side = checks.integer("size", preparation.get("size"))
+    mode = preparation.get("crop_mode", "whole")
+    if isinstance(mode, str) and mode in TIMM_CROP_MODES:
+        crop = preparation.get("crop", DEFAULTS["crop"])
+        # (A larger number than 1 would need pixels beyond the border.)
+        side /= min(checks.number("crop", crop, below=1 + 1e-9, exclusive=True), 1)
+    else:
+        check_crop_mode(mode)
+        side += int(mode.rpartition("_")[2]) if mode.startswith("resize_crop_") else 0
+    if side > _LARGEST_SIDE:
+        raise ValueError(
+            f"`size`, with what `crop` or `crop_mode` cuts off, must be at most "
+            f"{_LARGEST_SIDE:,} pixels. Received: {side:,.0f}"
+        )
+    if "interpolation" in preparation:
+        known = (*INTERPOLATIONS, *(["nearest"] if mode in TIMM_CROP_MODES else []))
+        checks.one_of("interpolation", preparation["interpolation"], known)
+    if preparation.get("channels", 3) not in (1, 3):
+        raise ValueError(
+            f"`channels` must be 1 or 3. Received: {str(preparation['channels'])[:99]}"
+        )
+    _check_statistics(preparation, "mean", -_LARGEST_STATISTIC)
+    _check_statistics(preparation, "deviation", _SMALLEST_DEVIATION)
+    if (preparation.get("mean") is None) != (preparation.get("deviation") is None):
+        raise ValueError("`mean` and `deviation` must both be given, or neither")
+    return preparation
+
+
+def _check_statistics(preparation, name, minimum):
+    """Check that the `mean` or `deviation` is None or one number for each channel."""
+    values = preparation.get(name)
+    if values is None:
+        return
+    count = len(values) if isinstance(values, (list, tuple, np.ndarray)) else 0
+    if count not in {1, preparation.get("channels", 3), 3}:
+        raise ValueError(
+            f"`{name}` must have one number for each channel. "
+            f"Received: {name}={str(values)[:99]}"
+        )
+    for value in values:
+        checks.number(name, value, minimum, _LARGEST_STATISTIC)
 
 
 def completed(preparation):

@@ -48,6 +48,8 @@ class Source:
             logs as warnings.
         complaint: str or None. Error message once too many images are left out.
         reads_files: bool. Whether the images of `records` are paths.
+        needs_download: bool. Whether the images have to be downloaded first, as those of
+            TensorFlow Datasets with `find(download=False)`.
 
     Raises:
         ValueError: a split does not exist, or more than half of its images had to be
@@ -63,6 +65,7 @@ class Source:
     preparation: typing.ClassVar = AUTHORS
     augmentation = "crop flip"
     reads_files = False
+    needs_download = False
 
     def __init__(self, name, class_names, channels, splits):
         self.name = name
@@ -532,6 +535,7 @@ class _Tfds(Source):
         _check_features(name, features)
         if download:
             _prepare(builder, name)
+        self.needs_download = not builder.data_path.exists()
         height, width, channels = features["image"].shape
         super().__init__(
             name,

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.printing import printable
 
 # Keys of the classifier's variables: indices as in Keras files, and names.
 _HEAD = {f"predictions/{variable}" for variable in (0, 1, "kernel", "bias")}
@@ -145,8 +146,8 @@ def assign(variables, arrays, source, progress=iter):
     if other_classes:
         ours, theirs = other_classes
         warnings.warn(
-            f"The classifier of {source} has {theirs} classes, that of the network "
-            f"{ours}, so it was not loaded. All other weights were.",
+            f"The classifier of {printable(source)} has {theirs} classes, that of the "
+            f"network {ours}, so it was not loaded. All other weights were.",
             stacklevel=2,
         )
 

@@ -7,8 +7,13 @@ downloaded elsewhere. A new `huggingface_hub` may break these functions and thei
 """
 
 import contextlib
+import logging
+import os
 import pathlib
 import re
+import urllib.parse
+
+from keras_nfnets.printing import without_secrets
 
 # Layout.
 
@@ -48,15 +53,35 @@ def lock_file(cache, repo):
     return cache / ".locks" / repo.name / "keras_nfnets.lock"
 
 
-def blob_of(pointer):
-    """Return the blob that a file of a snapshot is a link to.
+def blob_of(repo, pointer):
+    """Return the blob of a repository that a file of a snapshot is a link to.
 
-    Without links (Windows) the result is None, and the digest of the file is not known.
+    The result is None for a file, as on systems without links (Windows), and for a link to
+    elsewhere: the name does not say the digest of its content.
     """
     if not pointer.is_symlink():
         return None
-    target = pointer.parent / pointer.readlink()
-    return target if algorithm(target.name) else None
+    target = pathlib.Path(os.path.normpath(pointer.parent / pointer.readlink()))
+    is_blob = target.parent == pathlib.Path(os.path.normpath(repo / "blobs"))
+    return target if is_blob and algorithm(target.name) else None
+
+
+def recorded_digest(repo, commit, filename):
+    """Return the path of our record of the digest of a file that is no link to a blob."""
+    return repo / "keras_nfnets" / commit / f"{filename}.digest"
+
+
+def read_digest(path):
+    """Return the digest, such as a commit, that a small file contains, or None."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LONGEST_DIGEST + 2).decode("ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return text if algorithm(text) else None
+
+
+_LONGEST_DIGEST = 64
 
 
 def algorithm(digest):
@@ -67,6 +92,15 @@ def algorithm(digest):
     """
     is_hexadecimal = re.fullmatch("[0-9a-f]+", digest)
     return {64: "sha256", 40: "git"}.get(len(digest)) if is_hexadecimal else None
+
+
+def headers_for(url):
+    """Return the headers, with the user's token, for a URL; none if it is of another host."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    hosts = {urllib.parse.urlsplit(at).netloc for at in (url, constants.ENDPOINT)}
+    return build_hf_headers() if len(hosts) == 1 else {}
 
 
 # Internals.
@@ -93,3 +127,19 @@ def locked(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(path):
         yield
+
+
+@contextlib.contextmanager
+def log_without_secrets():
+    """Context in which the hub's client logs URLs without passwords and tokens."""
+
+    def mask(record):
+        record.msg, record.args = without_secrets(record.getMessage()), ()
+        return True
+
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addFilter(mask)
+    try:
+        yield
+    finally:
+        logger.removeFilter(mask)

@@ -12,11 +12,13 @@ from absl import logging
 
 from keras_nfnets import checks, data, pretrained
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.data.preparation import TIMM
+from keras_nfnets.data.images import LARGE
+from keras_nfnets.data.preparation import TIMM, checked_preparation
 from keras_nfnets.models import decode_predictions
 from keras_nfnets.pretrained import architectures
-from keras_nfnets.printing import printable
+from keras_nfnets.printing import printable, without_secrets
 from keras_nfnets.runs import folder
+from keras_nfnets.runs.metadata import checked
 from keras_nfnets.runs.saved_model import load_metadata, load_model
 
 
@@ -68,6 +70,7 @@ class Classifier:
         try:
             if names is not None and len(names) != outputs[1]:
                 raise ValueError(f"{len(names)} names for {outputs[1]} classes")
+            checked_preparation(self.preparation)
             x = self.preprocess(np.zeros((2, 2, 3), "uint8"))
             self.model.predict(x[np.newaxis], verbose=0)
         except Exception as error:  # models raise exceptions of many types
@@ -100,7 +103,14 @@ class Classifier:
         """
         if isinstance(image, (str, os.PathLike)):
             image = data.read_picture(image)
-        return data.prepare(_rgb(image), **self.preparation)
+        image = _rgb(image)
+        try:
+            return data.prepare(image, **self.preparation)
+        except MemoryError as error:
+            raise ValueError(
+                "An image needs more memory than is available. "
+                f"Received: {image.shape[1]:,} x {image.shape[0]:,} pixels"
+            ) from error
 
     def predict(self, images, batch_size=8):
         """Predict the probability of each class, see `gives_probabilities`.
@@ -251,17 +261,27 @@ def predict(classifier, paths, top=3, batch_size=8, progress=iter):
 
 
 def _predict_batch(classifier, files, top):
-    read = {}
+    """Yield the `Prediction`s of some files, of as many at once as fit into the memory."""
+    read, pixels = [], 0
     for file in files:
         try:
             image = data.read_picture(file)
-            read[file] = image, classifier.preprocess(image), None
+            row = file, image, classifier.preprocess(image), None
         except ValueError as error:
-            read[file] = None, None, str(error)
-    x = [x for _, x, error in read.values() if error is None]
+            row = file, None, None, str(error)
+        read.append(row)
+        pixels += 0 if row[1] is None else row[1].size // 3
+        if pixels > LARGE:
+            yield from _predict_read(classifier, read, top)
+            read, pixels = [], 0
+    yield from _predict_read(classifier, read, top)
+
+
+def _predict_read(classifier, read, top):
+    """Yield the `Prediction`s of (file, image, preprocessed image, error)."""
+    x = [x for _, _, x, error in read if error is None]
     rows = iter(classifier.predict_prepared(np.stack(x)) if x else ())
-    for file in files:
-        image, _, error = read[file]
+    for file, image, _, error in read:
         classes = []
         if error is None:
             row = next(rows)
@@ -371,8 +391,8 @@ def load_classifier(name):
     paths = pathlib.Path(name), pathlib.Path(name, folder.MODEL)
     if isinstance(name, str) and paths[1].is_file() and _is_published(name):
         logging.warning(
-            "%r is the published network. For the run in the folder of that name: ./%s",
-            name,
+            "'%s' is the published network. For the run in the folder of that name: ./%s",
+            printable(name),
             printable(name),
         )
         paths = ()
@@ -381,7 +401,9 @@ def load_classifier(name):
             try:
                 return _from_file(path.expanduser())
             except ValueError as error:
-                raise ValueError(f"{path} cannot be used: {error}") from error
+                raise ValueError(
+                    f"{printable(path)} cannot be used: {error}"
+                ) from error
     checkpoint, name = _published(str(name))
     model = pretrained.create(name, classes=checkpoint.classes)
     return _of_checkpoint(model, checkpoint)
@@ -429,11 +451,12 @@ def _from_file(path):
     metadata = load_metadata(path) if is_model else None
     if metadata is not None:
         try:
-            names, preparation = metadata["class_names"], metadata["preparation"]
-        except (KeyError, TypeError) as error:
+            metadata = checked(metadata)
+        except ValueError as error:
             raise ValueError(
-                f"{path.with_suffix('.json')} is not metadata of a training run: {error!r}"
+                f"{path.with_suffix('.json')} is not metadata of a training run: {error}"
             ) from error
+        names, preparation = metadata["class_names"], metadata["preparation"]
         return Classifier(model, preparation, names, metadata)
     try:
         found = pretrained.recognize(path)
@@ -483,5 +506,8 @@ def _imagenet_names():
             return [best[0][1] for best in decode_predictions(np.eye(1000), top=1)]
     # A download can fail with exceptions of many types.
     except Exception as error:  # noqa: BLE001
-        logging.warning("Classes are numbered, as their names are missing: %s", error)
+        logging.warning(
+            "Classes are numbered, as their names are missing: %s",
+            printable(without_secrets(error)),
+        )
         return None

@@ -165,13 +165,15 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier)
     metadata = classifier.metadata
-    if data is None:
+    is_given = data is not None
+    if not is_given:
         data = metadata.get("data")
     if data is None:
         raise ValueError(
             "`data` must be given: it is not known what the classifier was trained on."
         )
-    source, split = _source_and_split(data, split, metadata)
+    # What a file from elsewhere says must not start a download.
+    source, split = _source_and_split(data, split, metadata, download=is_given)
     labels = _labels_of_classifier(source, classifier)
     preparation = completed(classifier.preparation)
 
@@ -199,21 +201,26 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     )
 
 
-def _source_and_split(data, split, metadata):
+def _source_and_split(data, split, metadata, download):
     """Return the `Source` of `data`, and a split that it has."""
     is_folder = isinstance(data, (str, os.PathLike)) and folder_of(data) is not None
     if split != "all" and _is_of_training(data, is_folder, metadata):
-        source, split = find(data), split or metadata["split"]
+        source, split = find(data, download), split or metadata.get("split")
     else:
         # New images are not for training: a folder need not be divided.
-        source = find(data, divide=not is_folder)
+        source = find(data, download, divide=not is_folder)
         if is_folder and split not in (None, *source.splits):
             source = find(data)  # of a folder without splits, a part is asked for
-        if split is None:
-            # (The test labels of ImageNet are secret.)
-            of_imagenet = data == metadata.get("classes_of")
-            usual = ("all", "test", "validation")[2 if of_imagenet else 0 :]
-            split = next((name for name in usual if name in source.splits), "test")
+    if source.needs_download:
+        raise ValueError(
+            f"The classifier was trained on {data!r}, a data set that has to be downloaded "
+            f"first. To do so, give `data`. Received: no data, metadata with data={data!r}"
+        )
+    if split is None:
+        # (The test labels of ImageNet are secret.)
+        of_imagenet = data == metadata.get("classes_of")
+        usual = ("all", "test", "validation")[2 if of_imagenet else 0 :]
+        split = next((name for name in usual if name in source.splits), "test")
     source.size_of(split)  # raises if there is no such split
     return source, split
 
@@ -310,15 +317,14 @@ def predict_split(predict, source, split, preparation, batch_size=64, progress=i
 
 
 def images_at(source, split, indices):
-    """Return `{index: (name, image)}` of the records at these indices; images are uint8."""
-    wanted, found = set(map(int, indices)), {}
+    """Yield `(index, name, image)` of the records at these indices; images are uint8."""
+    wanted = set(map(int, indices))
     for index, (name, image, _) in enumerate(source.records(split).as_numpy_iterator()):
         if index in wanted:
             name = _text(name)
             if isinstance(image, bytes):
                 image = source.read(name, image)
-            found[index] = name, image
-    return found
+            yield index, name, image
 
 
 def _text(name):

@@ -45,7 +45,7 @@ def training_curves(history, path, title):
             axis.legend()
         if key != "accuracy":
             axis.set_ylim(bottom=0)
-    figure.suptitle(printable(title), parse_math=False)
+    figure.suptitle(shortened(title, _LONGEST_TITLE), parse_math=False)
     plotting.save(figure, path)
 
 
@@ -68,9 +68,10 @@ def predictions(images, labels, probabilities, class_names, path, title):
         image = images[i] - images[i].min()
         image = image / max(image.max(), 1e-9)
         shown.append(image if image.shape[-1] == 3 else 1 - image)
-        caption = f"{class_names[predicted[i]]}  {probabilities[i, predicted[i]]:.0%}"
+        name = shortened(class_names[predicted[i]], 20)
+        caption = f"{name}  {probabilities[i, predicted[i]]:.0%}"
         if predicted[i] != labels[i]:
-            caption += f"\nis {class_names[labels[i]]}"
+            caption += f"\nis {shortened(class_names[labels[i]], 20)}"
         captions.append(caption)
         colors.append("seagreen" if predicted[i] == labels[i] else "crimson")
     _draw(shown, captions, columns, path, title, side=1.2, colors=colors)
@@ -87,8 +88,8 @@ def labeled(shown, path):
     images = [image for image, _, _ in shown]
     captions = []
     for _, name, best in shown:
-        lines = [f"{score.name}  {score.text}" for score in best]
-        captions.append("\n".join([_short(name), *lines]))
+        lines = [f"{shortened(score.name, 40)}  {score.text}" for score in best]
+        captions.append("\n".join([shortened(name, 40), *lines]))
     _draw(images, captions, min(4, len(shown)), path, side=3)
 
 
@@ -143,7 +144,8 @@ def _draw(images, captions, columns, path, title="", *, side, colors=None):
             color=color,
             **text,
         )
-    figure.suptitle(printable(title), y=1 - 0.08 / height, va="top", parse_math=False)
+    title = shortened(title, _LONGEST_TITLE)
+    figure.suptitle(title, y=1 - 0.08 / height, va="top", parse_math=False)
     plotting.save(figure, path)
 
 
@@ -170,5 +172,12 @@ def shrink(image, longest):
     return np.asarray(image)
 
 
-def _short(name):
-    return name if len(name) <= 40 else f"{name[:20]}...{name[-17:]}"
+# Characters of a title that fit above a figure.
+_LONGEST_TITLE = 120
+
+
+def shortened(name, longest):
+    """Return a name without control characters and, if it is long, without its middle."""
+    name = printable(name)
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}...{name[3 - half :]}"

@@ -7,6 +7,7 @@ import shlex
 
 import numpy as np
 
+from keras_nfnets.printing import printable
 from keras_nfnets.runs import evaluation, figures
 from keras_nfnets.runs.progress import is_unbalanced
 
@@ -68,9 +69,8 @@ def _left_out(source):
     )
 
 
-def _text(value):
-    # File names may contain bytes that are not valid text.
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+def _text(value, keep=""):
+    return html.escape(printable(value, keep))
 
 
 def _image(content, alternative, kind="png", options=""):
@@ -114,7 +114,10 @@ def _confusion(names, results):
     if len(names) > _LARGEST_MATRIX:
         return _pairs(names, matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    header = "".join(f"<th class=up><span>{_text(name)}</span>" for name in names)
+    header = "".join(
+        f'<th class=up title="{_text(name)}"><span>{_text(name)}</span>'
+        for name in names
+    )
     rows = ""
     for i, name in enumerate(names):
         cells = "".join(
@@ -124,7 +127,7 @@ def _confusion(names, results):
             f"{matrix[i, j] or ''}"
             for j in range(len(names))
         )
-        rows += f"<tr><th class=side>{_text(name)}{cells}"
+        rows += f'<tr><th class=side title="{_text(name)}">{_text(name)}{cells}'
     return (
         "<p>Rows: true class; columns: predicted class.</p>"
         f"<div class=wide><table class=matrix><tr><th>{header}{rows}</table></div>"
@@ -152,12 +155,18 @@ def _worst_mistakes(run, results):
     if not order:
         return "<p>All images are classified correctly.</p>"
     indices, names = results.indices, run.source.class_names
-    found = evaluation.images_at(run.source, run.recipe.test_split, indices[order])
-    figures = ""
+    # (All images at once may not fit into the memory.)
+    found = {
+        index: (name, figures.shrink(image, 200))
+        for index, name, image in evaluation.images_at(
+            run.source, run.recipe.test_split, indices[order]
+        )
+    }
+    shown = ""
     for i in order:
         name, image = found[indices[i]]
         predicted = results.predicted[i]
-        figures += (
+        shown += (
             f"<figure>{_thumbnail(image, name)}<figcaption>"
             f"predicted: <b>{_text(names[predicted])}</b> "
             f"({results.probabilities[i, predicted]:.0%})<br>"
@@ -167,7 +176,7 @@ def _worst_mistakes(run, results):
         )
     return (
         "<p>Validation images whose true class has the lowest predicted probability. Some "
-        f"may be in the wrong folder.</p><div class=sheet>{figures}</div>"
+        f"may be in the wrong folder.</p><div class=sheet>{shown}</div>"
     )
 
 
@@ -175,7 +184,7 @@ def _thumbnail(image, name):
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(figures.shrink(image, 200)).save(file, "PNG", optimize=True)
+    Image.fromarray(image).save(file, "PNG", optimize=True)
     options = f'title="{_text(name)}"'
     return _image(file.getvalue(), name.rpartition("/")[2], options=options)
 
@@ -193,9 +202,10 @@ def _usage(path):
         '[classes] = classifier.predict_classes(["image.jpg"])\n'
         "print(classes[0].name, classes[0].probability)"
     )
+    commands, code = (_text(text, keep="\n") for text in (commands, code))
     return (
         "<p>On the command line, in the folder where it was trained:</p>"
-        f"<pre>{_text(commands)}</pre><p>In Python:</p><pre>{_text(code)}</pre>"
+        f"<pre>{commands}</pre><p>In Python:</p><pre>{code}</pre>"
     )
 
 
@@ -222,9 +232,11 @@ h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .lead { font-size: 1.1rem; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
-table { border-collapse: collapse; }
+table { border-collapse: collapse; max-width: 100%; }
 th { text-align: left; font-weight: 600; }
 td, th { padding: .15rem .7rem .15rem 0; vertical-align: middle; }
+td, p, li { overflow-wrap: anywhere; }
+.n { overflow-wrap: normal; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { width: min(12rem, 20vw); height: .6rem; background: var(--soft); border-radius: 3px; }
 .bar div { height: 100%; background: var(--right); border-radius: 3px; }
@@ -233,9 +245,10 @@ td, th { padding: .15rem .7rem .15rem 0; vertical-align: middle; }
   text-align: center; border: 1px solid var(--line); font-size: .85rem; }
 .matrix .right { background: color-mix(in srgb, var(--right) var(--share), transparent); }
 .matrix .wrong { background: color-mix(in srgb, var(--wrong) var(--share), transparent); }
-.matrix .side { text-align: right; font-weight: 400; }
+.matrix .side { text-align: right; font-weight: 400; max-width: 14rem; }
+.matrix .side, .up span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .matrix .up { vertical-align: bottom; padding: 0 0 .3rem; font-weight: 400; }
-.up span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.up span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 14rem; }
 .sheet { display: grid; gap: 1rem; align-items: end;
   grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 figure { margin: 0; }

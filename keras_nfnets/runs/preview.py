@@ -73,7 +73,8 @@ def preview(
 def _caption(label, names):
     best = np.argsort(-label, kind="stable")[:2]
     return "\n".join(
-        names[i] if label[i] > 0.995 else f"{names[i]} ({label[i]:.0%})"
+        name if label[i] > 0.995 else f"{name} ({label[i]:.0%})"
         for i in best
+        for name in [figures.shortened(names[i], 24)]
         if label[i] > 0.005
     )

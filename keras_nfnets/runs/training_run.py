@@ -511,7 +511,9 @@ def _write_pictures(run, partial, listeners):
             report(run, partial / folder.REPORT, progress=track)
     except Exception as error:  # noqa: BLE001 (a failed drawing must not lose the model)
         logging.warning(
-            "Not all results could be drawn: %s: %s", type(error).__name__, error
+            "Not all results could be drawn: %s: %s",
+            type(error).__name__,
+            printable(error),
         )
 
 

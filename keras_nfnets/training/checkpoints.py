@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import files
+from keras_nfnets.printing import printable
 
 # Names of checkpoints. The package's name tells them from other files, which are never
 # replaced or deleted. (They had none before version 0.1.0 was released.)
@@ -156,7 +157,8 @@ class Checkpoints(keras.callbacks.Callback):
                     return path, about, arrays
             except Exception as error:  # noqa: BLE001 (of whatever type)
                 warnings.warn(
-                    f"{path} is not a complete checkpoint and is skipped: {error}",
+                    f"{printable(path)} is not a complete checkpoint and is skipped: "
+                    f"{printable(error)}",
                     stacklevel=3,
                 )
         return None

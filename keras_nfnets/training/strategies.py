@@ -9,6 +9,7 @@ import sys
 import threading
 
 from keras_nfnets import checks
+from keras_nfnets.printing import printable
 from keras_nfnets.tables import STRATEGIES
 
 # How long workers wait, in seconds. TensorFlow detects within ten seconds that a worker was
@@ -146,7 +147,7 @@ def _multi_worker(tf, start_timeout):
 
     workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
     print(
-        f"Waiting for all workers of TF_CONFIG to start: {', '.join(workers)}. If "
+        f"Waiting for all workers of TF_CONFIG to start: {printable(', '.join(workers))}. If "
         f"they do not, this process ends after {start_timeout} seconds.",
         file=sys.stderr,
         flush=True,
