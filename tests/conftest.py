@@ -43,6 +43,7 @@ if keras.backend.backend() != "tensorflow":
         "colab",  # the notebooks choose TensorFlow
         "examples",
         "data",
+        "fuzz",
         "runs",
         "experiments/test_glyphs.py",
         "experiments/test_images_on_the_disk.py",

@@ -11,6 +11,8 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import files
+from keras_nfnets.guards import json_text
+from keras_nfnets.guards.archive import Archive
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -123,11 +125,8 @@ class Checkpoints(keras.callbacks.Callback):
     def saved_settings(self):
         """Return the settings of the last complete checkpoint, or None."""
         for path in self._files():
-            with (
-                contextlib.suppress(Exception),
-                np.load(path, allow_pickle=False) as file,
-            ):
-                return json.loads(str(file["about"]))["settings"]
+            with contextlib.suppress(Exception), _opened(path) as file:
+                return json_text.parse(str(file["about"]))["settings"]
         return None
 
     def _files(self):
@@ -142,9 +141,9 @@ class Checkpoints(keras.callbacks.Callback):
     def _last_complete(self):
         for path in self._files():
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with _opened(path) as file:
                     arrays = {name: file[name] for name in file.files}
-                return path, json.loads(str(arrays.pop("about"))), arrays
+                return path, json_text.parse(str(arrays.pop("about"))), arrays
             except Exception as error:  # noqa: BLE001 (of whatever type)
                 warnings.warn(
                     f"{path} is not complete and is skipped: {error}", stacklevel=3
@@ -170,6 +169,15 @@ class Checkpoints(keras.callbacks.Callback):
             for group, variables in groups.items()
             for i, variable in enumerate(variables)
         }
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Context in which a checkpoint is open, after its members have been checked."""
+    with Archive.opened(path) as archive:
+        archive.check()
+    with np.load(path, allow_pickle=False) as file:
+        yield file
 
 
 def _as_storable(array):
