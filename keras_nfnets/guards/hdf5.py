@@ -17,13 +17,11 @@ from keras_nfnets.guards.limits import check_content
 
 _MAX_DEPTH = 100  # of groups
 # Groups and arrays. Those of NFNet-F7+ with an optimizer are ten thousand.
-_MAX_OBJECTS = 100_000
+_MAX_OBJECTS = 50_000
 # libhdf5 keeps some 300 bytes for each chunk.
 _MAX_CHUNKS = 1_000_000
 # Keras writes a name for each layer, and in the legacy format the model's configuration.
 _MAX_STRINGS = 16 * 2**20
-# The largest chunk that h5py chooses itself is 1 MiB. LZF unpacks a byte to at most 88.
-_MAX_LZF_CHUNK = 2 * 2**20
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
 _PIECE = 2**20
 
@@ -223,9 +221,9 @@ def _check_filters(name, filters, size):
     if _FLETCHER32 in kinds[:-1]:
         raise ValueError(f"{name}, whose checksum is compressed")
     for kind, _, values, _ in filters:
-        # The last value is the size of a chunk.
-        if kind == _LZF and (size > _MAX_LZF_CHUNK or values[2:3] not in ((), (size,))):
-            raise ValueError(f"{name}, whose chunks of LZF are too large")
+        # The last value is the size of a chunk, for which memory is allocated.
+        if kind == _LZF and values[2:3] not in ((), (size,)):
+            raise ValueError(f"{name}, whose chunks have two sizes")
 
 
 def _check_chunks(dataset, kinds, count, size):
@@ -237,21 +235,49 @@ def _check_chunks(dataset, kinds, count, size):
     for chunk in stored:
         used = [kind for i, kind in enumerate(kinds) if not chunk.filter_mask >> i & 1]
         # What does not compress, gzip makes a little longer.
-        right = chunk.size <= 2 * size + 2**10
-        if right and _DEFLATE in used:
+        if chunk.size > 2 * size + 2**10:
+            raise ValueError(f"{dataset.name}, a chunk of which is too long")
+        unpacked, checksum = chunk.size, 4 * (_FLETCHER32 in used)
+        if _DEFLATE in used or _LZF in used:
             _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
-            right = _inflated_size(content, size + 1) == size
-        elif _LZF not in used:
-            right = chunk.size == size + 4 * (_FLETCHER32 in used)
-        if not right:
+            content = content[: len(content) - checksum]
+            count_of = _inflated_size if _DEFLATE in used else _lzf_size
+            unpacked, checksum = count_of(content, size + 1), 0
+        # libhdf5 would read or write beyond the chunk, or take any memory.
+        if unpacked != size + checksum:
             raise ValueError(f"{dataset.name}, a chunk of which has another size")
 
 
 def _inflated_size(content, most):
-    """Return how many bytes a content unpacks to, counted to `most`."""
-    # libhdf5 has no limit.
+    """Return how many bytes a content of deflate unpacks to, counted to `most`."""
     decoder, size = zlib.decompressobj(), 0
-    while content and size < most:
-        size += len(decoder.decompress(content, min(most - size, _PIECE)))
+    # The last piece may come after all of the content has gone in.
+    while size < most:
+        piece = decoder.decompress(content, min(most - size, _PIECE))
+        if not piece:
+            break
+        size += len(piece)
         content = decoder.unconsumed_tail
     return size
+
+
+def _lzf_size(content, most):
+    """Return how many bytes a content of LZF unpacks to, counted to about `most`."""
+    at = size = 0
+    while at < len(content) and size < most:
+        control = content[at]
+        at += 1
+        if control < 32:  # so many bytes follow, and one more
+            at += control + 1
+            size += control + 1
+            continue
+        # A repetition: its length, then how far back it begins.
+        length = control >> 5
+        if length == 7:
+            length += content[at]
+            at += 1
+        if ((control & 31) << 8 | content[at]) >= size:
+            raise ValueError("a repetition of what is not there")
+        at += 1
+        size += length + 2
+    return size if at == len(content) else most

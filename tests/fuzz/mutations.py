@@ -1,10 +1,12 @@
 """Random changes of small valid files."""
 
 import collections
+import json
 import pathlib
 import pickle
 import struct
 import tempfile
+import typing
 
 import files
 import h5py
@@ -14,25 +16,51 @@ import numpy as np
 _NUMBERS = [0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
 
 
-def valid_files():
-    """Return `[(suffix, function that reads it, content)]`."""
-    writers = [
-        (".weights.h5", "recognize", files.weights),
-        (".weights.h5", "recognize", lambda path: files.weights(path, libver="latest")),
-        (".weights.h5", "load_weights", _chunked),
-        (".keras", "load_classifier", files.keras_file),
-        (".keras", "recognize", files.hdf5_in_keras(_chunked)),
-        (".safetensors", "recognize", files.safetensors_file),
-        (".npz", "recognize", _pickle),
-        (".npz", "restore", _checkpoint),
+class Kind(typing.NamedTuple):
+    """Valid files of a kind.
+
+    Attributes:
+        ending: str. Ending of their names.
+        function: str. What reads them, see `limited`.
+        content: bytes. What is changed.
+        write: function of a path and of the changed content.
+    """
+
+    ending: str
+    function: str
+    content: bytes
+    write: typing.Callable = pathlib.Path.write_bytes
+
+
+def kinds():
+    """Return a list of `Kind`s."""
+    old = _content(files.weights)
+    new = _content(lambda path: files.weights(path, libver="latest"))
+    chunked = _content(_chunked)
+    settings = json.dumps(files.config()).encode()
+    return [
+        Kind(".weights.h5", "recognize", old),
+        Kind(".weights.h5", "recognize", new),
+        Kind(".weights.h5", "load_weights", chunked),
+        Kind(".keras", "load_model", _content(files.keras_file)),
+        Kind(".keras", "load_model", old, _keras_of_weights),
+        Kind(".keras", "recognize", chunked, _keras_of_weights),
+        Kind(".keras", "load_model", settings, files.keras_file),
+        Kind(".safetensors", "recognize", _content(files.safetensors_file)),
+        Kind(".npz", "recognize", _content(_pickle)),
+        Kind(".npz", "restore", _content(_checkpoint)),
     ]
-    found = []
+
+
+def _content(write):
     with tempfile.TemporaryDirectory() as folder:
-        for i, (suffix, function, write) in enumerate(writers):
-            path = pathlib.Path(folder, f"{i}{suffix}")
-            write(path)
-            found.append((suffix, function, path.read_bytes()))
-    return found
+        path = pathlib.Path(folder, "a.npz")
+        write(path)
+        return path.read_bytes()
+
+
+def _keras_of_weights(path, content):
+    files.keras_file(path, content=content)
 
 
 def _chunked(path):
