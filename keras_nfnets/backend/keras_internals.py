@@ -9,6 +9,8 @@ import functools
 import gc
 import io
 import itertools
+import math
+import threading
 import time
 import types
 import typing
@@ -17,6 +19,7 @@ import zipfile
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.saving import saving_lib
+from keras.src.utils.dtype_utils import dtype_size
 
 # Models.
 
@@ -352,6 +355,42 @@ def dates_of_archives():
         yield
     finally:
         zipfile.time = before
+
+
+@contextlib.contextmanager
+def limited_variables(most):
+    """Context in which variables of at most `most` bytes in all can be created.
+
+    A configuration of a few bytes can ask for any number of them. Keras creates them
+    before it reads their values.
+
+    Args:
+        most: int.
+
+    Raises:
+        ValueError: when a variable is created, before its memory is allocated, if there
+            are more. Keras may wrap it in another error.
+    """
+    original, thread, total = keras.Variable.__init__, threading.get_ident(), 0
+
+    @functools.wraps(original)
+    def limited(self, initializer, shape=None, dtype=None, *args, **kwargs):
+        nonlocal total
+        if shape is not None and threading.get_ident() == thread:
+            bits = dtype_size(keras.backend.standardize_dtype(dtype))
+            total += math.prod(shape) * bits // 8
+            if total > most:
+                raise ValueError(
+                    f"a model of more than {total:,} bytes of variables, far more than the "
+                    f"size of the file allows ({most:,})"
+                )
+        original(self, initializer, shape, dtype, *args, **kwargs)
+
+    keras.Variable.__init__ = limited
+    try:
+        yield
+    finally:
+        keras.Variable.__init__ = original
 
 
 class WeightFile:

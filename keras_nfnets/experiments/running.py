@@ -14,6 +14,7 @@ import keras
 
 from keras_nfnets import files
 from keras_nfnets.experiments.page import PAGE, PICTURE
+from keras_nfnets.guards import json_text
 
 SETTINGS, RESULTS = "settings.json", "results.csv"
 
@@ -41,7 +42,7 @@ def check_folder(folder, settings):
     """
     path = folder / SETTINGS
     try:
-        before = json.loads(path.read_text("utf-8"))
+        before = json_text.read(path)
         differing = {
             name
             for name in {**before, **settings}

@@ -4,6 +4,7 @@ import math
 import pathlib
 import warnings
 
+import keras
 import numpy as np
 
 from keras_nfnets.backend import keras_internals
@@ -125,7 +126,7 @@ def assign(variables, arrays, source, progress=iter):
         for key in variables.keys() - arrays.keys()
     ]
     problems += [
-        f"{key} is not in the network" for key in arrays.keys() - variables.keys()
+        f"{key:.200} is not in the network" for key in arrays.keys() - variables.keys()
     ]
     values = {}
     for key in variables.keys() & arrays.keys():
@@ -168,7 +169,7 @@ def _without_head(variables, arrays):
         theirs = [getattr(given[key], "shape", ()) for key in head]
         ends = {shape[-1:] for shape in theirs}
         same_features = [s[:-1] for s in ours] == [s[:-1] for s in theirs]
-        if ours != theirs and same_features and len(ends) == 1:
+        if ours != theirs and same_features and len(ends) == 1 and ends != {(0,)}:
             [(count,)] = ends
             classes = (ours[0][-1], count)
     if head and not classes:
@@ -194,12 +195,20 @@ def _value_for(variable, array):
         )
     with np.errstate(over="ignore"):
         value = array.astype(variable.dtype, copy=False)
-    if not np.isfinite(value).all():
+    if not is_finite(value):
         raise ValueError(
             "has values in the source that are not finite, or too large for "
             f"{variable.dtype}"
         )
     return value
+
+
+def is_finite(values):
+    """Whether all values of a variable or an array of real numbers are finite."""
+    # Small integers of `ml_dtypes` have no `isfinite`.
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype)):
+        return True
+    return bool(np.isfinite(keras.ops.convert_to_numpy(values)).all())
 
 
 def _holds_real_numbers(array):

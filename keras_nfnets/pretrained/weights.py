@@ -262,17 +262,24 @@ def _fits(variables, arrays):
         if key in FIRST_KERNEL and theirs is not None and len(theirs) == 4:
             # Its input channels, the third axis, are those of the images.
             channels = int(theirs[2])
-            ours = (*ours[:2], channels, ours[3])
+            ours = (*ours[:2], max(channels, 1), ours[3])
             if channels != 3:
                 options["input_shape"] = _any_size(channels)
         if ours != theirs:
             return None
-    # Sorted, as the order of a set differs from one process to the next.
-    given = [getattr(arrays[key], "shape", ()) for key in sorted(head & arrays.keys())]
+    given = {key: getattr(arrays[key], "shape", ()) for key in head & arrays.keys()}
     if not given:
         return {"include_top": False, **options}
     # The last axis of both the bias and the kernel is the classes.
-    return {"classes": int(given[0][-1]), **options} if all(given) else None
+    classes = {shape[-1:] for shape in given.values()}
+    fits = given.keys() == head and all(
+        (*variables[key].shape[:-1], *shape[-1:]) == shape
+        for key, shape in given.items()
+    )
+    if len(classes) > 1 or not fits or classes & {(), (0,)}:
+        return None
+    [(count,)] = classes
+    return {"classes": int(count), **options}
 
 
 def _any_size(channels):

@@ -11,6 +11,7 @@ import keras
 
 from keras_nfnets import checks
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.guards import model_files
 from keras_nfnets.layers.units import mark_units
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import Clipped, clip_mean
@@ -695,7 +696,11 @@ class AGCModel(keras_internals.ModelWithHooks):
         return super().get_config()
 
     @functools.wraps(keras.Model.load_weights)
-    def load_weights(self, *args, **kwargs):
+    def load_weights(self, filepath, *args, **kwargs):
+        with model_files.checked(filepath):
+            return self._load_weights(filepath, *args, **kwargs)
+
+    def _load_weights(self, *args, **kwargs):
         if not self._trains_averages:
             return super().load_weights(*args, **kwargs)
         # Averages are in the state of the optimizer, which Keras loads only if it is

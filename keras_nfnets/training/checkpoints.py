@@ -5,20 +5,21 @@ import json
 import pathlib
 import re
 import warnings
-import zipfile
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_nfnets import files
+from keras_nfnets.guards import json_text
+from keras_nfnets.guards.archive import Archive
 from keras_nfnets.printing import printable
 
 # Names of checkpoints. The package's name tells them from other files, which are never
 # replaced or deleted. (They had none before version 0.1.0 was released.)
 NAME = re.compile(r"(?:keras_nfnets-)?epoch-(\d{6,})\.npz")
-# Most bytes of the description: a million values of history, and settings.
-_MOST_ABOUT = 2**26
+# Member with the description of the checkpoint: JSON, four bytes per character.
+_ABOUT, _MOST_ABOUT = "about.npy", 5 * json_text.MAX_BYTES
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -152,8 +153,10 @@ class Checkpoints(keras.callbacks.Callback):
             try:
                 with _opened(path) as archive:
                     about = self._about(path, archive)
-                    names = [n for n in archive.namelist() if n != _ABOUT]
-                    arrays = {n.removesuffix(".npy"): _array(archive, n) for n in names}
+                    arrays = {
+                        name.removesuffix(".npy"): _array(archive, name)
+                        for name in archive.names - {_ABOUT}
+                    }
                     return path, about, arrays
             except Exception as error:  # noqa: BLE001 (of whatever type)
                 warnings.warn(
@@ -165,9 +168,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _about(self, path, archive):
         """Read and check what a checkpoint says of itself."""
-        if archive.getinfo(_ABOUT).file_size > _MOST_ABOUT:
-            raise ValueError(f"its description has more than {_MOST_ABOUT:,} bytes")
-        about = json.loads(str(_array(archive, _ABOUT)))
+        about = json_text.parse(str(_array(archive, _ABOUT, _MOST_ABOUT)))
         epoch, history = int(NAME.fullmatch(path.name)[1]), about["history"]
         most = self.settings.get("epochs")
         if about["epoch"] != epoch or (isinstance(most, int) and epoch > most):
@@ -200,30 +201,17 @@ class Checkpoints(keras.callbacks.Callback):
         }
 
 
-_ABOUT = "about.npy"
-
-
 @contextlib.contextmanager
 def _opened(path):
-    """Open a file of `np.savez` as a `zipfile.ZipFile` whose content fits into the file.
-
-    Raises:
-        ValueError, OSError, zipfile.BadZipFile: it is not such a file.
-    """
+    """Context in which a checkpoint is open as an `Archive`."""
     if not path.is_file():  # a pipe would be waited for
         raise ValueError("it is not a file")
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        is_compressed = any(m.compress_type != zipfile.ZIP_STORED for m in members)
-        size = sum(member.file_size for member in members)
-        if is_compressed or size > path.stat().st_size:
-            raise ValueError("its arrays are larger than the file")
+    with Archive.opened(path) as archive:
         yield archive
 
 
-def _array(archive, name):
-    with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _array(archive, name, most=None):
+    return np.lib.format.read_array(archive.stream(name, most), allow_pickle=False)
 
 
 def _fits(array, variable):

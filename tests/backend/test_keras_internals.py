@@ -304,6 +304,23 @@ def test_weights_in_memory_are_those_of_a_weight_file(tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_variables_of_a_model_have_a_limit():
+    original = keras.Variable.__init__
+    with expected(keras_internals.limited_variables):
+        # The kernels and biases of 3 x 2 and 2 x 1, in float32.
+        with keras_internals.limited_variables(4 * 11):
+            small_model()
+        # Refused before it has memory.
+        inputs = keras.Input((2**20,))
+        with (
+            pytest.raises(ValueError, match="more than 4,398,046,511,104 bytes"),
+            keras_internals.limited_variables(2**20),
+        ):
+            keras.layers.Dense(2**20)(inputs)
+        small_model()
+    assert keras.Variable.__init__ is original
+
+
 def test_a_weight_file_has_the_names_of_layers(tmp_path):
     names = keras_internals.WeightFile
     with expected(names):

@@ -1,0 +1,1 @@
+"""Reading files of unknown origin, within limits of memory and time."""

@@ -1,0 +1,52 @@
+"""Files with random changes are read or refused, soon and in little memory.
+
+For a longer run: `FUZZ_SECONDS=1800 FUZZ_SEED=1 pytest -m slow -n 0 tests/fuzz`.
+"""
+
+import os
+import random
+import time
+
+import limited
+import mutations
+import pytest
+
+
+def read_mutated(seed, count, folder):
+    """Read files with changes; print and return those that did harm.
+
+    The file of a number is the same for the same seed.
+    """
+    kinds = mutations.kinds()
+    jobs = []
+    for number in range(seed, seed + count):
+        kind = kinds[number % len(kinds)]
+        # Checkpoints are found by their names.
+        path = folder / str(number) / f"epoch-000001{kind.ending}"
+        path.parent.mkdir()
+        kind.write(path, mutations.mutated(random.Random(number), kind.content))
+        jobs.append((kind.function, path))
+    harmful = []
+    for number, (job, report) in enumerate(zip(jobs, limited.read_all(jobs)), seed):
+        if not limited.is_harmless(report):
+            print(f"number {number}, {job}: {report}")
+            harmful.append(number)
+    return harmful
+
+
+def test_changed_files_do_no_harm(tmp_path):
+    assert not read_mutated(seed=0, count=600, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_many_changed_files_do_no_harm(tmp_path):
+    seed = int(os.environ.get("FUZZ_SEED", random.randrange(10**9)))
+    print(f"FUZZ_SEED={seed}")
+    end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "60"))
+    count, harmful = 2000, []
+    while time.monotonic() < end:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        harmful += read_mutated(seed, count, folder)
+        seed += count
+    assert not harmful
