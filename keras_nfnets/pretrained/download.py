@@ -4,12 +4,14 @@ import base64
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import http.client
 import os
 import pathlib
 import re
 import shutil
+import ssl
 import threading
 import time
 import traceback
@@ -453,7 +455,18 @@ def _open(url, method="GET", private=None, headers=None):
         private["Authorization"] = f"Basic {user}"
     for name, value in private.items():
         request.add_unredirected_header(name, value)
-    return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    return urllib.request.urlopen(request, timeout=_TIMEOUT, context=_context())
+
+
+@functools.cache
+def _context():
+    """Return how hosts are verified: as the system does, or by the hub client's list."""
+    context = ssl.create_default_context()
+    with contextlib.suppress(ImportError):
+        import certifi  # some installations of Python have no certificates
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def _in_time(function, *args):

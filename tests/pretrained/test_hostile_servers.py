@@ -245,7 +245,9 @@ def test_a_copy_that_cannot_be_checked_is_used_with_a_warning(hub):
 
 
 @pytest.mark.parametrize(
-    "content", [b"x" * 200_000_000, b"\xff" * 40, b"../../..", b""]
+    "content",
+    [b"x" * 200_000_000, b"\xff" * 40, b"../../..", b""],
+    ids=["huge", "no text", "elsewhere", "empty"],
 )
 def test_a_reference_that_is_no_commit_is_not_read(hub, content):
     copied(hub, FIRST, "file")
