@@ -4,12 +4,14 @@ import base64
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import http.client
 import os
 import pathlib
 import re
 import shutil
+import ssl
 import threading
 import time
 import traceback
@@ -70,6 +72,19 @@ def hub_file(repo_id, filename, revision=None):
     path, is_checked = _in_hub_cache(cache, repo_id, filename, revision)
     if is_checked:
         return path
+    try:
+        return _checked_or_downloaded(cache, repo_id, filename, revision)
+    except OSError as error:  # no network, or the cache cannot be written to
+        if path is None or not path.is_file():
+            raise
+        warnings.warn(
+            f"{printable(path)} is used unchecked: {printable(error)}", stacklevel=2
+        )
+        return path
+
+
+def _checked_or_downloaded(cache, repo_id, filename, revision):
+    """Return the path of a cached file after checking it, or download it."""
     repo = hub_cache.repository(cache, repo_id)
     staging = cache / f".keras_nfnets-{repo.name}"
     with hub_cache.locked(hub_cache.lock_file(cache, repo)):
@@ -86,13 +101,6 @@ def hub_file(repo_id, filename, revision=None):
             _remove_link(staging)
             staging.mkdir()
             return _from_hub(repo, staging, repo_id, filename, revision)
-        except ConnectionError as error:
-            if path is None:
-                raise
-            warnings.warn(
-                f"{printable(path)} is used unchecked: {printable(error)}", stacklevel=2
-            )
-            return path
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -158,6 +166,11 @@ def _from_hub(repo, staging, repo_id, filename, revision):
     target = hub_cache.blob(repo, digest) if has_links else pointer
     # A file in place of the link was copied there.
     is_there = pointer.is_file() and _digest(pointer, kind) == digest
+    if pointer.is_file() and not is_there:
+        warnings.warn(
+            f"{printable(pointer)} is not the file of the hub: it is replaced",
+            stacklevel=4,
+        )
     if not is_there and not (target.is_file() and _digest(target, kind) == digest):
         partial = staging / "file"
         address = known.location
@@ -239,8 +252,8 @@ def url_file(url, md5=None):
             backup = final.with_name(final.name + ".wrong")
             os.replace(final, backup)
             warnings.warn(
-                f"The MD5 of {printable(final)} is not {md5}: moved to {printable(backup)}; it will be "
-                "downloaded again",
+                f"The MD5 of {printable(final)} is not {md5}: moved to "
+                f"{printable(backup)}; it will be downloaded again",
                 stacklevel=2,
             )
         _from_url(url, final, md5)
@@ -453,7 +466,18 @@ def _open(url, method="GET", private=None, headers=None):
         private["Authorization"] = f"Basic {user}"
     for name, value in private.items():
         request.add_unredirected_header(name, value)
-    return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    return urllib.request.urlopen(request, timeout=_TIMEOUT, context=_context())
+
+
+@functools.cache
+def _context():
+    """Return how hosts are verified: as the system does, or by the hub client's list."""
+    context = ssl.create_default_context()
+    with contextlib.suppress(ImportError):
+        import certifi  # some installations of Python have no certificates
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def _in_time(function, *args):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 import tracemalloc
 
@@ -211,7 +212,10 @@ def copied(hub, content, kind):
 def test_copies_and_links_in_the_cache_are_checked(hub, kind):
     pointer = copied(hub, SECOND, kind)
     with hub() as server:
-        assert from_hub().read_bytes() == FIRST
+        with pytest.warns(
+            UserWarning, match="is not the file of the hub: it is replaced"
+        ):
+            assert from_hub().read_bytes() == FIRST
         asked = len(server.requests)
         assert from_hub() == pointer
         assert len(server.requests) == asked
@@ -242,10 +246,17 @@ def test_a_copy_that_cannot_be_checked_is_used_with_a_warning(hub):
         UserWarning, match="is used unchecked: .*could not be downloaded"
     ):
         assert from_hub() == pointer
+    # Neither can it where nothing can be written.
+    shutil.rmtree(hub.cache / ".locks")
+    (hub.cache / ".locks").write_text("")
+    with pytest.warns(UserWarning, match="is used unchecked: "):
+        assert from_hub() == pointer
 
 
 @pytest.mark.parametrize(
-    "content", [b"x" * 200_000_000, b"\xff" * 40, b"../../..", b""]
+    "content",
+    [b"x" * 200_000_000, b"\xff" * 40, b"../../..", b""],
+    ids=["huge", "no text", "elsewhere", "empty"],
 )
 def test_a_reference_that_is_no_commit_is_not_read(hub, content):
     copied(hub, FIRST, "file")
