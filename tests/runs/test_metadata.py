@@ -10,6 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from fuzz import long_run
 from fuzz import metadata as hostile
 
 from keras_nfnets import data, runs
@@ -64,26 +65,31 @@ def test_a_model_with_wrong_metadata_is_an_error_with_its_file(name, model, tmp_
         runs.load_classifier(path)
 
 
+@pytest.mark.parametrize("name", [name for name, _ in hostile.texts()])
+def test_metadata_that_are_no_json_of_usual_depth_are_an_error(name, model, tmp_path):
+    path = saved(model, tmp_path, dict(hostile.texts())[name])
+    with pytest.raises(ValueError, match="model.json is not metadata of a"):
+        runs.load_classifier(path)
+
+
 def test_what_is_unknown_is_left_out():
     assert "classes_of" not in checked({**hostile.SOUND, "classes_of": "imagenet2012"})
 
 
 def test_random_metadata_are_refused_or_prepare_finite_images():
-    prepare_with(seed=0, seconds=2)
+    prepare_with(seed=0, count=4000)
 
 
 @pytest.mark.slow
 def test_many_random_metadata_are_refused_or_prepare_finite_images():
-    seed = int.from_bytes(os.urandom(4))
-    print("seed", seed)
-    prepare_with(seed, seconds=200)
+    for seed in long_run.seeds():
+        prepare_with(seed, count=100)
 
 
-def prepare_with(seed, seconds):
+def prepare_with(seed, count):
     rng = random.Random(seed)
     image = np.random.default_rng(0).integers(0, 256, (9, 12, 3), "uint8")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    for _ in range(count):
         metadata = hostile.changed(rng)
         try:
             preparation = checked(metadata)["preparation"]
