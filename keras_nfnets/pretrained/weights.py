@@ -270,16 +270,12 @@ def _fits(variables, arrays):
     given = {key: getattr(arrays[key], "shape", ()) for key in head & arrays.keys()}
     if not given:
         return {"include_top": False, **options}
-    # The last axis of both the bias and the kernel is the classes.
-    classes = {shape[-1:] for shape in given.values()}
-    fits = given.keys() == head and all(
-        (*variables[key].shape[:-1], *shape[-1:]) == shape
-        for key, shape in given.items()
-    )
-    if len(classes) > 1 or not fits or classes & {(), (0,)}:
+    [kernel] = [key for key in head if len(variables[key].shape) == 2]
+    # Its last axis is the classes. Those that it has no values for are not believed.
+    shape = given.get(kernel, ())
+    if shape[:-1] != tuple(variables[kernel].shape[:-1]) or not all(shape):
         return None
-    [(count,)] = classes
-    return {"classes": int(count), **options}
+    return {"classes": int(shape[-1]), **options}
 
 
 def _any_size(channels):

@@ -130,7 +130,7 @@ def test_wrong_usage_is_explained(arguments, sentence, capsys, digits, tmp_path)
         (["convert", "FILE", "x.keras"], "A weight file must end in"),
         (["convert", "none.npz", "x.keras"], "'none.npz', where there is no file"),
         (["convert", "BROKEN", "x.keras"], "is not a complete .safetensors file"),
-        (["convert", "TORN", "x.keras"], "predictions/kernel has shape"),
+        (["convert", "TORN", "x.keras"], "predictions/bias has shape"),
     ],
 )
 def test_what_cannot_be_done_is_explained(
