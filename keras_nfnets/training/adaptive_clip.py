@@ -223,7 +223,10 @@ def _kernels_of_classifiers(model):
     if graph.has_graph(model):
         outputs, losses = graph.ends(model)[1], model.loss
         if not isinstance(outputs, dict):
-            outputs = dict(zip(model.output_names, keras.tree.flatten(outputs)))
+            outputs = keras.tree.flatten(outputs)
+            # (A sequential model has no names of outputs.)
+            names = getattr(model, "output_names", range(len(outputs)))
+            outputs = dict(zip(names, outputs))
         if isinstance(losses, (list, tuple)):
             losses = dict(zip(outputs, losses))
         elif not isinstance(losses, dict):
