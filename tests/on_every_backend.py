@@ -28,7 +28,7 @@ ON_EVERY_BACKEND = {
     "test_networks.py": {
         "test_network_computes_what_the_authors_code_does[haiku_nfnet_tiny_odd]",
         "test_network_computes_what_timm_does[test_nfnet]",
-        "test_networks_save_clone_and_train_in_every_policy",
+        "test_networks_save_clone_and_train_in_every_policy[options1-policies1]",
     },
     "test_normalizer_free.py": {
         "test_variance_is_as_expected_on_other_noise[sequential-ones]",
