@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
         "--xla_force_host_platform_device_count=8",
         os.environ.get("XLA_FLAGS", ""),
     ]
@@ -19,68 +20,48 @@ import pathlib
 import subprocess
 import sys
 
-import keras
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
 
 from golden_case import GoldenCase, nfnet_tiny, relative_error
+from on_every_backend import COLLECTED, ON_EVERY_BACKEND
 
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    [_cpu] = tf.config.list_physical_devices("CPU")
-    _devices = [tf.config.LogicalDeviceConfiguration()] * 4
-    tf.config.set_logical_device_configuration(_cpu, _devices)
-
+# Set by `pytest_configure`.
+collect_ignore = []
 # Only TensorFlow has replicas and sparse gradients; the data and the command need tf.data.
 # Code that does not depend on the backend, such as downloads and pickles, is tested once.
-collect_ignore = []
-if keras.backend.backend() != "tensorflow":
-    collect_ignore = [
-        "benchmarks",  # its processes choose JAX
-        "cli",
-        "colab",  # the notebooks choose TensorFlow
-        "examples",
-        "data",
-        "fuzz",
-        "runs",
-        "experiments/test_glyphs.py",
-        "experiments/test_images_on_the_disk.py",
-        "deploy/test_exporting.py",
-        "models/test_costs.py",
-        "backend/test_fusion.py",
-        "backend/test_keras_internals_tensorflow.py",
-        "test_files.py",
-        "test_plotting.py",
-        "pretrained/test_checkpoints.py",
-        "pretrained/test_download.py",
-        "pretrained/test_hostile_servers.py",
-        "pretrained/test_pickles.py",
-        "pretrained/test_timm.py",
-        "training/test_compiled_step.py",
-        "training/test_replicas.py",
-        "training/test_sparse_gradients.py",
-        "training/test_strategies.py",
-        "training/test_tracing.py",
-    ]
-# Tests in these files that depend on the backend; the others are skipped.
-_ON_EVERY_BACKEND = {
-    "test_docs.py": {"test_code_of_a_page", "test_examples_of_docstrings"},
-    "test_experiments.py": {
-        "test_runs_are_reproducible_and_a_diverged_run_is_a_result",
-        "test_batch_norm_leaks_and_the_normalizer_free_network_does_not",
-        "test_only_the_network_with_agc_is_clipped",
-    },
-    "test_weights.py": {
-        "test_deepmind_parameters_load_completely_or_not_at_all",
-        "test_files_of_other_policies_load",
-        "test_a_mismatch_of_one_parameter_changes_nothing",
-        "test_saved_weights_come_back",
-    },
-}
-if keras.backend.backend() != "jax":
-    collect_ignore = [*collect_ignore, "training/test_data_parallel_jax.py"]
+_ON_TENSORFLOW = [
+    "benchmarks",  # its processes choose JAX
+    "cli",
+    "colab",  # the notebooks choose TensorFlow
+    "examples",
+    "data",
+    "fuzz",
+    "runs",
+    "experiments/test_glyphs.py",
+    "experiments/test_images_on_the_disk.py",
+    "deploy/test_exporting.py",
+    "models/test_costs.py",
+    "models/test_feature_pyramid.py",
+    "backend/test_fusion.py",
+    "backend/test_keras_internals_tensorflow.py",
+    "test_files.py",
+    "test_package.py",  # a process of its own chooses JAX
+    "test_plotting.py",
+    "test_printing.py",
+    "pretrained/test_checkpoints.py",
+    "pretrained/test_download.py",
+    "pretrained/test_hostile_servers.py",
+    "pretrained/test_pickles.py",
+    "pretrained/test_timm.py",
+    "training/test_compiled_step.py",
+    "training/test_hostile_checkpoints.py",
+    "training/test_replicas.py",
+    "training/test_sparse_gradients.py",
+    "training/test_strategies.py",
+    "training/test_tracing.py",
+]
 
 
 def pytest_addoption(parser):
@@ -92,19 +73,48 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Runs share compiled programs.
-    if keras.backend.backend() == "jax" and hasattr(config, "cache"):
+    is_worker = hasattr(config, "workerinput")
+    if config.option.numprocesses and not (is_worker or config.option.collectonly):
+        return  # The tests run in other processes, so this one need not import Keras.
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "jax":
+        collect_ignore.append("training/test_data_parallel_jax.py")
+    if backend != "tensorflow":
+        collect_ignore.extend(_ON_TENSORFLOW)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        [cpu] = tf.config.list_physical_devices("CPU")
+        devices = [tf.config.LogicalDeviceConfiguration()] * 4
+        tf.config.set_logical_device_configuration(cpu, devices)
+    elif backend == "jax":
         import jax
 
-        folder = str(config.cache.mkdir("compiled-by-jax"))
-        jax.config.update("jax_compilation_cache_dir", folder)
+        # Processes share compiled programs; runs do, too, with pytest's cache.
+        jax.config.update("jax_compilation_cache_dir", _folder_of_programs(config))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _folder_of_programs(config):
+    if hasattr(config, "cache"):
+        return str(config.cache.mkdir("compiled-by-jax"))
+    # Beside the temporary folders of the processes.
+    folder = config.option.basetemp
+    return folder and str(pathlib.Path(folder).parent / "compiled-by-jax")
+
+
+def pytest_itemcollected(item):
+    COLLECTED[item.path.name] |= {item.name, item.originalname}
 
 
 # Runs after pytest's own hook, which deselects by markers.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         items[:] = [item for item in items if _depends_on_the_backend(item)]
     for item in items:
@@ -118,15 +128,17 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.nodeid in set(chosen)]
 
 
-# Imported modules stay alive, so exclude them from garbage collection.
+# Imported modules stay alive, so exclude them from garbage collection. Graphs have so many
+# objects that it would run all the time.
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _depends_on_the_backend(item):
-    names = _ON_EVERY_BACKEND.get(item.path.name)
-    return names is None or item.originalname in names
+    names = ON_EVERY_BACKEND.get(item.path.name)
+    return names is None or not names.isdisjoint({item.name, item.originalname})
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -150,6 +162,8 @@ def pytest_pyfunc_call(pyfuncitem):
 # Each test starts like a new process: a layer is named "add", not "add_7".
 @pytest.fixture(autouse=True)
 def _repeatable():
+    import keras
+
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     yield

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from on_every_backend import COLLECTED, ON_EVERY_BACKEND
 
 import keras_nfnets
 
@@ -89,3 +90,10 @@ assert "clip_share" in model.fit(np.ones((4, 3)), np.zeros((4, 2)), verbose=0).h
 """,
         KERAS_BACKEND="jax",
     )
+
+
+def test_tests_listed_for_every_backend_exist():
+    for file, listed in ON_EVERY_BACKEND.items():
+        # (Not all files are collected if paths are given.)
+        found = COLLECTED.get(file, listed)
+        assert listed <= found, listed - found

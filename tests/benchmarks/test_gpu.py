@@ -30,7 +30,8 @@ def command(output, *options):
 
 def start(output, *options):
     # One device and no optimization, as programs run only a few times.
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     return subprocess.Popen(
         command(output, *options),
         stdout=subprocess.PIPE,

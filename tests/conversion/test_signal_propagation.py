@@ -160,7 +160,7 @@ def test_without_blocks_every_layer_with_a_kernel_is_measured():
 
 
 def test_random_layers_draw_as_if_nothing_had_been_measured(images):
-    model = keras_nfnets.NFNetTiny(classes=3, drop_rate=0.5)
+    model = keras_nfnets.NFNet((1,), (16,), group_size=8, classes=3, drop_rate=0.5)
     states = [
         ops.convert_to_numpy(v)
         for v in model.non_trainable_variables
@@ -186,7 +186,7 @@ def test_nothing_to_measure_is_an_error():
 def test_plot_draws_one_signal_or_several(images, tmp_path):
     from matplotlib import image
 
-    model = keras_nfnets.NFNetTiny(classes=3)
+    model = keras_nfnets.NFNet((1, 1), (16, 16), group_size=8, classes=3)
     signal = keras_nfnets.signal_propagation(model, images)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     keras_nfnets.plot_signal_propagation(signal, one)

@@ -48,11 +48,6 @@ OTHERS = sorted(
 )
 
 
-# JAX compiles each operation for each shape, which takes minutes.
-if keras.backend.backend() == "jax":
-    FAMILIES = {name: FAMILIES[name] for name in ("NFNetTiny", "NFNetTest")}
-
-
 def with_random_weights(model, seed=0):
     """Set random weights, as gains and classifiers of zero would hide other errors."""
     rng = np.random.default_rng(seed)

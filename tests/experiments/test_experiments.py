@@ -306,7 +306,10 @@ def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
             for cell in experiment.plan(settings, rows)
             for values in within_a_cell
         ]
-    findings = experiments.write(experiment, settings, rows, tmp_path, "a command")
+    if value < 0.5:
+        findings = experiments.write(experiment, settings, rows, tmp_path, "a command")
+    else:  # pages are drawn by the test of the published ones
+        findings = experiment.conclude(rows, settings)
     assert experiments.verdict(findings) != "supported", findings
 
 

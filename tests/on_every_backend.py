@@ -1,0 +1,62 @@
+"""Tests, by file, that run on every backend, all of their cases or those in brackets.
+
+In these files, the other tests run on TensorFlow only. What is written with `keras.ops`
+needs one network per kind of model: JAX compiles each operation for each shape.
+"""
+
+import collections
+
+ON_EVERY_BACKEND = {
+    "test_docs.py": {"test_code_of_a_page", "test_examples_of_docstrings"},
+    "test_experiments.py": {
+        "test_runs_are_reproducible_and_a_diverged_run_is_a_result",
+        "test_batch_norm_leaks_and_the_normalizer_free_network_does_not",
+        "test_only_the_network_with_agc_is_clipped",
+    },
+    "test_finetuning.py": {
+        "test_a_frozen_network_stays_as_it_is_and_an_unfrozen_one_learns",
+    },
+    "test_folding.py": {
+        "test_loads_without_this_package",
+        "test_dtype_policies[options1-mixed_bfloat16]",
+        "test_inputs_are_cast_as_by_the_layer[block-mixed_float16]",
+        "test_custom_models",
+        "test_what_layers_have_adapted_comes_along",
+        "test_nothing_is_random",
+        "test_folded_models_do_not_depend_on_the_device",
+    },
+    "test_networks.py": {
+        "test_network_computes_what_the_authors_code_does[haiku_nfnet_tiny_odd]",
+        "test_network_computes_what_timm_does[test_nfnet]",
+        "test_networks_save_clone_and_train_in_every_policy[options1-policies1]",
+    },
+    "test_normalizer_free.py": {
+        "test_variance_is_as_expected_on_other_noise[sequential-ones]",
+        "test_variance_is_as_expected_on_other_noise[of residual blocks-ones]",
+        "test_result_is_saved_and_trains",
+        "test_subclassed_model_is_traced",
+        "test_structure_of_inputs_and_outputs_stays",
+        "test_what_cannot_be_handled_is_an_error_that_names_the_layer",
+    },
+    "test_signal_propagation.py": {
+        "test_blocks_of_plain_layers_are_where_their_ends_are_added",
+        "test_custom_models_are_measured",
+        "test_random_layers_draw_as_if_nothing_had_been_measured",
+        "test_without_blocks_every_layer_with_a_kernel_is_measured",
+    },
+    "test_trained_weights.py": {
+        "test_filters_of_mean_zero_give_the_same_outputs[mobile]",
+        "test_filters_of_mean_zero_give_the_same_outputs[sequence]",
+        "test_filters_of_mean_zero_give_the_same_outputs[subclassed]",
+        "test_result_is_saved_and_folded_and_the_original_is_left",
+    },
+    "test_weights.py": {
+        "test_deepmind_parameters_load_completely_or_not_at_all",
+        "test_files_of_other_policies_load",
+        "test_a_mismatch_of_one_parameter_changes_nothing",
+        "test_saved_weights_come_back",
+    },
+}
+
+# Names of the tests that were found, by file, also of those that are not run.
+COLLECTED = collections.defaultdict(set)
