@@ -51,7 +51,7 @@ def written(path):
 
 
 # The disk is full, a quota is used up, a file is larger than allowed.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -66,8 +66,8 @@ def _lack_of_space(path):
     except Exception as error:
         code = getattr(error, "errno", None)
         if type(error).__module__.startswith("tensorflow"):
-            code = next((c for c in _NO_SPACE if os.strerror(c) in str(error)), None)
-        if code not in _NO_SPACE:
+            code = next((c for c in NO_SPACE if os.strerror(c) in str(error)), None)
+        if code not in NO_SPACE:
             raise
         raise OSError(
             code, f"Not written: {os.strerror(code)}", os.fspath(path)

@@ -336,6 +336,10 @@ def weights_in_memory(model):
     return content.getbuffer()
 
 
+# Held while something of another package is replaced, so that all is put back in order.
+_REPLACING = threading.RLock()
+
+
 @contextlib.contextmanager
 def dates_of_archives():
     """Context in which Keras saves models, whatever the clock says.
@@ -350,11 +354,12 @@ def dates_of_archives():
     clock = types.SimpleNamespace(
         time=time.time, localtime=lambda seconds: max(time.localtime(seconds), earliest)
     )
-    zipfile.time, before = clock, zipfile.time
-    try:
-        yield
-    finally:
-        zipfile.time = before
+    with _REPLACING:
+        zipfile.time, before = clock, zipfile.time
+        try:
+            yield
+        finally:
+            zipfile.time = before
 
 
 @contextlib.contextmanager
@@ -371,26 +376,28 @@ def limited_variables(most):
         ValueError: when a variable is created, before its memory is allocated, if there
             are more. Keras may wrap it in another error.
     """
-    original, thread, total = keras.Variable.__init__, threading.get_ident(), 0
+    thread, total = threading.get_ident(), 0
+    with _REPLACING:
+        original = keras.Variable.__init__
 
-    @functools.wraps(original)
-    def limited(self, initializer, shape=None, dtype=None, *args, **kwargs):
-        nonlocal total
-        if shape is not None and threading.get_ident() == thread:
-            bits = dtype_size(keras.backend.standardize_dtype(dtype))
-            total += math.prod(shape) * bits // 8
-            if total > most:
-                raise ValueError(
-                    f"a model of more than {total:,} bytes of variables, far more than the "
-                    f"size of the file allows ({most:,})"
-                )
-        original(self, initializer, shape, dtype, *args, **kwargs)
+        @functools.wraps(original)
+        def limited(self, initializer, shape=None, dtype=None, *args, **kwargs):
+            nonlocal total
+            if shape is not None and threading.get_ident() == thread:
+                bits = dtype_size(keras.backend.standardize_dtype(dtype))
+                total += math.prod(shape) * bits // 8
+                if total > most:
+                    raise ValueError(
+                        f"a model of more than {total:,} bytes of variables, far more than "
+                        f"the size of the file allows ({most:,})"
+                    )
+            original(self, initializer, shape, dtype, *args, **kwargs)
 
-    keras.Variable.__init__ = limited
-    try:
-        yield
-    finally:
-        keras.Variable.__init__ = original
+        keras.Variable.__init__ = limited
+        try:
+            yield
+        finally:
+            keras.Variable.__init__ = original
 
 
 class WeightFile:

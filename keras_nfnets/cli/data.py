@@ -1,6 +1,9 @@
 """`keras-nfnets data`."""
 
 import functools
+import itertools
+import os
+import pathlib
 
 from keras_nfnets import data, settings
 from keras_nfnets.cli.command import Command, Failure, UsageError, is_given, tell_data
@@ -60,9 +63,10 @@ def _preview(flags, source, recipe):
     """Write a sheet of training images after augmentation."""
     from keras_nfnets import runs
 
+    output = flags.output if is_given(flags, "output") else _free(flags.output)
     try:
         count = runs.preview(
-            flags.output,
+            output,
             source,
             flags.split,
             recipe=recipe,
@@ -73,10 +77,17 @@ def _preview(flags, source, recipe):
     except ValueError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
-        raise Failure(f"Cannot write --output={flags.output}: {error}") from error
-    print(
-        f"{printable(flags.output)} shows {count} training images after augmentation."
-    )
+        raise Failure(f"Cannot write --output={output}: {error}") from error
+    print(f"{printable(output)} shows {count} training images after augmentation.")
+
+
+def _free(name):
+    """Return a file name that is free, such as `preview-2.png` if there is another."""
+    path = pathlib.Path(name)
+    for number in itertools.count(2):
+        if not os.path.lexists(name):
+            return name
+        name = f"{path.stem}-{number}{path.suffix}"
 
 
 COMMAND = Command(

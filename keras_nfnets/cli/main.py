@@ -1,10 +1,9 @@
 """`keras-nfnets`: parses the command line and runs a subcommand."""
 
-import errno
 import os
 import sys
 
-from keras_nfnets import checks
+from keras_nfnets import checks, files
 from keras_nfnets.cli import (
     benchmark,
     convert,
@@ -69,10 +68,11 @@ def run():
         status = 130
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe; Python would flush again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         status = 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in files.NO_SPACE:
             raise
         print(
             f"keras-nfnets: cannot write {printable(error.filename)}: {error.strerror}",

@@ -70,7 +70,7 @@ def _prepared(flags, experiment, several, claims):
     if not experiment.measures_machine:
         experiments.check_dataset(settings)
     folder = _folder(flags, settings, several)
-    experiments.check_folder(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         claims.enter_context(files.claimed(folder))
     except BlockingIOError as error:
@@ -79,6 +79,7 @@ def _prepared(flags, experiment, several, claims):
             "--output_dir, or wait until it has ended."
         ) from error
     files.remove_partial(folder)
+    experiments.check_folder(folder, settings)
     return (
         experiment,
         settings,

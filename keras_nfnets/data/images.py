@@ -6,7 +6,6 @@ import math
 import os
 import re
 import stat
-import warnings
 
 import numpy as np
 
@@ -150,12 +149,9 @@ def _opened(path):
         _raise_limit_of_pillow()
         Image.init()
         formats = [name for name in _FORMATS if name in Image.OPEN]
-        # It would warn of images that we refuse. (A user's filter precedes this one.)
-        bomb = Image.DecompressionBombWarning
-        warnings.filterwarnings("ignore", category=bomb, append=True)
         try:
             image = Image.open(file, formats=formats)
-        except (Image.DecompressionBombError, bomb) as error:
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _TooLarge(str(error)) from None
         except Image.UnidentifiedImageError:
             raise ValueError(f"it is none of {', '.join(formats)}") from None
@@ -185,7 +181,8 @@ def _check_size(size):
 
 
 # A marker of a JPEG that is not one within the data of a scan.
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+# (Without those that have no segment, which decoders pass over.)
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
 

@@ -150,6 +150,7 @@ def _check_statistics(preparation, name, minimum):
     values = preparation.get(name)
     if values is None:
         return
+    values = [values] if np.ndim(values) == 0 else values
     count = len(values) if isinstance(values, (list, tuple, np.ndarray)) else 0
     if count not in {1, preparation.get("channels", 3), 3}:
         raise ValueError(

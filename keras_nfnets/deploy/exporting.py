@@ -185,10 +185,6 @@ def _ending(path):
     return (path.suffix or path.name).lower()
 
 
-# What a SavedModel contains.
-_SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
-
-
 def _check_whether_free(path, ending, overwrite):
     if ending and path.is_dir():
         raise ValueError(
@@ -196,12 +192,18 @@ def _check_whether_free(path, ending, overwrite):
         )
     if os.path.lexists(path) and not overwrite:
         raise ValueError(f"{path} is there already; `overwrite=True` replaces it.")
-    others = {p.name for p in path.iterdir()} - _SAVED_MODEL if path.is_dir() else ()
-    if others:
+    if path.is_dir() and any(path.iterdir()) and not _is_saved_model(path):
         raise ValueError(
             f"{path} is a folder, with something other than a SavedModel in it, and is "
-            f"left as it is. Choose another `path`. Received: {min(others)} in that folder"
+            "left as it is. Choose another `path`."
         )
+
+
+def _is_saved_model(folder):
+    """Whether a folder has what Keras exports, and nothing else."""
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
+    ours = r"saved_model\.pb|fingerprint\.pb|assets|variables(/variables\..*)?"
+    return "saved_model.pb" in files and all(re.fullmatch(ours, f) for f in files)
 
 
 def _in_float32(model):

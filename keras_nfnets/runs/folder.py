@@ -1,6 +1,7 @@
 """The folder of a training run: its name and its files."""
 
 import contextlib
+import glob
 import itertools
 import os
 import pathlib
@@ -9,6 +10,7 @@ import tempfile
 
 from keras_nfnets import files
 from keras_nfnets.runs.saved_model import is_of_run
+from keras_nfnets.training.checkpoints import rename_first
 
 MODEL, AVERAGED, METADATA, HISTORY = (
     "model.keras",
@@ -63,9 +65,14 @@ def choose(name, output_dir=None, *, resume=False):
 def _last_unfinished(name):
     runs = pathlib.Path("runs")
     unfinished = [
-        path.parent
-        for path in runs.glob(f"*/{CHECKPOINTS}")
-        if re.fullmatch(rf"{re.escape(name)}-\d+", path.parent.name)
+        path
+        for path in runs.glob(f"{glob.escape(name)}-*")
+        if re.fullmatch(rf"{re.escape(name)}-\d+", path.name)
+        # (The first checkpoints were called so, see `rename_first`.)
+        and (
+            _files_of_run(path, CHECKPOINTS)
+            or [*path.glob(f"{CHECKPOINTS}/epoch-*.npz")]
+        )
     ]
     if not unfinished:
         raise ValueError(f"There is no unfinished run {runs / name}-N to resume")
@@ -116,6 +123,11 @@ def claimed(folder, *, resume, overwrite):
             tempfile.NamedTemporaryFile(
                 prefix=files.PARTIAL + 100 * "-", dir=folder
             ).close()
+        # Of an `overwrite` that was killed before it had a checkpoint.
+        _put_back(folder)
+        if resume and rename_first(folder / CHECKPOINTS):
+            with contextlib.suppress(FileNotFoundError):
+                (folder / CHECKPOINTS / "best.weights.h5").rename(folder / BEST)
         _check_results(folder, resume, overwrite)
         files.remove_partial(folder)
         if overwrite and not resume:
@@ -144,6 +156,7 @@ def _files_of_run(folder, name):
         path
         for path in (folder / name).rglob("*")
         if pattern.fullmatch(path.relative_to(folder / name).as_posix())
+        and path.is_file()
     ]
 
 
@@ -165,6 +178,8 @@ def remove_earlier(folder):
 
 
 def _put_aside(folder):
+    if not ((folder / MODEL).exists() or _files_of_run(folder, CHECKPOINTS)):
+        return  # logs of TensorBoard may be of anything
     for name in _FILES:
         if _files_of_run(folder, _EARLIER + name):
             # Of the run whose results are still there, which a killed run was to replace.
@@ -173,8 +188,9 @@ def _put_aside(folder):
 
 
 def _put_back(folder):
-    """Restore what was put aside, unless the new run has a checkpoint."""
-    if not _files_of_run(folder, CHECKPOINTS):
+    """Restore what was put aside, if any, unless the new run has a checkpoint."""
+    is_aside = any(_files_of_run(folder, _EARLIER + name) for name in _FILES)
+    if is_aside and not _files_of_run(folder, CHECKPOINTS):
         for name in _FILES:
             remove_files(folder, name)
             _move(folder, _EARLIER + name, name)
@@ -190,14 +206,16 @@ def _move(folder, source, target):
 
 
 def _check_results(folder, resume, overwrite):
-    found = [f for f in (*DESCRIPTIONS, CHECKPOINTS) if (folder / f).exists()]
+    found = [f for f in DESCRIPTIONS if (folder / f).exists()]
+    if _files_of_run(folder, CHECKPOINTS):
+        found.append(CHECKPOINTS)
     if found and not overwrite and not resume:
         raise ValueError(
             f"{folder} holds {', '.join(found)} of another run. Choose another "
             "`output_dir`, or `overwrite` to replace them when this run is done"
             + (", or `resume` to continue it." if CHECKPOINTS in found else ".")
         )
-    for name in (*found, TENSORBOARD):
+    for name in {*found, *_FILES}:
         path, is_folder = folder / name, name in _FILES
         if os.path.lexists(path) and path.is_dir() != is_folder:
             raise ValueError(

@@ -222,24 +222,30 @@ def _kernels_of_classifiers(model):
     """Return the kernels of the classifiers of a compiled model, each once."""
     if graph.has_graph(model):
         outputs, losses = graph.ends(model)[1], model.loss
-        if not isinstance(outputs, dict):
-            outputs = keras.tree.flatten(outputs)
-            # (A sequential model has no names of outputs.)
-            names = getattr(model, "output_names", range(len(outputs)))
-            outputs = dict(zip(names, outputs))
-        if isinstance(losses, (list, tuple)):
-            losses = dict(zip(outputs, losses))
-        elif not isinstance(losses, dict):
-            losses = dict.fromkeys(outputs, losses)
+        if isinstance(losses, dict) and not isinstance(outputs, dict):
+            outputs = dict(zip(model.output_names, keras.tree.flatten(outputs)))
         kernels = [
             _kernel_before(output)
-            for name, output in outputs.items()
-            if _is_cross_entropy(losses.get(name))
+            for output, loss in _with_losses(outputs, losses)
+            if _is_cross_entropy(loss)
         ]
     else:
-        losses = keras.tree.flatten(model.loss)
-        kernels = _kernels(model)[-1:] if any(map(_is_cross_entropy, losses)) else []
+        kernels = _kernels(model)[-1:] if _is_cross_entropy(model.loss) else []
     return list({id(k): k for k in kernels if k is not None}.values())
+
+
+def _with_losses(outputs, losses):
+    """Yield each output of a structure with its loss; one loss may be for all."""
+    if isinstance(outputs, dict):
+        for name, output in outputs.items():
+            loss = losses.get(name) if isinstance(losses, dict) else losses
+            yield from _with_losses(output, loss)
+    elif isinstance(outputs, (list, tuple)):
+        is_list = isinstance(losses, (list, tuple)) and len(losses) == len(outputs)
+        for i, output in enumerate(outputs):
+            yield from _with_losses(output, losses[i] if is_list else losses)
+    else:
+        yield outputs, losses
 
 
 def _kernel_before(tensor):
@@ -258,10 +264,11 @@ def _kernels(layer):
 
 
 def _is_cross_entropy(loss):
-    """Whether a loss given to `compile` is a cross-entropy."""
-    if not isinstance(loss, str):
-        loss = getattr(loss, "name", None) or getattr(loss, "__name__", "")
-    return "crossentropy" in loss.replace("_", "").lower()
+    """Whether a loss given to `compile`, or one of several, is a cross-entropy."""
+    losses = keras.tree.flatten(loss)
+    names = [x if isinstance(x, str) else getattr(x, "name", None) for x in losses]
+    names = [n or getattr(x, "__name__", "") for n, x in zip(names, losses)]
+    return any("crossentropy" in name.replace("_", "").lower() for name in names)
 
 
 def is_excluded(variable, exclude):

@@ -16,8 +16,9 @@ from keras_nfnets.guards.archive import Archive
 from keras_nfnets.printing import printable
 
 # Names of checkpoints. The package's name tells them from other files, which are never
-# replaced or deleted. (They had none before version 0.1.0 was released.)
-NAME = re.compile(r"(?:keras_nfnets-)?epoch-(\d{6,})\.npz")
+# replaced or deleted.
+_PREFIX = "keras_nfnets-"
+NAME = re.compile(rf"{_PREFIX}epoch-(\d{{6,}})\.npz")
 # Member with the description of the checkpoint: JSON, four bytes per character.
 _ABOUT, _MOST_ABOUT = "about.npy", 5 * json_text.MAX_BYTES
 
@@ -34,7 +35,7 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         folder: str or `pathlib.Path`. Created if it does not exist.
         settings: dict of JSON types. Identifies the run. If it has `"epochs"`, a
-            checkpoint of a later epoch is skipped.
+            checkpoint that says it is of a later epoch is skipped.
         write: bool. Whether to write: only one of several workers does, but all read.
 
     Raises:
@@ -78,10 +79,11 @@ class Checkpoints(keras.callbacks.Callback):
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_partial(self.folder)
-        name = f"keras_nfnets-epoch-{epoch:06}.npz"
+        name = f"{_PREFIX}epoch-{epoch:06}.npz"
         with files.written(self.folder / name) as path:
             np.savez(path, about=np.array(json.dumps(about)), **arrays)
-        for old in self._files()[2:]:
+        earlier = [p for p in self._files() if _epoch_of(p) < epoch and p.is_file()]
+        for old in earlier[1:]:
             old.unlink(missing_ok=True)
 
     def restore(self, model):
@@ -97,6 +99,8 @@ class Checkpoints(keras.callbacks.Callback):
         """
         # Created even without a checkpoint, as all workers must do so together.
         variables = self._variables(model)
+        if self.write:
+            rename_first(self.folder)
         found = self._last_complete()
         if found is None:
             return 0, {}
@@ -143,10 +147,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _files(self):
         """List the checkpoint files, last epoch first."""
-        paths = self.folder.glob("*epoch-*.npz")
-        matches = {path: NAME.fullmatch(path.name) for path in paths}
-        found = [path for path, match in matches.items() if match]
-        return sorted(found, key=lambda path: -int(matches[path][1]))
+        paths = self.folder.glob(f"{_PREFIX}epoch-*.npz")
+        return sorted(filter(_is_named, paths), key=_epoch_of, reverse=True)
 
     def _last_complete(self):
         for path in self._files():
@@ -169,15 +171,17 @@ class Checkpoints(keras.callbacks.Callback):
     def _about(self, path, archive):
         """Read and check what a checkpoint says of itself."""
         about = json_text.parse(str(_array(archive, _ABOUT, _MOST_ABOUT)))
-        epoch, history = int(NAME.fullmatch(path.name)[1]), about["history"]
-        most = self.settings.get("epochs")
-        if about["epoch"] != epoch or (isinstance(most, int) and epoch > most):
+        epoch, history, settings = _epoch_of(path), about["history"], about["settings"]
+        if not isinstance(settings, dict):
+            raise ValueError("its settings are of another form")
+        most = settings.get("epochs", epoch)
+        if about["epoch"] != epoch or not isinstance(most, int) or epoch > most:
             raise ValueError(f"it says that it is of epoch {about['epoch']} of {most}")
-        if not isinstance(about["settings"], dict) or not all(
+        if not all(
             len(values) <= epoch and all(type(value) is float for value in values)
             for values in history.values()
         ):
-            raise ValueError("its settings or its history are of another form")
+            raise ValueError("its history is of another form")
         return about
 
     @staticmethod
@@ -199,6 +203,31 @@ class Checkpoints(keras.callbacks.Callback):
             for group, variables in groups.items()
             for i, variable in enumerate(variables)
         }
+
+
+def _is_named(path):
+    return NAME.fullmatch(path.name) is not None
+
+
+def _epoch_of(path):
+    return int(NAME.fullmatch(path.name)[1])
+
+
+def rename_first(folder):
+    """Give checkpoints from before the release of version 0.1.0 their present names.
+
+    Returns:
+        bool. Whether there were any.
+    """
+    found = []
+    for path in folder.glob("epoch-*.npz"):
+        target = path.with_name(_PREFIX + path.name)
+        with contextlib.suppress(OSError, ValueError), _opened(path) as archive:
+            if _ABOUT in archive.names and _is_named(target) and not target.exists():
+                found.append((path, target))
+    for path, target in found:
+        path.rename(target)
+    return bool(found)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Keras has the internals that `backend/keras_internals.py` expects."""
 
+import threading
 import zipfile
 
 import h5py
@@ -318,6 +319,26 @@ def test_variables_of_a_model_have_a_limit():
         ):
             keras.layers.Dense(2**20)(inputs)
         small_model()
+    assert keras.Variable.__init__ is original
+
+
+def test_limits_of_threads_do_not_mix():
+    original = keras.Variable.__init__
+    inside, leave = threading.Event(), threading.Event()
+
+    def load():
+        with keras_internals.limited_variables(100):
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    inside.wait(60)
+    keras.Variable(np.zeros(1000))  # in this thread there is no limit
+    threading.Timer(0.2, leave.set).start()
+    with keras_internals.limited_variables(10_000):  # after the other one has ended
+        pass
+    thread.join()
     assert keras.Variable.__init__ is original
 
 

@@ -86,9 +86,9 @@ def test_files_that_no_experiment_has_written_are_left_alone(tmp_path, capsys):
 
 
 def test_a_folder_belongs_to_one_process(tmp_path, capsys):
+    arguments = ["experiment", "mean_shift", "--dataset=digits"]
     with files.claimed(tmp_path):
-        status = main(
-            ["experiment", "mean_shift", "--dataset=digits", f"--output_dir={tmp_path}"]
-        )
+        status = main([*arguments, f"--output_dir={tmp_path}"])
+        assert not (tmp_path / "settings.json").exists()
     assert status == 2
     assert f"is running an experiment in {tmp_path}" in capsys.readouterr().err

@@ -283,6 +283,14 @@ def test_a_folder_that_cannot_be_meant_is_explained(tmp_path, capsys):
     assert not (pathlib.Path("runs") / "nowhere").exists()
 
 
+def test_a_preview_replaces_no_file(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "preview.png").write_text("mine")
+    assert main(["data", str(folder), "--preview"]) == 0
+    assert "preview-2.png shows 32 training images" in capsys.readouterr().out
+    assert (tmp_path / "preview.png").read_text() == "mine"
+
+
 def test_data_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     sheet = tmp_path / "a sheet.png"
     arguments = ["data", str(folder), "--preview", f"--output={sheet}"]

@@ -81,9 +81,11 @@ def test_no_image_starts_another_program(name, tmp_path, monkeypatch):
     assert not (tmp_path / "started").exists()
 
 
-def test_a_jpeg_of_many_scans_is_refused_at_once(tmp_path):
-    content = hostile.jpeg_of_scans(3000, 3000, 2000)
-    start = time.monotonic()
+# FF 01 is a marker without a segment.
+@pytest.mark.parametrize("before", [b"", b"\xff\x01"])
+def test_a_jpeg_of_many_scans_is_refused_at_once(before, tmp_path):
+    content = hostile.jpeg_of_scans(3000, 3000, 2000, before)
+    start = time.process_time()
     with pytest.raises(ValueError, match="more than 100 scans"):
         data.read_picture(content)
     for name in ("a", "b"):
@@ -92,7 +94,7 @@ def test_a_jpeg_of_many_scans_is_refused_at_once(tmp_path):
     source = data.find(tmp_path, divide=False)
     assert sum(len(x) for x, _ in data.load(source, "all", 16, 8)) == 6
     assert len(source.left_out) == 2
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_progressive_jpegs_with_other_data_behind_them_are_read():
@@ -135,12 +137,12 @@ def folder(tmp_path):
 def test_batches_leave_too_large_images_out(folder, training):
     source = data.find(folder, divide=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    start = time.process_time()
     batches = data.load(
         source, "all", 16, 8, training=training, augmentation="crop flip"
     )
     count = sum(len(x) for x, _ in batches)
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
     wrong = {*hostile.too_large(), "sparse.jpg"}
     assert {pathlib.Path(name).name for name in source.left_out} == wrong

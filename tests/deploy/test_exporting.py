@@ -207,11 +207,17 @@ def test_a_saved_model_with_something_else_in_its_folder_is_left_alone(tmp_path)
     path = tmp_path / "model"
     path.mkdir()
     export(small(), path, overwrite=True)
-    (path / "thesis.txt").write_text("all of it")
-    with pytest.raises(ValueError, match="left as it is.*Received: thesis.txt"):
-        export(small(), path, overwrite=True)
-    assert (path / "thesis.txt").read_text() == "all of it"
+    export(small(), path, overwrite=True)
     run_saved_model(path, IMAGES[:1])
+    other = tmp_path / "other"
+    (other / "variables").mkdir(parents=True)
+    for file in (path / "thesis", path / "assets/photo", other / "variables/mine"):
+        file.write_text("mine")
+        with pytest.raises(ValueError, match="left as it is"):
+            folder = tmp_path / file.relative_to(tmp_path).parts[0]
+            export(small(), folder, overwrite=True)
+        assert file.read_text() == "mine"
+        file.unlink()
 
 
 def test_a_saved_model_takes_the_place_of_a_file(tmp_path):

@@ -68,11 +68,11 @@ def jpeg(width, height):
     )
 
 
-def jpeg_of_scans(width, height, count):
-    """Return a progressive JPEG whose last scan is there many times."""
+def jpeg_of_scans(width, height, count, before=b""):
+    """Return a progressive JPEG whose last scan is there many times, `before` each."""
     content = saved("JPEG", size=(width, height), progressive=True)
     at = content.rindex(b"\xff\xda")
-    return content[:at] + content[at:-2] * count + content[-2:]
+    return content[:at] + (before + content[at:-2]) * count + content[-2:]
 
 
 def gif(width, height):

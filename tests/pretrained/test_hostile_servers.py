@@ -48,7 +48,7 @@ def test_a_server_that_never_stops_fills_neither_disk_nor_memory(length, tmp_pat
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
     assert on_disk(tmp_path) <= 1001
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_server_that_is_too_slow_is_left(answer):
     start = time.monotonic()
     with pytest.raises(ConnectionError, match="could not be downloaded"):
         fetch_from(answer)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 def test_the_environment_sets_the_least_rate(monkeypatch):
@@ -185,7 +185,7 @@ def test_a_hub_that_never_stops_is_left(hub, answer):
         pytest.raises(ConnectionError, match="could not be downloaded"),
     ):
         from_hub()
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     assert on_disk(hub.cache) <= len(FIRST) + 1
 
 

@@ -110,6 +110,46 @@ def test_only_files_of_the_run_are_put_aside_and_removed(model, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "notes.txt", "epoch-000001.npz"])
+def test_a_finished_run_is_not_resumed_whatever_else_is_there(
+    name, model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "digits-NFNetTiny-1"
+    write(run, "history.csv", f"checkpoints/{name}")
+    save_model(model, run / "model.keras", {})
+    with (
+        pytest.raises(ValueError, match="finished; there is nothing to resume"),
+        folders.claimed(run, resume=True, overwrite=False),
+    ):
+        pass
+    if not name.endswith(".npz"):
+        with pytest.raises(ValueError, match="no unfinished run"):
+            folders.choose("digits-NFNetTiny", resume=True)
+
+
+def test_logs_of_a_folder_without_a_run_stay(tmp_path):
+    write(tmp_path, "tensorboard/train/events.out.tfevents.1.mine.v2")
+    before = contents(tmp_path)
+    with folders.claimed(tmp_path, resume=False, overwrite=True):
+        folders.remove_earlier(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True)])
+def test_checkpoints_that_a_killed_run_was_to_replace_come_back(flags, tmp_path):
+    name = "keras_nfnets-epoch-000003.npz"
+    write(tmp_path, f".earlier-checkpoints/{name}")
+    try:
+        with folders.claimed(tmp_path, resume=flags[0], overwrite=flags[1]):
+            assert (tmp_path / "checkpoints" / name).exists() == flags[0]
+    except ValueError as error:
+        assert "holds checkpoints of another run" in str(error)
+        assert flags == (False, False)
+    names = [p.name for p in tmp_path.rglob("*")]
+    assert sorted(names) == ["checkpoints", name]
+
+
 @pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True)])
 def test_what_a_killed_run_left_is_removed_by_the_next(flags, tmp_path):
     (tmp_path / f"{files.PARTIAL}12345678" / "assets").mkdir(parents=True)

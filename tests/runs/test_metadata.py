@@ -42,7 +42,7 @@ def test_sound_metadata_are_accepted(model, tmp_path):
 
 def test_wrong_metadata_are_refused_at_once():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    start = time.process_time()
     for name, metadata in hostile.wrong():
         if name == "class_names=['a', 'a', 'a', 'a',":
             continue  # their number is compared with that of the model's outputs
@@ -50,7 +50,7 @@ def test_wrong_metadata_are_refused_at_once():
             checked(metadata)
         assert 0 < len(str(error.value)) < 1000, name
         assert "\x1b" not in str(error.value)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
@@ -70,6 +70,11 @@ def test_metadata_that_are_no_json_of_usual_depth_are_an_error(name, model, tmp_
     path = saved(model, tmp_path, dict(hostile.texts())[name])
     with pytest.raises(ValueError, match="model.json is not metadata of a"):
         runs.load_classifier(path)
+
+
+def test_one_number_may_be_for_all_channels():
+    preparation = {**hostile.SOUND["preparation"], "mean": 0.5, "deviation": 0.25}
+    assert checked({**hostile.SOUND, "preparation": preparation})
 
 
 def test_what_is_unknown_is_left_out():

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import warnings
 import zipfile
 
 import keras
@@ -164,13 +163,13 @@ def test_a_checkpoint_of_other_variables_changes_nothing(array, saved):
 
 def test_files_of_others_are_neither_read_nor_deleted(saved):
     folder, _ = saved
-    others = [folder / "epoch-latest.npz", folder / "my-epoch-000007.npz"]
+    others = [folder / "epoch-000007.npz", folder / "my-epoch-000007.npz"]
+    others += [path_of(folder, 100), path_of(folder, 200)]
     for path in others:
         path.write_text("mine")
     model = compiled_model()
     checkpoints = Checkpoints(folder, SETTINGS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="epoch-000.00.npz is not a complete"):
         assert checkpoints.restore(model)[0] == 2
     checkpoints.set_model(model)
     for epoch in (3, 4):
@@ -178,8 +177,18 @@ def test_files_of_others_are_neither_read_nor_deleted(saved):
     assert set(folder.iterdir()) == {path_of(folder, 3), path_of(folder, 4), *others}
 
 
-def test_checkpoints_with_the_first_names_are_read(saved):
+def test_a_checkpoint_of_more_epochs_than_are_wanted_now_is_an_error(saved):
+    folder, _ = saved
+    with pytest.raises(ValueError, match="epochs=9 in the checkpoint, 1 now"):
+        Checkpoints(folder, {**SETTINGS, "epochs": 1}).restore(compiled_model())
+
+
+def test_checkpoints_with_the_first_names_are_read_and_renamed(saved):
     folder, _ = saved
     for path in folder.iterdir():
         path.rename(folder / path.name.removeprefix("keras_nfnets-"))
-    assert Checkpoints(folder, SETTINGS).restore(compiled_model())[0] == 2
+    np.savez(folder / "epoch-000009.npz", mine=np.zeros(3))
+    checkpoints = Checkpoints(folder, SETTINGS)
+    assert checkpoints.restore(compiled_model())[0] == 2
+    paths = {path_of(folder, 1), path_of(folder, 2), folder / "epoch-000009.npz"}
+    assert set(folder.iterdir()) == paths

@@ -601,6 +601,23 @@ def test_classifiers_are_those_of_the_outputs_with_a_cross_entropy(
             model.fit(X, y, verbose=0)
 
 
+def test_outputs_may_be_nested():
+    inputs = keras.Input((2,))
+    a, b, c = (
+        keras.layers.Dense(3, "softmax", name=name)(inputs) for name in ("a", "b", "c")
+    )
+    cross = "categorical_crossentropy"
+    for outputs, losses in (
+        ([a, [b, c]], ["mse", ["mse", cross]]),
+        ({"p": a, "q": {"r": b, "s": c}}, {"p": "mse", "q": {"r": "mse", "s": cross}}),
+    ):
+        model = AGCModel(inputs, outputs)
+        model.compile("sgd", losses)
+        y = keras.tree.map_structure(lambda _: np.full((2, 3), 1 / 3), outputs)
+        with pytest.warns(UserWarning, match='agc_exclude="c/kernel"'):
+            model.fit(X, y, verbose=0)
+
+
 def test_no_classifier_is_said_where_none_is_clipped():
     for name, loss, options in (
         ("predictions", "sparse_categorical_crossentropy", {}),
