@@ -236,6 +236,7 @@ def _opened(path):
     if not path.is_file():  # a pipe would be waited for
         raise ValueError("it is not a file")
     with Archive.opened(path) as archive:
+        archive.check()
         yield archive
 
 

@@ -22,7 +22,7 @@ def read_mutated(seed, count, folder):
     for number in range(seed, seed + count):
         kind = kinds[number % len(kinds)]
         # Checkpoints are found by their names.
-        path = folder / str(number) / f"epoch-000001{kind.ending}"
+        path = folder / str(number) / f"keras_nfnets-epoch-000001{kind.ending}"
         path.parent.mkdir()
         kind.write(path, mutations.mutated(random.Random(number), kind.content))
         jobs.append((kind.function, path))

@@ -248,7 +248,7 @@ except ValueError as error:
 def test_checkpoints_that_unpack_to_more_are_skipped(tmp_path):
     from keras_nfnets.training import Checkpoints
 
-    path = tmp_path / "epoch-000001.npz"
+    path = tmp_path / "keras_nfnets-epoch-000001.npz"
     np.savez(path, about=np.array('{"settings": {}, "epoch": 1, "history": {}}'))
     with zipfile.ZipFile(path, "a") as archive:
         files.bomb("model0.npy", zipfile.ZIP_DEFLATED, files.zeros(2**30, -15), 1000)(

@@ -41,6 +41,7 @@ def page(names=NAMES):
         source=source,
         history={"loss": [1.0], "accuracy": [0.5]},
         epochs=1,
+        best_epoch=None,
         folder=pathlib.Path("runs", *names[2:]),
     )
     probabilities = rng.dirichlet(np.ones(len(names)), count)

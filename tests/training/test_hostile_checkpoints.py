@@ -79,12 +79,12 @@ def become_folder(folder):
 
 
 def expand(folder):
-    """Gigabytes of zeros, compressed to a megabyte."""
+    """A hundred megabytes of zeros per array, compressed."""
     arrays = arrays_of(path_of(folder, 2))
     with zipfile.ZipFile(path_of(folder, 2), "w", zipfile.ZIP_DEFLATED) as archive:
         for name in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                for _ in range(2 if name == "about" else 1024):
+                for _ in range(2 if name == "about" else 100):
                     file.write(bytes(2**20))
 
 
