@@ -20,10 +20,14 @@ def most_content(size):
     return max(_HARMLESS, min(_RATIO * size, size + _GAIN))
 
 
+class TooMuchContent(ValueError):
+    """A file that may be complete has more content than its size allows."""
+
+
 def check_content(content, limit):
-    """Raise a ValueError if the content has more bytes than `most_content` allows."""
+    """Raise a `TooMuchContent` if the content has more bytes than `most_content` allows."""
     if content > limit:
-        raise ValueError(
+        raise TooMuchContent(
             f"content of {content:,} bytes, far more than the size of the file allows "
             f"({limit:,}). If that is right, save it without compression"
         )

@@ -7,7 +7,7 @@ import zipfile
 
 from keras_nfnets.guards import hdf5, json_text
 from keras_nfnets.guards.archive import Archive
-from keras_nfnets.guards.limits import most_content
+from keras_nfnets.guards.limits import TooMuchContent, most_content
 
 # Members of a `.keras` file.
 _WEIGHTS, _CONFIGS = "model.weights.h5", ("config.json", "metadata.json")
@@ -37,6 +37,8 @@ def checked(path):
     if os.path.isfile(path):
         try:
             paths = _check(pathlib.Path(path))
+        except TooMuchContent as error:
+            raise ValueError(f"{path} is not read: {error}.") from error
         # For a broken file, the libraries raise errors of many types: OSError, KeyError,
         # RuntimeError, zlib.error, ...
         except Exception as error:

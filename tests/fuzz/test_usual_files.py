@@ -245,6 +245,22 @@ except ValueError as error:
     assert "not a complete .safetensors file" in ended.stdout
 
 
+def test_a_complete_file_of_too_much_content_gets_one_advice(tmp_path):
+    path = tmp_path / "m.keras"
+    inputs = keras.Input((3000,))
+    zeros = keras.layers.Dense(6000, kernel_initializer="zeros")(inputs)
+    keras.Model(inputs, zeros).save(path)  # 72 MB, which compress to almost nothing
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(
+        ValueError, match="is not read: .* save it without compression.$"
+    ):
+        saved_model.load_model(path)
+
+
 def test_checkpoints_that_unpack_to_more_are_skipped(tmp_path):
     from keras_nfnets.training import Checkpoints
 
