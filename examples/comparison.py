@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from keras_nfnets import training
+from keras_nfnets import plotting, training
 from keras_nfnets.experiments import plots, results
 
 BATCH_NORM, NORMALIZER_FREE = "batch norm", "normalizer-free"
@@ -181,5 +181,5 @@ def show(rows, across, measures, chosen):
         axis.grid(alpha=0.3)
     axes[0].legend()
     path = chosen.output_dir / "picture.png"
-    figure.savefig(path, dpi=100)
+    plotting.save(figure, path, dpi=100)
     print(f"\nThe picture is {path}")

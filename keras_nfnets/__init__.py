@@ -1,18 +1,27 @@
 """Normalizer-free networks and adaptive gradient clipping for Keras 3."""
 
 import os
+import pathlib
 import sys
 
 from keras_nfnets.version import __version__
 
+_PROGRAMS = {"keras-nfnets", "keras-nfnets.exe"}
+
 
 def _is_command():
-    """Return whether this process is `keras-nfnets` or `python -m keras_nfnets`."""
+    """Return whether this process is `keras-nfnets` or `python -m keras_nfnets`.
+
+    Processes that the command starts through `multiprocessing` count too.
+    """
+    if "--multiprocessing-fork" in sys.orig_argv:  # `sys.argv` is that of the command
+        path = pathlib.Path(sys.argv[0])
+        return path.name in _PROGRAMS or path.parts[-2:] == (__name__, "__main__.py")
     # The program and its arguments, as in `sys.argv`, which does not name a module yet.
     program = sys.orig_argv[-len(sys.argv) :][:1]
     if sys.argv[:1] == ["-m"]:
         return program == ["keras_nfnets"]
-    return {os.path.basename(p) for p in program} & {"keras-nfnets", "keras-nfnets.exe"}
+    return {os.path.basename(p) for p in program} & _PROGRAMS
 
 
 # Keras finds the classes of a saved model only if they are registered, which their import

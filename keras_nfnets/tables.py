@@ -20,6 +20,8 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 # `python -m keras_nfnets.models.costs` writes it: building all networks takes long.
 NETWORKS = pathlib.Path(__file__).parent / "models" / "costs.csv"
+# `python -m keras_nfnets.experiments` writes it from the experiments.
+CLAIMS = pathlib.Path(__file__).parent / "experiments" / "claims.json"
 _CHECKPOINTS = pathlib.Path(__file__).parent / "pretrained" / "checkpoints.json"
 
 
@@ -76,6 +78,26 @@ def known_network(name, known):
             f"of all networks; timm's names are accepted too. Received: {name!r}"
         )
     return found
+
+
+def claims():
+    """Return `{name: claim}` of all experiments, two str, in the order of the list."""
+    return json.loads(CLAIMS.read_text("utf-8"))
+
+
+def check_experiment(name):
+    """Check that an experiment exists.
+
+    Raises:
+        ValueError: it does not; the message suggests similar names.
+    """
+    known = claims()
+    if name not in known:
+        suggestion = checks.perhaps(name, known) or "."
+        raise ValueError(
+            f"There is no experiment {name!r}{suggestion} The experiments are "
+            f"{', '.join(known)}. Received: {name!r}"
+        )
 
 
 def checkpoints():

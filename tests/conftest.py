@@ -21,6 +21,13 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Other processes may keep the machine busy.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
 

@@ -1,5 +1,8 @@
 """`keras-nfnets experiment`: tests of the papers' claims."""
 
+import textwrap
+
+from keras_nfnets import tables
 from keras_nfnets.cli.command import Command, UsageError, is_given
 from keras_nfnets.cli.quiet import import_keras
 
@@ -10,13 +13,26 @@ def run(flags, arguments):
         raise UsageError(
             f"{', '.join(given)} has no effect without the name of an experiment, or 'all'."
         )
+    if not arguments:
+        _list_all()
+        return 0
+    names = list(tables.claims()) if arguments == ["all"] else arguments
+    try:
+        for name in names:
+            tables.check_experiment(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     import_keras()
     from keras_nfnets.cli import run_experiments
 
-    if not arguments:
-        run_experiments.list_all()
-        return 0
-    return run_experiments.run(flags, arguments)
+    return run_experiments.run(flags, names)
+
+
+def _list_all():
+    print("The experiments; 'keras-nfnets experiment NAME' runs one, 'all' runs all.\n")
+    for name, claim in tables.claims().items():
+        print(name)
+        print(textwrap.indent(textwrap.fill(claim, 76, break_on_hyphens=False), "    "))
 
 
 COMMAND = Command(

@@ -3,14 +3,16 @@
 import contextlib
 import importlib
 import os
+import pickle
 import shutil
 import sys
 import tempfile
 
 from keras_nfnets.cli import streams
 
-# TensorFlow logs what its exceptions say too; at 3 it shows only what ends the process.
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+# Shows only what ends the process: TensorFlow logs what its exceptions say too.
+_FATAL = "3"
 
 
 def import_keras():
@@ -18,11 +20,23 @@ def import_keras():
 
     If the user has set TF_CPP_MIN_LOG_LEVEL, it decides what is shown.
     """
-    chosen = _LEVEL in os.environ
-    os.environ.setdefault(_LEVEL, "3")
+    level = os.environ.setdefault(_LEVEL, _FATAL)
     # The level holds only after the import, during which TensorFlow logs too.
-    with contextlib.nullcontext() if chosen else _only_python_on_stderr():
+    quiet = level == _FATAL
+    with _only_python_on_stderr() if quiet else contextlib.nullcontext():
         importlib.import_module("keras_nfnets.runs")
+
+
+def start_process(pickled):
+    """Import Keras in a process that this one has started, then call a function.
+
+    Args:
+        pickled: bytes. The function and its arguments, pickled, so that they are not
+            imported before Keras.
+    """
+    import_keras()
+    function, arguments = pickle.loads(pickled)
+    function(*arguments)
 
 
 @contextlib.contextmanager

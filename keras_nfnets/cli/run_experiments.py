@@ -7,25 +7,14 @@ import textwrap
 from concurrent.futures.process import BrokenProcessPool
 
 from keras_nfnets import experiments, files
+from keras_nfnets.cli import quiet
 from keras_nfnets.cli.command import Failure, UsageError
 from keras_nfnets.printing import printable
 
 
-def list_all():
-    """Print the experiments and their claims."""
-    print("The experiments; 'keras-nfnets experiment NAME' runs one, 'all' runs all.\n")
-    for name, experiment in experiments.EXPERIMENTS.items():
-        print(name)
-        print(textwrap.indent(textwrap.fill(experiment.claim, 76), "    "))
-
-
-def run(flags, arguments):
-    """Run the experiments that the arguments name, and write their pages."""
-    names = list(experiments.EXPERIMENTS) if arguments == ["all"] else arguments
-    try:
-        chosen = [experiments.find(name) for name in names]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+def run(flags, names):
+    """Run experiments and write their pages."""
+    chosen = [experiments.find(name) for name in names]
     if flags.dataset and all(experiment.measures_machine for experiment in chosen):
         raise UsageError(
             "--dataset has no effect, as these experiments measure time or memory. "
@@ -114,7 +103,9 @@ def _run(experiment, settings, results, folder, jobs):
     )
     try:
         with _Progress() as progress:
-            rows = experiments.run(experiment, settings, results, jobs, progress)
+            rows = experiments.run(
+                experiment, settings, results, jobs, progress, quiet.start_process
+            )
         command = _command(experiment, settings)
         findings = experiments.write(experiment, settings, rows, folder, command)
     except OSError as error:

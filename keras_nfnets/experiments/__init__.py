@@ -5,7 +5,7 @@ import platform
 
 import keras
 
-from keras_nfnets import checks
+from keras_nfnets import checks, tables
 from keras_nfnets.experiments import (
     any_network,
     any_network_small_batches,
@@ -89,12 +89,7 @@ def find(name):
     Raises:
         ValueError: there is no such experiment.
     """
-    if name not in EXPERIMENTS:
-        suggestion = checks.perhaps(name, EXPERIMENTS) or "."
-        raise ValueError(
-            f"There is no experiment {name!r}{suggestion} The experiments are "
-            f"{', '.join(EXPERIMENTS)}. Received: {name!r}"
-        )
+    tables.check_experiment(name)
     return EXPERIMENTS[name]
 
 

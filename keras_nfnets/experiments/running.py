@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -72,7 +73,7 @@ def check_folder(folder, settings):
         partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
-def run(experiment, settings, results, jobs, report):
+def run(experiment, settings, results, jobs, report, start=None):
     """Measure the missing cells and return the rows of all cells.
 
     Args:
@@ -84,9 +85,11 @@ def run(experiment, settings, results, jobs, report):
             one at a time.
         report: callable `(cells planned, cells done, cell, rows, seconds)`, called after
             each cell.
+        start: callable or None. Called first in each process, with a pickled function
+            and its arguments, which it must call.
     """
     one_by_one = experiment.measures_machine
-    with _measuring(1 if one_by_one else jobs, fresh=one_by_one) as measured:
+    with _measuring(1 if one_by_one else jobs, one_by_one, start) as measured:
         while True:
             cells = experiment.plan(settings, results.rows)
             missing = [cell for cell in cells if not results.has(cell)]
@@ -114,7 +117,7 @@ def measure(name, settings, cell):
 
 
 @contextlib.contextmanager
-def _measuring(jobs, fresh):
+def _measuring(jobs, fresh, start):
     """Context with a function `(name, settings, cells)` that measures the cells.
 
     The function yields `(cell, rows, seconds)` for each. It measures in this process, or
@@ -128,12 +131,15 @@ def _measuring(jobs, fresh):
     if jobs == 1 and not fresh:
         yield here
         return
+    initializer, arguments = _start_process, (jobs,)
+    if start is not None:
+        initializer, arguments = start, (pickle.dumps((initializer, arguments)),)
     executor = futures.ProcessPoolExecutor(
         jobs,
         # TensorFlow does not survive a fork.
         multiprocessing.get_context("spawn"),
-        _start_process,
-        (jobs,),
+        initializer,
+        arguments,
         max_tasks_per_child=1 if fresh else None,
     )
 

@@ -392,8 +392,8 @@ def _fit(run, strategy, checkpoints, callbacks):
         raise
     except OSError as error:
         raise RunError(
-            f"Cannot write into {run.folder}: {error}. The last checkpoint is kept; "
-            "when there is room, `resume` continues from it."
+            f"Cannot write into {run.folder}: {error}. Checkpoints are kept; when "
+            "there is room, `resume` continues from the last one, if there is one."
         ) from error
     finally:
         run.history = checkpoints.history

@@ -18,7 +18,7 @@ from keras_nfnets.printing import printable
 # Names of checkpoints. The package's name tells them from other files, which are never
 # replaced or deleted.
 _PREFIX = "keras_nfnets-"
-NAME = re.compile(rf"{_PREFIX}epoch-(\d{{6,}})\.npz")
+_NAME = re.compile(rf"{_PREFIX}epoch-(\d{{6,}})\.npz")
 # Member with the description of the checkpoint: JSON, four bytes per character.
 _ABOUT, _MOST_ABOUT = "about.npy", 5 * json_text.MAX_BYTES
 
@@ -206,11 +206,11 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 def _is_named(path):
-    return NAME.fullmatch(path.name) is not None
+    return _NAME.fullmatch(path.name) is not None
 
 
 def _epoch_of(path):
-    return int(NAME.fullmatch(path.name)[1])
+    return int(_NAME.fullmatch(path.name)[1])
 
 
 def rename_first(folder):

@@ -24,6 +24,7 @@ WITHOUT_KERAS = [
     *(["predict", "digits"], ["predict", "digits", "nothing.png"]),
     *(["export", "digits"], ["export", "digits", "x.onnx", "--format=x"]),
     *(["convert", "x"], ["data", "--seed=1"], ["data", "--recipe=x"]),
+    *(["experiment"], ["experiment", "bnleaks"], ["experiment", "--seeds=2"]),
 ]
 
 
@@ -61,6 +62,29 @@ def test_the_command_shows_no_log_lines_of_tensorflow():
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert "Endpoints" in result.stdout
+
+
+def test_processes_of_the_command_show_no_log_lines_either(tmp_path):
+    program = tmp_path / "keras-nfnets"
+    program.write_text("""
+import multiprocessing, os, pickle
+from concurrent.futures import ProcessPoolExecutor
+from keras_nfnets.cli import quiet
+if __name__ == "__main__":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the command has set it
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (pickle.dumps((print, ("started",))),)
+    with ProcessPoolExecutor(1, spawn, quiet.start_process, arguments) as executor:
+        assert executor.submit(os.getpid).result() != os.getpid()
+""")
+    result = subprocess.run(
+        [sys.executable, program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "started\n", "")
 
 
 def test_only_python_is_heard_during_the_import(capfd):

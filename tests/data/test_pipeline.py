@@ -202,7 +202,7 @@ def test_evaluation_ends_without_an_error_where_images_are_left_out(tmp_path):
 # Shards.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     total=st.integers(1, 200), batch_size=st.integers(1, 50), count=st.integers(1, 9)
 )
@@ -585,7 +585,7 @@ def unusual_jpegs(seed):
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-@settings(max_examples=1, deadline=None)
+@settings(max_examples=1)
 @given(seed=st.integers(0, 2**32))
 def test_a_file_has_the_same_pixels_in_a_batch_and_alone(
     channels, seed, tmp_path_factory
@@ -677,7 +677,7 @@ def test_a_folder_of_broken_images_only_is_an_error(tmp_path):
 _damage = st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=40))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(damages=st.lists(_damage, min_size=3, max_size=3))
 def test_damaged_jpegs_never_end_a_run(damages, damaged_jpegs):
     complete, batches_of = damaged_jpegs

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_nfnets import experiments
+from keras_nfnets import experiments, tables
 from keras_nfnets.experiments import fitting, glyphs, images
 from keras_nfnets.experiments.results import Results
 
@@ -456,6 +456,11 @@ def test_each_experiment_is_listed():
     for module in [importlib.import_module(found.name) for found in modules]:
         experiment = getattr(module, "EXPERIMENT", None)
         assert experiment is None or experiment.name in experiments.EXPERIMENTS
+
+
+def test_the_list_of_the_command_is_that_of_the_experiments():
+    claims = [(name, e.claim) for name, e in experiments.EXPERIMENTS.items()]
+    assert list(tables.claims().items()) == claims
 
 
 def test_each_experiment_is_published():

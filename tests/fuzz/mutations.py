@@ -21,7 +21,7 @@ class Kind(typing.NamedTuple):
 
     Attributes:
         ending: str. Ending of their names.
-        function: str. What reads them, see `limited`.
+        function: str. What reads them, see `reading`.
         content: bytes. What is changed.
         write: function of a path and of the changed content.
     """

@@ -2,9 +2,9 @@
 
 import files
 import h5py
-import limited
 import numpy as np
 import pytest
+import reading
 
 from keras_nfnets import NFNetTest
 
@@ -68,13 +68,13 @@ def reports(tmp_path_factory):
             path = written[write, suffix] = folder / f"{len(written)}{suffix}"
             write(path)
         jobs.append((reader, written[write, suffix]))
-    return dict(zip(CASES, limited.read_all(jobs), strict=True))
+    return dict(zip(CASES, reading.read_all(jobs), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_that_is_not_what_it_says_is_refused_at_once(case, reports):
     report = reports[case]
-    assert limited.is_harmless(report), report
+    assert reading.is_harmless(report), report
     assert report["error"], "read without an error"
     for wrong in ("RecursionError", "MemoryError", "recursion depth"):
         assert wrong not in report["error"]

@@ -6,10 +6,10 @@ For a longer run: `FUZZ_SECONDS=3600 FUZZ_SEED=1 pytest -m slow -n 0 tests/fuzz`
 import random
 import shutil
 
-import limited
 import long_run
 import mutations
 import pytest
+import reading
 
 
 def read_mutated(seed, count, folder):
@@ -27,8 +27,8 @@ def read_mutated(seed, count, folder):
         kind.write(path, mutations.mutated(random.Random(number), kind.content))
         jobs.append((kind.function, path))
     harmful = []
-    for number, (job, report) in enumerate(zip(jobs, limited.read_all(jobs)), seed):
-        if not limited.is_harmless(report):
+    for number, (job, report) in enumerate(zip(jobs, reading.read_all(jobs)), seed):
+        if not reading.is_harmless(report):
             print(f"number {number}, {job}: {report}")
             harmful.append(number)
     return harmful

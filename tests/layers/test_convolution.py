@@ -24,7 +24,7 @@ def randomize(layer, seed=0):
         variable.assign(random.normal(size=variable.shape))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
     kernel_size=st.sampled_from([1, 3, (5, 2)]),

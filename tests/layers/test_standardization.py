@@ -319,7 +319,7 @@ def test_a_single_weight_cannot_be_standardized(layer, shape):
         layer.build(shape)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     length=st.integers(6, 20),
     kernel_size=st.integers(1, 4),

@@ -234,7 +234,6 @@ def test_invalid_paths_are_errors(model, tmp_path):
 
 @settings(
     max_examples=50,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

@@ -124,7 +124,6 @@ def test_a_classifier_of_another_size_is_skipped(saved):
 
 @settings(
     max_examples=50,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

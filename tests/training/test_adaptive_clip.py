@@ -194,7 +194,7 @@ def test_names_that_merely_contain_a_kind_do_not_mislead():
         assert_close(clipped, expected, rtol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     weights=hnp.arrays("float32", (3, 4), elements=FLOATS),
     gradient=hnp.arrays("float32", (3, 4), elements=FLOATS),
