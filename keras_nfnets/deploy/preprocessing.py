@@ -1,0 +1,165 @@
+"""Preprocessing of images as part of an exported model."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_nfnets.data import preprocessing
+from keras_nfnets.data.preparation import checked_preparation, completed
+
+
+def preprocessing_model(preparation):
+    """Build a model that preprocesses a batch of images of one size.
+
+    It computes what `data.prepare` computes, within a fraction of a level of the pixels;
+    where images are prepared as timm does, within two levels.
+
+    Args:
+        preparation: dict. Keyword arguments of `data.prepare`. `interpolation="nearest"`
+            is not supported.
+
+    Returns:
+        `keras.Model` from uint8 `(batch, height, width, 3)` to float32
+        `(batch, size, size, channels)`.
+
+    Raises:
+        ValueError: `preparation` has invalid or unsupported entries.
+    """
+    images = keras.Input((None, None, 3), dtype="uint8", name="image")
+    return keras.Model(images, _Preprocessing(preparation)(images))
+
+
+class _Preprocessing(keras.layers.Layer):
+    """Crop, resize and normalize images.
+
+    Resizing is linear in the pixels: a matrix for the rows, and one for the columns.
+    Runtimes that resize with antialiasing differ in what they compute, or lack it; all of
+    them multiply matrices.
+
+    Args:
+        preparation: dict. Keyword arguments of `data.prepare`.
+    """
+
+    def __init__(self, preparation):
+        super().__init__(dtype="float32", name="preprocessing")
+        values = completed(checked_preparation(preparation))
+        if values["interpolation"] == "nearest":
+            raise ValueError(
+                "Preprocessing with interpolation='nearest' cannot be exported. "
+                f"Received: {preparation}"
+            )
+        self._channels = values["channels"]
+        self._size, self._mode = values["size"], values["crop_mode"]
+        self._is_timm = self._mode in preprocessing.TIMM_CROP_MODES
+        self._side = math.floor(self._size / values["crop"])  # as timm resizes
+        self._antialias = values["interpolation"] != "bicubic" or self._is_timm
+        is_linear = values["interpolation"] == "bilinear"
+        self._kernel = _triangle if is_linear else _cubic
+        self._mean, self._deviation = (
+            preprocessing.per_channel(values[name], self._channels)
+            for name in ("mean", "deviation")
+        )
+
+    def compute_output_shape(self, shape):
+        return (shape[0], self._size, self._size, self._channels)
+
+    def call(self, images):
+        x = ops.cast(images, "float32")
+        if self._channels == 1:
+            x = _grayscale(x)
+        batch, height, width, _ = ops.shape(x)
+        rows, columns = self._matrices(height, width)
+        x = ops.reshape(
+            ops.matmul(columns, x), (batch, height, self._size * self._channels)
+        )
+        x = ops.reshape(
+            ops.matmul(rows, x), (batch, self._size, self._size, self._channels)
+        )
+        if self._is_timm:  # it resizes by Pillow, to levels
+            x = ops.clip(ops.round(x), 0, 255)
+        if self._mean is not None:
+            return preprocessing.scale(x, self._mean, self._deviation)
+        return _standardized(x)
+
+    def _matrices(self, height, width):
+        """Return the matrices that crop and resize the rows and the columns."""
+        lengths = (height, width)
+        shorter = ops.minimum(height, width)
+        if self._is_timm:
+            windows = [self._timm_window(length, shorter) for length in lengths]
+        elif self._mode == "crop_resize":
+            # In the order and the precision of `middle_window`.
+            scale = ops.cast(shorter, "float32") / (self._size + 32)
+            side = ops.maximum(ops.cast(scale * self._size, "int32"), 1)
+            windows = [((x - side + 1) // 2, side, self._size, 0) for x in lengths]
+        else:
+            margin = int("0" + self._mode.rpartition("_")[2].removeprefix("whole"))
+            windows = [
+                (0, x, self._size + margin, (margin + 1) // 2) for x in lengths
+            ]
+        return [
+            self._matrix(length, *window) for length, window in zip(lengths, windows)
+        ]
+
+    def _timm_window(self, length, shorter):
+        """Return the arguments of `_matrix` of the function `data.images.crop_as_timm`."""
+        side = ops.convert_to_tensor(self._side, "int32")
+        start, used = 0, length
+        if self._mode == "center":
+            used = ops.minimum(length, 4 * shorter)
+            start = (length - used) // 2
+            side = side * used // shorter
+        begin = ops.round(ops.cast(side - self._size, "float32") / 2)
+        return start, used, side, begin
+
+    def _matrix(self, length, start, used, resized, begin):
+        """Return the matrix `(size, length)` that resizes a window and crops the result.
+
+        Args:
+            length: int. Number of pixels of the image, as the next ones perhaps a tensor.
+            start, used: int. First pixel and number of pixels of the window.
+            resized: int. Number of pixels to which the window is resized.
+            begin: float. First of the resized pixels that is used.
+        """
+        start, used, resized, begin = (
+            ops.cast(x, "float32") for x in (start, used, resized, begin)
+        )
+        ratio = used / resized
+        scale = ops.maximum(ratio, 1.0) if self._antialias else 1.0
+        centers = (ops.arange(self._size, dtype="float32") + begin + 0.5) * ratio
+        pixels = ops.cast(ops.arange(length), "float32") - start
+        weights = self._kernel((pixels + 0.5 - centers[:, None]) / scale)
+        is_inside = ops.logical_and(pixels >= 0, pixels < used)
+        weights = ops.where(is_inside, weights, 0.0)
+        return weights / ops.sum(weights, axis=1, keepdims=True)
+
+
+def _triangle(x):
+    return ops.maximum(1 - ops.abs(x), 0.0)
+
+
+def _cubic(x):
+    """Keys's cubic kernel, of a = -1/2."""
+    x = ops.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return ops.where(x < 1, near, ops.where(x < 2, far, 0.0))
+
+
+def _grayscale(x):
+    """Convert RGB to luma as Pillow does, in integers of at most 24 bits."""
+    weights = ops.convert_to_tensor([19595.0, 38470.0, 7471.0])
+    total = ops.sum(x * weights, axis=-1, keepdims=True)
+    return ops.floor((total + 32768) / 65536)
+
+
+def _standardized(x):
+    """Standardize each image by its own mean and standard deviation.
+
+    The same as `tf.image.per_image_standardization`.
+    """
+    axes = (1, 2, 3)
+    std = ops.std(x, axes, keepdims=True)
+    least = 1 / math.sqrt(math.prod(x.shape[1:]))
+    return (x - ops.mean(x, axes, keepdims=True)) / ops.maximum(std, least)
