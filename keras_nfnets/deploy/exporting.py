@@ -19,13 +19,17 @@ from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
 def _write_by_keras(keras_format, model, file, **options):
-    model.export(
-        file,
-        format=keras_format,
-        verbose=False,
-        input_signature=[keras.tree.map_structure(_spec, model.input)],
-        **options,
-    )
+    # Other backends than TensorFlow's may lack its package.
+    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
+
+    with plain_convolutions():
+        model.export(
+            file,
+            format=keras_format,
+            verbose=False,
+            input_signature=[keras.tree.map_structure(_spec, model.input)],
+            **options,
+        )
 
 
 def _write_onnx(model, file):
