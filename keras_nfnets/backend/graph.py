@@ -1,6 +1,7 @@
 """Graph of a Keras model as a list of calls."""
 
 import collections
+import re
 import tempfile
 
 import keras
@@ -45,6 +46,11 @@ def unique_name(name, taken):
         unique = f"{name}_{count}"
     taken.add(unique)
     return unique
+
+
+def plain_name(name):
+    """Replace the characters of a name that Keras accepts but other runtimes do not."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 class Value:

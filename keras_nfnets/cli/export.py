@@ -43,6 +43,10 @@ def run(flags, arguments):
             flags.format,
             quantize=flags.quantize,
             examples=examples,
+            batch_size=flags.batch_size,
+            input_name=flags.input_name,
+            output_name=flags.output_name,
+            opset=flags.opset,
             overwrite=flags.overwrite,
         )
     except (ValueError, OSError, ImportError) as error:
@@ -111,4 +115,19 @@ _flag(
     None,
     f"Folder of images to calibrate --quantize=int8; up to {_EXAMPLES} are used.",
 )
+_flag(
+    "integer",
+    "batch_size",
+    None,
+    "Images per batch, if the file is for one size of batches only.",
+    lower_bound=1,
+)
+_flag("string", "input_name", None, "For .onnx: name of the input instead of 'image'.")
+_flag(
+    "string",
+    "output_name",
+    None,
+    "For .onnx: name of the output instead of 'predictions'.",
+)
+_flag("integer", "opset", None, "For .onnx: version of ONNX's set of operations.")
 _flag("boolean", "overwrite", False, "Replace OUT if it exists.")

@@ -13,27 +13,35 @@ import numpy as np
 
 from keras_nfnets import checks, files
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import copy_state
+from keras_nfnets.backend.graph import copy_state, plain_name
 from keras_nfnets.deploy.folding import fold
 from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
 def _write_by_keras(keras_format, model, file, **options):
-    model.export(
-        file,
-        format=keras_format,
-        verbose=False,
-        input_signature=[keras.tree.map_structure(_spec, model.input)],
-        **options,
-    )
+    # Other backends than TensorFlow's may lack its package.
+    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
+
+    with plain_convolutions():
+        model.export(
+            file,
+            format=keras_format,
+            verbose=False,
+            input_signature=[keras.tree.map_structure(_spec, model.input)],
+            **options,
+        )
 
 
-def _write_onnx(model, file):
-    # The import registers operations that tf2onnx lacks.
-    from keras_nfnets.deploy import onnx_operations  # noqa: F401
+def _write_onnx(model, file, **options):
+    from keras_nfnets.deploy import onnx_files
 
-    _write_by_keras("onnx", model, file)
-    _check_onnx(file)
+    def convert(file, opset):
+        # The import registers operations that tf2onnx lacks.
+        from keras_nfnets.deploy import onnx_operations  # noqa: F401
+
+        _write_by_keras("onnx", model, file, opset_version=opset)
+
+    onnx_files.write_onnx(model, file, convert, **options)
 
 
 class _Format(typing.NamedTuple):
@@ -48,7 +56,7 @@ _FORMATS = {
     "saved_model": _Format(
         "", ("tensorflow",), functools.partial(_write_by_keras, "tf_saved_model")
     ),
-    "onnx": _Format(".onnx", ("tensorflow", "tf2onnx", "onnx"), _write_onnx),
+    "onnx": _Format(".onnx", ("onnx",), _write_onnx),
     "litert": _Format(
         ".tflite", ("tensorflow",), functools.partial(_write_by_keras, "litert")
     ),
@@ -58,10 +66,25 @@ _FORMAT_OF = {known.ending: name for name, known in _FORMATS.items() if known.en
 _OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
 
 
-def export(model, path, format=None, *, quantize=None, examples=None, overwrite=False):
+def export(
+    model,
+    path,
+    format=None,
+    *,
+    quantize=None,
+    examples=None,
+    batch_size=None,
+    input_name=None,
+    output_name=None,
+    opset=None,
+    overwrite=False,
+):
     """Fold a network and write it for another runtime.
 
-    ONNX and LiteRT files compute in float32, whatever the network's dtype policy.
+    ONNX and LiteRT files compute in float32, whatever the network's dtype policy. An ONNX
+    file is loaded by ONNX Runtime, if that is installed, and compared with the network
+    before it appears. It is written on every backend, unless the network has layers or
+    operations that need Keras's own converter; other formats are written on TensorFlow.
 
     Args:
         model: `keras.Model`. See `fold`.
@@ -79,13 +102,20 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
             model's input. For `"int8"`, a hundred or more images, preprocessed as in
             training. A warning says if the quantized network disagrees with the float
             network on them, or if they look like raw pixels.
+        batch_size: int or None. Number of images that the file takes; by default as the
+            model, mostly any number.
+        input_name, output_name: str or None. Names of the input and the output in an ONNX
+            file, by default `"image"` and `"predictions"`. Several inputs or outputs
+            keep their names in Keras.
+        opset: int or None. For ONNX: the version of its set of operations; by default 20,
+            or 15 if Keras's own converter is needed.
         overwrite: bool. Whether to replace a file or SavedModel at `path`. Other
             folders that are not empty are never replaced.
 
     Raises:
         ValueError: inconsistent arguments, a path that exists already, a model that
-            `fold` does not accept, operations that ONNX lacks, or a backend other than
-            TensorFlow.
+            `fold` does not accept, operations that ONNX lacks, a backend that cannot
+            write the format, or an ONNX file that computes something else.
         ImportError: a package that the format needs is not installed; the message says
             how to install it.
 
@@ -95,51 +125,30 @@ def export(model, path, format=None, *, quantize=None, examples=None, overwrite=
     >>> export(model, "tiny.onnx")  # doctest: +SKIP
     """
     path = _checked_path(path)
-    looks_like_file = _ending(path) in (*_FORMAT_OF, *_OTHER_FILES)
-    if format is None:
-        format = _FORMAT_OF.get(_ending(path), "saved_model")
-        # "model.onx" is probably a misspelled file; "model.v2" may be a folder.
-        looks_like_file |= path.suffix[1:].isalpha()
-    checks.one_of("format", format, FORMATS)
-    checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
-    ending, packages, write = _FORMATS[format]
-    if quantize is not None and format != "litert":
-        raise ValueError(
-            "Only LiteRT, a .tflite file, can be quantized. Received: "
-            f"quantize={quantize!r}, format={format!r}"
-        )
-    if (quantize == "int8") != (examples is not None):
-        raise ValueError(
-            '`quantize="int8"` needs `examples`, and nothing else does. Received: '
-            f"quantize={quantize!r}, examples of type {type(examples).__name__}"
-        )
-    if ending and _ending(path) != ending:
-        raise ValueError(
-            f"A file of format {format!r} must end in {ending}. Received: path={path}"
-        )
-    if not ending and looks_like_file:
-        raise ValueError(
-            f"A SavedModel is a folder, and {path} looks like a file. Files end in "
-            f"{' or '.join(_FORMAT_OF)}; Keras writes its own, `fold(model).save(...)`."
-        )
+    format = _checked_format(path, format)
+    _check_quantization(format, quantize, examples)
+    if batch_size is not None:
+        batch_size = checks.integer("batch_size", batch_size)
+    onnx_options = {
+        "input_name": input_name,
+        "output_name": output_name,
+        "opset": opset,
+    }
+    _check_onnx_options(format, onnx_options)
+    ending, _, write = _FORMATS[format]
     _check_whether_free(path, ending, overwrite)
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "Networks are exported on Keras's TensorFlow backend. Received: "
-            f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
-            "and load it there."
-        )
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"The format {format!r} needs the package {package!r}: "
-                'pip install "keras_nfnets[export]"'
-            )
+    _check_whether_possible(format)
     folded = fold(model)
-    folded = keras.Model(folded.input, folded.output, name=_plain_name(folded.name))
+    options = {}
+    if format == "onnx":
+        from keras_nfnets.deploy import onnx_files
+
+        options = onnx_files.options(model, **onnx_options)
+    folded = keras.Model(folded.input, folded.output, name=plain_name(folded.name))
     if format != "saved_model":
         folded = _in_float32(folded)
-    options = {}
+    if batch_size is not None:
+        folded = _with_batch_size(folded, batch_size)
     if quantize is not None:
         import tensorflow as tf
 
@@ -178,6 +187,70 @@ def _checked_path(path):
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:  # no such user
         raise ValueError(f"{error} Received: path={path!r}") from error
+
+
+def _checked_format(path, format):
+    """Return the format for a path, which must have its file extension."""
+    looks_like_file = _ending(path) in (*_FORMAT_OF, *_OTHER_FILES)
+    if format is None:
+        format = _FORMAT_OF.get(_ending(path), "saved_model")
+        # "model.onx" is probably a misspelled file; "model.v2" may be a folder.
+        looks_like_file |= path.suffix[1:].isalpha()
+    checks.one_of("format", format, FORMATS)
+    ending = _FORMATS[format].ending
+    if ending and _ending(path) != ending:
+        raise ValueError(
+            f"A file of format {format!r} must end in {ending}. Received: path={path}"
+        )
+    if not ending and looks_like_file:
+        raise ValueError(
+            f"A SavedModel is a folder, and {path} looks like a file. Files end in "
+            f"{' or '.join(_FORMAT_OF)}; Keras writes its own, `fold(model).save(...)`."
+        )
+    return format
+
+
+def _check_quantization(format, quantize, examples):
+    checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
+    if quantize is not None and format != "litert":
+        raise ValueError(
+            "Only LiteRT, a .tflite file, can be quantized. Received: "
+            f"quantize={quantize!r}, format={format!r}"
+        )
+    if (quantize == "int8") != (examples is not None):
+        raise ValueError(
+            '`quantize="int8"` needs `examples`, and nothing else does. Received: '
+            f"quantize={quantize!r}, examples of type {type(examples).__name__}"
+        )
+
+
+def _check_onnx_options(format, options):
+    for name, value in options.items():
+        if value is not None and format != "onnx":
+            raise ValueError(
+                f"`{name}` is for ONNX files. Received: {name}={value!r}, "
+                f"format={format!r}"
+            )
+    for name in ("input_name", "output_name"):
+        value = options[name]
+        if value is not None and not (isinstance(value, str) and value):
+            raise ValueError(f"`{name}` must be a name. Received: {name}={value!r}")
+
+
+def _check_whether_possible(format):
+    """Raise an error if the backend cannot write a format, or packages for it miss."""
+    if format != "onnx" and keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"The format {format!r} is written on Keras's TensorFlow backend. Received: "
+            f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
+            "and load it there."
+        )
+    for package in _FORMATS[format].packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"The format {format!r} needs the package {package!r}: "
+                'pip install "keras_nfnets[export]"'
+            )
 
 
 def _ending(path):
@@ -237,26 +310,22 @@ def _clone_in_float32(model):
     )
 
 
-def _check_onnx(file):
-    import onnx
+def _with_batch_size(model, size):
+    """Return a model that takes batches of one size."""
 
-    try:
-        onnx.checker.check_model(file)
-    except onnx.checker.ValidationError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"This network cannot be written as ONNX: {reason}. A SavedModel or LiteRT "
-            "file can hold more operations."
-        ) from error
+    def fixed(x):
+        if x.shape[0] not in (None, size):
+            raise ValueError(
+                f"The model takes batches of {x.shape[0]}. Received: batch_size={size}"
+            )
+        return keras.Input(batch_shape=(size, *x.shape[1:]), dtype=x.dtype, name=x.name)
+
+    inputs = keras.tree.map_structure(fixed, model.input)
+    return keras.Model(inputs, model(inputs), name=model.name)
 
 
 def _spec(x):
-    return keras.InputSpec(dtype=x.dtype, shape=x.shape, name=_plain_name(x.name))
-
-
-def _plain_name(name):
-    """Replace the characters of a name that Keras accepts but TensorFlow does not."""
-    return re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return keras.InputSpec(dtype=x.dtype, shape=x.shape, name=plain_name(x.name))
 
 
 def _checked_examples(model, examples):

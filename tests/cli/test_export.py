@@ -30,11 +30,11 @@ def test_exports_a_network(tmp_path, capsys):
     size = out.stat().st_size
     assert 600_000 < size < 700_000  # 0.16 million parameters of four bytes each
     assert f"{out}  ({size / 2**20:.1f} MB)" in capsys.readouterr().out
+    flags = ["--input_name=x", "--output_name=y", "--opset=17", "--batch_size=2"]
+    assert main(["export", "digits", str(out), "--overwrite", *flags]) == 0
     session = onnxruntime.InferenceSession(str(out))
-    [probabilities] = session.run(
-        None, {session.get_inputs()[0].name: np.zeros((1, 32, 32, 3), "float32")}
-    )
-    assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+    [probabilities] = session.run(["y"], {"x": np.zeros((2, 32, 32, 3), "float32")})
+    assert probabilities.sum() == pytest.approx(2, abs=1e-5)
 
 
 def test_int8_takes_a_folder_of_images(tmp_path, images, capsys):

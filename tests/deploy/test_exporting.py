@@ -13,9 +13,11 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from full_disk import full_disk
 from sklearn.datasets import load_digits
+from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_nfnets
 from keras_nfnets import data, export, pretrained
+from keras_nfnets.backend import device
 from keras_nfnets.cli.main import COMMANDS
 from keras_nfnets.deploy import exporting
 
@@ -141,6 +143,42 @@ def test_groups_and_symmetric_padding(name, tmp_path, nfnet_tiny):
     assert np.abs(outputs - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def grouped():
+    """Build a network of grouped convolutions, most of them not of this package."""
+    inputs = keras.Input((8, 8, 8))
+    x = keras_nfnets.WSConv2D(8, 3, groups=2, padding="same")(inputs)
+    x = keras.Sequential([keras.layers.Conv2D(8, 3, groups=4, activation="relu")])(x)
+    x = keras.layers.Permute((3, 1, 2))(x)
+    x = keras.layers.Conv2D(8, 3, groups=2, data_format="channels_first")(x)
+    x = keras.layers.Reshape((4, 4, 4, 2))(x)
+    x = keras.layers.Conv3D(4, 3, groups=2)(x)
+    x = keras.layers.Reshape((8, 4))(x)
+    return keras.Model(inputs, keras.layers.Conv1D(6, 3, groups=2, padding="causal")(x))
+
+
+@pytest.mark.parametrize("device_name", ["cpu:0", "gpu:0"])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_files_do_not_depend_on_the_device(name, device_name, tmp_path, monkeypatch):
+    """Keras's grouped convolutions are compiled, which runtimes cannot read."""
+    model = grouped()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8, 8, 8)).astype("float32")
+    # Without XLA, TensorFlow has no convolutions with channels first on CPUs.
+    model.compile(jit_compile=True)
+    expected = model.predict_on_batch(x)
+    device.has_only_cpus.cache_clear()
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: [device_name])
+    export(model, tmp_path / name)
+    device.has_only_cpus.cache_clear()
+    outputs = RUNTIMES[name](tmp_path / name, x)
+    assert np.abs(outputs - expected).max() <= 1e-5 * np.abs(expected).max()
+    if name == "model":
+        graphs = (tmp_path / name / "saved_model.pb").read_bytes()
+        saved = saved_model_pb2.SavedModel.FromString(graphs)
+        functions = saved.meta_graphs[0].graph_def.library.function
+        assert not any(function.attr["_XlaMustCompile"].b for function in functions)
+
+
 @pytest.mark.parametrize(
     "quantize", [pytest.param("dynamic", marks=pytest.mark.slow), "int8"]
 )
@@ -168,6 +206,8 @@ def test_quantized_keeps_the_accuracy(quantize, tmp_path, digits, litert_file):
         ("m.tflite", {"quantize": "int4"}, "dynamic"),
         ("m.tflite", {"quantize": "int8"}, "needs `examples`"),
         ("m.tflite", {"examples": np.zeros((1, 32, 32, 3))}, "needs `examples`"),
+        ("m.tflite", {"input_name": "x"}, "`input_name` is for ONNX"),
+        ("m", {"opset": 20}, "`opset` is for ONNX"),
         (
             "m.tflite",
             {"quantize": "int8", "examples": np.zeros((4, 32, 32))},
@@ -369,7 +409,7 @@ def test_examples_as_the_model_takes_them(batch, tmp_path):
 
 
 def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "m.onnx"
+    path = tmp_path / "m.tflite"
     path.write_bytes(b"old")
 
     def fail(*args, **kwargs):
@@ -379,7 +419,7 @@ def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "export", fail)
     with pytest.raises(OSError, match="No space"):
         export(small(), path, overwrite=True)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["m.onnx"]
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["m.tflite"]
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -392,10 +432,37 @@ def test_a_full_disk_leaves_the_old_file(name, tmp_path):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_says_what_to_install(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "layers"),
+    [
+        ("onnx", []),
+        # Only Keras's own converter writes that layer.
+        ("tf2onnx", [keras.layers.UnitNormalization()]),
+    ],
+)
+def test_says_what_to_install(package, layers, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n: None if n == "tf2onnx" else find(n)
+        importlib.util, "find_spec", lambda n: None if n == package else find(n)
     )
-    with pytest.raises(ImportError, match=r'tf2onnx.*pip install "keras_nfnets\[exp'):
-        export(small(), tmp_path / "m.onnx")
+    model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    message = rf'{package}.*pip install "keras_nfnets\[export'
+    with pytest.raises(ImportError, match=message):
+        export(model, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_fixed_batch_size(name, tmp_path):
+    export(small(), tmp_path / name, batch_size=4)
+    assert RUNTIMES[name](tmp_path / name, IMAGES).shape == (4, 10)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_grouped_convolutions_of_keras(name, tmp_path):
+    """On TensorFlow, Keras computes them in programs compiled by XLA."""
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(8, 3, groups=4)(inputs)
+    model = keras.Model(inputs, keras.layers.UnitNormalization()(x))
+    export(model, tmp_path / name)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
+    np.testing.assert_allclose(RUNTIMES[name](tmp_path / name, x), model(x), atol=1e-5)
