@@ -204,3 +204,39 @@ def _nodes(outputs, known):
             stack.append((x, True))
             stack += [(tensor, False) for tensor in reversed(node.input_tensors)]
     return ordered
+
+
+# Layers after a classifier that do not change its outputs.
+_PASSED = ("flatten", "reshape", "squeeze", "identity", "dropout", "cast")
+
+
+def activation_of_outputs(model):
+    """Return `"softmax"`, `"sigmoid"` or `"linear"`, the last activation of a model.
+
+    Returns:
+        A string, or None if it is another or cannot be found.
+    """
+    models = keras_internals.FunctionalModel, keras.Sequential
+    if not isinstance(model, models):
+        return None
+    tensor = model.outputs[0]
+    while True:
+        operation = keras_internals.operation_of(tensor)
+        if isinstance(operation, models):
+            tensor = keras_internals.inner_output_of(tensor)
+            continue
+        kind = keras_internals.kind_of(operation).lower()
+        if kind in ("softmax", "sigmoid"):
+            return kind
+        function = getattr(operation, "activation", None)
+        for name in ("softmax", "sigmoid"):
+            if function is getattr(keras.activations, name):
+                return name
+        if function not in (None, keras.activations.linear):
+            return None
+        if getattr(operation, "kernel", None) is not None:
+            return "linear"
+        inputs = keras_internals.node_of(tensor).input_tensors
+        if not (function or kind in _PASSED) or len(inputs) != 1:
+            return None
+        [tensor] = inputs

@@ -15,6 +15,8 @@ from keras_nfnets.printing import printable
 
 # Enough to calibrate the ranges of a network's activations.
 _EXAMPLES = 200
+# Class names that are printed.
+_NAMES = 10
 
 
 def run(flags, arguments):
@@ -30,15 +32,14 @@ def run(flags, arguments):
             "then."
         )
     import_keras()
-    from keras_nfnets import deploy, runs
+    from keras_nfnets import runs
 
     try:
         classifier = runs.load_classifier(name)
         examples = None
         if flags.examples is not None:
             examples = _examples(flags.examples, classifier.preparation)
-        deploy.export(
-            classifier.model,
+        classifier.export(
             out,
             flags.format,
             quantize=flags.quantize,
@@ -47,6 +48,7 @@ def run(flags, arguments):
             input_name=flags.input_name,
             output_name=flags.output_name,
             opset=flags.opset,
+            preprocessing=flags.preprocessing,
             overwrite=flags.overwrite,
         )
     except (ValueError, OSError, ImportError) as error:
@@ -55,8 +57,21 @@ def run(flags, arguments):
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     size = sum(file.stat().st_size for file in files)
     print(f"{printable(path)}  ({size / 2**20:.1f} MB)")
-    print(f"Images must be preprocessed as in training: {classifier.preparation}")
+    _describe(classifier, flags.preprocessing)
     return 0
+
+
+def _describe(classifier, has_preprocessing):
+    if has_preprocessing:
+        print("It takes uint8 images (batch, height, width, 3) of any size.")
+    else:
+        print(f"Images must be preprocessed as in training: {classifier.preparation}")
+    names = classifier.class_names
+    if names is not None:
+        shown = ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
+        print(f"{len(names)} classes: {printable(shown)}")
+    if "licence" in classifier.metadata:
+        print(f"Licence of the weights: {printable(classifier.metadata['licence'])}")
 
 
 def _examples(folder, preparation):
@@ -130,4 +145,11 @@ _flag(
     "For .onnx: name of the output instead of 'predictions'.",
 )
 _flag("integer", "opset", None, "For .onnx: version of ONNX's set of operations.")
+_flag(
+    "boolean",
+    "preprocessing",
+    False,
+    "Let the file take images as they are and give probabilities. Otherwise its metadata "
+    "say how images must be preprocessed.",
+)
 _flag("boolean", "overwrite", False, "Replace OUT if it exists.")

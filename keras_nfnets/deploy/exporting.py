@@ -14,7 +14,9 @@ import numpy as np
 from keras_nfnets import checks, files
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state, plain_name
+from keras_nfnets.deploy import metadata as file_metadata
 from keras_nfnets.deploy.folding import fold
+from keras_nfnets.deploy.preprocessing import joined, with_preprocessing
 from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
@@ -35,7 +37,7 @@ def _write_by_keras(keras_format, model, file, **options):
 def _write_onnx(model, file, **options):
     from keras_nfnets.deploy import onnx_files
 
-    def convert(file, opset):
+    def convert(model, file, opset):
         # The import registers operations that tf2onnx lacks.
         from keras_nfnets.deploy import onnx_operations  # noqa: F401
 
@@ -45,20 +47,27 @@ def _write_onnx(model, file, **options):
 
 
 class _Format(typing.NamedTuple):
-    """File extension, the packages that write it, and `write(model, file)`."""
+    """File extension, packages, `write(model, file)` and `describe(file, metadata)`."""
 
     ending: str
     packages: tuple
     write: typing.Callable
+    describe: typing.Callable
 
 
 _FORMATS = {
     "saved_model": _Format(
-        "", ("tensorflow",), functools.partial(_write_by_keras, "tf_saved_model")
+        "",
+        ("tensorflow",),
+        functools.partial(_write_by_keras, "tf_saved_model"),
+        file_metadata.add_to_saved_model,
     ),
-    "onnx": _Format(".onnx", ("onnx",), _write_onnx),
+    "onnx": _Format(".onnx", ("onnx",), _write_onnx, file_metadata.add_to_onnx),
     "litert": _Format(
-        ".tflite", ("tensorflow",), functools.partial(_write_by_keras, "litert")
+        ".tflite",
+        ("tensorflow",),
+        functools.partial(_write_by_keras, "litert"),
+        file_metadata.add_to_litert,
     ),
 }
 _FORMAT_OF = {known.ending: name for name, known in _FORMATS.items() if known.ending}
@@ -77,6 +86,10 @@ def export(
     input_name=None,
     output_name=None,
     opset=None,
+    preprocessing=False,
+    preparation=None,
+    class_names=None,
+    licence=None,
     overwrite=False,
 ):
     """Fold a network and write it for another runtime.
@@ -109,6 +122,14 @@ def export(
             keep their names in Keras.
         opset: int or None. For ONNX: the version of its set of operations; by default 20,
             or 15 if Keras's own converter is needed.
+        preprocessing: bool. Whether the file takes images of any size as they are, uint8
+            `(batch, height, width, 3)`, preprocesses them as `preparation` says and
+            gives probabilities. For ONNX it needs the package tf2onnx.
+        preparation: dict or None. Keyword arguments of `data.prepare`, by which the
+            images are preprocessed.
+        class_names: list of str or None. Names of the classes.
+        licence: str or None. Licence of the weights. Like the names, and the preparation
+            if it is not in the file already, it becomes metadata of the file.
         overwrite: bool. Whether to replace a file or SavedModel at `path`. Other
             folders that are not empty are never replaced.
 
@@ -135,7 +156,9 @@ def export(
         "opset": opset,
     }
     _check_onnx_options(format, onnx_options)
-    ending, _, write = _FORMATS[format]
+    metadata = file_metadata.checked_metadata(model, preparation, class_names, licence)
+    _check_preprocessing(format, quantize, preprocessing, preparation)
+    ending, _, write, describe = _FORMATS[format]
     _check_whether_free(path, ending, overwrite)
     _check_whether_possible(format)
     folded = fold(model)
@@ -149,6 +172,13 @@ def export(
         folded = _in_float32(folded)
     if batch_size is not None:
         folded = _with_batch_size(folded, batch_size)
+    if preprocessing:
+        del metadata["preparation"]
+        front, folded = with_preprocessing(folded, preparation)
+        if format == "onnx":
+            options["front"] = front
+        else:
+            folded = joined(front, folded)
     if quantize is not None:
         import tensorflow as tf
 
@@ -168,6 +198,8 @@ def export(
             if _look_raw(examples, model):
                 doubts.append("the examples look like raw pixels")
             doubts += _disagreements(folded, exported, examples)
+        if metadata:
+            describe(exported, metadata)
         os.replace(exported, partial)
     if doubts:
         warnings.warn(
@@ -237,6 +269,21 @@ def _check_onnx_options(format, options):
             raise ValueError(f"`{name}` must be a name. Received: {name}={value!r}")
 
 
+def _check_preprocessing(format, quantize, preprocessing, preparation):
+    if not preprocessing:
+        return
+    if preparation is None:
+        raise ValueError(
+            "`preprocessing=True` needs `preparation`, which says how images are "
+            "preprocessed. Received: None"
+        )
+    if format == "litert" and quantize == "int8":
+        raise ValueError(
+            "Preprocessing in a LiteRT file cannot be quantized. Export it without "
+            f"`preprocessing`, or as ONNX. Received: quantize={quantize!r}, format={format!r}"
+        )
+
+
 def _check_whether_possible(format):
     """Raise an error if the backend cannot write a format, or packages for it miss."""
     if format != "onnx" and keras.backend.backend() != "tensorflow":
@@ -275,7 +322,7 @@ def _check_whether_free(path, ending, overwrite):
 def _is_saved_model(folder):
     """Whether a folder has what Keras exports, and nothing else."""
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
-    ours = r"saved_model\.pb|fingerprint\.pb|assets|variables(/variables\..*)?"
+    ours = r"saved_model\.pb|fingerprint\.pb|assets(/keras_nfnets\.json)?|variables(/variables\..*)?"
     return "saved_model.pb" in files and all(re.fullmatch(ours, f) for f in files)
 
 

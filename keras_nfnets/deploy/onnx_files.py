@@ -19,7 +19,10 @@ from keras_nfnets.deploy.onnx_model import (
     dimensions,
     onnx_model,
 )
+from keras_nfnets.deploy.preprocessing import joined
 
+# Tensor between preprocessing and network.
+_PREPARED = "preprocessing/output"
 # Relative to the largest output. Deep networks differ by 1e-5.
 _LARGEST_DIFFERENCE = 1e-3
 
@@ -83,33 +86,72 @@ def _keras_names(structure, tensors):
     return [keras_internals.operation_of(x).name for x in tensors]
 
 
-def write_onnx(model, file, convert, input_names, output_names, opset=None):
+def write_onnx(model, file, convert, input_names, output_names, opset=None, front=None):
     """Write a folded network as an ONNX file, and compare it in ONNX Runtime.
 
     Args:
         model: `keras.Model`, with dtype policy float32.
         file: str. Path of the file.
-        convert: callable `(file, opset)` that writes the network by Keras's converter. It
-            is called if the network has layers that `onnx_model` does not know.
+        convert: callable `(model, file, opset)` that writes a model by Keras's converter.
+            It is called if the network has layers that `onnx_model` does not know.
         input_names, output_names: lists of str.
         opset: int, or None for the newest that common versions of ONNX Runtime read.
+        front: `keras.Model` or None. Preprocessing to put before the network.
     """
     check_size(model)
+    network_inputs = input_names if front is None else [_PREPARED]
     try:
-        result = onnx_model(model, input_names, output_names, opset or DEFAULT_OPSET)
+        result = onnx_model(model, network_inputs, output_names, opset or DEFAULT_OPSET)
     except UnknownOperation as error:
         _check_converter(error, opset)
-        convert(file, opset)
-        result = onnx.load(file)
-        _rename(result.graph, input_names, output_names)
-        _set_dimensions(result.graph, model)
+        result = _converted(model, file, convert, network_inputs, output_names, opset)
+    if front is not None:
+        [layer] = front.layers[1:]
+        _check_converter(UnknownOperation(layer))
+        result = _with_front(result, front, file, convert, input_names)
+        model = joined(front, model)
     pathlib.Path(file).write_bytes(result.SerializeToString(deterministic=True))
     _check_operations(file)
     if importlib.util.find_spec("onnxruntime"):
         compare(model, file, _runtime_outputs)
 
 
-def _check_converter(unknown, opset):
+def _converted(model, file, convert, input_names, output_names, opset):
+    """Convert a model by Keras's converter, with names that are always the same."""
+    convert(model, file, opset)
+    result = onnx.load(file)
+    _rename(result.graph, input_names, output_names)
+    _set_dimensions(result.graph, model)
+    return result
+
+
+def _with_front(network, front, file, convert, input_names):
+    """Put preprocessing before an ONNX model."""
+    [opset] = [x.version for x in network.opset_import if x.domain in ("", "ai.onnx")]
+    known = min(opset, _newest_converted())
+    before = _converted(front, file, convert, input_names, [_PREPARED], known)
+    before = onnx.version_converter.convert_version(before, opset)
+    before.ir_version = network.ir_version
+    before.graph.CopyFrom(
+        onnx.compose.add_prefix_graph(
+            before.graph, "preprocessing/", rename_inputs=False, rename_outputs=False
+        )
+    )
+    result = onnx.compose.merge_models(before, network, [(_PREPARED, _PREPARED)])
+    result.graph.name = network.graph.name
+    result.producer_name = network.producer_name
+    result.producer_version = network.producer_version
+    return result
+
+
+def _newest_converted():
+    """Return the newest opset that Keras's converter knows."""
+    from tf2onnx.constants import OPSET_TO_IR_VERSION
+
+    return max(OPSET_TO_IR_VERSION)
+
+
+def _check_converter(unknown, opset=None):
     """Raise an error if Keras's converter cannot be used for an unknown operation."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -124,13 +166,10 @@ def _check_converter(unknown, opset):
                 f"{unknown} needs Keras's converter to ONNX, and this the package "
                 f'{package!r}: pip install "keras_nfnets[export]"'
             ) from unknown
-    from tf2onnx.constants import OPSET_TO_IR_VERSION
-
-    newest = max(OPSET_TO_IR_VERSION)
-    if opset is not None and opset > newest:
+    if opset is not None and opset > _newest_converted():
         raise ValueError(
             f"{unknown} needs Keras's converter to ONNX, which knows `opset` up to "
-            f"{newest}. Received: opset={opset}"
+            f"{_newest_converted()}. Received: opset={opset}"
         ) from unknown
 
 

@@ -5,11 +5,48 @@ import math
 import keras
 from keras import ops
 
+from keras_nfnets.backend.graph import activation_of_outputs
 from keras_nfnets.data import preprocessing
 from keras_nfnets.data.preparation import checked_preparation, completed
 
 
-def preprocessing_model(preparation):
+def with_preprocessing(model, preparation):
+    """Split a classifier of images of any size into two models, one after the other.
+
+    Args:
+        model: `keras.Model` of one input, images with channels last. If its last layer
+            is linear, its outputs are logits.
+        preparation: dict. See `preprocessing_model`.
+
+    Returns:
+        A pair of models: the preprocessing, and the model with probabilities as outputs.
+
+    Raises:
+        ValueError: the model does not take images that are prepared in this way.
+    """
+    batch_size = model.input_shape[0] if len(model.inputs) == 1 else None
+    front = preprocessing_model(preparation, batch_size)
+    shape = front.output_shape
+    expected = model.input_shape
+    if len(expected) != 4 or any(
+        want not in (None, size) for want, size in zip(expected, shape)
+    ):
+        raise ValueError(
+            f"The model must take the images that `preparation` gives, of shape {shape}. "
+            f"Received: a model with inputs of shape {expected}"
+        )
+    if activation_of_outputs(model) == "linear":
+        softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
+        model = keras.Model(model.input, softmax(model.output), name=model.name)
+    return front, model
+
+
+def joined(front, model):
+    """Return a model that applies two models one after the other."""
+    return keras.Model(front.input, model(front.output), name=model.name)
+
+
+def preprocessing_model(preparation, batch_size=None):
     """Build a model that preprocesses a batch of images of one size.
 
     It computes what `data.prepare` computes, within a fraction of a level of the pixels;
@@ -18,6 +55,7 @@ def preprocessing_model(preparation):
     Args:
         preparation: dict. Keyword arguments of `data.prepare`. `interpolation="nearest"`
             is not supported.
+        batch_size: int or None, for any.
 
     Returns:
         `keras.Model` from uint8 `(batch, height, width, 3)` to float32
@@ -26,7 +64,7 @@ def preprocessing_model(preparation):
     Raises:
         ValueError: `preparation` has invalid or unsupported entries.
     """
-    images = keras.Input((None, None, 3), dtype="uint8", name="image")
+    images = keras.Input((None, None, 3), batch_size, dtype="uint8", name="image")
     return keras.Model(images, _Preprocessing(preparation)(images))
 
 
@@ -44,6 +82,12 @@ class _Preprocessing(keras.layers.Layer):
     def __init__(self, preparation):
         super().__init__(dtype="float32", name="preprocessing")
         values = completed(checked_preparation(preparation))
+        missing = {"crop_mode", "interpolation", "mean", "deviation"} - values.keys()
+        if missing:
+            raise ValueError(
+                f"`preparation` must have {', '.join(sorted(missing))}. "
+                f"Received: {preparation}"
+            )
         if values["interpolation"] == "nearest":
             raise ValueError(
                 "Preprocessing with interpolation='nearest' cannot be exported. "
@@ -76,8 +120,8 @@ class _Preprocessing(keras.layers.Layer):
         x = ops.reshape(
             ops.matmul(rows, x), (batch, self._size, self._size, self._channels)
         )
-        if self._is_timm:  # it resizes by Pillow, to levels
-            x = ops.clip(ops.round(x), 0, 255)
+        if self._is_timm:
+            x = _levels(x)
         if self._mean is not None:
             return preprocessing.scale(x, self._mean, self._deviation)
         return _standardized(x)
@@ -95,9 +139,7 @@ class _Preprocessing(keras.layers.Layer):
             windows = [((x - side + 1) // 2, side, self._size, 0) for x in lengths]
         else:
             margin = int("0" + self._mode.rpartition("_")[2].removeprefix("whole"))
-            windows = [
-                (0, x, self._size + margin, (margin + 1) // 2) for x in lengths
-            ]
+            windows = [(0, x, self._size + margin, (margin + 1) // 2) for x in lengths]
         return [
             self._matrix(length, *window) for length, window in zip(lengths, windows)
         ]
@@ -133,6 +175,11 @@ class _Preprocessing(keras.layers.Layer):
         is_inside = ops.logical_and(pixels >= 0, pixels < used)
         weights = ops.where(is_inside, weights, 0.0)
         return weights / ops.sum(weights, axis=1, keepdims=True)
+
+
+def _levels(x):
+    """Round as Pillow does: halves up, although runtimes may be a little below them."""
+    return ops.clip(ops.floor(x + 0.501), 0, 255)
 
 
 def _triangle(x):

@@ -6,12 +6,11 @@ import pathlib
 import sys
 import typing
 
-import keras
 import numpy as np
 from absl import logging
 
-from keras_nfnets import checks, data, pretrained
-from keras_nfnets.backend import keras_internals
+from keras_nfnets import checks, data, deploy, pretrained
+from keras_nfnets.backend.graph import activation_of_outputs
 from keras_nfnets.data.images import LARGE
 from keras_nfnets.data.preparation import TIMM, checked_preparation
 from keras_nfnets.models import decode_predictions
@@ -33,8 +32,9 @@ class Classifier:
         class_names: list of str or None. Names of the classes, in the order of the
             outputs.
         metadata: dict or None. What `train` has saved with the model: `"data"`,
-            `"split"` and `"label_smoothing"`, for `evaluate`; or `"classes_of"`, the
-            data set whose classes a published checkpoint knows.
+            `"split"` and `"label_smoothing"`, for `evaluate`; or of a published
+            checkpoint `"licence"` and `"classes_of"`, the data set whose classes it
+            knows.
 
     Raises:
         ValueError: the model does not classify images prepared in this way, or the
@@ -111,6 +111,22 @@ class Classifier:
                 "An image needs more memory than is available. "
                 f"Received: {image.shape[1]:,} x {image.shape[0]:,} pixels"
             ) from error
+
+    def export(self, path, format=None, **options):
+        """Write the classifier for another runtime, with its preprocessing and names.
+
+        Args:
+            path, format: see `deploy.export`.
+            **options: the other arguments of `deploy.export`. With `preprocessing=True`,
+                the file takes images and gives probabilities; otherwise its metadata
+                describe the preprocessing.
+        """
+        described = {
+            "preparation": self.preparation,
+            "class_names": self.class_names,
+            "licence": self.metadata.get("licence"),
+        }
+        deploy.export(self.model, path, format, **described | options)
 
     def predict(self, images, batch_size=8):
         """Predict the probability of each class, see `gives_probabilities`.
@@ -328,42 +344,6 @@ def to_probabilities(outputs, activation):
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-# Layers after a classifier that do not change its outputs.
-_PASSED = ("flatten", "reshape", "squeeze", "identity", "dropout", "cast")
-
-
-def activation_of_outputs(model):
-    """Return `"softmax"`, `"sigmoid"` or `"linear"`, the last activation of a model.
-
-    Returns:
-        A string, or None if it is another or cannot be found.
-    """
-    models = keras_internals.FunctionalModel, keras.Sequential
-    if not isinstance(model, models):
-        return None
-    tensor = model.outputs[0]
-    while True:
-        operation = keras_internals.operation_of(tensor)
-        if isinstance(operation, models):
-            tensor = keras_internals.inner_output_of(tensor)
-            continue
-        kind = keras_internals.kind_of(operation).lower()
-        if kind in ("softmax", "sigmoid"):
-            return kind
-        function = getattr(operation, "activation", None)
-        for name in ("softmax", "sigmoid"):
-            if function is getattr(keras.activations, name):
-                return name
-        if function not in (None, keras.activations.linear):
-            return None
-        if getattr(operation, "kernel", None) is not None:
-            return "linear"
-        inputs = keras_internals.node_of(tensor).input_tensors
-        if not (function or kind in _PASSED) or len(inputs) != 1:
-            return None
-        [tensor] = inputs
-
-
 def load_classifier(name):
     """Load a `Classifier` from a training run, a file or the published checkpoints.
 
@@ -481,10 +461,10 @@ def _from_file(path):
 
 def _of_checkpoint(model, checkpoint, **changes):
     preparation = {**checkpoint.preparation, **changes}
-    names, metadata = checkpoint.class_names, None
+    names, metadata = checkpoint.class_names, {"licence": checkpoint.licence}
     if names is None:
         # The names are not unique: there are two cranes.
-        names, metadata = _imagenet_names(), {"classes_of": "imagenet2012"}
+        names, metadata["classes_of"] = _imagenet_names(), "imagenet2012"
     return Classifier(model, preparation, names, metadata)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import data, files, settings, training
+from keras_nfnets.backend.graph import activation_of_outputs
 from keras_nfnets.printing import printable
 from keras_nfnets.runs import (
     building,
@@ -23,7 +24,7 @@ from keras_nfnets.runs import (
     html_report,
     workers,
 )
-from keras_nfnets.runs.classifier import activation_of_outputs, to_probabilities
+from keras_nfnets.runs.classifier import to_probabilities
 from keras_nfnets.runs.errors import LostWorkerError, RunError, explained
 from keras_nfnets.runs.interrupts import InterruptBetweenBatches, ignored
 from keras_nfnets.runs.progress import RunCallback

@@ -1,0 +1,89 @@
+"""Metadata of exported files: preprocessing, class names and licence."""
+
+import json
+import pathlib
+import zipfile
+
+import numpy as np
+
+from keras_nfnets.data.preparation import checked_preparation, completed
+
+# In a SavedModel's folder `assets`, and in the archive at the end of a LiteRT file.
+FILE_NAME = "keras_nfnets.json"
+
+
+def checked_metadata(model, preparation=None, class_names=None, licence=None):
+    """Return what was given of the metadata of a file, as a JSON-serializable dict.
+
+    Args:
+        model: `keras.Model`.
+        preparation: dict or None. Keyword arguments of `data.prepare`.
+        class_names: sequence of str or None. One for each output of the model.
+        licence: str or None. Licence of the weights.
+
+    Raises:
+        ValueError: one of these is not what it should be.
+    """
+    metadata = {}
+    if preparation is not None:
+        values = completed(checked_preparation(preparation))
+        metadata["preparation"] = {
+            key: np.asarray(value).tolist() for key, value in values.items()
+        }
+    if class_names is not None:
+        metadata["class_names"] = _checked_names(model, class_names)
+    if licence is not None:
+        if not isinstance(licence, str):
+            raise ValueError(f"`licence` must be text. Received: licence={licence!r}")
+        metadata["licence"] = licence
+    return metadata
+
+
+def _checked_names(model, names):
+    is_list = not isinstance(names, str) and isinstance(names, (list, tuple))
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "`class_names` must be a list of texts. Received: "
+            f"{type(names).__name__} {str(names)[:100]}"
+        )
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or shape[-1] != len(names):
+        raise ValueError(
+            "`class_names` must have one name for each output of the model, of shape "
+            f"{shape}. Received: {len(names)} names"
+        )
+    return list(names)
+
+
+def add_to_saved_model(folder, metadata):
+    """Add metadata to a SavedModel, as a file in its folder `assets`."""
+    assets = pathlib.Path(folder, "assets")
+    assets.mkdir(exist_ok=True)
+    (assets / FILE_NAME).write_text(_json(metadata), "utf-8")
+
+
+def add_to_litert(file, metadata):
+    """Add metadata to a LiteRT file, as a ZIP archive at its end.
+
+    LiteRT's own tools store files, such as those of labels, in the same way.
+    """
+    with zipfile.ZipFile(file, "a") as archive:
+        # With a date that does not change.
+        archive.writestr(zipfile.ZipInfo(FILE_NAME), _json(metadata))
+
+
+def add_to_onnx(file, metadata):
+    """Add metadata to an ONNX file, as entries of `metadata_props`: JSON, or text."""
+    import onnx
+
+    properties = onnx.ModelProto()
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else _json(value)
+        properties.metadata_props.add(key=key, value=text)
+    # Messages of protobuf are merged by concatenation.
+    with open(file, "ab") as end:
+        end.write(properties.SerializeToString(deterministic=True))
+
+
+def _json(value):
+    return json.dumps(value, ensure_ascii=False)
