@@ -51,6 +51,22 @@ def _is_product(kernel, strides, data_format):
     )
 
 
+def convolve_groups(convolution, inputs, kernel, groups, axis):
+    """Compute a grouped convolution as one `convolution(inputs, kernel)` per group.
+
+    Args:
+        convolution, inputs, kernel, groups: see `convolve`.
+        axis: int. Axis of the channels.
+
+    Returns:
+        A tensor, the result of the convolution.
+    """
+    pairs = zip(
+        ops.split(inputs, groups, axis=axis), ops.split(kernel, groups, axis=-1)
+    )
+    return ops.concatenate([convolution(x, k) for x, k in pairs], axis=axis)
+
+
 def convolve(convolution, inputs, kernel, strides, groups, data_format):
     """Compute `convolution(inputs, kernel)` in the fastest way on this device.
 
@@ -68,10 +84,7 @@ def convolve(convolution, inputs, kernel, strides, groups, data_format):
     """
     if groups > 1 and _splits_groups():
         axis = -1 if data_format == "channels_last" else 1
-        pairs = zip(
-            ops.split(inputs, groups, axis=axis), ops.split(kernel, groups, axis=-1)
-        )
-        return ops.concatenate([convolution(x, k) for x, k in pairs], axis=axis)
+        return convolve_groups(convolution, inputs, kernel, groups, axis)
     if groups == 1 and _is_product(kernel, strides, data_format):
         *pixels, channels = ops.shape(inputs)
         rows = ops.matmul(

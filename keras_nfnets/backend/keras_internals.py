@@ -341,6 +341,24 @@ _REPLACING = threading.RLock()
 
 
 @contextlib.contextmanager
+def replacing(owner, name, replacement):
+    """Context in which an attribute of another package's module or class is replaced.
+
+    Args:
+        owner: module or class.
+        name: str. Name of the attribute.
+        replacement: callable from the original value to the new one.
+    """
+    with _REPLACING:
+        original = getattr(owner, name)
+        setattr(owner, name, replacement(original))
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
+
+
+@contextlib.contextmanager
 def dates_of_archives():
     """Context in which Keras saves models, whatever the clock says.
 
@@ -354,12 +372,8 @@ def dates_of_archives():
     clock = types.SimpleNamespace(
         time=time.time, localtime=lambda seconds: max(time.localtime(seconds), earliest)
     )
-    with _REPLACING:
-        zipfile.time, before = clock, zipfile.time
-        try:
-            yield
-        finally:
-            zipfile.time = before
+    with replacing(zipfile, "time", lambda original: clock):
+        yield
 
 
 @contextlib.contextmanager
@@ -377,9 +391,8 @@ def limited_variables(most):
             are more. Keras may wrap it in another error.
     """
     thread, total = threading.get_ident(), 0
-    with _REPLACING:
-        original = keras.Variable.__init__
 
+    def limit(original):
         @functools.wraps(original)
         def limited(self, initializer, shape=None, dtype=None, *args, **kwargs):
             nonlocal total
@@ -393,11 +406,10 @@ def limited_variables(most):
                     )
             original(self, initializer, shape, dtype, *args, **kwargs)
 
-        keras.Variable.__init__ = limited
-        try:
-            yield
-        finally:
-            keras.Variable.__init__ = original
+        return limited
+
+    with replacing(keras.Variable, "__init__", limit):
+        yield
 
 
 class WeightFile:

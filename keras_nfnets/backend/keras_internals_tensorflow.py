@@ -9,8 +9,10 @@ import types
 
 import keras
 import tensorflow as tf
+from keras.src.backend.tensorflow import nn
 
-from keras_nfnets.backend.keras_internals import variable_index
+from keras_nfnets.backend.convolution import convolve_groups
+from keras_nfnets.backend.keras_internals import replacing, variable_index
 
 # Data.
 
@@ -39,6 +41,52 @@ def has_workers(strategy):
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         and strategy.extended._in_multi_worker_mode()
     )
+
+
+# Convolutions.
+
+
+@contextlib.contextmanager
+def plain_convolutions():
+    """Context in which Keras traces all convolutions as operations that every device has.
+
+    Keras 3.9 to 3.15 calls a function compiled by XLA for each grouped convolution, and
+    for those in three dimensions with channels first. Other runtimes cannot read it. The
+    operations without XLA lack these cases, and on CPUs all that have channels first.
+    """
+
+    with replacing(nn, "conv", _plain_convolution):
+        yield
+
+
+def _plain_convolution(original):
+    @functools.wraps(original)
+    def conv(
+        inputs,
+        kernel,
+        strides=1,
+        padding="valid",
+        data_format=None,
+        dilation_rate=1,
+    ):
+        def one(inputs, kernel):
+            return original(
+                inputs, kernel, strides, padding, "channels_last", dilation_rate
+            )
+
+        data_format = data_format or keras.config.image_data_format()
+        if data_format == "channels_first":
+            inputs = keras.ops.moveaxis(inputs, 1, -1)
+        groups = inputs.shape[-1] // kernel.shape[-2]
+        if groups == 1:
+            outputs = one(inputs, kernel)
+        else:
+            outputs = convolve_groups(one, inputs, kernel, groups, axis=-1)
+        if data_format == "channels_first":
+            outputs = keras.ops.moveaxis(outputs, -1, 1)
+        return outputs
+
+    return conv
 
 
 # Optimizers.

@@ -1,5 +1,6 @@
 """Export of networks to files for other runtimes."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -10,7 +11,6 @@ import warnings
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_nfnets import checks, files
 from keras_nfnets.backend import keras_internals
@@ -20,36 +20,24 @@ from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
 def _write_by_keras(keras_format, model, file, **options):
-    _split_groups(model)
-    model.export(
-        file,
-        format=keras_format,
-        verbose=False,
-        input_signature=[keras.tree.map_structure(_spec, model.input)],
-        **options,
-    )
+    with _plain_convolutions():
+        model.export(
+            file,
+            format=keras_format,
+            verbose=False,
+            input_signature=[keras.tree.map_structure(_spec, model.input)],
+            **options,
+        )
 
 
-def _split_groups(model):
-    """Let a folded model compute grouped convolutions as one per group.
+def _plain_convolutions():
+    """Return the context in which Keras's convolutions can be written or run anywhere."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    # Other backends may lack the package.
+    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
 
-    On TensorFlow, Keras computes them in a program compiled by XLA, which no other runtime
-    has.
-    """
-    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-    for layer in keras_internals.layers_of(model):
-        if type(layer) in kinds and layer.groups > 1:
-            layer.convolution_op = functools.partial(
-                _convolve_groups, layer.convolution_op, layer
-            )
-
-
-def _convolve_groups(convolution, layer, inputs, kernel):
-    axis = -1 if layer.data_format == "channels_last" else 1
-    parts = zip(
-        ops.split(inputs, layer.groups, axis), ops.split(kernel, layer.groups, -1)
-    )
-    return ops.concatenate([convolution(x, part) for x, part in parts], axis)
+    return plain_convolutions()
 
 
 def _write_onnx(model, file, **options):
@@ -61,7 +49,8 @@ def _write_onnx(model, file, **options):
 
         _write_by_keras("onnx", model, file, opset_version=opset)
 
-    onnx_files.write_onnx(model, file, convert, **options)
+    with _plain_convolutions():  # TensorFlow has some on accelerators only
+        onnx_files.write_onnx(model, file, convert, **options)
 
 
 class _Format(typing.NamedTuple):

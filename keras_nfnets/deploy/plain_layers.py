@@ -3,7 +3,6 @@
 import re
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
@@ -98,47 +97,29 @@ class Plain:
 
 
 def _convolution(plain, layer, x, name, scale=1.0):
-    """Replace a `WSConv2D` by a `Conv2D`, or by one per group.
-
-    Keras's grouped convolutions run on every device, but on TensorFlow they are calls of
-    programs compiled by XLA, which cannot be written as ONNX. As files must not depend
-    on the device that wrote them, there is one convolution per group on all devices.
-    """
+    """Replace a `WSConv2D` by a `Conv2D`."""
     tensor, padding = _padded(plain, layer, x.tensor, name)
     kernel = layer.precise_kernel()
     bias = ops.convert_to_numpy(layer.precise_bias(kernel))
     kernel = ops.convert_to_numpy(kernel)
-    # Only convolutions of blocks have a scale here, and these have no activation.
-    kernel, bias = kernel * (x.factor * scale), bias * scale
 
-    def convolve(tensor, kernel, bias, part_name):
-        def create():
-            return keras.layers.Conv2D(
-                kernel.shape[-1],
-                layer.kernel_size,
-                strides=layer.strides,
-                padding=padding,
-                data_format=layer.data_format,
-                dilation_rate=layer.dilation_rate,
-                activation=_inner_activation(layer),
-                **plain.options(layer, part_name),
-            )
-
-        return plain.made(layer, tensor, create, [kernel, bias], (x.factor, part_name))
-
-    if layer.groups == 1:
-        tensor = convolve(tensor, kernel, bias, name)
-    else:
-        axis = -1 if layer.data_format == "channels_last" else 1
-        parts = zip(
-            plain.operation(
-                lambda x: ops.split(x, layer.groups, axis), tensor, f"{name}_groups"
-            ),
-            np.split(kernel, layer.groups, axis=-1),
-            np.split(bias, layer.groups),
+    def create():
+        return keras.layers.Conv2D(
+            layer.filters,
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+            groups=layer.groups,
+            activation=_inner_activation(layer),
+            kernel_initializer="zeros",
+            **plain.options(layer, name),
         )
-        outputs = [convolve(*p, f"{name}_group{i}") for i, p in enumerate(parts)]
-        tensor = keras.layers.Concatenate(axis, **plain.options(layer, name))(outputs)
+
+    # Only convolutions of blocks have a scale here, and these have no activation.
+    weights = [kernel * (x.factor * scale), bias * scale]
+    tensor = plain.made(layer, tensor, create, weights, x.factor)
     return _activated(plain, layer, tensor)
 
 

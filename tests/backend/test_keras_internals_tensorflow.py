@@ -46,6 +46,27 @@ def test_specs_of_an_epoch_are_known_without_reading(replicas):
         assert x.dtype == "float32"
 
 
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_no_convolution_is_compiled(rank, data_format):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *[7] * rank, 4)).astype("float32")
+    x = x if data_format == "channels_last" else np.moveaxis(x, -1, 1)
+    kernel = rng.normal(size=(*[3] * rank, 2, 6)).astype("float32")
+
+    def convolve(x):
+        return keras.ops.conv(x, kernel, 2, "same", data_format)
+
+    with expected(internals.plain_convolutions):
+        with internals.plain_convolutions():
+            function = tf.function(convolve).get_concrete_function(x)
+        types = {node.type for node in function.graph.get_operations()}
+        assert any(name.startswith("Conv") for name in types)
+        assert not any("PartitionedCall" in name for name in types)
+        compiled = tf.function(convolve, jit_compile=True)(x)
+        np.testing.assert_allclose(function(tf.constant(x)), compiled, atol=1e-5)
+
+
 def test_one_process_has_no_workers():
     with expected(internals.has_workers):
         # (Several processes have: see test_strategies.py.)
