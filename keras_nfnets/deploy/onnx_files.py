@@ -106,7 +106,7 @@ def write_onnx(model, file, convert, input_names, output_names, opset=None):
     pathlib.Path(file).write_bytes(result.SerializeToString(deterministic=True))
     _check_operations(file)
     if importlib.util.find_spec("onnxruntime"):
-        compare(model, file, _runtime_outputs)
+        compare(model, file, runtime_outputs)
 
 
 def _check_converter(unknown, opset):
@@ -278,7 +278,8 @@ def _random_inputs(model, batch, side):
     return inputs
 
 
-def _runtime_outputs(file, trials):
+def runtime_outputs(file, trials):
+    """Run an ONNX file on several lists of inputs; return lists of outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
