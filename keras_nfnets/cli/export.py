@@ -26,11 +26,8 @@ def run(flags, arguments):
             f"{received(arguments)}"
         )
     name, out = arguments
-    if (flags.quantize == "int8") != (flags.examples is not None):
-        raise UsageError(
-            "--examples, a folder of images, must be given with --quantize=int8, and only "
-            "then."
-        )
+    if flags.quantize != "int8" and flags.examples is not None:
+        raise UsageError("--examples, a folder of images, is for --quantize=int8.")
     import_keras()
     from keras_nfnets import runs
 
@@ -99,8 +96,7 @@ Folds a network and writes it for another runtime.
 
   keras-nfnets export digits digits.onnx
   keras-nfnets export model.keras small.tflite --quantize=dynamic
-  keras-nfnets export model.keras smaller.tflite --quantize=int8 \\
-    --examples=pictures/
+  keras-nfnets export model.keras smaller.onnx --quantize=int8 --examples=pictures/
 
 NETWORK is as in 'keras-nfnets predict'. OUT ends in .onnx (ONNX Runtime and
 others), .tflite (LiteRT, formerly TensorFlow Lite), or is the folder of a
@@ -121,14 +117,16 @@ _flag(
     "enum",
     "quantize",
     None,
-    "For .tflite: 'dynamic' (8-bit kernels) or 'int8' (kernels and activations).",
+    "For .onnx and .tflite: 'int8' (8-bit kernels and activations); for .tflite also "
+    "'dynamic' (8-bit kernels) or 'float16' (16-bit kernels).",
     enum_values=tables.QUANTIZATIONS,
 )
 _flag(
     "string",
     "examples",
     None,
-    f"Folder of images to calibrate --quantize=int8; up to {_EXAMPLES} are used.",
+    f"Folder of images to measure the ranges for --quantize=int8 on; up to {_EXAMPLES} "
+    "are used. Without it, noise of the variance that the network is built for.",
 )
 _flag(
     "integer",

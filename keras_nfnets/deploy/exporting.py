@@ -1,5 +1,6 @@
 """Export of networks to files for other runtimes."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -9,22 +10,19 @@ import typing
 import warnings
 
 import keras
-import numpy as np
 
 from keras_nfnets import checks, files
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state, plain_name
 from keras_nfnets.deploy import metadata as file_metadata
+from keras_nfnets.deploy import quantization
 from keras_nfnets.deploy.folding import fold
 from keras_nfnets.deploy.preprocessing import joined, with_preprocessing
 from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
 def _write_by_keras(keras_format, model, file, **options):
-    # Other backends than TensorFlow's may lack its package.
-    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
-
-    with plain_convolutions():
+    with _plain_convolutions():
         model.export(
             file,
             format=keras_format,
@@ -34,16 +32,34 @@ def _write_by_keras(keras_format, model, file, **options):
         )
 
 
+def _plain_convolutions():
+    """Return the context in which Keras's convolutions can be written or run anywhere."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    # Other backends may lack the package.
+    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
+
+    return plain_convolutions()
+
+
 def _write_onnx(model, file, **options):
     from keras_nfnets.deploy import onnx_files
 
-    def convert(model, file, opset):
-        # The import registers operations that tf2onnx lacks.
-        from keras_nfnets.deploy import onnx_operations  # noqa: F401
+    with _plain_convolutions():  # TensorFlow has some on accelerators only
+        onnx_files.write_onnx(model, file, _convert, **options)
 
-        _write_by_keras("onnx", model, file, opset_version=opset)
 
-    onnx_files.write_onnx(model, file, convert, **options)
+def _put_before(front, file, input_names):
+    from keras_nfnets.deploy import onnx_files
+
+    onnx_files.put_before(front, file, _convert, input_names)
+
+
+def _convert(model, file, opset):
+    # The import registers operations that tf2onnx lacks.
+    from keras_nfnets.deploy import onnx_operations  # noqa: F401
+
+    _write_by_keras("onnx", model, file, opset_version=opset)
 
 
 class _Format(typing.NamedTuple):
@@ -107,14 +123,16 @@ def export(
             Runtime and others) or `"litert"` (LiteRT, formerly TensorFlow Lite). By
             default chosen by the file extension: `.onnx`, `.tflite`, or none for a
             SavedModel.
-        quantize: str or None. For LiteRT: `"dynamic"` for 8-bit kernels, with the
-            ranges of activations computed at run time; `"int8"` for 8 bits throughout,
-            with ranges calibrated on `examples`, but float inputs and outputs; None for
-            no quantization.
+        quantize: str or None. For ONNX and LiteRT, `"int8"` for 8 bits throughout, with
+            ranges of activations measured on `examples`, but float inputs and outputs.
+            For LiteRT also `"dynamic"` for 8-bit kernels, with the ranges computed at run
+            time, and `"float16"` for 16-bit kernels. None for no quantization.
         examples: array `(examples, height, width, channels)` of the dtype of the
             model's input. For `"int8"`, a hundred or more images, preprocessed as in
             training. A warning says if the quantized network disagrees with the float
-            network on them, or if they look like raw pixels.
+            network on them, or if they look like raw pixels. None for normal noise of
+            mean zero and variance one, for which normalizer-free networks have known
+            variances; not for models that preprocess their images themselves.
         batch_size: int or None. Number of images that the file takes; by default as the
             model, mostly any number.
         input_name, output_name: str or None. Names of the input and the output in an ONNX
@@ -160,7 +178,7 @@ def export(
     _check_preprocessing(format, quantize, preprocessing, preparation)
     ending, _, write, describe = _FORMATS[format]
     _check_whether_free(path, ending, overwrite)
-    _check_whether_possible(format)
+    _check_whether_possible(format, quantize)
     folded = fold(model)
     options = {}
     if format == "onnx":
@@ -172,44 +190,36 @@ def export(
         folded = _in_float32(folded)
     if batch_size is not None:
         folded = _with_batch_size(folded, batch_size)
+    front = None
     if preprocessing:
         del metadata["preparation"]
         front, folded = with_preprocessing(folded, preparation)
-        if format == "onnx":
-            options["front"] = front
-        else:
+        if format != "onnx":
             folded = joined(front, folded)
-    if quantize is not None:
-        import tensorflow as tf
-
-        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+    batches = None
     if quantize == "int8":
-        examples = _checked_examples(folded, examples)
-        options["representative_dataset"] = functools.partial(
-            _batches, examples, folded.input_shape[0] or 1
-        )
+        are_noise = examples is None
+        examples = quantization.calibration_examples(model, folded, examples)
+        batches = quantization.batches_of(examples, folded)
+    if quantize and format == "litert":
+        options = quantization.litert_options(quantize, batches)
     path.parent.mkdir(parents=True, exist_ok=True)
+    doubts = ""
     with files.written(path) as partial:
         # Keras requires lower-case extensions.
         exported = os.fspath(partial.with_name(f"exported{ending}"))
         write(folded, exported, **options)
-        doubts = []
+        if quantize and format == "onnx":
+            quantization.quantize_onnx(exported, batches)
         if quantize == "int8":
-            if _look_raw(examples, model):
-                doubts.append("the examples look like raw pixels")
-            doubts += _disagreements(folded, exported, examples)
+            doubts = quantization.doubts(model, folded, exported, examples, are_noise)
+        if front is not None and format == "onnx":
+            _put_before(front, exported, options["input_names"])
         if metadata:
             describe(exported, metadata)
         os.replace(exported, partial)
     if doubts:
-        warnings.warn(
-            f"{path} is written, but {'; and '.join(doubts)}. Its accuracy may be low. The "
-            "likely cause: the examples are not preprocessed as in training, too few, or "
-            f"unlike the images that it is for. Received: {len(examples)} examples with "
-            f"values from {examples.min():.4g} to {examples.max():.4g}, mean "
-            f"{examples.mean():.4g}",
-            stacklevel=2,
-        )
+        warnings.warn(f"{path} is written, but {doubts}", stacklevel=2)
 
 
 def _checked_path(path):
@@ -244,14 +254,17 @@ def _checked_format(path, format):
 
 def _check_quantization(format, quantize, examples):
     checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
-    if quantize is not None and format != "litert":
-        raise ValueError(
-            "Only LiteRT, a .tflite file, can be quantized. Received: "
-            f"quantize={quantize!r}, format={format!r}"
+    supported = quantization.SUPPORTED[format]
+    if quantize is not None and quantize not in supported:
+        has = (
+            f"can be quantized by {', '.join(supported)}" if supported else "cannot be"
         )
-    if (quantize == "int8") != (examples is not None):
         raise ValueError(
-            '`quantize="int8"` needs `examples`, and nothing else does. Received: '
+            f"The format {format!r} {has}. Received: quantize={quantize!r}"
+        )
+    if quantize != "int8" and examples is not None:
+        raise ValueError(
+            '`examples` are for `quantize="int8"`. Received: '
             f"quantize={quantize!r}, examples of type {type(examples).__name__}"
         )
 
@@ -284,7 +297,7 @@ def _check_preprocessing(format, quantize, preprocessing, preparation):
         )
 
 
-def _check_whether_possible(format):
+def _check_whether_possible(format, quantize):
     """Raise an error if the backend cannot write a format, or packages for it miss."""
     if format != "onnx" and keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -292,7 +305,10 @@ def _check_whether_possible(format):
             f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
             "and load it there."
         )
-    for package in _FORMATS[format].packages:
+    packages = _FORMATS[format].packages
+    if format == "onnx" and quantize:
+        packages += ("onnxruntime",)
+    for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"The format {format!r} needs the package {package!r}: "
@@ -373,124 +389,3 @@ def _with_batch_size(model, size):
 
 def _spec(x):
     return keras.InputSpec(dtype=x.dtype, shape=x.shape, name=plain_name(x.name))
-
-
-def _checked_examples(model, examples):
-    """Return the examples as an array of the model's input shape and dtype."""
-    if len(model.inputs) != 1:
-        raise ValueError(
-            '`quantize="int8"` is for models of one input. Received: a model of '
-            f"{len(model.inputs)}"
-        )
-    [wanted] = model.inputs
-    batch, *rest = wanted.shape
-    try:
-        examples = np.asarray(examples)
-        fits = examples.dtype.kind in "buif" and examples.ndim == len(rest) + 1
-    except ValueError:  # nested lists of different lengths
-        fits = False
-    if not fits or not all(
-        want in (None, size) for want, size in zip(rest, examples.shape[1:])
-    ):
-        received = f"{type(examples).__name__}"
-        if isinstance(examples, np.ndarray):
-            received = f"dtype {examples.dtype}, shape {examples.shape}"
-        raise ValueError(
-            f"`examples` must be an array of numbers of shape {(None, *rest)}. "
-            f"Received: {received}"
-        )
-    if len(examples) < (batch or 1) or not examples.size:
-        raise ValueError(
-            f"`examples` must hold at least {batch or 1}, a hundred or more do better. "
-            f"Received: shape {examples.shape}"
-        )
-    if not np.isfinite(examples).all():
-        raise ValueError(
-            "`examples` must be finite. Received: some that are NaN or inf"
-        )
-    if "float" in wanted.dtype and examples.dtype.kind != "f":
-        raise ValueError(
-            f"`examples` must be preprocessed as in training, to {wanted.dtype}, the dtype "
-            "of the model's input. If the model itself preprocesses raw pixels, convert "
-            f'them: examples.astype("{wanted.dtype}"). Received: dtype {examples.dtype}, '
-            f"values from {examples.min()} to {examples.max()}"
-        )
-    return examples.astype(wanted.dtype)
-
-
-def _batches(examples, size):
-    for start in range(0, len(examples) - size + 1, size):
-        yield [examples[start : start + size]]
-
-
-# Examples on which a quantized network is compared with the float network.
-_COMPARED = 32
-# With suitable examples, the error is around 0.01 for the bundled network.
-_LARGEST_ERROR = 0.2
-_LEAST_AGREEMENT = 0.9
-# Larger than the values of standardized images, smaller than white among raw pixels.
-_LARGEST_STANDARDIZED = 100
-
-
-def _look_raw(examples, model):
-    """Whether examples are raw pixels, for a model that does not preprocess them."""
-    preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
-    return (
-        examples.dtype.kind == "f"
-        and examples.min() >= 0
-        and examples.max() > _LARGEST_STANDARDIZED
-        and not any(
-            isinstance(layer, preprocessing)
-            for layer in keras_internals.layers_of(model)
-        )
-    )
-
-
-def _disagreements(model, file, examples):
-    """Describe how an int8 file differs from its network on examples, a list of str."""
-    if len(model.outputs) > 1:  # a LiteRT file may have another order
-        return []
-    size = model.input_shape[0] or 1
-    batches = [batch for [batch] in _batches(examples, size)]
-    batches = batches[:: -(-len(batches) * size // _COMPARED)]
-    expected = np.concatenate(
-        [keras.tree.flatten(model.predict_on_batch(x))[0] for x in batches]
-    )
-    actual = np.concatenate(_litert_outputs(file, batches))
-    found = []
-    size = np.linalg.norm(expected)
-    error = np.linalg.norm(actual - expected) / (size or 1.0)
-    if not error <= _LARGEST_ERROR:  # also if it is NaN
-        found.append(
-            f"its outputs for the examples have a relative error of {error:.2g}"
-        )
-    if expected.ndim == 2 and expected.shape[1] > 1:
-        agreement = np.mean(expected.argmax(axis=1) == actual.argmax(axis=1))
-        if agreement < _LEAST_AGREEMENT:
-            found.append(
-                "it predicts the same class as the float network for only "
-                f"{agreement:.0%} of {len(expected)} examples"
-            )
-    return found
-
-
-def _litert_outputs(file, batches):
-    """Run a LiteRT file of one input and one output on batches; return its outputs."""
-    import tensorflow as tf
-
-    with warnings.catch_warnings():
-        # It recommends another package, which lacks some operations of TensorFlow.
-        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
-        interpreter = tf.lite.Interpreter(model_path=file)
-    [inputs], [outputs] = (
-        interpreter.get_input_details(),
-        interpreter.get_output_details(),
-    )
-    interpreter.resize_tensor_input(inputs["index"], batches[0].shape)
-    interpreter.allocate_tensors()
-    results = []
-    for batch in batches:
-        interpreter.set_tensor(inputs["index"], batch)
-        interpreter.invoke()
-        results.append(interpreter.get_tensor(outputs["index"]))
-    return results

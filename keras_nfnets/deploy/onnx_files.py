@@ -19,10 +19,9 @@ from keras_nfnets.deploy.onnx_model import (
     dimensions,
     onnx_model,
 )
-from keras_nfnets.deploy.preprocessing import joined
 
-# Tensor between preprocessing and network.
-_PREPARED = "preprocessing/output"
+# Tensor between preprocessing and network, and prefix of the names before it.
+_FRONT = "preprocessing"
 # Relative to the largest output. Deep networks differ by 1e-5.
 _LARGEST_DIFFERENCE = 1e-3
 
@@ -86,7 +85,7 @@ def _keras_names(structure, tensors):
     return [keras_internals.operation_of(x).name for x in tensors]
 
 
-def write_onnx(model, file, convert, input_names, output_names, opset=None, front=None):
+def write_onnx(model, file, convert, input_names, output_names, opset=None):
     """Write a folded network as an ONNX file, and compare it in ONNX Runtime.
 
     Args:
@@ -96,24 +95,51 @@ def write_onnx(model, file, convert, input_names, output_names, opset=None, fron
             It is called if the network has layers that `onnx_model` does not know.
         input_names, output_names: lists of str.
         opset: int, or None for the newest that common versions of ONNX Runtime read.
-        front: `keras.Model` or None. Preprocessing to put before the network.
     """
     check_size(model)
-    network_inputs = input_names if front is None else [_PREPARED]
     try:
-        result = onnx_model(model, network_inputs, output_names, opset or DEFAULT_OPSET)
+        result = onnx_model(model, input_names, output_names, opset or DEFAULT_OPSET)
     except UnknownOperation as error:
         _check_converter(error, opset)
-        result = _converted(model, file, convert, network_inputs, output_names, opset)
-    if front is not None:
-        [layer] = front.layers[1:]
-        _check_converter(UnknownOperation(layer))
-        result = _with_front(result, front, file, convert, input_names)
-        model = joined(front, model)
+        result = _converted(model, file, convert, input_names, output_names, opset)
+    _write(result, file)
+    if importlib.util.find_spec("onnxruntime"):
+        compare(model, file, runtime_outputs)
+
+
+def put_before(front, file, convert, input_names):
+    """Put a model in front of the network in an ONNX file of one input.
+
+    Args:
+        front: `keras.Model` of one input and one output.
+        file: str. Path of the file.
+        convert: see `write_onnx`.
+        input_names: list of one str. Name of the input of the file.
+    """
+    _check_converter(UnknownOperation(front.layers[-1]))
+    network = onnx.load(file)
+    [opset] = [x.version for x in network.opset_import if x.domain in ("", "ai.onnx")]
+    known = min(opset, _newest_converted())
+    before = _converted(front, file, convert, input_names, [_FRONT], known)
+    before = onnx.version_converter.convert_version(before, opset)
+    _write(before, file)
+    if importlib.util.find_spec("onnxruntime"):
+        compare(front, file, runtime_outputs)
+    before.ir_version = network.ir_version
+    before = onnx.compose.add_prefix(
+        before, f"{_FRONT}/", rename_inputs=False, rename_outputs=False
+    )
+    network_input = network.graph.input[0].name
+    result = onnx.compose.merge_models(before, network, [(_FRONT, network_input)])
+    result.graph.name = network.graph.name
+    result.producer_name = network.producer_name
+    result.producer_version = network.producer_version
+    _write(result, file)
+
+
+def _write(result, file):
     pathlib.Path(file).write_bytes(result.SerializeToString(deterministic=True))
     _check_operations(file)
-    if importlib.util.find_spec("onnxruntime"):
-        compare(model, file, _runtime_outputs)
 
 
 def _converted(model, file, convert, input_names, output_names, opset):
@@ -122,25 +148,6 @@ def _converted(model, file, convert, input_names, output_names, opset):
     result = onnx.load(file)
     _rename(result.graph, input_names, output_names)
     _set_dimensions(result.graph, model)
-    return result
-
-
-def _with_front(network, front, file, convert, input_names):
-    """Put preprocessing before an ONNX model."""
-    [opset] = [x.version for x in network.opset_import if x.domain in ("", "ai.onnx")]
-    known = min(opset, _newest_converted())
-    before = _converted(front, file, convert, input_names, [_PREPARED], known)
-    before = onnx.version_converter.convert_version(before, opset)
-    before.ir_version = network.ir_version
-    before.graph.CopyFrom(
-        onnx.compose.add_prefix_graph(
-            before.graph, "preprocessing/", rename_inputs=False, rename_outputs=False
-        )
-    )
-    result = onnx.compose.merge_models(before, network, [(_PREPARED, _PREPARED)])
-    result.graph.name = network.graph.name
-    result.producer_name = network.producer_name
-    result.producer_version = network.producer_version
     return result
 
 
@@ -317,7 +324,8 @@ def _random_inputs(model, batch, side):
     return inputs
 
 
-def _runtime_outputs(file, trials):
+def runtime_outputs(file, trials):
+    """Run an ONNX file on several lists of inputs; return lists of outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

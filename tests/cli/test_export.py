@@ -50,8 +50,8 @@ def test_int8_takes_a_folder_of_images(tmp_path, images, capsys):
     assert main([*arguments, f"--examples={images}"]) == 0
     # A parameter takes one byte instead of four.
     assert out.stat().st_size < 3 * model.count_params()
-    assert main(arguments) == 2
-    assert "must be given with --quantize=int8" in capsys.readouterr().err
+    assert main([*arguments[:-1], f"--examples={images}"]) == 2
+    assert "--examples, a folder of images, is for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

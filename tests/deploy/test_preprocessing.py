@@ -1,9 +1,17 @@
+import json
+import zipfile
+
+import keras
 import numpy as np
+import onnxruntime
 import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_nfnets import data
+import keras_nfnets
+from keras_nfnets import data, runs
 from keras_nfnets.data.preprocessing import IMAGENET
 from keras_nfnets.deploy.preprocessing import preprocessing_model
 
@@ -56,3 +64,130 @@ def test_interpolation_by_the_nearest_pixel_is_refused():
     preparation = {"size": 8, "crop_mode": "squash", "interpolation": "nearest"}
     with pytest.raises(ValueError, match="'nearest' cannot be exported"):
         preprocessing_model({**preparation, **IMAGENET})
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return runs.load_classifier("digits")
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return data.load_digits()[1][0][:40]
+
+
+def of_onnx(file):
+    session = onnxruntime.InferenceSession(file)
+    [given], [result] = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type) == ("image", "tensor(uint8)")
+    assert given.shape == ["batch", "height", "width", 3]
+    assert result.name == "predictions"
+    metadata = session.get_modelmeta().custom_metadata_map
+    names = json.loads(metadata["class_names"])
+    return lambda x: session.run(None, {"image": x})[0], {
+        **metadata,
+        "class_names": names,
+    }
+
+
+def of_saved_model(folder):
+    model = tf.saved_model.load(folder)
+    metadata = (folder / "assets" / "keras_nfnets.json").read_text()
+    return lambda x: model.serve(x).numpy(), json.loads(metadata)
+
+
+def of_litert(file):
+    interpreter = Interpreter(str(file))
+    [given], [result] = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+
+    def predict(x):
+        interpreter.resize_tensor_input(given["index"], x.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(given["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
+
+    return predict, json.loads(zipfile.ZipFile(file).read("keras_nfnets.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [("a.onnx", of_onnx), ("a", of_saved_model), ("a.tflite", of_litert)],
+)
+def test_a_file_with_preprocessing_takes_images_as_they_are(
+    name, load, classifier, pixels, tmp_path
+):
+    path = tmp_path / name
+    classifier.export(path, preprocessing=True)
+    predict, metadata = load(path)
+    expected = classifier.predict(list(pixels))
+    np.testing.assert_allclose(predict(pixels), expected, atol=0.05)
+    larger = np.kron(pixels[:1], np.ones((1, 9, 5, 1), "uint8"))
+    expected = classifier.predict(list(larger))
+    np.testing.assert_allclose(predict(larger), expected, atol=0.05)
+    assert metadata == {"class_names": list("0123456789"), "licence": "apache-2.0"}
+    classifier.export(path, overwrite=True, preprocessing=True)
+    assert load(path)[1] == metadata
+
+
+def test_the_network_after_the_preprocessing_can_be_quantized(
+    classifier, pixels, tmp_path
+):
+    examples = np.stack([classifier.preprocess(image) for image in pixels])
+    path = tmp_path / "int8.onnx"
+    classifier.export(path, preprocessing=True, quantize="int8", examples=examples)
+    predict, _ = of_onnx(path)
+    expected = classifier.predict(list(pixels)).argmax(axis=1)
+    assert (predict(pixels).argmax(axis=1) == expected).mean() > 0.9
+    with pytest.raises(ValueError, match="LiteRT file cannot be quantized"):
+        path = tmp_path / "int8.tflite"
+        classifier.export(path, preprocessing=True, quantize="int8", examples=examples)
+
+
+def test_without_preprocessing_a_file_says_how_to_preprocess(classifier, tmp_path):
+    classifier.export(tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    preparation = json.loads(metadata["preparation"])
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8")
+    np.testing.assert_array_equal(
+        data.prepare(image, **preparation), classifier.preprocess(image)
+    )
+
+
+def test_logits_become_probabilities(tmp_path):
+    model = keras_nfnets.NFNetTest(classes=3, classifier_activation=None)
+    preparation = {"size": 32, "crop_mode": "whole", "interpolation": "bilinear"}
+    preparation |= IMAGENET
+    path = tmp_path / "a.onnx"
+    options = {"preparation": preparation, "class_names": ["a", "b", "c"]}
+    keras_nfnets.export(model, path, preprocessing=True, batch_size=2, **options)
+    session = onnxruntime.InferenceSession(path)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
+    [probabilities] = session.run(None, {"image": images})
+    x = np.stack([data.prepare(image, **preparation) for image in images])
+    expected = keras.ops.softmax(model(x))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+def test_wrong_metadata_are_refused(tmp_path):
+    model = keras_nfnets.NFNetTest(classes=3, input_shape=(32, 32, 3))
+    preparation = {"size": 16, "crop_mode": "whole", "interpolation": "bilinear"}
+    for options, message in [
+        ({"preprocessing": True}, "needs `preparation`"),
+        ({"preparation": {"size": -1}}, "`size` must be"),
+        ({"preprocessing": True, "preparation": {"size": 32}}, "must have crop_mode"),
+        (
+            {"preprocessing": True, "preparation": {**preparation, **IMAGENET}},
+            "must take the images that `preparation` gives",
+        ),
+        ({"class_names": "abc"}, "`class_names` must be a list"),
+        ({"class_names": ["a", "b"]}, "one name for each output"),
+        ({"licence": 1}, "`licence` must be text"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            keras_nfnets.export(model, tmp_path / "a.onnx", **options)
+    assert not list(tmp_path.iterdir())
