@@ -59,7 +59,10 @@ def _convert(model, file, opset):
     # The import registers operations that tf2onnx lacks.
     from keras_nfnets.deploy import onnx_operations  # noqa: F401
 
-    _write_by_keras("onnx", model, file, opset_version=opset)
+    with warnings.catch_warnings():
+        # Keras, when it imports tf2onnx.
+        warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
+        _write_by_keras("onnx", model, file, opset_version=opset)
 
 
 class _Format(typing.NamedTuple):
