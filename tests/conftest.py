@@ -42,6 +42,7 @@ _ON_TENSORFLOW = [
     "experiments/test_glyphs.py",
     "experiments/test_images_on_the_disk.py",
     "deploy/test_exporting.py",
+    "deploy/test_openvino.py",
     "models/test_costs.py",
     "models/test_feature_pyramid.py",
     "backend/test_fusion.py",
