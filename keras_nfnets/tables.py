@@ -14,7 +14,7 @@ from keras_nfnets import checks
 
 # Values of the arguments `strategy`, `format` and `quantize`, and of dtype policies.
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
-FORMATS = ("saved_model", "onnx", "litert")
+FORMATS = ("saved_model", "onnx", "litert", "openvino")
 QUANTIZATIONS = ("dynamic", "int8", "float16")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 

@@ -49,6 +49,7 @@ _ON_TENSORFLOW = [
     "experiments/test_glyphs.py",
     "experiments/test_images_on_the_disk.py",
     "deploy/test_exporting.py",
+    "deploy/test_openvino.py",
     "deploy/test_preprocessing.py",
     "models/test_costs.py",
     "models/test_feature_pyramid.py",

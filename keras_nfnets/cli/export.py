@@ -99,8 +99,8 @@ Folds a network and writes it for another runtime.
   keras-nfnets export model.keras smaller.onnx --quantize=int8 --examples=pictures/
 
 NETWORK is as in 'keras-nfnets predict'. OUT ends in .onnx (ONNX Runtime and
-others), .tflite (LiteRT, formerly TensorFlow Lite), or is the folder of a
-TensorFlow SavedModel.
+others), .tflite (LiteRT, formerly TensorFlow Lite), .xml (OpenVINO, with the
+weights in a .bin file), or is the folder of a TensorFlow SavedModel.
 """,
     run,
 )
@@ -135,12 +135,17 @@ _flag(
     "Images per batch, if the file is for one size of batches only.",
     lower_bound=1,
 )
-_flag("string", "input_name", None, "For .onnx: name of the input instead of 'image'.")
+_flag(
+    "string",
+    "input_name",
+    None,
+    "For .onnx and .xml: name of the input instead of 'image'.",
+)
 _flag(
     "string",
     "output_name",
     None,
-    "For .onnx: name of the output instead of 'predictions'.",
+    "For .onnx and .xml: name of the output instead of 'predictions'.",
 )
 _flag("integer", "opset", None, "For .onnx: version of ONNX's set of operations.")
 _flag(

@@ -65,13 +65,31 @@ def _convert(model, file, opset):
         _write_by_keras("onnx", model, file, opset_version=opset)
 
 
+def _as_openvino(model, file):
+    from keras_nfnets.deploy.openvino_files import convert
+
+    with _plain_convolutions():
+        return convert(model, file)
+
+
 class _Format(typing.NamedTuple):
-    """File extension, packages, `write(model, file)` and `describe(file, metadata)`."""
+    """Kind of files.
+
+    Attributes:
+        ending: str. File extension.
+        packages: tuple of str. What writes it.
+        write: callable `(model, file)`.
+        describe: callable `(file, metadata)`.
+        extra: str. Extra of this package that installs the packages.
+        second_ending: str. Extension of a second file next to it, or `""`.
+    """
 
     ending: str
     packages: tuple
     write: typing.Callable
     describe: typing.Callable
+    extra: str = "export"
+    second_ending: str = ""
 
 
 _FORMATS = {
@@ -88,7 +106,16 @@ _FORMATS = {
         functools.partial(_write_by_keras, "litert"),
         file_metadata.add_to_litert,
     ),
+    "openvino": _Format(
+        ".xml",
+        ("onnx", "openvino"),
+        _write_onnx,
+        file_metadata.add_to_onnx,
+        "openvino",
+        ".bin",
+    ),
 }
+_BY_ONNX = ("onnx", "openvino")
 _FORMAT_OF = {known.ending: name for name, known in _FORMATS.items() if known.ending}
 # Extensions of paths that are not meant to be SavedModel folders.
 _OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
@@ -113,19 +140,21 @@ def export(
 ):
     """Fold a network and write it for another runtime.
 
-    ONNX and LiteRT files compute in float32, whatever the network's dtype policy. An ONNX
-    file is loaded by ONNX Runtime, if that is installed, and compared with the network
-    before it appears. It is written on every backend, unless the network has layers or
-    operations that need Keras's own converter; other formats are written on TensorFlow.
+    All but SavedModels compute in float32, whatever the network's dtype policy. ONNX and
+    OpenVINO files are loaded by their runtime (ONNX Runtime if it is installed) and
+    compared with the network before they appear. They are written on every backend,
+    unless the network has layers or operations that need Keras's own converter; other
+    formats are written on TensorFlow.
 
     Args:
         model: `keras.Model`. See `fold`.
         path: str or path. File to write, or folder for a SavedModel. It appears when it
             is complete.
         format: str. `"saved_model"` (TensorFlow, TensorFlow Serving), `"onnx"` (ONNX
-            Runtime and others) or `"litert"` (LiteRT, formerly TensorFlow Lite). By
-            default chosen by the file extension: `.onnx`, `.tflite`, or none for a
-            SavedModel.
+            Runtime and others), `"litert"` (LiteRT, formerly TensorFlow Lite) or
+            `"openvino"` (OpenVINO, with the weights in a `.bin` file next to the file).
+            By default chosen by the file extension: `.onnx`, `.tflite`, `.xml`, or none
+            for a SavedModel.
         quantize: str or None. For ONNX and LiteRT, `"int8"` for 8 bits throughout, with
             ranges of activations measured on `examples`, but float inputs and outputs.
             For LiteRT also `"dynamic"` for 8-bit kernels, with the ranges computed at run
@@ -138,11 +167,12 @@ def export(
             variances; not for models that preprocess their images themselves.
         batch_size: int or None. Number of images that the file takes; by default as the
             model, mostly any number.
-        input_name, output_name: str or None. Names of the input and the output in an ONNX
-            file, by default `"image"` and `"predictions"`. Several inputs or outputs
+        input_name, output_name: str or None. For ONNX and OpenVINO: names of the input
+            and the output, by default `"image"` and `"predictions"`. Several inputs or outputs
             keep their names in Keras.
-        opset: int or None. For ONNX: the version of its set of operations; by default 20,
-            or 15 if Keras's own converter is needed.
+        opset: int or None. For ONNX and OpenVINO, which is written through it: version of
+            ONNX's set of operations; by default 20, or 15 if Keras's own converter is
+            needed.
         preprocessing: bool. Whether the file takes images of any size as they are, uint8
             `(batch, height, width, 3)`, preprocesses them as `preparation` says and
             gives probabilities. For ONNX it needs the package tf2onnx.
@@ -157,7 +187,7 @@ def export(
     Raises:
         ValueError: inconsistent arguments, a path that exists already, a model that
             `fold` does not accept, operations that ONNX lacks, a backend that cannot
-            write the format, or an ONNX file that computes something else.
+            write the format, or a file that computes something else.
         ImportError: a package that the format needs is not installed; the message says
             how to install it.
 
@@ -179,25 +209,23 @@ def export(
     _check_onnx_options(format, onnx_options)
     metadata = file_metadata.checked_metadata(model, preparation, class_names, licence)
     _check_preprocessing(format, quantize, preprocessing, preparation)
-    ending, _, write, describe = _FORMATS[format]
-    _check_whether_free(path, ending, overwrite)
+    known = _FORMATS[format]
+    _check_whether_free(path, known.ending, overwrite)
+    second_path = path.with_suffix(known.second_ending)
+    if known.second_ending:
+        _check_whether_free(second_path, known.second_ending, overwrite)
     _check_whether_possible(format, quantize)
-    folded = fold(model)
+    folded = _folded(model, format, batch_size)
     options = {}
-    if format == "onnx":
+    if format in _BY_ONNX:
         from keras_nfnets.deploy import onnx_files
 
         options = onnx_files.options(model, **onnx_options)
-    folded = keras.Model(folded.input, folded.output, name=plain_name(folded.name))
-    if format != "saved_model":
-        folded = _in_float32(folded)
-    if batch_size is not None:
-        folded = _with_batch_size(folded, batch_size)
     front = None
     if preprocessing:
         del metadata["preparation"]
         front, folded = with_preprocessing(folded, preparation)
-        if format != "onnx":
+        if format not in _BY_ONNX:
             folded = joined(front, folded)
     batches = None
     if quantize == "int8":
@@ -210,16 +238,25 @@ def export(
     doubts = ""
     with files.written(path) as partial:
         # Keras requires lower-case extensions.
+        ending = ".onnx" if format in _BY_ONNX else known.ending
         exported = os.fspath(partial.with_name(f"exported{ending}"))
-        write(folded, exported, **options)
+        known.write(folded, exported, **options)
         if quantize and format == "onnx":
             quantization.quantize_onnx(exported, batches)
         if quantize == "int8":
             doubts = quantization.doubts(model, folded, exported, examples, are_noise)
-        if front is not None and format == "onnx":
+        if front is not None and format in _BY_ONNX:
             _put_before(front, exported, options["input_names"])
+            folded = joined(front, folded)
         if metadata:
-            describe(exported, metadata)
+            known.describe(exported, metadata)
+        if format == "openvino":
+            exported = _as_openvino(folded, exported)
+        if known.second_ending:
+            second = partial.with_name(f"exported{known.second_ending}")
+            # From here on, both files are complete, and nothing is written any more.
+            with files.written(second_path) as second_partial:
+                os.replace(second, second_partial)
         os.replace(exported, partial)
     if doubts:
         warnings.warn(f"{path} is written, but {doubts}", stacklevel=2)
@@ -274,9 +311,9 @@ def _check_quantization(format, quantize, examples):
 
 def _check_onnx_options(format, options):
     for name, value in options.items():
-        if value is not None and format != "onnx":
+        if value is not None and format not in _BY_ONNX:
             raise ValueError(
-                f"`{name}` is for ONNX files. Received: {name}={value!r}, "
+                f"`{name}` is for ONNX and OpenVINO. Received: {name}={value!r}, "
                 f"format={format!r}"
             )
     for name in ("input_name", "output_name"):
@@ -302,7 +339,7 @@ def _check_preprocessing(format, quantize, preprocessing, preparation):
 
 def _check_whether_possible(format, quantize):
     """Raise an error if the backend cannot write a format, or packages for it miss."""
-    if format != "onnx" and keras.backend.backend() != "tensorflow":
+    if format not in _BY_ONNX and keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"The format {format!r} is written on Keras's TensorFlow backend. Received: "
             f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
@@ -315,7 +352,7 @@ def _check_whether_possible(format, quantize):
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"The format {format!r} needs the package {package!r}: "
-                'pip install "keras_nfnets[export]"'
+                f'pip install "keras_nfnets[{_FORMATS[format].extra}]"'
             )
 
 
@@ -343,6 +380,15 @@ def _is_saved_model(folder):
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
     ours = r"saved_model\.pb|fingerprint\.pb|assets(/keras_nfnets\.json)?|variables(/variables\..*)?"
     return "saved_model.pb" in files and all(re.fullmatch(ours, f) for f in files)
+
+
+def _folded(model, format, batch_size):
+    """Return the folded network as it is to be written."""
+    folded = fold(model)
+    folded = keras.Model(folded.input, folded.output, name=plain_name(folded.name))
+    if format != "saved_model":
+        folded = _in_float32(folded)
+    return folded if batch_size is None else _with_batch_size(folded, batch_size)
 
 
 def _in_float32(model):

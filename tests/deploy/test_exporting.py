@@ -99,8 +99,10 @@ def test_the_formats_are_those_that_can_be_written():
 
 @pytest.mark.parametrize("name", exporting.FORMATS)
 def test_every_format_is_explained_and_run(name):
-    ending, packages, _ = exporting._FORMATS[name]
-    assert ending in [pathlib.Path(path).suffix for path in RUNTIMES]
+    known = exporting._FORMATS[name]
+    ending, packages = known.ending, known.packages
+    # (test_openvino.py)
+    assert ending in [".xml", *(pathlib.Path(path).suffix for path in RUNTIMES)]
     assert f'`"{name}"`' in export.__doc__
     if ending:  # a SavedModel is a folder
         assert f"`{ending}`" in export.__doc__
@@ -109,9 +111,9 @@ def test_every_format_is_explained_and_run(name):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     required = setup["options"]["install_requires"].split()
-    for extra in ("export", "test"):
-        known = [*required, *setup["options.extras_require"][extra].split()]
-        assert all(package.replace("_", "-") in known for package in packages)
+    for extra in (known.extra, "test"):
+        named = [*required, *setup["options.extras_require"][extra].split()]
+        assert all(package.replace("_", "-") in named for package in packages)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -237,11 +239,11 @@ def test_int8_onnx_files_compute_with_8_bits_and_are_reproducible(tmp_path, digi
         ("m.onnx", {"format": "saved_model"}, "looks like a file"),
         ("m.keras", {}, "looks like a file"),
         ("m.h5", {}, "looks like a file"),
-        ("m.onx", {}, "looks like a file. Files end in .onnx or .tflite"),
+        ("m.onx", {}, "looks like a file. Files end in .onnx or .tflite or .xml"),
         ("m.tflite", {"quantize": "int4"}, "dynamic"),
         ("m.tflite", {"examples": np.zeros((1, 32, 32, 3))}, "`examples` are for"),
-        ("m.tflite", {"input_name": "x"}, "`input_name` is for ONNX"),
-        ("m", {"opset": 20}, "`opset` is for ONNX"),
+        ("m.tflite", {"input_name": "x"}, "`input_name` is for ONNX and OpenVINO"),
+        ("m", {"opset": 20}, "`opset` is for ONNX and OpenVINO"),
         (
             "m.tflite",
             {"quantize": "int8", "examples": np.zeros((4, 32, 32))},
