@@ -44,6 +44,15 @@ def inference(model, x, compiled):
     return lambda: function(x).numpy()
 
 
+def deployed(model, x, how):
+    """Return a call of a folded model in a way that a user has: `how` names it."""
+    if how == "predict":
+        return lambda: model.predict_on_batch(x)
+    function = keras_nfnets.inference_function(model)
+    x = tf.constant(x)
+    return lambda: function(x).numpy()
+
+
 def build(name, size):
     # ResNet50V2 and EfficientNetB7 exist only in `keras.applications`.
     house = keras_nfnets if hasattr(keras_nfnets, name) else keras.applications
@@ -65,7 +74,10 @@ def main():
     else:
         if asked["fold"]:
             model = keras_nfnets.fold(model)
-        call = inference(model, x, asked["compiled"])
+        if "how" in asked:
+            call = deployed(model, x, asked["how"])
+        else:
+            call = inference(model, x, asked["compiled"])
     serve(call, imported, built=built)
 
 

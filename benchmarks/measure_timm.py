@@ -3,6 +3,7 @@
 import os
 
 import torch
+import torch._inductor.config
 from peers import adaptive_clip_grad, timm
 from turns import peak_memory, serve, task
 
@@ -29,5 +30,8 @@ if asked["kind"] == "train":
     serve(call, imported)
 else:
     model.eval()
+    torch._inductor.config.freezing = asked.get("frozen", False)
+    if asked.get("compiled"):
+        model = torch.compile(model)
     with torch.inference_mode():
         serve(lambda: model(x), imported)

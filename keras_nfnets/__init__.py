@@ -30,7 +30,7 @@ def _is_command():
 # help, lists and errors do without. The subcommands import what they need.
 if not _is_command():
     from keras_nfnets import pretrained
-    from keras_nfnets.deploy import export, fold
+    from keras_nfnets.deploy import export, fold, inference_function
     from keras_nfnets.layers import (
         EfficientChannelAttention,
         NFBlock,
@@ -177,6 +177,7 @@ __all__ = [
     "export",
     "feature_pyramid",
     "fold",
+    "inference_function",
     "normalizer_free",
     "plot_signal_propagation",
     "preprocess_input",

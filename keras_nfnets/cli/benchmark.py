@@ -57,7 +57,7 @@ Measures the inference time of a network on this machine.
 
 NAME is one of 'keras-nfnets list'. The time is that of one image and of a
 batch: unfolded and folded (keras_nfnets.fold), on TensorFlow each as a graph
-and compiled by XLA.
+and compiled by XLA, and by keras_nfnets.inference_function.
 """,
     run,
 )

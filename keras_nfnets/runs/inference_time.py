@@ -9,7 +9,7 @@ import typing
 import keras
 import numpy as np
 
-from keras_nfnets.deploy import fold
+from keras_nfnets.deploy import fold, inference_function
 from keras_nfnets.pretrained import architectures, find_network
 
 # Label suffixes of the variants to time: TensorFlow compiles with XLA or not, JAX always.
@@ -45,8 +45,9 @@ def inference_times(
 ):
     """Measure the inference time of a network with random weights.
 
-    It is measured folded and not folded, on TensorFlow each as a graph and compiled by
-    XLA. Variants take turns, so that a machine that slows down does so for all.
+    It is measured by `inference_function`, and by `predict_on_batch` folded and not
+    folded, on TensorFlow each as a graph and compiled by XLA. Variants take turns, so
+    that a machine that slows down does so for all.
 
     Args:
         name: str. Name of a network, see `pretrained.find_network`.
@@ -67,7 +68,7 @@ def inference_times(
     Example:
 
     >>> times = inference_times("NFNetTest", [1], image_size=32, rounds=1)
-    >>> times.seconds["folded, XLA"][1] < 10
+    >>> times.seconds["inference_function"][1] < 10
     True
     """
     network = find_network(name)
@@ -97,11 +98,23 @@ def inference_times(
 
 def _ours(model):
     """Return `{label: function}`; each function makes the call to time at a batch size."""
-    return {
+    folded = fold(model)
+    makers = {
         f"{label}{xla}": _maker(network, bool(xla))
-        for label, network in (("not folded", model), ("folded", fold(model)))
+        for label, network in (("not folded", model), ("folded", folded))
         for xla in _XLA[keras.backend.backend()]
     }
+    return makers | {"inference_function": _function_maker(folded)}
+
+
+def _function_maker(model):
+    predict = inference_function(model)
+
+    def make(batch):
+        x = _noise(batch, *model.input_shape[1:])
+        return _ready(lambda: keras.ops.convert_to_numpy(predict(x)))
+
+    return make
 
 
 def _maker(model, compiled):

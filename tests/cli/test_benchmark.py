@@ -7,6 +7,7 @@ from one_block import networks_of_one_block
 from keras_nfnets.cli.main import main
 
 ROWS = ["not folded", "not folded, XLA", "folded", "folded, XLA"]
+ROWS += ["inference_function"]
 
 
 def test_measures_a_network_and_says_which_peer_is_missing(capsys, monkeypatch):

@@ -1,0 +1,125 @@
+"""Inference in this process, compiled for it."""
+
+import contextlib
+
+import keras
+
+from keras_nfnets.backend.device import has_only_cpus
+from keras_nfnets.deploy.folding import fold
+
+# Protocol buffers, and so graphs of TensorFlow, hold at most 2 GiB.
+_MOST_CONSTANTS = 2**31 - 2**26
+# On CPUs, oneDNN computes these faster than XLA. Their constant kernels it arranges once.
+_NOT_BY_XLA = ("Conv2D", "MatMul")
+
+
+def inference_function(model):
+    """Fold a network and compile it for inference on this machine.
+
+    The function computes with the weights that the network has now, as constants. On
+    TensorFlow and a CPU, convolutions and matrix products run in its own kernels (oneDNN
+    where the CPU has AVX-512), and XLA fuses the operations between them. On JAX, and on
+    TensorFlow with an accelerator, XLA compiles everything. On PyTorch the folded network
+    runs in inference mode, not compiled.
+
+    The first call with each shape compiles, which takes seconds to a minute, and keeps a
+    copy of the weights: call it once with each batch size before it must be fast, and use
+    few batch sizes.
+
+    Args:
+        model: `keras.Model`. See `fold`; may be folded already.
+
+    Returns:
+        A function of images (array or tensor of the shape of the model's input, any batch
+        size) that returns the predictions as a tensor of the backend. For a model of
+        several inputs or outputs it takes and returns their structure. It raises
+        ValueError for images of another shape.
+
+    Raises:
+        ValueError: `fold` does not accept the model.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(classes=10)
+    >>> predict = inference_function(model)
+    >>> x = np.random.normal(size=(1, 32, 32, 3)).astype("float32")
+    >>> np.allclose(model(x), predict(x), atol=1e-5)
+    True
+    """
+    folded = fold(model)
+    compiled = _COMPILERS[keras.backend.backend()](folded)
+
+    def predict(images):
+        return compiled(keras.tree.map_structure(_checked, folded.input, images))
+
+    return predict
+
+
+def _checked(expected, images):
+    """Convert images to a tensor of the input's dtype; check their shape."""
+    images = keras.ops.convert_to_tensor(images, dtype=expected.dtype)
+    fits = len(images.shape) == len(expected.shape) and all(
+        size in (None, given) for size, given in zip(expected.shape, images.shape)
+    )
+    if not fits:
+        raise ValueError(
+            f"The network takes images of shape {tuple(expected.shape)}, the first axis "
+            "being that of the batch (for one image, `image[None]`). Received: shape "
+            f"{tuple(images.shape)}"
+        )
+    return images
+
+
+def _on_tensorflow(model):
+    import tensorflow as tf
+
+    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
+
+    def scope():
+        contexts = contextlib.ExitStack()
+        if has_only_cpus():
+            contexts.enter_context(plain_convolutions())
+            contexts.enter_context(
+                tf.xla.experimental.jit_scope(lambda node: node.op not in _NOT_BY_XLA)
+            )
+        return contexts
+
+    values = [variable.value for variable in model.variables]
+    if sum(value.dtype.size * value.shape.num_elements() for value in values) < (
+        _MOST_CONSTANTS
+    ):
+        # Tensors become arguments of a graph, and arrays constants in it.
+        values = [value.numpy() for value in values]
+
+    @tf.function(autograph=False, jit_compile=not has_only_cpus())
+    def predict(images):
+        with scope():
+            return _stateless(model, values, images)
+
+    return predict
+
+
+def _on_jax(model):
+    import jax
+
+    values = [variable.value for variable in model.variables]
+    return jax.jit(lambda images: _stateless(model, values, images))
+
+
+def _on_torch(model):
+    import torch
+
+    @torch.inference_mode()
+    def predict(images):
+        return model(images, training=False)
+
+    return predict
+
+
+_COMPILERS = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}
+
+
+def _stateless(model, values, images):
+    """Compute predictions with `values` of `model.variables`."""
+    with keras.StatelessScope(list(zip(model.variables, values))):
+        return model(images, training=False)
