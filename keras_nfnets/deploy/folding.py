@@ -7,6 +7,7 @@ import keras
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import Graph, copy_state, has_graph
 from keras_nfnets.deploy.plain_layers import REPLACEMENTS, Plain, Scaled
+from keras_nfnets.deploy.portable import write_portably
 from keras_nfnets.layers import Dropout, StochasticDepth
 
 # Layers that are the identity in inference.
@@ -36,9 +37,13 @@ def fold(model):
 
     Standardized kernels are computed once, and constant factors (the gains of
     activations, alpha, beta and the skip gains of blocks) are multiplied into them.
-    Dropout and stochastic depth are removed, and each block becomes a nested model. The
-    result can be loaded without this package. In half precision (`mixed_bfloat16`, ...)
-    constants stay separate, so that rounding is the same as in the original.
+    Dropout and stochastic depth are removed, and each block becomes a nested model. In
+    half precision (`mixed_bfloat16`, ...) constants stay separate, so that rounding is
+    the same as in the original.
+
+    Saved as `.keras`, the result can be loaded without this package, by Keras 3.9 and
+    newer on every backend. Its `save` refuses `.h5` if it has operations that are not
+    layers, which Keras could not load.
 
     Args:
         model: `keras.Model`. A functional or sequential model: a network of this
@@ -69,7 +74,9 @@ def fold(model):
         )
     graph = Graph(model, opens=lambda operation: False)
     inputs, outputs = _Folding(graph).run()
-    return keras.Model(inputs, outputs, name=model.name)
+    folded = keras.Model(inputs, outputs, name=model.name)
+    write_portably(folded)
+    return folded
 
 
 class _Folding:
@@ -139,11 +146,14 @@ class _Folding:
 
 
 def _counterpart(operation):
-    """Return what computes the same: a folded model, a new layer or the operation."""
+    """Return what computes the same: a folded model, a new layer or operation."""
     if has_graph(operation):
         return fold(operation)
     if not isinstance(operation, keras.layers.Layer):
-        return operation  # such as `+`
+        try:
+            return type(operation).from_config(operation.get_config())
+        except NotImplementedError:  # it cannot be saved either
+            return operation
     for inner in keras_internals.layers_of(operation):
         if isinstance(inner, (*REPLACEMENTS, StochasticDepth, Dropout)):
             hidden = f" inside of {operation!r}" if inner is not operation else ""

@@ -4,12 +4,15 @@ import itertools
 
 import keras
 
+from keras_nfnets.backend import keras_internals
+
 
 def feature_pyramid(model):
     """Create a model that outputs the last feature map of each resolution.
 
     Args:
-        model: `keras.Model`. A network of this package, with or without top.
+        model: `keras.Model`. A network of this package, with or without top, or what
+            `fold` makes of it.
 
     Returns:
         A `keras.Model` that shares the layers and weights. It maps images to a dict of
@@ -49,5 +52,13 @@ def feature_pyramid(model):
     for stage in itertools.count(1):
         if f"stage{stage}" not in layers:
             return keras.Model(model.input, outputs)
-        stride *= layers[f"stage{stage}_block1"].strides
+        stride *= _strides(layers[f"stage{stage}_block1"])
         outputs[f"stride{stride}"] = layers[f"stage{stage}"].output
+
+
+def _strides(block):
+    """Return the strides of an `NFBlock`, or of the model that `fold` makes of one."""
+    strides = [
+        getattr(layer, "strides", 1) for layer in keras_internals.layers_of(block)
+    ]
+    return max(keras.tree.flatten(strides))

@@ -4,7 +4,14 @@ import pytest
 from keras import ops
 
 import keras_nfnets
-from keras_nfnets import NFNetTiny, NFRegNet, NFResNet, feature_pyramid, pretrained
+from keras_nfnets import (
+    NFNetTiny,
+    NFRegNet,
+    NFResNet,
+    feature_pyramid,
+    fold,
+    pretrained,
+)
 from keras_nfnets.models.registered import FAMILIES
 
 
@@ -44,6 +51,27 @@ def test_the_pyramid_has_the_weights_of_its_network():
     pyramid = feature_pyramid(model)
     assert {v.path for v in pyramid.weights} < {v.path for v in model.weights}
     assert all(any(v is w for w in model.weights) for v in pyramid.weights)
+
+
+@pytest.mark.parametrize("convention", ["authors", "timm"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        NFNetTiny,
+        lambda **kw: NFResNet((1, 1), 1, **kw),
+        lambda **kw: NFRegNet((1, 2), (16, 24), **kw),
+    ],
+)
+def test_the_pyramid_of_a_folded_network_is_the_same(make, convention, tmp_path):
+    model = make(include_top=False, convention=convention)
+    fold(model).save(tmp_path / "folded.keras")
+    x = np.random.default_rng(0).normal(size=(1, 45, 33, 3)).astype("float32")
+    expected = feature_pyramid(model)(x)
+    for folded in (fold(model), keras.models.load_model(tmp_path / "folded.keras")):
+        maps = feature_pyramid(folded)(x)
+        assert list(maps) == list(expected)
+        for name, output in maps.items():
+            np.testing.assert_allclose(output, expected[name], atol=1e-5)
 
 
 def test_other_models_are_refused():
