@@ -1,11 +1,13 @@
 """Keras layers that compute in inference what layers of this package compute."""
 
+import functools
 import re
 
 import keras
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend.convolution import convolve
 from keras_nfnets.backend.graph import unique_name
 from keras_nfnets.layers import (
     EfficientChannelAttention,
@@ -104,7 +106,7 @@ def _convolution(plain, layer, x, name, scale=1.0):
     kernel = ops.convert_to_numpy(kernel)
 
     def create():
-        return keras.layers.Conv2D(
+        new = keras.layers.Conv2D(
             layer.filters,
             layer.kernel_size,
             strides=layer.strides,
@@ -116,6 +118,15 @@ def _convolution(plain, layer, x, name, scale=1.0):
             kernel_initializer="zeros",
             **plain.options(layer, name),
         )
+        # In this process as fast as in the network. What is saved is a plain layer.
+        new.convolution_op = functools.partial(
+            convolve,
+            new.convolution_op,
+            strides=new.strides,
+            groups=new.groups,
+            data_format=new.data_format,
+        )
+        return new
 
     # Only convolutions of blocks have a scale here, and these have no activation.
     weights = [kernel * (x.factor * scale), bias * scale]
