@@ -8,7 +8,9 @@ target is missed; targets whose peer is left out are not judged.
 """
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import pathlib
 import statistics
 import sys
@@ -19,6 +21,7 @@ import numpy as np
 from turns import Process, machine, take_turns, times_as_fast
 
 SIZE = 256
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 class Row(typing.NamedTuple):
@@ -45,7 +48,8 @@ def _onnx(runtime, file="float32"):
 
 ROWS = {
     "ours, predict": _ours("predict"),
-    "ours, inference_function": _ours("inference_function"),
+    "ours, inference_function": _ours(None),
+    "ours, inference_function, Keras": _ours("keras"),
     "timm": _timm("channels_last"),
     "timm, compiled": _timm("nchw", compiled=True),
     "timm, compiled and frozen": _timm("channels_last", compiled=True, frozen=True),
@@ -135,7 +139,10 @@ def main():
     results, judged = {"machine": machine(), "batches": {}}, []
     print(results["machine"])
     with tempfile.TemporaryDirectory() as folder:
-        rows, missing = usable(pythons, *write_files(pathlib.Path(folder)))
+        # In a process of its own, as the others would inherit its peak memory.
+        with concurrent.futures.ProcessPoolExecutor(1, _SPAWN) as executor:
+            files = executor.submit(write_files, pathlib.Path(folder)).result()
+        rows, missing = usable(pythons, *files)
         for batch in arguments.batch:
             processes, failed = measure(
                 batch, rows, pythons, arguments.rounds, arguments.calls

@@ -45,10 +45,10 @@ def inference(model, x, compiled):
 
 
 def deployed(model, x, how):
-    """Return a call of a folded model in a way that a user has: `how` names it."""
+    """Return a call of a folded model: `how` is "predict" or a runtime."""
     if how == "predict":
         return lambda: model.predict_on_batch(x)
-    function = keras_nfnets.inference_function(model)
+    function = keras_nfnets.inference_function(model, how)
     x = tf.constant(x)
     return lambda: function(x).numpy()
 

@@ -30,9 +30,11 @@ ON_EVERY_BACKEND = {
         "test_a_loaded_model_is_the_same_and_has_the_names",
     },
     "test_inference.py": {
-        "test_predictions_are_those_of_the_network[3]",
-        "test_several_inputs_and_outputs",
-        "test_other_shapes_are_refused[shape1]",
+        "test_predictions_are_those_of_the_network[keras-3]",
+        "test_predictions_are_those_of_the_network[onnxruntime-3]",
+        "test_several_inputs_and_outputs[keras]",
+        "test_several_inputs_and_outputs[onnxruntime]",
+        "test_other_shapes_are_refused[keras-shape1]",
     },
     "test_networks.py": {
         "test_network_computes_what_the_authors_code_does[haiku_nfnet_tiny_odd]",

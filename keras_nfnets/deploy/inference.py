@@ -1,9 +1,12 @@
 """Inference in this process, compiled for it."""
 
 import contextlib
+import importlib.util
 
 import keras
 
+from keras_nfnets import checks
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.device import has_only_cpus
 from keras_nfnets.deploy.folding import fold
 
@@ -13,21 +16,27 @@ _MOST_CONSTANTS = 2**31 - 2**26
 _NOT_BY_XLA = ("Conv2D", "MatMul")
 
 
-def inference_function(model):
+def inference_function(model, runtime=None):
     """Fold a network and compile it for inference on this machine.
 
-    The function computes with the weights that the network has now, as constants. On
-    TensorFlow and a CPU, convolutions and matrix products run in its own kernels (oneDNN
-    where the CPU has AVX-512), and XLA fuses the operations between them. On JAX, and on
-    TensorFlow with an accelerator, XLA compiles everything. On PyTorch the folded network
-    runs in inference mode, not compiled.
+    The function computes with the weights that the network has now, as constants.
 
-    The first call with each shape compiles, which takes seconds to a minute, and keeps a
-    copy of the weights: call it once with each batch size before it must be fast, and use
-    few batch sizes.
+    `"onnxruntime"` runs the network in ONNX Runtime on the CPU, in float32. It is ready
+    at once, for all batch sizes.
+
+    `"keras"` compiles it by the backend. On TensorFlow and a CPU, convolutions and matrix
+    products run in TensorFlow's own kernels, and XLA fuses the operations between them.
+    On JAX, and on TensorFlow with an accelerator, XLA compiles everything. On PyTorch the
+    folded network runs in inference mode, not compiled. The first call with each shape
+    compiles, which takes seconds to a minute: call it once with each batch size before it
+    must be fast, and use few batch sizes.
 
     Args:
         model: `keras.Model`. See `fold`; may be folded already.
+        runtime: str or None. `"onnxruntime"` or `"keras"`; by default ONNX Runtime where
+            it is installed (`pip install "keras_nfnets[export]"`), there is no
+            accelerator, the network computes in float32 and has no layers that need
+            Keras's converter, see `export`.
 
     Returns:
         A function of images (array or tensor of the shape of the model's input, any batch
@@ -36,7 +45,8 @@ def inference_function(model):
         ValueError for images of another shape.
 
     Raises:
-        ValueError: `fold` does not accept the model.
+        ValueError: `fold` does not accept the model, or `runtime` cannot run it.
+        ImportError: ONNX Runtime was asked for and is not installed.
 
     Example:
 
@@ -46,13 +56,35 @@ def inference_function(model):
     >>> np.allclose(model(x), predict(x), atol=1e-5)
     True
     """
+    checks.one_of("runtime", runtime, (None, "onnxruntime", "keras"))
     folded = fold(model)
-    compiled = _COMPILERS[keras.backend.backend()](folded)
+    compiled = _compiled(folded, runtime)
 
     def predict(images):
         return compiled(keras.tree.map_structure(_checked, folded.input, images))
 
     return predict
+
+
+def _compiled(folded, runtime):
+    missing = _missing_packages()
+    if runtime == "onnxruntime" and missing:
+        raise ImportError(
+            f"ONNX Runtime needs the package {missing[0]!r}: "
+            'pip install "keras_nfnets[export]"'
+        )
+    if runtime == "onnxruntime" or (
+        runtime is None and not missing and has_only_cpus()
+    ):
+        try:
+            return _in_onnx_runtime(folded)
+        except ValueError as error:
+            if runtime is not None:
+                raise ValueError(
+                    f"ONNX Runtime cannot run this network: {error}. Use "
+                    'runtime="keras". Received: runtime="onnxruntime"'
+                ) from error
+    return _COMPILERS[keras.backend.backend()](folded)
 
 
 def _checked(expected, images):
@@ -68,6 +100,37 @@ def _checked(expected, images):
             f"{tuple(images.shape)}"
         )
     return images
+
+
+def _missing_packages():
+    return [x for x in ("onnx", "onnxruntime") if not importlib.util.find_spec(x)]
+
+
+def _in_onnx_runtime(model):
+    """Return the function in ONNX Runtime.
+
+    Raises:
+        ValueError: the model does not compute in float32, or ONNX lacks an operation.
+    """
+    import onnxruntime
+
+    from keras_nfnets.deploy import onnx_files, onnx_model
+
+    dtypes = {layer.compute_dtype for layer in keras_internals.layers_of(model)}
+    if dtypes != {"float32"}:
+        raise ValueError(f"it computes in {', '.join(sorted(dtypes))}")
+    names = onnx_files.options(model)
+    inputs, outputs = names["input_names"], names["output_names"]
+    content = onnx_model.onnx_model(model, inputs, outputs).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def predict(images):
+        arrays = map(keras.ops.convert_to_numpy, keras.tree.flatten(images))
+        results = session.run(None, dict(zip(inputs, arrays, strict=True)))
+        tensors = map(keras.ops.convert_to_tensor, results)
+        return keras.tree.pack_sequence_as(model.output, list(tensors))
+
+    return predict
 
 
 def _on_tensorflow(model):

@@ -104,11 +104,14 @@ def _ours(model):
         for label, network in (("not folded", model), ("folded", folded))
         for xla in _XLA[keras.backend.backend()]
     }
-    return makers | {"inference_function": _function_maker(folded)}
+    runtimes = {"inference_function": None, "inference_function, Keras": "keras"}
+    return makers | {
+        label: _function_maker(folded, runtime) for label, runtime in runtimes.items()
+    }
 
 
-def _function_maker(model):
-    predict = inference_function(model)
+def _function_maker(model, runtime):
+    predict = inference_function(model, runtime)
 
     def make(batch):
         x = _noise(batch, *model.input_shape[1:])

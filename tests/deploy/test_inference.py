@@ -29,9 +29,12 @@ def network():
     )
 
 
-@pytest.fixture(scope="module")
-def predict(network):
-    return keras_nfnets.inference_function(network)
+RUNTIMES = ("keras", "onnxruntime")
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def predict(network, request):
+    return keras_nfnets.inference_function(network, request.param)
 
 
 def close(outputs, expected):
@@ -47,41 +50,44 @@ def test_predictions_are_those_of_the_network(network, predict, batch):
     close(predict(keras.ops.convert_to_tensor(x)), network(x))
 
 
-def test_other_image_sizes_where_the_network_takes_them():
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_other_image_sizes_where_the_network_takes_them(runtime):
     network = with_open_branches(
         keras_nfnets.NFNetTiny(classes=5, input_shape=(None, None, 3))
     )
-    predict = keras_nfnets.inference_function(keras_nfnets.fold(network))
+    predict = keras_nfnets.inference_function(keras_nfnets.fold(network), runtime)
     for size in (32, 48):
         x = images(2, size, size, 3)
         close(predict(x), network(x))
 
 
-def test_a_grouped_convolution_alone_and_channels_first(network):
-    for data_format, shape in (
-        ("channels_last", (8, 8, 6)),
-        ("channels_first", (6, 8, 8)),
-    ):
-        inputs = keras.Input(shape)
-        outputs = keras_nfnets.WSConv2D(
-            9, 3, strides=2, groups=3, data_format=data_format, activation="gelu"
-        )(inputs)
-        model = keras.Model(inputs, outputs)
-        x = images(2, *shape)
-        if data_format == "channels_first" and keras.backend.backend() == "tensorflow":
-            expected = keras_nfnets.fold(model).predict(x, verbose=0)
-        else:
-            expected = model(x)
-        close(keras_nfnets.inference_function(model)(x), expected)
+def grouped_convolution(shape, data_format):
+    inputs = keras.Input(shape)
+    options = {"strides": 2, "groups": 3, "activation": "gelu"}
+    layer = keras_nfnets.WSConv2D(9, 3, data_format=data_format, **options)
+    return keras.Model(inputs, layer(inputs))
 
 
-def test_several_inputs_and_outputs():
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_grouped_convolution_alone_and_channels_first(runtime):
+    last = grouped_convolution((8, 8, 6), "channels_last")
+    x = images(2, 8, 8, 6)
+    close(keras_nfnets.inference_function(last, runtime)(x), last(x))
+    first = grouped_convolution((6, 8, 8), "channels_first")
+    first.set_weights(last.get_weights())
+    outputs = keras_nfnets.inference_function(first, runtime)(np.moveaxis(x, -1, 1))
+    # TensorFlow has no such convolution on CPUs to compare with.
+    close(keras.ops.moveaxis(outputs, 1, -1), last(x))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_several_inputs_and_outputs(runtime):
     inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((4,), name="b")}
     joined = keras.layers.Add()(list(inputs.values()))
     outputs = {"x": keras_nfnets.WSDense(3)(joined), "y": inputs["a"] * 2}
     model = keras.Model(inputs, outputs)
     x = {"a": images(2, 4), "b": images(2, 4)}
-    found, expected = keras_nfnets.inference_function(model)(x), model(x)
+    found, expected = keras_nfnets.inference_function(model, runtime)(x), model(x)
     assert found.keys() == expected.keys()
     for name in expected:
         close(found[name], expected[name])
@@ -109,10 +115,11 @@ def test_a_model_without_a_graph_is_refused():
         keras_nfnets.inference_function(Subclass())
 
 
-def test_weights_are_those_of_the_moment(network):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_weights_are_those_of_the_moment(network, runtime):
     model = keras.models.clone_model(network)
     model.set_weights(network.get_weights())
-    predict = keras_nfnets.inference_function(model)
+    predict = keras_nfnets.inference_function(model, runtime)
     x = images(1, 32, 32, 3)
     before = keras.ops.convert_to_numpy(model(x))
     model.set_weights([w * 0 for w in model.get_weights()])
@@ -126,7 +133,24 @@ def test_networks_too_large_for_constants_and_accelerators(
     monkeypatch.setattr(inference, "_MOST_CONSTANTS", 0)
     monkeypatch.setattr(inference, "has_only_cpus", lambda: only_cpus)
     x = images(2, 32, 32, 3)
-    close(keras_nfnets.inference_function(network)(x), network(x))
+    close(keras_nfnets.inference_function(network, "keras")(x), network(x))
+
+
+def test_what_onnx_runtime_cannot_run_is_compiled_by_keras(monkeypatch):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.ops.cumsum(inputs, axis=1))
+    x = images(2, 4)
+    close(keras_nfnets.inference_function(model)(x), np.cumsum(x, axis=1))
+    with pytest.raises(
+        ValueError, match="ONNX Runtime cannot run this network: 'cumsum"
+    ):
+        keras_nfnets.inference_function(model, "onnxruntime")
+    monkeypatch.setattr(inference, "_missing_packages", lambda: ["onnxruntime"])
+    with pytest.raises(ImportError, match="needs the package 'onnxruntime'"):
+        keras_nfnets.inference_function(model, "onnxruntime")
+    close(keras_nfnets.inference_function(model)(x), np.cumsum(x, axis=1))
+    with pytest.raises(ValueError, match="`runtime` must be one of"):
+        keras_nfnets.inference_function(model, "openvino")
 
 
 def test_mixed_precision():
@@ -135,6 +159,8 @@ def test_mixed_precision():
     x = images(2, 32, 32, 3)
     outputs = keras_nfnets.inference_function(network)(x)
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+    with pytest.raises(ValueError, match="it computes in bfloat16"):
+        keras_nfnets.inference_function(network, "onnxruntime")
     expected, outputs = (
         keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
         for y in (network(x), outputs)
