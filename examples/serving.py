@@ -14,6 +14,7 @@ import http.client
 import http.server
 import io
 import json
+import math
 import pathlib
 import sys
 import threading
@@ -22,10 +23,12 @@ import warnings
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 2**24
+# Sides count as at least this: the memory to resize grows with the longer one.
+LEAST_SIDE = 1024
 # Decoders of other formats are used less, and have had more faults.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 CLIENTS = (1, 8, 32)  # each waits for an answer before the next request
@@ -57,8 +60,8 @@ class Network:
         self._names = json.loads(names) if names else None
 
     def classify(self, image, top=3):
-        """Return the most probable classes of a Pillow image, a list of dicts."""
-        x = np.asarray(image.convert("RGB"))[np.newaxis]
+        """Return the most probable classes of an RGB image of Pillow, a list of dicts."""
+        x = np.asarray(image)[np.newaxis]
         [[probabilities]] = self._session.run(None, {self._input.name: x})
         return [
             {
@@ -79,8 +82,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > 20:
-            self._answer(411, {"error": "The request must have a Content-Length."})
+        encoded = "Transfer-Encoding" in self.headers
+        if encoded or not length.isdecimal() or len(length) > 20:
+            self._answer(
+                411,
+                {"error": "The request must have a Content-Length and no encoding."},
+            )
         elif int(length) > MAX_BYTES:
             self._answer(413, {"error": f"Images may have {MAX_BYTES:,} bytes."})
         else:
@@ -92,14 +99,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ValueError as error:
             self._answer(400, {"error": str(error)})
             return
-        self._answer(200, {"classes": self.server.network.classify(image)})
+        try:
+            classes = self.server.network.classify(image)
+        except Exception as error:  # noqa: BLE001  (ONNX Runtime names none)
+            self.log_error("%s", error)
+            self._answer(500, {"error": "The network failed."})
+            return
+        self._answer(200, {"classes": classes})
+
+    def do_GET(self):
+        self._answer(405, {"error": "Send an image in a POST request."})
+
+    do_PUT = do_DELETE = do_PATCH = do_GET
 
     def _answer(self, status, content):
         body = json.dumps(content).encode() + b"\n"
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if status in (411, 413):  # what was sent is left unread
+        if status in (405, 411, 413):  # what was sent is left unread
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
@@ -119,7 +137,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def read(content):
-    """Decode an image file.
+    """Decode an image file to RGB, upright and on white.
 
     Raises:
         ValueError: it is not an image of a known format, or too large.
@@ -128,14 +146,17 @@ def read(content):
         # Pillow warns of large images, which are refused here.
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+        if math.prod(max(side, LEAST_SIDE) for side in image.size) > MAX_PIXELS:
             raise ValueError(f"Images may have {MAX_PIXELS:,} pixels.")
-        image.load()
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("Images must have 8 bits per channel.")
+        image = ImageOps.exif_transpose(image).convert("RGBA")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"Not a complete {', '.join(IMAGE_FORMATS)} image: {error}"
+            f"The request must be a complete {', '.join(IMAGE_FORMATS)} image."
         ) from error
-    return image
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def measure(address, content, clients):

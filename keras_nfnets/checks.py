@@ -78,6 +78,25 @@ def flag(name, value):
     return bool(value)
 
 
+def text(name, value):
+    """Check that an argument is text, which files can hold, and return it.
+
+    Raises:
+        ValueError: it is not a `str`, empty, or has surrogates, which are no characters.
+    """
+    if not isinstance(value, str) or not value or not _is_encodable(value):
+        raise ValueError(f"`{name}` must be text. Received: {name}={value!r}")
+    return value
+
+
+def _is_encodable(value):
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_of(name, value, choices):
     """Return `value`, which must be one of `choices`."""
     # An array would be compared element by element.

@@ -51,8 +51,10 @@ def run(flags, arguments):
     except (ValueError, OSError, ImportError) as error:
         raise Failure(str(error)) from error
     path = pathlib.Path(out).expanduser()
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    size = sum(file.stat().st_size for file in files)
+    files = [path, *path.rglob("*")]
+    if path.suffix.lower() == ".xml":
+        files.append(path.with_suffix(".bin"))  # OpenVINO's weights
+    size = sum(file.stat().st_size for file in files if file.is_file())
     print(f"{printable(path)}  ({size / 2**20:.1f} MB)")
     _describe(classifier, flags.preprocessing)
     return 0
@@ -147,7 +149,9 @@ _flag(
     None,
     "For .onnx and .xml: name of the output instead of 'predictions'.",
 )
-_flag("integer", "opset", None, "For .onnx: version of ONNX's set of operations.")
+_flag(
+    "integer", "opset", None, "For .onnx and .xml: version of ONNX's set of operations."
+)
 _flag(
     "boolean",
     "preprocessing",

@@ -13,11 +13,11 @@ import keras
 
 from keras_nfnets import checks, files
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import copy_state, plain_name
+from keras_nfnets.backend.graph import copy_state, plain_name, unique_name
 from keras_nfnets.deploy import metadata as file_metadata
 from keras_nfnets.deploy import quantization
 from keras_nfnets.deploy.folding import fold
-from keras_nfnets.deploy.preprocessing import joined, with_preprocessing
+from keras_nfnets.deploy.preprocessing import applied, joined, with_preprocessing
 from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
 
@@ -297,7 +297,9 @@ def _check_quantization(format, quantize, examples):
     supported = quantization.SUPPORTED[format]
     if quantize is not None and quantize not in supported:
         has = (
-            f"can be quantized by {', '.join(supported)}" if supported else "cannot be"
+            f"has the quantizations {', '.join(supported)}"
+            if supported
+            else "cannot be quantized"
         )
         raise ValueError(
             f"The format {format!r} {has}. Received: quantize={quantize!r}"
@@ -318,8 +320,8 @@ def _check_onnx_options(format, options):
             )
     for name in ("input_name", "output_name"):
         value = options[name]
-        if value is not None and not (isinstance(value, str) and value):
-            raise ValueError(f"`{name}` must be a name. Received: {name}={value!r}")
+        if value is not None:
+            checks.text(name, value)
 
 
 def _check_preprocessing(format, quantize, preprocessing, preparation):
@@ -386,33 +388,51 @@ def _folded(model, format, batch_size):
     """Return the folded network as it is to be written."""
     folded = fold(model)
     folded = keras.Model(folded.input, folded.output, name=plain_name(folded.name))
-    if format != "saved_model":
-        folded = _in_float32(folded)
+    folded = _cloned(folded, None if format == "saved_model" else "float32")
     return folded if batch_size is None else _with_batch_size(folded, batch_size)
 
 
-def _in_float32(model):
+# Of layers, as TensorFlow accepts them.
+_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
+
+
+def _cloned(model, dtype):
+    """Return a copy of a model with names that TensorFlow accepts.
+
+    Args:
+        model: `keras.Model`.
+        dtype: str, or None to keep the dtype policies.
+    """
     layers = keras_internals.layers_of(model)
-    if all(layer.compute_dtype == "float32" for layer in layers):
+    if all(_NAME.fullmatch(layer.name) for layer in layers) and all(
+        dtype in (None, layer.compute_dtype) for layer in layers
+    ):
         return model
-    clone = _clone_in_float32(model)
+    clone = _clone(model, dtype, {layer.name for layer in layers})
     copy_state(model, clone)
     return clone
 
 
-def _clone_in_float32(model):
+def _clone(model, dtype, names):
+    def renamed(name):
+        if _NAME.fullmatch(name):
+            return name
+        return unique_name(f"layer_{plain_name(name)}", names)
+
     def counterpart(layer):
         if isinstance(layer, keras.Model):
-            return _clone_in_float32(layer)
+            clone = _clone(layer, dtype, names)
+            return keras.Model(clone.input, clone.output, name=renamed(layer.name))
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):  # not an operation such as `+`
-            config["dtype"] = "float32"
+            config["name"] = renamed(layer.name)
+            config["dtype"] = dtype or config.get("dtype")
         return type(layer).from_config(config)
 
     inputs = keras.tree.map_structure(
         lambda x: keras.Input(
             batch_shape=x.shape,
-            dtype="float32" if "float" in x.dtype else x.dtype,
+            dtype=dtype if dtype and "float" in x.dtype else x.dtype,
             name=x.name,
         ),
         model.input,
@@ -433,7 +453,7 @@ def _with_batch_size(model, size):
         return keras.Input(batch_shape=(size, *x.shape[1:]), dtype=x.dtype, name=x.name)
 
     inputs = keras.tree.map_structure(fixed, model.input)
-    return keras.Model(inputs, model(inputs), name=model.name)
+    return keras.Model(inputs, applied(model, inputs), name=model.name)
 
 
 def _spec(x):

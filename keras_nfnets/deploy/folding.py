@@ -43,7 +43,8 @@ def fold(model):
 
     Saved as `.keras`, the result can be loaded without this package, by Keras 3.9 and
     newer on every backend. Its `save` refuses `.h5` if it has operations that are not
-    layers, which Keras could not load.
+    layers, which Keras could not load (`keras.saving.save_model` does not). Its layers
+    have no initializers but zeros: a clone of it needs its weights.
 
     Args:
         model: `keras.Model`. A functional or sequential model: a network of this
@@ -162,4 +163,12 @@ def _counterpart(operation):
                 "itself (not of classes derived from them) in functional and "
                 "sequential models can."
             )
-    return type(operation).from_config(operation.get_config())
+    try:
+        return type(operation).from_config(operation.get_config())
+    except Exception as error:  # Keras raises exceptions of many types
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{operation!r} cannot be folded, as its configuration cannot be read. "
+            "Functions must have a name and be registered, see "
+            f"`keras.saving.register_keras_serializable`. Received: {reason}"
+        ) from error

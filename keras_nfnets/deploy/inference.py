@@ -40,7 +40,7 @@ def inference_function(model, runtime=None):
 
     Returns:
         A function of images (array or tensor of the shape of the model's input, any batch
-        size) that returns the predictions as a tensor of the backend. For a model of
+        size but zero) that returns the predictions as a tensor of the backend. For a model of
         several inputs or outputs it takes and returns their structure. It raises
         ValueError for images of another shape.
 
@@ -61,7 +61,7 @@ def inference_function(model, runtime=None):
     compiled = _compiled(folded, runtime)
 
     def predict(images):
-        return compiled(keras.tree.map_structure(_checked, folded.input, images))
+        return compiled(_checked(folded.input, images))
 
     return predict
 
@@ -87,17 +87,42 @@ def _compiled(folded, runtime):
     return _COMPILERS[keras.backend.backend()](folded)
 
 
-def _checked(expected, images):
+def _checked(inputs, images):
+    """Convert images to tensors in the structure of a model's inputs."""
+    expected = keras.tree.flatten(inputs)
+    given = keras.tree.flatten(images)
+    if isinstance(inputs, dict) and (
+        not isinstance(images, dict) or images.keys() != inputs.keys()
+    ):
+        given = []
+    elif len(expected) == 1 and len(given) != 1:
+        given = [images]  # nested lists of numbers
+    if len(given) != len(expected):
+        wanted = list(inputs) if isinstance(inputs, dict) else len(expected)
+        raise ValueError(
+            f"The network takes inputs in the structure of its own: {wanted}. Received: "
+            f"{type(images).__name__}"
+        )
+    return keras.tree.pack_sequence_as(inputs, list(map(_tensor, expected, given)))
+
+
+def _tensor(expected, images):
     """Convert images to a tensor of the input's dtype; check their shape."""
-    images = keras.ops.convert_to_tensor(images, dtype=expected.dtype)
-    fits = len(images.shape) == len(expected.shape) and all(
-        size in (None, given) for size, given in zip(expected.shape, images.shape)
-    )
-    if not fits:
+    try:
+        images = keras.ops.convert_to_tensor(images, dtype=expected.dtype)
+        shape = tuple(images.shape)
+    except (TypeError, ValueError):
+        shape = None
+    if (
+        shape is None
+        or len(shape) != len(expected.shape)
+        or not all(want in (None, size) for want, size in zip(expected.shape, shape))
+        or 0 in shape
+    ):
         raise ValueError(
             f"The network takes images of shape {tuple(expected.shape)}, the first axis "
-            "being that of the batch (for one image, `image[None]`). Received: shape "
-            f"{tuple(images.shape)}"
+            "being that of the batch (for one image, `image[None]`). Received: "
+            + (type(images).__name__ if shape is None else f"shape {shape}")
         )
     return images
 
@@ -127,8 +152,10 @@ def _in_onnx_runtime(model):
     def predict(images):
         arrays = map(keras.ops.convert_to_numpy, keras.tree.flatten(images))
         results = session.run(None, dict(zip(inputs, arrays, strict=True)))
-        tensors = map(keras.ops.convert_to_tensor, results)
-        return keras.tree.pack_sequence_as(model.output, list(tensors))
+        tensors = list(map(keras.ops.convert_to_tensor, results))
+        if len(tensors) == 1 and isinstance(model.output, list):
+            return tensors[0]  # as Keras does
+        return keras.tree.pack_sequence_as(model.output, tensors)
 
     return predict
 

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 
+from keras_nfnets import checks
 from keras_nfnets.data.preparation import checked_preparation, completed
 
 # In a SavedModel's folder `assets`, and in the archive at the end of a LiteRT file.
@@ -33,17 +34,14 @@ def checked_metadata(model, preparation=None, class_names=None, licence=None):
     if class_names is not None:
         metadata["class_names"] = _checked_names(model, class_names)
     if licence is not None:
-        if not isinstance(licence, str):
-            raise ValueError(f"`licence` must be text. Received: licence={licence!r}")
-        metadata["licence"] = licence
+        metadata["licence"] = checks.text("licence", licence)
     return metadata
 
 
 def _checked_names(model, names):
-    is_list = not isinstance(names, str) and isinstance(names, (list, tuple))
-    if not is_list or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, (list, tuple)):
         raise ValueError(
-            "`class_names` must be a list of texts. Received: "
+            "`class_names` must be a list. Received: "
             f"{type(names).__name__} {str(names)[:100]}"
         )
     shape = model.output_shape
@@ -52,7 +50,7 @@ def _checked_names(model, names):
             "`class_names` must have one name for each output of the model, of shape "
             f"{shape}. Received: {len(names)} names"
         )
-    return list(names)
+    return [checks.text("class_names", name) for name in names]
 
 
 def add_to_saved_model(folder, metadata):

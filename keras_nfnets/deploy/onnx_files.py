@@ -120,17 +120,21 @@ def put_before(front, file, convert, input_names):
     network = onnx.load(file)
     [opset] = [x.version for x in network.opset_import if x.domain in ("", "ai.onnx")]
     known = min(opset, _newest_converted())
-    before = _converted(front, file, convert, input_names, [_FRONT], known)
+    names = {name for node in network.graph.node for name in node.output}
+    name = unique_name(_FRONT, {*names, *input_names})
+    before = _converted(front, file, convert, input_names, [name], known)
     before = onnx.version_converter.convert_version(before, opset)
     _write(before, file)
     if importlib.util.find_spec("onnxruntime"):
         compare(front, file, runtime_outputs)
     before.ir_version = network.ir_version
     before = onnx.compose.add_prefix(
-        before, f"{_FRONT}/", rename_inputs=False, rename_outputs=False
+        before, f"{name}/", rename_inputs=False, rename_outputs=False
     )
     network_input = network.graph.input[0].name
-    result = onnx.compose.merge_models(before, network, [(_FRONT, network_input)])
+    result = onnx.compose.merge_models(before, network, [(name, network_input)])
+    del result.opset_import[:]  # of both
+    result.opset_import.extend(network.opset_import)
     result.graph.name = network.graph.name
     result.producer_name = network.producer_name
     result.producer_version = network.producer_version
@@ -182,6 +186,12 @@ def _check_converter(unknown, opset=None):
 
 def _rename(graph, input_names, output_names):
     """Give the names in a converted graph that do not depend on the process."""
+    if len(graph.input) != len(input_names):
+        raise ValueError(
+            "Keras's converter to ONNX cannot write this network: the file would have "
+            f"{len(graph.input)} inputs. A SavedModel or LiteRT file can hold it. "
+            f"Received: a network of {len(input_names)}"
+        )
     names = dict(zip((x.name for x in graph.input), input_names, strict=True))
     names |= zip((x.name for x in graph.output), output_names, strict=True)
     graph.name, graph.doc_string = "network", ""
@@ -289,7 +299,14 @@ def compare(model, file, outputs_of):
             continue
         trials.append(inputs)
         expected.append([ops.convert_to_numpy(x) for x in outputs])
-    for inputs, *both in zip(trials, outputs_of(file, trials), expected):
+    try:
+        found = outputs_of(file, trials)
+    except Exception as error:  # runtimes raise exceptions of many types
+        raise ValueError(
+            "The file fails in its runtime, and is not kept. A SavedModel or LiteRT file "
+            f"can hold more operations. Received: {str(error)[:500]}"
+        ) from error
+    for inputs, *both in zip(trials, found, expected):
         for a, b in zip(*both, strict=True):
             largest = np.abs(b).max(initial=1e-30)
             if a.shape != b.shape or not np.allclose(

@@ -164,7 +164,7 @@ def _padding(layer, x, extent, strides):
     sizes = x.shape[1:-1] if x.moved else x.shape[2:]
     totals = []
     for size, n, stride in zip(sizes, extent, strides):
-        if stride == 1:
+        if stride == 1 or n == 1:
             totals.append(n - 1)
         elif size is None:
             return {"auto_pad": "SAME_UPPER"}
@@ -191,6 +191,8 @@ def _max_pooling(writer, layer, x):
     x = _channels_first(writer, layer, writer.exact(x))
     pool, strides = list(layer.pool_size), list(layer.strides)
     padding = _padding(layer, x, pool, strides)
+    if "auto_pad" in padding and any(n < stride for n, stride in zip(pool, strides)):
+        raise UnknownOperation(layer)  # ONNX Runtime fails
     following = max(strides) == 1 and writer.takes_in(
         keras_internals.kind_of(layer),
         lambda after: (
@@ -233,6 +235,8 @@ def _zero_padding(writer, layer, x):
 
 
 def _reshape(writer, layer, x):
+    if not isinstance(layer, keras.Layer):  # `keras.ops` may reshape the batch, too
+        raise UnknownOperation(layer)
     x = writer.padded(x)
     if x.moved and not x.is_same_in_memory():
         x = writer.plain(x)
@@ -254,19 +258,34 @@ def _identity(writer, layer, x):
 
 def _rescaling(writer, layer, x):
     scale, offset = layer.scale, layer.offset
-    [given] = writer.call.inputs
-    if "float" not in given.spec.dtype:
-        name = f"{layer.name}/cast"
-        x = x.having(name=writer.node("Cast", [x.name], name, to=1))  # to float32
-    if np.ndim(scale) or np.ndim(offset) or scale == 0:
+    x = _as_float(writer, layer, x)
+    if np.ndim(scale) or np.ndim(offset) or scale * x.factor == 0:
         x = _by_constant(writer, "Mul", x, scale, f"{layer.name}/scaled")
         return _by_constant(writer, "Add", x, offset, layer.name)
     # scale * factor * (x + offset / scale / factor)
     factor = scale * x.factor
-    if offset and factor:
+    if offset:
         x = writer.padded(x).having(factor=1.0)
         x = _by_constant(writer, "Add", x, offset / factor, layer.name)
     return x.having(factor=factor)
+
+
+def _as_float(writer, layer, x):
+    """Cast the input of this call to float32 if it has integers."""
+    [given] = writer.call.inputs
+    if "float" in given.spec.dtype:
+        return x
+    return x.having(name=writer.node("Cast", [x.name], f"{layer.name}/cast", to=1))
+
+
+def _normalization(writer, layer, x):
+    if layer.invert:
+        raise UnknownOperation(layer)
+    mean, variance = map(ops.convert_to_numpy, (layer.mean, layer.variance))
+    std = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    x = _as_float(writer, layer, x)
+    x = _by_constant(writer, "Sub", x, mean, f"{layer.name}/centered")
+    return _by_constant(writer, "Div", x, std, layer.name)
 
 
 def _by_constant(writer, kind, x, constant, name):
@@ -315,6 +334,8 @@ def _concatenation(writer, operation, *tensors):
     moved = any(x.moved for x in tensors)
     if moved:
         tensors = [writer.moved(x) for x in tensors]
+    if len(writer.operands()) != len(tensors):  # one is a constant
+        raise UnknownOperation(operation)
     output = _output(writer, "", moved)
     names = [x.name for x in tensors]
     axis = _axis(operation.axis, output)
@@ -423,7 +444,8 @@ def _gelu(writer, operation, x):
 
 
 # Names of classes; see `keras_internals.kind_of`.
-TAKE_INTEGERS = {"Rescaling"}
+TAKE_INTEGERS = {"Normalization", "Rescaling"}
+TAKE_SEVERAL = {"Add", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"}
 WRITERS = {
     "Activation": _activation,
     **dict.fromkeys((f"AveragePooling{n}D" for n in (1, 2, 3)), _average_pooling),
@@ -445,6 +467,7 @@ WRITERS = {
     "LogSigmoid": _log_sigmoid,
     **dict.fromkeys(("LogSoftmax", "Softmax"), _softmax),
     **dict.fromkeys((f"MaxPooling{n}D" for n in (1, 2, 3)), _max_pooling),
+    "Normalization": _normalization,
     **dict.fromkeys(("ReLU", "Relu"), _relu),
     "Relu6": _clipped,
     "Rescaling": _rescaling,

@@ -10,6 +10,7 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import Graph, Value, has_graph, unique_name
 from keras_nfnets.deploy.onnx_layers import (
     TAKE_INTEGERS,
+    TAKE_SEVERAL,
     WRITERS,
     Tensor,
     UnknownOperation,
@@ -63,6 +64,8 @@ class Writer:
         self.call, operation = call, call.operation
         kind = keras_internals.kind_of(operation)
         takes_inputs = kind in TAKE_INTEGERS or all(map(_is_float, call.inputs))
+        # Others may have a mask as a second input.
+        takes_inputs &= len(inputs) == 1 or kind in TAKE_SEVERAL
         if kind not in WRITERS or not _is_keras_own(operation) or not takes_inputs:
             raise UnknownOperation(operation)
         return [WRITERS[kind](self, operation, *inputs)]
@@ -111,9 +114,8 @@ class Writer:
 
     def constant(self, value, name):
         """Add a constant, float32 unless it is an array of integers; return its name."""
-        value = np.asarray(value)
-        if value.dtype != "int64":
-            value = value.astype("float32")
+        if not isinstance(value, np.ndarray) or value.dtype != "int64":
+            value = np.asarray(value, "float32")
         key = value.dtype.str, value.shape, value.tobytes()
         if key not in self._constants:
             name = self._constants[key] = unique_name(name, self._names)
@@ -263,7 +265,9 @@ def _with_outputs(nodes, names, output_names):
 
 
 def _value_info(name, x):
-    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(x.dtype))
+    # The network computes in float32, although its last constant may be float64.
+    dtype = "float32" if "float" in x.dtype else x.dtype
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return helper.make_tensor_value_info(name, dtype, dimensions(x.shape))
 
 

@@ -5,26 +5,35 @@ import math
 import keras
 from keras import ops
 
-from keras_nfnets.backend.graph import activation_of_outputs
+from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend.graph import activation_of_outputs, unique_name
 from keras_nfnets.data import preprocessing
 from keras_nfnets.data.preparation import checked_preparation, completed
+
+_INPUT = "image"
 
 
 def with_preprocessing(model, preparation):
     """Split a classifier of images of any size into two models, one after the other.
 
     Args:
-        model: `keras.Model` of one input, images with channels last. If its last layer
-            is linear, its outputs are logits.
+        model: `keras.Model` of one input, images with channels last, and one output. If
+            its last layer is linear, the outputs are logits.
         preparation: dict. See `preprocessing_model`.
 
     Returns:
         A pair of models: the preprocessing, and the model with probabilities as outputs.
 
     Raises:
-        ValueError: the model does not take images that are prepared in this way.
+        ValueError: the model does not take images that are prepared in this way, or it
+            is not known what its outputs are.
     """
-    batch_size = model.input_shape[0] if len(model.inputs) == 1 else None
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "`preprocessing=True` is for models of one input and one output. Received: a "
+            f"model of {len(model.inputs)} and {len(model.outputs)}"
+        )
+    batch_size = model.input_shape[0]
     front = preprocessing_model(preparation, batch_size)
     shape = front.output_shape
     expected = model.input_shape
@@ -35,15 +44,41 @@ def with_preprocessing(model, preparation):
             f"The model must take the images that `preparation` gives, of shape {shape}. "
             f"Received: a model with inputs of shape {expected}"
         )
-    if activation_of_outputs(model) == "linear":
-        softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
-        model = keras.Model(model.input, softmax(model.output), name=model.name)
-    return front, model
+    return front, _with_probabilities(model)
+
+
+def _with_probabilities(model):
+    """Return the model with an activation for its logits."""
+    activation = activation_of_outputs(model)
+    if activation is None:
+        raise ValueError(
+            "`preprocessing=True` is for models with probabilities or logits as outputs: "
+            "their last layer must be linear, a softmax or a sigmoid. Received: a model "
+            f"that ends in {model.layers[-1].name!r}"
+        )
+    if activation != "linear":
+        return model
+    names = {layer.name for layer in model.layers}
+    activate = keras.layers.Activation(
+        "softmax" if model.output_shape[-1] > 1 else "sigmoid",
+        dtype="float32",
+        name=unique_name("probabilities", names),
+    )
+    return keras.Model(model.input, activate(model.output), name=model.name)
 
 
 def joined(front, model):
     """Return a model that applies two models one after the other."""
-    return keras.Model(front.input, model(front.output), name=model.name)
+    return keras.Model(front.input, applied(model, front.output), name=model.name)
+
+
+def applied(model, inputs):
+    """Apply a model to tensors of another, of which a layer may have the same name."""
+    operations = map(keras_internals.operation_of, keras.tree.flatten(inputs))
+    name = unique_name(
+        model.name, {operation.name for operation in operations} | {_INPUT}
+    )
+    return keras.Model(model.input, model.output, name=name)(inputs)
 
 
 def preprocessing_model(preparation, batch_size=None):
@@ -64,7 +99,7 @@ def preprocessing_model(preparation, batch_size=None):
     Raises:
         ValueError: `preparation` has invalid or unsupported entries.
     """
-    images = keras.Input((None, None, 3), batch_size, dtype="uint8", name="image")
+    images = keras.Input((None, None, 3), batch_size, dtype="uint8", name=_INPUT)
     return keras.Model(images, _Preprocessing(preparation)(images))
 
 

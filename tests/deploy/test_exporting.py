@@ -232,7 +232,7 @@ def test_int8_onnx_files_compute_with_8_bits_and_are_reproducible(tmp_path, digi
 @pytest.mark.parametrize(
     "path, options, message",
     [
-        ("m.onnx", {"quantize": "dynamic"}, "'onnx' can be quantized by int8"),
+        ("m.onnx", {"quantize": "dynamic"}, "'onnx' has the quantizations int8"),
         ("m", {"quantize": "int8"}, "'saved_model' cannot be.*quantize='int8'"),
         ("m.onnx", {"format": "litert"}, "must end in .tflite"),
         ("m", {"format": "torch"}, "saved_model"),
@@ -354,9 +354,14 @@ def test_other_precisions_are_written_in_float32(policy, name, tmp_path):
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_names_that_tensorflow_does_not_take(name, tmp_path):
     inputs = keras.Input((8, 8, 3), name="my input: é")
-    x = keras_nfnets.WSConv2D(4, 3)(inputs)
-    export(keras.Model(inputs, x, name="a b:c"), tmp_path / name)
-    assert RUNTIMES[name](tmp_path / name, np.ones((1, 8, 8, 3), "float32")).ndim == 4
+    x = keras_nfnets.WSConv2D(4, 3, name="é %")(inputs)
+    inner = keras.Sequential([keras.layers.Conv2D(2, 1, name="ü %")], name="ö %")
+    model = keras.Model(inputs, inner(x), name="a b:c")
+    export(model, tmp_path / name)
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(
+        RUNTIMES[name](tmp_path / name, x), model(x), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("path", [None, 5, b"m.onnx", "", "~no such user/m.onnx"])

@@ -383,3 +383,9 @@ def test_refuses_layers_hidden_in_others():
     hidden = keras.layers.TimeDistributed(keras_nfnets.WSConv2D(4, 3))
     with pytest.raises(ValueError, match="WSConv2D.*cannot be folded.*TimeDistributed"):
         fold(keras.Model(inputs, hidden(inputs)))
+
+
+def test_a_configuration_that_cannot_be_read_is_refused():
+    layer = keras.layers.Conv2D(2, 3, activation=lambda x: 2 * x, name="doubling")
+    with pytest.raises(ValueError, match="name=doubling.* must have a name and be reg"):
+        fold(keras.Sequential([keras.Input((8, 8, 3)), layer]))

@@ -87,10 +87,14 @@ def test_several_inputs_and_outputs(runtime):
     outputs = {"x": keras_nfnets.WSDense(3)(joined), "y": inputs["a"] * 2}
     model = keras.Model(inputs, outputs)
     x = {"a": images(2, 4), "b": images(2, 4)}
-    found, expected = keras_nfnets.inference_function(model, runtime)(x), model(x)
+    predict = keras_nfnets.inference_function(model, runtime)
+    found, expected = predict(x), model(x)
     assert found.keys() == expected.keys()
     for name in expected:
         close(found[name], expected[name])
+    for wrong in (list(x.values()), {"a": x["a"]}):
+        with pytest.raises(ValueError, match=r"its own: \['a', 'b'\]"):
+            predict(wrong)
 
 
 def test_integers_become_the_dtype_of_the_input(network, predict):
@@ -104,6 +108,21 @@ def test_integers_become_the_dtype_of_the_input(network, predict):
 def test_other_shapes_are_refused(predict, shape):
     with pytest.raises(ValueError, match=r"takes images of shape.*Received: shape"):
         predict(images(*shape))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_images_may_be_in_lists(network, runtime):
+    x = images(2, 32, 32, 3)
+    for model in (network, keras.Model(network.inputs, network.outputs)):
+        predict = keras_nfnets.inference_function(model, runtime)
+        for given in (x, x.tolist(), [x]):
+            close(predict(given), network(x))
+        with pytest.raises(ValueError, match="Received: str"):
+            predict("images")
+        with pytest.raises(ValueError, match=r"Received: shape \(0, 32, 32, 3\)"):
+            predict(x[:0])
+        with pytest.raises(ValueError, match=r"Received: shape \(2, 2, 32, 32, 3\)"):
+            predict([x, x])
 
 
 def test_a_model_without_a_graph_is_refused():

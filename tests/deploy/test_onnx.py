@@ -250,9 +250,38 @@ CASES = {
         lambda: sequential(convolution(6, 1), layers.Activation(mixture)),
         {"Mul": 2, "Relu": 1},
     ),
+    "limited by integers": (
+        lambda: sequential(layers.ReLU(6), layers.ReLU(max_value=1)),
+        {"Clip": 2},
+    ),
+    "normalized": (
+        lambda: sequential(
+            layers.Normalization(mean=[1.0, 2, 3, 4], variance=[1.0, 4, 0.5, 9]),
+            convolution(6, 3),
+            dtype="uint8",
+        ),
+        {"Cast": 1, "Sub": 1, "Div": 1},
+    ),
+    "subsampled": (
+        lambda: sequential(layers.MaxPooling2D(1, 2, padding="same")),
+        {"MaxPool": 1},
+    ),
+    "nothing but an offset": (
+        lambda: sequential(layers.Rescaling(0.0), layers.Rescaling(2.0, 3.0)),
+        {},
+    ),
+    "constant of another dtype": (
+        lambda: of_function(lambda x: x * np.array([1.0, 2, 3, 4])),
+        {},
+    ),
     "operations": (lambda: with_operations(), {}),
     "input as output": (lambda: sequential(layers.Identity()), {"Identity": 1}),
 }
+
+
+def of_function(function, shape=(None, None, 4), batch=None):
+    inputs = keras.Input(shape, batch)
+    return keras.Model(inputs, function(inputs))
 
 
 def twice(first, second):
@@ -347,7 +376,7 @@ def test_mixed_precision_has_no_more_nodes(nfnet_tiny):
         keras.config.set_dtype_policy(policy)
         folded = fold(nfnet_tiny(**options))
         keras.config.set_dtype_policy("float32")
-        model = keras_nfnets.deploy.exporting._in_float32(folded)
+        model = keras_nfnets.deploy.exporting._cloned(folded, "float32")
         found.append(kinds(onnx_model(model, ["image"], ["predictions"])))
     assert found[0] == found[1]
 
@@ -373,6 +402,17 @@ def integer_sum():
         (lambda: sequential(layers.ReLU(threshold=1.0, name="high")), "'high'"),
         (integer_sum, "Add"),
         (lambda: sequential(convolution(2, 1, activation=layers.ReLU())), "ReLU"),
+        (lambda: sequential(layers.MaxPooling2D(2, 3, "same", name="max")), "'max'"),
+        (lambda: of_function(lambda x: layers.Softmax()(x, mask=x)), "Softmax"),
+        (lambda: of_function(lambda x: ops.reshape(x, (-1, 4))), "Reshape"),
+        (
+            lambda: of_function(
+                lambda x: ops.concatenate([x, np.ones((2, 1), "float32")], axis=1),
+                shape=(3,),
+                batch=2,
+            ),
+            "Concatenate",
+        ),
     ],
 )
 def test_what_is_unknown_is_named(create, named):
@@ -447,8 +487,8 @@ def test_several_inputs_and_outputs(tmp_path):
         ({"opset": 14}, "from 15 to .*Received: opset=14"),
         ({"opset": 1000}, "from 15 to .*Received: opset=1000"),
         ({"opset": "20"}, "from 15 to .*Received: opset='20'"),
-        ({"input_name": ""}, "`input_name` must be a name"),
-        ({"output_name": 5}, "`output_name` must be a name"),
+        ({"input_name": ""}, "`input_name` must be text"),
+        ({"output_name": 5}, "`output_name` must be text"),
         ({"input_name": "x", "output_name": "x"}, "different names.*'x'"),
         ({"batch_size": 0}, "`batch_size` must be an integer"),
         ({"batch_size": 3, "fixed": 2}, "takes batches of 2.*batch_size=3"),

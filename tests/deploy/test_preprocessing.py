@@ -173,6 +173,55 @@ def test_logits_become_probabilities(tmp_path):
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
 
 
+def dense(*heads, **names):
+    inputs = keras.Input((32, 32, 3), name=names.get("inputs"))
+    x = keras.layers.Flatten(name=names.get("flatten"))(inputs)
+    outputs = [head(x) for head in heads]
+    outputs = outputs if len(outputs) > 1 else outputs[0]
+    return keras.Model(inputs, outputs, name=names.get("model"))
+
+
+PREPARATION = {
+    "size": 32,
+    "crop_mode": "whole",
+    "interpolation": "bilinear",
+    **IMAGENET,
+}
+
+
+def test_a_single_logit_becomes_a_probability(tmp_path, pixels):
+    model = dense(keras.layers.Dense(1))
+    path = tmp_path / "a.onnx"
+    keras_nfnets.export(model, path, preprocessing=True, preparation=PREPARATION)
+    x = np.stack([data.prepare(image, **PREPARATION) for image in pixels])
+    [found] = onnxruntime.InferenceSession(path).run(None, {"image": pixels})
+    np.testing.assert_allclose(found, keras.ops.sigmoid(model(x)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([keras.layers.Dense(2), keras.layers.Dense(2)], "one input and one output"),
+        ([keras.layers.Dense(2, "tanh")], "must be linear, a softmax or a sigmoid"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(heads, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        keras_nfnets.export(
+            dense(*heads), tmp_path / "a", preprocessing=True, preparation=PREPARATION
+        )
+
+
+@pytest.mark.parametrize(("name", "load"), [("a.onnx", of_onnx), ("a", of_saved_model)])
+def test_layers_can_have_the_names_of_ours(name, load, pixels, tmp_path):
+    names = {"inputs": "image", "model": "image", "flatten": "preprocessing"}
+    model = dense(keras.layers.Dense(3, name="probabilities"), **names)
+    options = {"preparation": PREPARATION, "class_names": ["a", "b", "c"]}
+    keras_nfnets.export(model, tmp_path / name, preprocessing=True, **options)
+    found = load(tmp_path / name)[0](pixels)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
 def test_wrong_metadata_are_refused(tmp_path):
     model = keras_nfnets.NFNetTest(classes=3, input_shape=(32, 32, 3))
     preparation = {"size": 16, "crop_mode": "whole", "interpolation": "bilinear"}
@@ -187,6 +236,8 @@ def test_wrong_metadata_are_refused(tmp_path):
         ({"class_names": "abc"}, "`class_names` must be a list"),
         ({"class_names": ["a", "b"]}, "one name for each output"),
         ({"licence": 1}, "`licence` must be text"),
+        ({"licence": "\udc80"}, "`licence` must be text"),
+        ({"class_names": ["a", "b", 3]}, "`class_names` must be text"),
     ]:
         with pytest.raises(ValueError, match=message):
             keras_nfnets.export(model, tmp_path / "a.onnx", **options)

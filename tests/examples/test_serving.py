@@ -71,18 +71,47 @@ def test_images_are_classified_and_other_requests_refused(folder, classifier):
         Image.new("RGB", (8, 8)).save(gif, "gif")
         status, answer = post(gif.getvalue())
         assert status == 400 and "JPEG, PNG, WEBP" in answer["error"]
-        large = io.BytesIO()
-        Image.new("1", (5000, 5000)).save(large, "png")
-        status, answer = post(large.getvalue())
-        assert status == 400 and "pixels" in answer["error"]
+        # A line, too: resizing takes memory in proportion to its length.
+        for size in [(5000, 5000), (1, 100_000)]:
+            large = io.BytesIO()
+            Image.new("1", size).save(large, "png")
+            status, answer = post(large.getvalue())
+            assert status == 400 and "pixels" in answer["error"]
         assert post(b"", str(2**40))[0] == 413
         assert post(b"", "-1")[0] == 411
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert response.status == 405 and "POST" in json.loads(response.read())["error"]
         # After all this, it still answers.
         assert post((folder / "7.png").read_bytes())[0] == 200
     finally:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert out.endswith("Ended.\n") and process.returncode == 0
+
+
+def test_images_are_decoded_as_by_the_package(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import serving
+
+    rng = np.random.default_rng(0)
+    turned, half = Image.Exif(), rng.integers(0, 256, (10, 30, 4), "uint8")
+    turned[0x0112] = 6  # orientation
+    rgb, gray = Image.fromarray(half[..., :3]), Image.fromarray(half[..., 0])
+    for image, options in [
+        (rgb, {}),
+        (rgb, {"exif": turned}),
+        (gray, {}),
+        (Image.fromarray(half), {}),
+        (gray.convert("P"), {}),
+    ]:
+        path = tmp_path / "a.png"
+        image.save(path, **options)
+        found = np.asarray(serving.read(path.read_bytes())).astype(int)
+        assert np.abs(found - data.read_picture(path)).max() <= 1
+    Image.fromarray(rng.integers(0, 2**16, (9, 9)).astype("uint16")).save(path)
+    with pytest.raises(ValueError, match="8 bits"):
+        serving.read(path.read_bytes())
 
 
 def test_latency_is_measured(folder):
