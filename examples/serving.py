@@ -1,11 +1,12 @@
-"""Serve an exported network over HTTP, with ONNX Runtime, Pillow and NumPy alone.
+"""Serve an exported network over HTTP, using only ONNX Runtime, Pillow and NumPy.
 
   keras-nfnets export digits digits.onnx --preprocessing
   python examples/serving.py digits.onnx
   curl --data-binary @image.png http://127.0.0.1:8000/
 
-The answer is JSON: the most probable classes. `--measure=image.png` measures the latency
-of 1, 8 and 32 concurrent requests instead, and ends.
+The response is JSON with the three most probable classes. JPEG, PNG and WebP images of up
+to 20 MiB and 16 million pixels are accepted. `--measure=image.png` measures the latency of
+1, 8 and 32 concurrent requests instead, and exits.
 """
 
 import argparse
@@ -89,7 +90,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 {"error": "The request must have a Content-Length and no encoding."},
             )
         elif int(length) > MAX_BYTES:
-            self._answer(413, {"error": f"Images may have {MAX_BYTES:,} bytes."})
+            self._answer(
+                413, {"error": f"Images may have at most {MAX_BYTES:,} bytes."}
+            )
         else:
             self._classify(self.rfile.read(int(length)))
 
@@ -147,7 +150,7 @@ def read(content):
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
         if math.prod(max(side, LEAST_SIDE) for side in image.size) > MAX_PIXELS:
-            raise ValueError(f"Images may have {MAX_PIXELS:,} pixels.")
+            raise ValueError(f"Images may have at most {MAX_PIXELS:,} pixels.")
         if image.mode.startswith(("I", "F")):
             raise ValueError("Images must have 8 bits per channel.")
         image = ImageOps.exif_transpose(image).convert("RGBA")

@@ -98,7 +98,7 @@ Folds a network and writes it for another runtime.
 
   keras-nfnets export digits digits.onnx
   keras-nfnets export model.keras small.tflite --quantize=dynamic
-  keras-nfnets export model.keras smaller.onnx --quantize=int8 --examples=pictures/
+  keras-nfnets export model.keras smaller.onnx --quantize=int8 --examples=images/
 
 NETWORK is as in 'keras-nfnets predict'. OUT ends in .onnx (ONNX Runtime and
 others), .tflite (LiteRT, formerly TensorFlow Lite), .xml (OpenVINO, with the
@@ -111,8 +111,7 @@ _flag(
     "enum",
     "format",
     None,
-    "Format, if it does not follow from the ending of OUT: "
-    f"{', '.join(tables.FORMATS)}.",
+    f"Format: {', '.join(tables.FORMATS)}. By default that of the extension of OUT.",
     enum_values=tables.FORMATS,
 )
 _flag(
@@ -128,7 +127,7 @@ _flag(
     "examples",
     None,
     f"Folder of images to measure the ranges for --quantize=int8 on; up to {_EXAMPLES} "
-    "are used. Without it, noise of the variance that the network is built for.",
+    "are used. By default, they are measured on normal noise.",
 )
 _flag(
     "integer",
@@ -156,7 +155,7 @@ _flag(
     "boolean",
     "preprocessing",
     False,
-    "Let the file take images as they are and give probabilities. Otherwise its metadata "
-    "say how images must be preprocessed.",
+    "Let the file take images as they are and give probabilities. By default its metadata "
+    "describe the preprocessing.",
 )
 _flag("boolean", "overwrite", False, "Replace OUT if it exists.")

@@ -11,6 +11,7 @@ from keras_nfnets.data.preprocessing import (
     INTERPOLATIONS,
     TIMM_CROP_MODES,
     check_crop_mode,
+    crop_margin,
 )
 
 _KEYS = (
@@ -125,7 +126,7 @@ def checked_preparation(preparation):
         side /= min(checks.number("crop", crop, below=1 + 1e-9, exclusive=True), 1)
     else:
         check_crop_mode(mode)
-        side += int(mode.rpartition("_")[2]) if mode.startswith("resize_crop_") else 0
+        side += crop_margin(mode)
     if side > _LARGEST_SIDE:
         raise ValueError(
             f"`size`, with what `crop` or `crop_mode` cuts off, must be at most "

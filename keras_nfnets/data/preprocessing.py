@@ -123,6 +123,11 @@ def _check_crop_mode(crop_mode, others=()):
         )
 
 
+def crop_margin(crop_mode):
+    """Return how many pixels of a resized side a crop mode crops, 32 in `"resize_crop_32"`."""
+    return int(crop_mode.rpartition("_")[2]) if crop_mode.startswith("resize_") else 0
+
+
 def evaluation_crop(crop_mode, interpolation):
     """Return the functions that crop and resize images in evaluation.
 
@@ -150,7 +155,7 @@ def evaluation_crop(crop_mode, interpolation):
         return middle_window, lambda x, size: resize(x, size, interpolation)
     if crop_mode == "whole":
         return full_window, lambda x, size: resize(x, size, interpolation)
-    margin = int(crop_mode.rpartition("_")[2])
+    margin = crop_margin(crop_mode)
     begin = (margin + 1) // 2
 
     def resize_crop(x, size):

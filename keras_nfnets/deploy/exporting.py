@@ -140,11 +140,11 @@ def export(
 ):
     """Fold a network and write it for another runtime.
 
-    All but SavedModels compute in float32, whatever the network's dtype policy. ONNX and
-    OpenVINO files are loaded by their runtime (ONNX Runtime if it is installed) and
-    compared with the network before they appear. They are written on every backend,
-    unless the network has layers or operations that need Keras's own converter; other
-    formats are written on TensorFlow.
+    Without quantization, all but SavedModels compute in float32, whatever the network's
+    dtype policy. ONNX and OpenVINO files are compared with the network in their runtime
+    (ONNX Runtime if it is installed) before they are moved to `path`. They are written on
+    every backend, unless the network has layers or operations that need Keras's
+    converter; other formats are written on TensorFlow.
 
     Args:
         model: `keras.Model`. See `fold`.
@@ -154,9 +154,10 @@ def export(
             Runtime and others), `"litert"` (LiteRT, formerly TensorFlow Lite) or
             `"openvino"` (OpenVINO, with the weights in a `.bin` file next to the file).
             By default chosen by the file extension: `.onnx`, `.tflite`, `.xml`, or none
-            for a SavedModel.
-        quantize: str or None. For ONNX and LiteRT, `"int8"` for 8 bits throughout, with
-            ranges of activations measured on `examples`, but float inputs and outputs.
+            for a SavedModel. The extension must be that of the format.
+        quantize: str or None. For ONNX and LiteRT, `"int8"` for 8-bit kernels and
+            activations (in ONNX files, of the operations that ONNX Runtime computes with
+            8 bits), with ranges measured on `examples`, but float inputs and outputs.
             For LiteRT also `"dynamic"` for 8-bit kernels, with the ranges computed at run
             time, and `"float16"` for 16-bit kernels. None for no quantization.
         examples: array `(examples, height, width, channels)` of the dtype of the
@@ -164,18 +165,20 @@ def export(
             training. A warning says if the quantized network disagrees with the float
             network on them, or if they look like raw pixels. None for normal noise of
             mean zero and variance one, for which normalizer-free networks have known
-            variances; not for models that preprocess their images themselves.
-        batch_size: int or None. Number of images that the file takes; by default as the
-            model, mostly any number.
+            variances; models that contain `Rescaling` or `Normalization` layers, or take
+            integers, need examples.
+        batch_size: int or None. Number of images that the file takes; by default that of
+            the model, usually any.
         input_name, output_name: str or None. For ONNX and OpenVINO: names of the input
-            and the output, by default `"image"` and `"predictions"`. Several inputs or outputs
-            keep their names in Keras.
-        opset: int or None. For ONNX and OpenVINO, which is written through it: version of
-            ONNX's set of operations; by default 20, or 15 if Keras's own converter is
-            needed.
+            and the output, by default `"image"` and `"predictions"`. Several inputs or
+            outputs keep their names in Keras.
+        opset: int or None. For ONNX, and OpenVINO files, which are made from ONNX files:
+            version of ONNX's operators, 15 or newer; by default 20, or 15 if Keras's
+            converter is needed.
         preprocessing: bool. Whether the file takes images of any size as they are, uint8
             `(batch, height, width, 3)`, preprocesses them as `preparation` says and
-            gives probabilities. For ONNX it needs the package tf2onnx.
+            gives probabilities. For ONNX and OpenVINO it needs Keras's TensorFlow backend
+            and the package tf2onnx.
         preparation: dict or None. Keyword arguments of `data.prepare`, by which the
             images are preprocessed.
         class_names: list of str or None. Names of the classes.

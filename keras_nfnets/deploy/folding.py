@@ -43,8 +43,9 @@ def fold(model):
 
     Saved as `.keras`, the result can be loaded without this package, by Keras 3.9 and
     newer on every backend. Its `save` refuses `.h5` if it has operations that are not
-    layers, which Keras could not load (`keras.saving.save_model` does not). Its layers
-    have no initializers but zeros: a clone of it needs its weights.
+    layers, which Keras could not load (`keras.saving.save_model` does not check this).
+    Its configuration contains zero initializers only: after `clone_model`, copy the
+    weights.
 
     Args:
         model: `keras.Model`. A functional or sequential model: a network of this

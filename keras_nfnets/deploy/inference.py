@@ -19,24 +19,25 @@ _NOT_BY_XLA = ("Conv2D", "MatMul")
 def inference_function(model, runtime=None):
     """Fold a network and compile it for inference on this machine.
 
-    The function computes with the weights that the network has now, as constants.
+    The function keeps the weights that the model has when it is created, as constants;
+    after further training, create it again.
 
-    `"onnxruntime"` runs the network in ONNX Runtime on the CPU, in float32. It is ready
-    at once, for all batch sizes.
+    `"onnxruntime"` runs the network in ONNX Runtime on the CPU, in float32, without
+    compilation and for all batch sizes.
 
     `"keras"` compiles it by the backend. On TensorFlow and a CPU, convolutions and matrix
     products run in TensorFlow's own kernels, and XLA fuses the operations between them.
     On JAX, and on TensorFlow with an accelerator, XLA compiles everything. On PyTorch the
-    folded network runs in inference mode, not compiled. The first call with each shape
-    compiles, which takes seconds to a minute: call it once with each batch size before it
-    must be fast, and use few batch sizes.
+    folded network runs in inference mode, not compiled. On TensorFlow and JAX the first
+    call with each shape compiles, for seconds to a minute: make that call in advance, and
+    use few batch sizes.
 
     Args:
         model: `keras.Model`. See `fold`; may be folded already.
-        runtime: str or None. `"onnxruntime"` or `"keras"`; by default ONNX Runtime where
-            it is installed (`pip install "keras_nfnets[export]"`), there is no
-            accelerator, the network computes in float32 and has no layers that need
-            Keras's converter, see `export`.
+        runtime: str or None. `"onnxruntime"` or `"keras"`; by default ONNX Runtime if it
+            is installed (`pip install "keras_nfnets[export]"`), there is no accelerator,
+            the network computes in float32, and every layer can be written as ONNX
+            directly (see `export`).
 
     Returns:
         A function of images (array or tensor of the shape of the model's input, any batch

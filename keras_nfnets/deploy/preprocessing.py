@@ -173,7 +173,7 @@ class _Preprocessing(keras.layers.Layer):
             side = ops.maximum(ops.cast(scale * self._size, "int32"), 1)
             windows = [((x - side + 1) // 2, side, self._size, 0) for x in lengths]
         else:
-            margin = int("0" + self._mode.rpartition("_")[2].removeprefix("whole"))
+            margin = preprocessing.crop_margin(self._mode)
             windows = [(0, x, self._size + margin, (margin + 1) // 2) for x in lengths]
         return [
             self._matrix(length, *window) for length, window in zip(lengths, windows)
