@@ -98,7 +98,7 @@ Folds a network and writes it for another runtime.
 
   keras-nfnets export digits digits.onnx
   keras-nfnets export model.keras small.tflite --quantize=dynamic
-  keras-nfnets export model.keras smaller.onnx --quantize=int8 --examples=images/
+  keras-nfnets export model.keras int8.onnx --quantize=int8 --examples=images/
 
 NETWORK is as in 'keras-nfnets predict'. OUT ends in .onnx (ONNX Runtime and
 others), .tflite (LiteRT, formerly TensorFlow Lite), .xml (OpenVINO, with the
