@@ -96,6 +96,15 @@ class ModelWithHooks(keras.Model):
         return self.finished_logs(logs, super()._get_metrics_result_or_logs)
 
 
+def strategy_scope(model):
+    """Return the scope of the `tf.distribute` strategy of a model, if it has one.
+
+    Only on TensorFlow does Keras have the public `model.distribute_strategy`.
+    """
+    strategy = getattr(model, "_distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
 def loss_metric(model):
     """Return the metric of a compiled model that averages the loss, `loss` in the logs.
 

@@ -19,6 +19,7 @@ class AveragedEvaluation:
 
     def __init__(self, averages, model):
         self._averages = averages
+        self._model = model
         # Such as the state of a stateful RNN.
         self._of_layers = keras_internals.state_variables(model)
         # A metric that no model knows: it only creates variables like those of metrics.
@@ -28,11 +29,15 @@ class AveragedEvaluation:
     def _copies_of(self, variables):
         for variable in variables:
             if id(variable) not in self._copies:
+                # Without aggregation, TensorFlow could not assign to all replicas.
+                is_separate = variable.aggregation == "none"
                 self._copies[id(variable)] = self._store.add_variable(
                     variable.shape,
                     "zeros",
                     dtype=variable.dtype,
-                    aggregation=variable.aggregation,
+                    aggregation="only_first_replica"
+                    if is_separate
+                    else variable.aggregation,
                 )
         return [self._copies[id(variable)] for variable in variables]
 
@@ -43,9 +48,11 @@ class AveragedEvaluation:
             of_metrics: list of the variables of the model's metrics, which are reset.
         """
         variables = [*of_metrics, *self._of_layers]
-        for variable, copy in zip(variables, self._copies_of(variables)):
-            # A copy, as JAX may reuse the memory of each of them in a step.
-            copy.assign(ops.copy(variable))
+        # Copies of metrics, too, must be added up over replicas and workers.
+        with keras_internals.strategy_scope(self._model):
+            for variable, copy in zip(variables, self._copies_of(variables)):
+                # A copy, as JAX may reuse the memory of each of them in a step.
+                copy.assign(ops.copy(variable))
 
     def state(self, of_metrics):
         """Return all variables of this evaluation, given those of the model's metrics."""
