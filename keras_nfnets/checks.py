@@ -1,6 +1,7 @@
 """Argument checks with errors that say what was expected and what was received."""
 
 import difflib
+import importlib
 import math
 import numbers
 import operator
@@ -131,6 +132,38 @@ def perhaps(value, known):
         alike = difflib.get_close_matches(wanted, names, cutoff=0.5)
         close = begin[:3] or [names[name] for name in alike]
     return f"; perhaps {' or '.join(close)}?" if close else ""
+
+
+# Packages whose names differ from those of their modules.
+_PACKAGES = {
+    "PIL": "pillow",
+    "fontTools": "fonttools",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+
+
+def installed(what, module):
+    """Import a module that not every installation has.
+
+    Raises:
+        ModuleNotFoundError: it is missing; the message says that `what` needs it.
+    """
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ModuleNotFoundError(not_installed(what, module), name=module) from error
+
+
+def not_installed(what, module):
+    """Return the message that `what` needs the package of a missing module."""
+    package = _PACKAGES.get(module, module)
+    return (
+        f"{what} needs the package {package!r}, which is not installed: "
+        f"pip install {package}"
+    )
 
 
 def data_format(value):

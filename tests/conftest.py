@@ -2,15 +2,19 @@
 
 import gc
 import os
+from importlib import metadata
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+_has_fusion_emitters = not metadata.version("tensorflow").startswith("2.18.")
 
 # Devices to train on; tests use the first one by default. Programs run only once or
 # twice, so compiling them takes longer than running them.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
+        # Before TensorFlow 2.19 there is no such flag, and XLA ends the process.
+        *(["--xla_cpu_use_fusion_emitters=false"] if _has_fusion_emitters else []),
         "--xla_force_host_platform_device_count=8",
         os.environ.get("XLA_FLAGS", ""),
     ]

@@ -1,7 +1,7 @@
 """Private and undocumented names of Keras, each used by one function here.
 
 A new Keras may break these functions and `tests/backend/test_keras_internals.py`, and
-nothing else. Seen to work: Keras 3.15.
+nothing else. Seen to work: Keras 3.9 and 3.15.
 """
 
 import contextlib
@@ -282,7 +282,9 @@ def kernel_of(layer, name):
     if not getattr(layer, "lora_enabled", False):
         return getattr(layer, name)
     factors = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
-    return layer._kernel + layer.lora_alpha / layer.lora_rank * factors
+    # Keras has `lora_alpha` since 3.10.
+    alpha = getattr(layer, "lora_alpha", layer.lora_rank)
+    return layer._kernel + alpha / layer.lora_rank * factors
 
 
 @contextlib.contextmanager
@@ -297,7 +299,10 @@ def lora_after(layer):
         layer.lora_rank = None
     yield
     if rank:
-        layer.enable_lora(rank, lora_alpha=layer.lora_alpha)
+        has_alpha = hasattr(layer, "lora_alpha")
+        layer.enable_lora(
+            rank, **({"lora_alpha": layer.lora_alpha} if has_alpha else {})
+        )
 
 
 def is_keras_activation(function):

@@ -121,3 +121,10 @@ def main(arguments):
             return 1
         print(f"'keras-nfnets {name} --help' explains the command.", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        # A part of a package is missing only if the package is broken.
+        if error.name is None or "." in error.name:
+            raise
+        message = checks.not_installed(f"'{name}'", error.name)
+        print(f"keras-nfnets {name}: {message}", file=sys.stderr)
+        return 1

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_nfnets import plotting
+from keras_nfnets import checks, plotting
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.conversion.roles import count_learning, own_ways
 from keras_nfnets.layers import NFBlock
@@ -230,6 +230,7 @@ def plot_signal_propagation(signals, path, title=None):
 
     Reference: Brock, De, Smith (2021), arXiv 2101.08692, figures 1 to 3.
     """
+    checks.installed("plot_signal_propagation", "matplotlib")
     from matplotlib.figure import Figure
 
     if "avg_var" in signals:

@@ -90,6 +90,7 @@ def read_picture(path, upright=True):
     >>> read_picture(file.getvalue()).shape
     (480, 640, 3)
     """
+    checks.installed("data.read_picture", "PIL")
     from PIL import Image
 
     name = "The file" if isinstance(path, bytes) else printable(path)
@@ -408,6 +409,7 @@ def prepare(
             deviation = max(x.std(), 1 / math.sqrt(x.size))
             return ((x - x.mean()) / deviation).astype("float32")
         return preprocessing.scale(x, mean, deviation)
+    checks.installed(f"`crop_mode={crop_mode!r}`", "tensorflow")
     window_of, resize = preprocessing.evaluation_crop(crop_mode, interpolation)
     top, left, height, width = np.array(window_of(picture.shape, size))
     x = resize(picture[top : top + height, left : left + width], size)

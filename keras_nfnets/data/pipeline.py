@@ -90,6 +90,7 @@ def load(
     first half of each batch and CutMix to the second. Pairs are neighbors in two
     concatenated random orders.
     """
+    checks.installed("data.load", "tensorflow")
     import tensorflow as tf
 
     source = find(name)

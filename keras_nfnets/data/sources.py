@@ -3,6 +3,7 @@
 import collections
 import collections.abc
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -238,7 +239,11 @@ def find(name, download=True, divide=True):
     folder = folder_of(name)
     if folder is not None:
         source = _Folder(folder, divide)
-        if str(name).isidentifier() and name in _names_in_tfds():
+        if (
+            str(name).isidentifier()
+            and importlib.util.find_spec("tensorflow_datasets")
+            and name in _names_in_tfds()
+        ):
             source.notes.append(
                 f"this folder is used, and not the data set {name!r} of TensorFlow "
                 f"Datasets, which has the same name (./{name} means the folder)"
@@ -293,6 +298,7 @@ def load_digits():
     >>> x.shape, x_test.shape
     ((1437, 8, 8, 3), (360, 8, 8, 3))
     """
+    checks.installed("The data set 'digits'", "sklearn")
     from sklearn.model_selection import train_test_split
 
     images, labels = raw_digits()
@@ -507,6 +513,7 @@ _KNOWN_SPLITS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 def _names_in_tfds():
+    checks.installed("A data set of TensorFlow Datasets", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     return tfds.list_builders(with_community_datasets=False)
@@ -514,9 +521,9 @@ def _names_in_tfds():
 
 class _Tfds(Source):
     def __init__(self, name, download):
+        known = _names_in_tfds()
         import tensorflow_datasets as tfds
 
-        known = _names_in_tfds()
         # Checked here, as TFDS would search the network for an unknown name.
         if re.split("[/:]", name)[0] not in known:
             raise ValueError(

@@ -18,7 +18,6 @@ _PARAMETERS = {
         pathlib.Path(__file__).with_name("keras39.json").read_text("utf-8")
     ).items()
 }
-_ZEROS = keras.initializers.serialize(keras.initializers.Zeros())
 
 
 def write_portably(model):
@@ -67,8 +66,10 @@ def _portable_config(operation):
     @functools.wraps(type(operation).get_config)
     def get_config():
         config = type(operation).get_config(operation)
+        # Not when this module is imported, as it imports TensorFlow.
+        zeros = keras.initializers.serialize(keras.initializers.Zeros())
         return {
-            key: _ZEROS if _is_initializer(value) else value
+            key: zeros if _is_initializer(value) else value
             for key, value in config.items()
             if not _is_unknown(operation, key, value)
         }

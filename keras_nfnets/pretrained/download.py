@@ -67,6 +67,7 @@ def hub_file(repo_id, filename, revision=None):
     >>> hub_file("timm/nfnet_l0.ra2_in1k", "model.safetensors")  # doctest: +SKIP
     PosixPath('/home/me/.cache/huggingface/hub/.../model.safetensors')
     """
+    checks.installed("A download", "huggingface_hub")
     cache = hub_cache.folder()
     revision = revision or "main"
     path, is_checked = _in_hub_cache(cache, repo_id, filename, revision)

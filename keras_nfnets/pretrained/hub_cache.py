@@ -3,7 +3,8 @@
 The layout is documented, "as a reference for reimplementing the cache system", at
 https://huggingface.co/docs/hub/local-cache; no public function writes a file that was
 downloaded elsewhere. A new `huggingface_hub` may break these functions and their tests in
-`tests/pretrained/test_download.py`, and nothing else. Seen to work: huggingface_hub 2.4.
+`tests/pretrained/test_download.py`, and nothing else. Seen to work: huggingface_hub 0.30
+and 2.4.
 """
 
 import contextlib

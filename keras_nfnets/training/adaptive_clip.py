@@ -404,8 +404,8 @@ def _factors(norm, weights_norm, clip_factor, eps, loss_scale):
         ops.cast(number, norm.dtype) for number in (clip_factor, eps, loss_scale)
     )
     # Finite, so that a gradient whose norm is infinite is larger.
-    most = np.finfo(keras.backend.standardize_dtype(norm.dtype)).max
-    weights_norm = ops.minimum(weights_norm, most**0.5)
+    most = float(np.finfo(keras.backend.standardize_dtype(norm.dtype)).max)
+    weights_norm = ops.minimum(weights_norm, math.sqrt(most))
     largest = clip_factor * loss_scale * ops.maximum(weights_norm, eps)
     largest = ops.minimum(largest, most)
     # The authors' guard against division by zero. It has an effect only if

@@ -19,6 +19,7 @@ from keras_nfnets.training.adaptive_clip import (
     clip_units,
     dense,
     is_excluded,
+    is_overwritten,
     multiply,
     unit_factors,
     warn_of_classifier,
@@ -361,7 +362,12 @@ class SGDAGC(keras.optimizers.Optimizer):
             prepare_clipping(self, variables)
         super().build(variables)
         if self.momentum:
-            self.momentums = self.add_optimizer_variables(variables, "momentum")
+            self.momentums = [
+                None
+                if is_overwritten(variable)
+                else self.add_variable_from_reference(variable, "momentum")
+                for variable in variables
+            ]
 
     def apply(self, grads, trainable_variables=None):
         apply, gradients = super().apply, list(grads)

@@ -4,6 +4,9 @@ import keras
 
 from keras_nfnets.backend import keras_internals
 
+# Keras has it since 3.13. Nothing is an instance of an empty tuple of classes.
+_MULTI_OPTIMIZER = getattr(keras.optimizers, "MultiOptimizer", ())
+
 
 def innermost(optimizer):
     """Return the optimizer inside of wrappers (`LossScaleOptimizer`, `AGC`)."""
@@ -31,7 +34,7 @@ def all_optimizers(optimizer):
 
 
 def _inside(optimizer):
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if isinstance(optimizer, _MULTI_OPTIMIZER):
         # A default may be left without variables.
         return [o for o in optimizer.optimizers if o.built or not optimizer.built]
     inner = getattr(optimizer, "inner_optimizer", None)

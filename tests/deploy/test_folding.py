@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from versions import since_keras
 
 import keras_nfnets
 from keras_nfnets import fold
@@ -285,6 +286,7 @@ def test_layers_may_be_called_by_keyword():
     assert_folds(keras.Model(inputs, x), (8, 8))
 
 
+@since_keras("3.15")
 def test_activations_that_are_layers_or_change_shapes():
     inputs = keras.Input((None, None, 3))
     x = keras_nfnets.ScaledActivation("glu")(keras_nfnets.WSConv2D(8, 3)(inputs))

@@ -10,6 +10,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from versions import since_keras
 
 import keras_nfnets
 from keras_nfnets import fold
@@ -70,6 +71,7 @@ def test_no_parameter_is_newer_than_keras_3_9(make, tmp_path):
     assert checked > 10
 
 
+@since_keras("3.14")
 def test_parameters_that_are_set_are_written_also_if_they_are_new():
     inputs = keras.Input((8, 8, 3))
     layer = keras.layers.BatchNormalization(renorm=True, name="new")

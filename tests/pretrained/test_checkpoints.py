@@ -9,6 +9,7 @@ import urllib.parse
 import numpy as np
 import pytest
 from golden_case import GoldenCase
+from hub_address import set_hub
 from safetensors.numpy import save
 from server import File, running
 
@@ -43,9 +44,7 @@ def hub(tmp_path, monkeypatch):
 
     content = save(GoldenCase("timm_test_nfnet").parameters)
     with running() as server:
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        set_hub(monkeypatch, server.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         for revision in ("main", COMMIT):

@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 from fuzz import servers
+from hub_address import set_hub
 
 from keras_nfnets.pretrained import download, hub_cache
 from keras_nfnets.printing import without_secrets
@@ -159,9 +160,7 @@ def hub(tmp_path, monkeypatch):
         answer = servers.stating(len(FIRST), lambda _: get(), **headers)
         with servers.running(answer) as server:
             url = server.url.replace("://", f"://{user}")
-            template = url + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(constants, "ENDPOINT", url)
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            set_hub(monkeypatch, url)
             yield server
 
     running.cache = cache

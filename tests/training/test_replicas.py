@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from optimizer_maps import multi_optimizer
 
 from keras_nfnets import AGC, SGDAGC, AGCModel
 from keras_nfnets.training import replicas_tensorflow
@@ -54,8 +55,7 @@ MAPS = {
 
 
 def multi(default, other):
-    optimizers = keras.optimizers.OptimizerMap(default, {"hidden/.*": other})
-    return keras.optimizers.MultiOptimizer(optimizers)
+    return multi_optimizer(default, {"hidden/.*": other})
 
 
 def scope(replicas):
