@@ -6,15 +6,7 @@ import keras
 import numpy as np
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.tables import QUANTIZATIONS
 
-# The quantizations that a format has.
-SUPPORTED = {
-    "litert": QUANTIZATIONS,
-    "onnx": ("int8",),
-    "openvino": (),
-    "saved_model": (),
-}
 _PREPROCESSING = (keras.layers.Rescaling, keras.layers.Normalization)
 # Number and side length of the random images that stand for examples.
 _EXPECTED = 32
