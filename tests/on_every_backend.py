@@ -52,6 +52,7 @@ ON_EVERY_BACKEND = {
     "test_onnx.py": {
         "test_networks_have_one_convolution_per_layer_and_one_transpose[ECA-NFNet]",
         "test_layers[groups and dilation]",
+        "test_layers[batch-normalized]",
         "test_layers[operations]",
         "test_activations[scaled gelu-20]",
         "test_channels_first",

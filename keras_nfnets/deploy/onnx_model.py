@@ -66,6 +66,7 @@ class Writer:
         takes_inputs = kind in TAKE_INTEGERS or all(map(_is_float, call.inputs))
         # Others may have a mask as a second input.
         takes_inputs &= len(inputs) == 1 or kind in TAKE_SEVERAL
+        takes_inputs &= not _is_training(call)
         if kind not in WRITERS or not _is_keras_own(operation) or not takes_inputs:
             raise UnknownOperation(operation)
         return [WRITERS[kind](self, operation, *inputs)]
@@ -87,6 +88,7 @@ class Writer:
         if (
             keras_internals.kind_of(operation) != kind
             or not _is_keras_own(operation)
+            or _is_training(following[0])
             or not fits(operation)
         ):
             return None
@@ -178,9 +180,15 @@ class Writer:
 
     def activated(self, function, x, name):
         """Apply an activation function, whatever operations it calls."""
+        if function is keras.activations.hard_silu:  # takes no symbolic tensors
+            function = ops.hard_silu
         call = self.call
         inputs = keras.Input(batch_shape=x.shape, dtype="float32")
-        graph = Graph(keras.Model(inputs, function(inputs)), opens=has_graph)
+        try:
+            model = keras.Model(inputs, function(inputs))
+        except ValueError as error:  # it takes no symbolic tensors, either
+            raise UnknownOperation(call.operation) from error
+        graph = Graph(model, opens=has_graph)
         for inner in graph.calls:
             if isinstance(inner.operation, keras.Layer):
                 raise UnknownOperation(inner.operation)
@@ -195,6 +203,11 @@ class Writer:
 def _is_keras_own(operation):
     # Custom classes may have the names of Keras's.
     return type(operation).__module__.startswith("keras.")
+
+
+def _is_training(call):
+    """Whether a call is made with `training=True`."""
+    return any(x is True for x in keras.tree.flatten((call.args, call.kwargs)))
 
 
 def _is_float(value):
