@@ -79,8 +79,7 @@ def export(
             converter is needed.
         preprocessing: bool. Whether the file takes images of any size as they are, uint8
             `(batch, height, width, 3)`, preprocesses them as `preparation` says and
-            gives probabilities. For ONNX and OpenVINO it needs Keras's TensorFlow backend
-            and the package tf2onnx.
+            gives probabilities.
         preparation: dict or None. Keyword arguments of `data.prepare`, by which the
             images are preprocessed.
         class_names: list of str or None. Names of the classes.

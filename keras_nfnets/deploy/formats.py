@@ -92,7 +92,7 @@ def _write_onnx(content, file):
         quantization.quantize_onnx(file, content.batches)
     doubts = content.doubts(file)
     if content.front is not None:
-        onnx_files.put_before(content.front, file, _convert, options["input_names"])
+        onnx_files.put_before(content.front, file, options["input_names"])
     if content.metadata:
         file_metadata.add_to_onnx(file, content.metadata)
     return doubts

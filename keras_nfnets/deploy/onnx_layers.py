@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.deploy.onnx_arrays import Array, Ops
 
 
 class UnknownOperation(ValueError):
@@ -399,6 +400,12 @@ def _layer_scale(writer, layer, x):
     return _by_constant(writer, "Mul", x, gamma, layer.name)
 
 
+def _preprocessing(writer, layer, x):
+    functions = Ops(writer, layer.name)
+    images = Array(functions, x.name, "uint8")
+    return _output(writer, layer.compute(images, functions).name)
+
+
 def _by_constant(writer, kind, x, constant, name):
     x = writer.exact(x)
     constant = writer.constant(_laid_out(constant, x), f"{name}/constant")
@@ -555,7 +562,7 @@ def _gelu(writer, operation, x):
 
 
 # Names of classes; see `keras_internals.kind_of`.
-TAKE_INTEGERS = {"Normalization", "Rescaling"}
+TAKE_INTEGERS = {"Normalization", "Preprocessing", "Rescaling"}
 TAKE_SEVERAL = {"Add", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"}
 WRITERS = {
     "Activation": _activation,
@@ -583,6 +590,7 @@ WRITERS = {
     **dict.fromkeys(("LogSoftmax", "Softmax"), _softmax),
     **dict.fromkeys((f"MaxPooling{n}D" for n in (1, 2, 3)), _max_pooling),
     "Normalization": _normalization,
+    "Preprocessing": _preprocessing,
     **dict.fromkeys(("ReLU", "Relu"), _relu),
     "Relu6": _clipped,
     "Rescaling": _rescaling,

@@ -15,6 +15,7 @@ from keras_nfnets.deploy.onnx_layers import (
     Tensor,
     UnknownOperation,
 )
+from keras_nfnets.deploy.preprocessing import Preprocessing
 from keras_nfnets.version import __version__
 
 # The first with GELU as one operation. ONNX Runtime 1.17 (January 2024) and newer read it.
@@ -67,7 +68,7 @@ class Writer:
         # Others may have a mask as a second input.
         takes_inputs &= len(inputs) == 1 or kind in TAKE_SEVERAL
         takes_inputs &= not _is_training(call)
-        if kind not in WRITERS or not _is_keras_own(operation) or not takes_inputs:
+        if kind not in WRITERS or not _is_known(operation) or not takes_inputs:
             raise UnknownOperation(operation)
         return [WRITERS[kind](self, operation, *inputs)]
 
@@ -87,7 +88,7 @@ class Writer:
         operation = following[0].operation
         if (
             keras_internals.kind_of(operation) != kind
-            or not _is_keras_own(operation)
+            or not _is_known(operation)
             or _is_training(following[0])
             or not fits(operation)
         ):
@@ -200,9 +201,10 @@ class Writer:
         return self._tensors[graph.outputs]
 
 
-def _is_keras_own(operation):
+def _is_known(operation):
     # Custom classes may have the names of Keras's.
-    return type(operation).__module__.startswith("keras.")
+    kind = type(operation)
+    return kind is Preprocessing or kind.__module__.startswith("keras.")
 
 
 def _is_training(call):
