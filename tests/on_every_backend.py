@@ -58,6 +58,7 @@ ON_EVERY_BACKEND = {
         "test_channels_first",
         "test_several_inputs_and_outputs",
         "test_layers_that_keras_converts_on_tensorflow_alone",
+        "test_preprocessing_needs_no_converter",
         "test_a_file_that_computes_something_else_is_not_kept",
     },
     "test_signal_propagation.py": {

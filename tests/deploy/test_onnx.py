@@ -20,6 +20,7 @@ from keras_nfnets.backend import device
 from keras_nfnets.deploy import onnx_files, onnx_layers
 from keras_nfnets.deploy.onnx_layers import UnknownOperation
 from keras_nfnets.deploy.onnx_model import onnx_model
+from keras_nfnets.deploy.preprocessing import preprocessing_model
 
 
 def direct(model, **options):
@@ -497,6 +498,19 @@ def test_layers_that_keras_converts_on_tensorflow_alone(tmp_path):
         with pytest.raises(ValueError, match="'unit'.* runs on its TensorFlow backend"):
             export(model, path)
         assert not os.listdir(tmp_path)
+
+
+def test_preprocessing_needs_no_converter(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_converted", None)
+    model = sequential(layers.Flatten(), layers.Dense(3, "softmax"), shape=(8, 8, 1))
+    preparation = {"size": 8, "channels": 1, "crop_mode": "resize_crop_2"}
+    preparation |= {"interpolation": "bicubic", "mean": [0.5], "deviation": [0.2]}
+    path, options = tmp_path / "m.onnx", {"preprocessing": True}
+    export(model, path, opset=15, preparation=preparation, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), "uint8")
+    [found] = onnx_files.runtime_outputs(path, [[pixels]])
+    expected = model(preprocessing_model(preparation)(pixels))
+    np.testing.assert_allclose(found[0], ops.convert_to_numpy(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("keras_converts", [False, True])
