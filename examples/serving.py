@@ -4,9 +4,9 @@
   python examples/serving.py digits.onnx
   curl --data-binary @image.png http://127.0.0.1:8000/
 
-The response is JSON with the three most probable classes. JPEG, PNG and WebP images of up
-to 20 MiB and 16 million pixels are accepted. `--measure=image.png` measures the latency of
-1, 8 and 32 concurrent requests instead, and exits.
+The response is JSON with the three most probable classes. JPEG, PNG and WebP
+images of up to 20 MiB and 16 million pixels are accepted. `--measure=image.png`
+measures the latency of 1, 8 and 32 concurrent requests instead, and exits.
 """
 
 import argparse

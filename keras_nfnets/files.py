@@ -50,6 +50,26 @@ def written(path):
         _replace(partial, path, pathlib.Path(folder, "replaced"))
 
 
+@contextlib.contextmanager
+def parents(path):
+    """Context in which the folder of a path exists.
+
+    An exception in the context removes the folders that were created for it.
+
+    Args:
+        path: `pathlib.Path`.
+    """
+    created = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in created:  # the innermost is the first
+            with contextlib.suppress(OSError):  # others have used it in the meantime
+                folder.rmdir()
+        raise
+
+
 # The disk is full, a quota is used up, a file is larger than allowed.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

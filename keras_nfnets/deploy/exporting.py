@@ -1,12 +1,9 @@
 """Export of networks to files for other runtimes."""
 
-import contextlib
-import functools
 import importlib.util
 import os
 import pathlib
 import re
-import typing
 import warnings
 
 import keras
@@ -17,106 +14,11 @@ from keras_nfnets.backend.graph import copy_state, plain_name, unique_name
 from keras_nfnets.deploy import metadata as file_metadata
 from keras_nfnets.deploy import quantization
 from keras_nfnets.deploy.folding import fold
-from keras_nfnets.deploy.preprocessing import applied, joined, with_preprocessing
+from keras_nfnets.deploy.formats import BY_NAME, Content
+from keras_nfnets.deploy.preprocessing import applied, with_preprocessing
 from keras_nfnets.tables import FORMATS, QUANTIZATIONS
 
-
-def _write_by_keras(keras_format, model, file, **options):
-    with _plain_convolutions():
-        model.export(
-            file,
-            format=keras_format,
-            verbose=False,
-            input_signature=[keras.tree.map_structure(_spec, model.input)],
-            **options,
-        )
-
-
-def _plain_convolutions():
-    """Return the context in which Keras's convolutions can be written or run anywhere."""
-    if keras.backend.backend() != "tensorflow":
-        return contextlib.nullcontext()
-    # Other backends may lack the package.
-    from keras_nfnets.backend.keras_internals_tensorflow import plain_convolutions
-
-    return plain_convolutions()
-
-
-def _write_onnx(model, file, **options):
-    from keras_nfnets.deploy import onnx_files
-
-    with _plain_convolutions():  # TensorFlow has some on accelerators only
-        onnx_files.write_onnx(model, file, _convert, **options)
-
-
-def _put_before(front, file, input_names):
-    from keras_nfnets.deploy import onnx_files
-
-    onnx_files.put_before(front, file, _convert, input_names)
-
-
-def _convert(model, file, opset):
-    # The import registers operations that tf2onnx lacks.
-    from keras_nfnets.deploy import onnx_operations  # noqa: F401
-
-    with warnings.catch_warnings():
-        # Keras, when it imports tf2onnx.
-        warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
-        _write_by_keras("onnx", model, file, opset_version=opset)
-
-
-def _as_openvino(model, file):
-    from keras_nfnets.deploy.openvino_files import convert
-
-    with _plain_convolutions():
-        return convert(model, file)
-
-
-class _Format(typing.NamedTuple):
-    """Kind of files.
-
-    Attributes:
-        ending: str. File extension.
-        packages: tuple of str. What writes it.
-        write: callable `(model, file)`.
-        describe: callable `(file, metadata)`.
-        extra: str. Extra of this package that installs the packages.
-        second_ending: str. Extension of a second file next to it, or `""`.
-    """
-
-    ending: str
-    packages: tuple
-    write: typing.Callable
-    describe: typing.Callable
-    extra: str = "export"
-    second_ending: str = ""
-
-
-_FORMATS = {
-    "saved_model": _Format(
-        "",
-        ("tensorflow",),
-        functools.partial(_write_by_keras, "tf_saved_model"),
-        file_metadata.add_to_saved_model,
-    ),
-    "onnx": _Format(".onnx", ("onnx",), _write_onnx, file_metadata.add_to_onnx),
-    "litert": _Format(
-        ".tflite",
-        ("tensorflow",),
-        functools.partial(_write_by_keras, "litert"),
-        file_metadata.add_to_litert,
-    ),
-    "openvino": _Format(
-        ".xml",
-        ("onnx", "openvino"),
-        _write_onnx,
-        file_metadata.add_to_onnx,
-        "openvino",
-        ".bin",
-    ),
-}
-_BY_ONNX = ("onnx", "openvino")
-_FORMAT_OF = {known.ending: name for name, known in _FORMATS.items() if known.ending}
+_FORMAT_OF = {known.ending: name for name, known in BY_NAME.items() if known.ending}
 # Extensions of paths that are not meant to be SavedModel folders.
 _OTHER_FILES = (".h5", ".keras", ".pb", ".tfl")
 
@@ -163,10 +65,9 @@ def export(
         examples: array `(examples, height, width, channels)` of the dtype of the
             model's input. For `"int8"`, a hundred or more images, preprocessed as in
             training. A warning says if the quantized network disagrees with the float
-            network on them, or if they look like raw pixels. None for normal noise of
-            mean zero and variance one, for which normalizer-free networks have known
-            variances; models that contain `Rescaling` or `Normalization` layers, or take
-            integers, need examples.
+            network on them, or if they look like raw pixels. None for normal noise, for
+            which normalizer-free networks have known variances; models that contain
+            `Rescaling` or `Normalization` layers, or take integers, need examples.
         batch_size: int or None. Number of images that the file takes; by default that of
             the model, usually any.
         input_name, output_name: str or None. For ONNX and OpenVINO: names of the input
@@ -177,8 +78,7 @@ def export(
             converter is needed.
         preprocessing: bool. Whether the file takes images of any size as they are, uint8
             `(batch, height, width, 3)`, preprocesses them as `preparation` says and
-            gives probabilities. For ONNX and OpenVINO it needs Keras's TensorFlow backend
-            and the package tf2onnx.
+            gives probabilities.
         preparation: dict or None. Keyword arguments of `data.prepare`, by which the
             images are preprocessed.
         class_names: list of str or None. Names of the classes.
@@ -201,6 +101,7 @@ def export(
     """
     path = _checked_path(path)
     format = _checked_format(path, format)
+    known = BY_NAME[format]
     _check_quantization(format, quantize, examples)
     if batch_size is not None:
         batch_size = checks.integer("batch_size", batch_size)
@@ -212,54 +113,35 @@ def export(
     _check_onnx_options(format, onnx_options)
     metadata = file_metadata.checked_metadata(model, preparation, class_names, licence)
     _check_preprocessing(format, quantize, preprocessing, preparation)
-    known = _FORMATS[format]
     _check_whether_free(path, known.ending, overwrite)
     second_path = path.with_suffix(known.second_ending)
     if known.second_ending:
         _check_whether_free(second_path, known.second_ending, overwrite)
     _check_whether_possible(format, quantize)
-    folded = _folded(model, format, batch_size)
-    options = {}
-    if format in _BY_ONNX:
+
+    folded = _folded(model, known.dtype, batch_size)
+    content = Content(model, folded, metadata, quantize)
+    if known.by_onnx:
         from keras_nfnets.deploy import onnx_files
 
-        options = onnx_files.options(model, **onnx_options)
-    front = None
+        content.onnx_options = onnx_files.options(model, **onnx_options)
     if preprocessing:
         del metadata["preparation"]
-        front, folded = with_preprocessing(folded, preparation)
-        if format not in _BY_ONNX:
-            folded = joined(front, folded)
-    batches = None
+        content.front, content.folded = with_preprocessing(folded, preparation)
     if quantize == "int8":
-        are_noise = examples is None
-        examples = quantization.calibration_examples(model, folded, examples)
-        batches = quantization.batches_of(examples, folded)
-    if quantize and format == "litert":
-        options = quantization.litert_options(quantize, batches)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    doubts = ""
-    with files.written(path) as partial:
+        content.are_noise = examples is None
+        content.examples = quantization.calibration_examples(
+            model, content.folded, examples
+        )
+
+    with files.parents(path), files.written(path) as partial:
         # Keras requires lower-case extensions.
-        ending = ".onnx" if format in _BY_ONNX else known.ending
-        exported = os.fspath(partial.with_name(f"exported{ending}"))
-        known.write(folded, exported, **options)
-        if quantize and format == "onnx":
-            quantization.quantize_onnx(exported, batches)
-        if quantize == "int8":
-            doubts = quantization.doubts(model, folded, exported, examples, are_noise)
-        if front is not None and format in _BY_ONNX:
-            _put_before(front, exported, options["input_names"])
-            folded = joined(front, folded)
-        if metadata:
-            known.describe(exported, metadata)
-        if format == "openvino":
-            exported = _as_openvino(folded, exported)
+        exported = partial.with_name(f"exported{known.ending}")
+        doubts = known.write(content, os.fspath(exported))
         if known.second_ending:
-            second = partial.with_name(f"exported{known.second_ending}")
             # From here on, both files are complete, and nothing is written any more.
             with files.written(second_path) as second_partial:
-                os.replace(second, second_partial)
+                os.replace(exported.with_suffix(known.second_ending), second_partial)
         os.replace(exported, partial)
     if doubts:
         warnings.warn(f"{path} is written, but {doubts}", stacklevel=2)
@@ -282,7 +164,7 @@ def _checked_format(path, format):
         # "model.onx" is probably a misspelled file; "model.v2" may be a folder.
         looks_like_file |= path.suffix[1:].isalpha()
     checks.one_of("format", format, FORMATS)
-    ending = _FORMATS[format].ending
+    ending = BY_NAME[format].ending
     if ending and _ending(path) != ending:
         raise ValueError(
             f"A file of format {format!r} must end in {ending}. Received: path={path}"
@@ -297,7 +179,7 @@ def _checked_format(path, format):
 
 def _check_quantization(format, quantize, examples):
     checks.one_of("quantize", quantize, (None, *QUANTIZATIONS))
-    supported = quantization.SUPPORTED[format]
+    supported = BY_NAME[format].quantizations
     if quantize is not None and quantize not in supported:
         has = (
             f"has the quantizations {', '.join(supported)}"
@@ -316,7 +198,7 @@ def _check_quantization(format, quantize, examples):
 
 def _check_onnx_options(format, options):
     for name, value in options.items():
-        if value is not None and format not in _BY_ONNX:
+        if value is not None and not BY_NAME[format].by_onnx:
             raise ValueError(
                 f"`{name}` is for ONNX and OpenVINO. Received: {name}={value!r}, "
                 f"format={format!r}"
@@ -344,20 +226,21 @@ def _check_preprocessing(format, quantize, preprocessing, preparation):
 
 def _check_whether_possible(format, quantize):
     """Raise an error if the backend cannot write a format, or packages for it miss."""
-    if format not in _BY_ONNX and keras.backend.backend() != "tensorflow":
+    known = BY_NAME[format]
+    if not known.by_onnx and keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"The format {format!r} is written on Keras's TensorFlow backend. Received: "
             f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
             "and load it there."
         )
-    packages = _FORMATS[format].packages
+    packages = known.packages
     if format == "onnx" and quantize:
         packages += ("onnxruntime",)
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"The format {format!r} needs the package {package!r}: "
-                f'pip install "keras_nfnets[{_FORMATS[format].extra}]"'
+                f'pip install "keras_nfnets[{known.extra}]"'
             )
 
 
@@ -387,11 +270,11 @@ def _is_saved_model(folder):
     return "saved_model.pb" in files and all(re.fullmatch(ours, f) for f in files)
 
 
-def _folded(model, format, batch_size):
-    """Return the folded network as it is to be written."""
+def _folded(model, dtype, batch_size):
+    """Return the folded network as it is to be written; see `_cloned` for `dtype`."""
     folded = fold(model)
     folded = keras.Model(folded.input, folded.output, name=plain_name(folded.name))
-    folded = _cloned(folded, None if format == "saved_model" else "float32")
+    folded = _cloned(folded, dtype)
     return folded if batch_size is None else _with_batch_size(folded, batch_size)
 
 
@@ -457,7 +340,3 @@ def _with_batch_size(model, size):
 
     inputs = keras.tree.map_structure(fixed, model.input)
     return keras.Model(inputs, applied(model, inputs), name=model.name)
-
-
-def _spec(x):
-    return keras.InputSpec(dtype=x.dtype, shape=x.shape, name=plain_name(x.name))

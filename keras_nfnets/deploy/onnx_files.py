@@ -107,23 +107,20 @@ def write_onnx(model, file, convert, input_names, output_names, opset=None):
         compare(model, file, runtime_outputs)
 
 
-def put_before(front, file, convert, input_names):
+def put_before(front, file, input_names):
     """Put a model in front of the network in an ONNX file of one input.
 
     Args:
         front: `keras.Model` of one input and one output.
         file: str. Path of the file.
-        convert: see `write_onnx`.
         input_names: list of one str. Name of the input of the file.
     """
-    _check_converter(UnknownOperation(front.layers[-1]))
     network = onnx.load(file)
     [opset] = [x.version for x in network.opset_import if x.domain in ("", "ai.onnx")]
-    known = min(opset, _newest_converted())
     names = {name for node in network.graph.node for name in node.output}
     name = unique_name(_FRONT, {*names, *input_names})
-    before = _converted(front, file, convert, input_names, [name], known)
-    before = onnx.version_converter.convert_version(before, opset)
+    before = onnx_model(front, input_names, [name], opset)
+    _sort_nodes(before.graph)  # without sizes that are not used
     _write(before, file)
     if importlib.util.find_spec("onnxruntime"):
         compare(front, file, runtime_outputs)

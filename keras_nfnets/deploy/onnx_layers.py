@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.deploy.onnx_arrays import Array, Ops
 
 
 class UnknownOperation(ValueError):
@@ -55,17 +56,56 @@ class Tensor:
 
 
 def _convolution(writer, layer, x):
-    kernel = keras_internals.kernel_of(layer, "kernel")
+    kernel = ops.convert_to_numpy(keras_internals.kernel_of(layer, "kernel"))
     return _convolved(writer, layer, x, kernel, layer.groups)
 
 
 def _depthwise_convolution(writer, layer, x):
-    *size, channels, multiplier = layer.kernel.shape
-    kernel = ops.reshape(layer.kernel, (*size, 1, channels * multiplier))
-    return _convolved(writer, layer, x, kernel, channels)
+    return _convolved(writer, layer, x, *_in_groups(layer.kernel))
+
+
+def _separable_convolution(writer, layer, x):
+    kernel, groups = _in_groups(layer.depthwise_kernel)
+    name = f"{layer.name}/depthwise"
+    weights = writer.constant(_arranged(kernel), f"{name}/kernel")
+    name, x = _convolution_node(writer, layer, x, [weights], kernel, groups, name)
+    kernel = ops.convert_to_numpy(layer.pointwise_kernel)
+    weights = _weights(writer, layer, kernel, x.factor, _arranged)
+    name = writer.node("Conv", [name, *weights], layer.name)
+    return _activated(writer, layer, _output(writer, name, x.moved))
+
+
+def _in_groups(kernel):
+    """Return a depthwise kernel as that of a convolution with groups, and their number."""
+    *size, channels, multiplier = kernel.shape
+    kernel = ops.convert_to_numpy(kernel)
+    return kernel.reshape((*size, 1, channels * multiplier)), channels
 
 
 def _convolved(writer, layer, x, kernel, groups):
+    weights = _weights(writer, layer, kernel, x.factor, _arranged)
+    name, x = _convolution_node(writer, layer, x, weights, kernel, groups, layer.name)
+    return _activated(writer, layer, _output(writer, name, x.moved))
+
+
+def _arranged(kernel):
+    """Arrange the axes of a convolution's kernel as ONNX does."""
+    return np.moveaxis(kernel, (-1, -2), (0, 1))
+
+
+def _convolution_node(writer, layer, x, weights, kernel, groups, name):
+    """Add a convolution with the strides and padding of a layer.
+
+    Args:
+        writer, layer, x: as above.
+        weights: list of str. Names of the kernel, and of the bias if there is one.
+        kernel: array `(*size, channels, filters)`.
+        groups: int.
+        name: str.
+
+    Returns:
+        The name of the output, and the input with channels first.
+    """
     *size, _, _ = kernel.shape
     strides, dilations = (
         list(np.broadcast_to(n, len(size)).tolist())
@@ -78,18 +118,17 @@ def _convolved(writer, layer, x, kernel, groups):
         x = writer.padded(x)
     elif x.pads:
         padding["pads"] = np.add(padding["pads"], np.transpose(x.pads).ravel()).tolist()
-    kernel = np.moveaxis(ops.convert_to_numpy(kernel), (-1, -2), (0, 1))
     name = writer.node(
         "Conv",
-        [x.name, *_weights(writer, layer, kernel, len(kernel), x.factor)],
-        layer.name,
+        [x.name, *weights],
+        name,
         kernel_shape=size,
         strides=strides,
         dilations=dilations,
         group=groups,
         **padding,
     )
-    return _activated(writer, layer, _output(writer, name, x.moved))
+    return name, x
 
 
 def _dense(writer, layer, x):
@@ -97,35 +136,68 @@ def _dense(writer, layer, x):
         raise UnknownOperation(layer)
     kernel = ops.convert_to_numpy(keras_internals.kernel_of(layer, "kernel"))
     if len(x.shape) == 2:
-        weights = _weights(writer, layer, kernel, layer.units, x.factor)
+        weights = _weights(writer, layer, kernel, x.factor)
         name = writer.node("Gemm", [x.name, *weights], layer.name)
         return _activated(writer, layer, _output(writer, name))
-    kernel, *bias = _weights(writer, layer, kernel, layer.units)
+    kernel, *bias = _weights(writer, layer, kernel)
     name = writer.node("MatMul", [writer.plain(x).name, kernel], layer.name)
     if bias:
         name = writer.node("Add", [name, *bias], f"{layer.name}/biased")
     return _activated(writer, layer, _output(writer, name))
 
 
-def _weights(writer, layer, kernel, filters, factor=1.0):
+def _weights(writer, layer, kernel, factor=1.0, arrange=np.asarray):
     """Return the names of the kernel, times a factor, and the bias if there is one.
 
-    A `Rescaling` after the layer goes into them, too.
+    A `Rescaling` or `BatchNormalization` after the layer goes into them, too.
+
+    Args:
+        writer, layer: as above.
+        kernel: array `(..., filters)`.
+        factor: float.
+        arrange: callable that arranges the axes of the kernel as ONNX does.
     """
+    scale, offset = _scaling_after(writer, layer)
     bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else 0.0
-    rescaling = _is_linear(layer) and writer.takes_in(
+    bias, factor = bias * scale + offset, factor * scale
+    names = []
+    if layer.use_bias or np.any(bias):
+        bias = np.broadcast_to(bias, kernel.shape[-1:])
+        names.append(writer.constant(bias, f"{layer.name}/bias"))
+    if np.any(factor != 1.0):  # in float64, so that it is rounded once
+        kernel = kernel.astype("float64") * factor
+    return [writer.constant(arrange(kernel), f"{layer.name}/kernel"), *names]
+
+
+def _scaling_after(writer, layer):
+    """Return the scale and the offset of the next layer, if that is left out for them."""
+    if not _is_linear(layer):
+        return 1.0, 0.0
+    next_call = writer.takes_in(
         "Rescaling", lambda x: np.ndim(x.scale) == np.ndim(x.offset) == 0
     )
-    if rescaling:
-        scale = rescaling.operation.scale
-        factor, bias = factor * scale, bias * scale + rescaling.operation.offset
-    names = []
-    if layer.use_bias or bias:
-        bias = np.broadcast_to(bias, filters)
-        names.append(writer.constant(bias, f"{layer.name}/bias"))
-    # In float64, so that it is rounded once.
-    kernel = kernel if factor == 1.0 else kernel.astype("float64") * factor
-    return [writer.constant(kernel, f"{layer.name}/kernel"), *names]
+    if next_call:
+        return next_call.operation.scale, next_call.operation.offset
+    rank = len(writer.call.outputs[0].shape)
+    is_first = getattr(layer, "data_format", None) == "channels_first"
+    next_call = writer.takes_in(
+        "BatchNormalization", lambda x: x.axis % rank == (1 if is_first else rank - 1)
+    )
+    if not next_call:
+        return 1.0, 0.0
+    scale, offset, mean, variance = _statistics(next_call.operation)
+    scale = scale / np.sqrt(variance + next_call.operation.epsilon)
+    return scale, offset - mean * scale
+
+
+def _statistics(layer):
+    """Return gamma, beta, mean and variance of a `BatchNormalization`, in float64."""
+    mean, variance = layer.moving_mean, layer.moving_variance
+    gamma = layer.gamma if layer.scale else np.ones(mean.shape)
+    beta = layer.beta if layer.center else np.zeros(mean.shape)
+    return [
+        ops.convert_to_numpy(x).astype("float64") for x in (gamma, beta, mean, variance)
+    ]
 
 
 def _is_linear(layer):
@@ -288,6 +360,52 @@ def _normalization(writer, layer, x):
     return _by_constant(writer, "Div", x, std, layer.name)
 
 
+def _batch_normalization(writer, layer, x):
+    rank = len(x.shape)
+    axis = layer.axis % rank
+    if axis not in (1, rank - 1):
+        raise UnknownOperation(layer)
+    x = writer.exact(x)
+    x = writer.moved(x) if axis == rank - 1 else writer.plain(x)
+    weights = [
+        writer.constant(value, f"{layer.name}/{name}")
+        for value, name in zip(
+            _statistics(layer), ("gamma", "beta", "mean", "variance"), strict=True
+        )
+    ]
+    inputs, epsilon = [x.name, *weights], layer.epsilon
+    name = writer.node("BatchNormalization", inputs, layer.name, epsilon=epsilon)
+    return x.having(name=name)
+
+
+def _layer_normalization(writer, layer, x):
+    [axis] = np.ravel(layer.axis) if np.size(layer.axis) == 1 else [0]
+    is_last = axis % len(x.shape) == len(x.shape) - 1
+    if writer.opset < 17 or not is_last or layer.rms_scaling:
+        raise UnknownOperation(layer)
+    x = writer.plain(x)
+    size = x.shape[-1]
+    gamma = np.ones(size) if layer.gamma is None else ops.convert_to_numpy(layer.gamma)
+    inputs = [x.name, writer.constant(gamma, f"{layer.name}/gamma")]
+    if layer.beta is not None:
+        beta = ops.convert_to_numpy(layer.beta)
+        inputs.append(writer.constant(beta, f"{layer.name}/beta"))
+    epsilon = layer.epsilon
+    name = writer.node("LayerNormalization", inputs, layer.name, epsilon=epsilon)
+    return x.having(name=name)
+
+
+def _layer_scale(writer, layer, x):
+    gamma = ops.convert_to_numpy(layer.gamma)
+    return _by_constant(writer, "Mul", x, gamma, layer.name)
+
+
+def _preprocessing(writer, layer, x):
+    functions = Ops(writer, layer.name)
+    images = Array(functions, x.name, "uint8")
+    return _output(writer, layer.compute(images, functions).name)
+
+
 def _by_constant(writer, kind, x, constant, name):
     x = writer.exact(x)
     constant = writer.constant(_laid_out(constant, x), f"{name}/constant")
@@ -444,11 +562,12 @@ def _gelu(writer, operation, x):
 
 
 # Names of classes; see `keras_internals.kind_of`.
-TAKE_INTEGERS = {"Normalization", "Rescaling"}
+TAKE_INTEGERS = {"Normalization", "Preprocessing", "Rescaling"}
 TAKE_SEVERAL = {"Add", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"}
 WRITERS = {
     "Activation": _activation,
     **dict.fromkeys((f"AveragePooling{n}D" for n in (1, 2, 3)), _average_pooling),
+    "BatchNormalization": _batch_normalization,
     "Celu": _celu,
     "Concatenate": _concatenation,
     **dict.fromkeys((f"Conv{n}D" for n in (1, 2, 3)), _convolution),
@@ -462,18 +581,24 @@ WRITERS = {
     ),
     **dict.fromkeys((f"GlobalMaxPooling{n}D" for n in (1, 2, 3)), _global_max_pooling),
     "HardSigmoid": _hard_sigmoid,
+    "HardSilu": functools.partial(_unary, "HardSwish"),
     "Identity": _identity,
+    "LayerNormalization": _layer_normalization,
+    "LayerScale": _layer_scale,  # of `keras.applications`, as is StochasticDepth
     **dict.fromkeys(("LeakyReLU", "LeakyRelu"), _leaky_relu),
     "LogSigmoid": _log_sigmoid,
     **dict.fromkeys(("LogSoftmax", "Softmax"), _softmax),
     **dict.fromkeys((f"MaxPooling{n}D" for n in (1, 2, 3)), _max_pooling),
     "Normalization": _normalization,
+    "Preprocessing": _preprocessing,
     **dict.fromkeys(("ReLU", "Relu"), _relu),
     "Relu6": _clipped,
     "Rescaling": _rescaling,
     "Reshape": _reshape,
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable_convolution),
     "Silu": _silu,
     **dict.fromkeys((f"ZeroPadding{n}D" for n in (1, 2, 3)), _zero_padding),
+    "StochasticDepth": _identity,
     **{
         kind: functools.partial(_elementwise, onnx_kind)
         for kind, onnx_kind in [

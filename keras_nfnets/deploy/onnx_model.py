@@ -15,6 +15,7 @@ from keras_nfnets.deploy.onnx_layers import (
     Tensor,
     UnknownOperation,
 )
+from keras_nfnets.deploy.preprocessing import Preprocessing
 from keras_nfnets.version import __version__
 
 # The first with GELU as one operation. ONNX Runtime 1.17 (January 2024) and newer read it.
@@ -66,7 +67,8 @@ class Writer:
         takes_inputs = kind in TAKE_INTEGERS or all(map(_is_float, call.inputs))
         # Others may have a mask as a second input.
         takes_inputs &= len(inputs) == 1 or kind in TAKE_SEVERAL
-        if kind not in WRITERS or not _is_keras_own(operation) or not takes_inputs:
+        takes_inputs &= not _is_training(call)
+        if kind not in WRITERS or not _is_known(operation) or not takes_inputs:
             raise UnknownOperation(operation)
         return [WRITERS[kind](self, operation, *inputs)]
 
@@ -86,7 +88,8 @@ class Writer:
         operation = following[0].operation
         if (
             keras_internals.kind_of(operation) != kind
-            or not _is_keras_own(operation)
+            or not _is_known(operation)
+            or _is_training(following[0])
             or not fits(operation)
         ):
             return None
@@ -178,9 +181,15 @@ class Writer:
 
     def activated(self, function, x, name):
         """Apply an activation function, whatever operations it calls."""
+        if function is keras.activations.hard_silu:  # takes no symbolic tensors
+            function = ops.hard_silu
         call = self.call
         inputs = keras.Input(batch_shape=x.shape, dtype="float32")
-        graph = Graph(keras.Model(inputs, function(inputs)), opens=has_graph)
+        try:
+            model = keras.Model(inputs, function(inputs))
+        except ValueError as error:  # it takes no symbolic tensors, either
+            raise UnknownOperation(call.operation) from error
+        graph = Graph(model, opens=has_graph)
         for inner in graph.calls:
             if isinstance(inner.operation, keras.Layer):
                 raise UnknownOperation(inner.operation)
@@ -192,9 +201,15 @@ class Writer:
         return self._tensors[graph.outputs]
 
 
-def _is_keras_own(operation):
+def _is_known(operation):
     # Custom classes may have the names of Keras's.
-    return type(operation).__module__.startswith("keras.")
+    kind = type(operation)
+    return kind is Preprocessing or kind.__module__.startswith("keras.")
+
+
+def _is_training(call):
+    """Whether a call is made with `training=True`."""
+    return any(x is True for x in keras.tree.flatten((call.args, call.kwargs)))
 
 
 def _is_float(value):

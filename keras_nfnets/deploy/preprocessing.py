@@ -3,7 +3,6 @@
 import math
 
 import keras
-from keras import ops
 
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import activation_of_outputs, unique_name
@@ -100,10 +99,10 @@ def preprocessing_model(preparation, batch_size=None):
         ValueError: `preparation` has invalid or unsupported entries.
     """
     images = keras.Input((None, None, 3), batch_size, dtype="uint8", name=_INPUT)
-    return keras.Model(images, _Preprocessing(preparation)(images))
+    return keras.Model(images, Preprocessing(preparation)(images))
 
 
-class _Preprocessing(keras.layers.Layer):
+class Preprocessing(keras.layers.Layer):
     """Crop, resize and normalize images.
 
     Resizing is linear in the pixels: a matrix for the rows, and one for the columns.
@@ -144,11 +143,20 @@ class _Preprocessing(keras.layers.Layer):
         return (shape[0], self._size, self._size, self._channels)
 
     def call(self, images):
+        return self.compute(images, keras.ops)
+
+    def compute(self, images, ops):
+        """Preprocess images.
+
+        Args:
+            images: uint8 tensor `(batch, height, width, 3)`.
+            ops: what has the functions of `keras.ops`: that, or those of onnx_arrays.py.
+        """
         x = ops.cast(images, "float32")
         if self._channels == 1:
-            x = _grayscale(x)
+            x = _grayscale(x, ops)
         batch, height, width, _ = ops.shape(x)
-        rows, columns = self._matrices(height, width)
+        rows, columns = self._matrices(height, width, ops)
         x = ops.reshape(
             ops.matmul(columns, x), (batch, height, self._size * self._channels)
         )
@@ -156,17 +164,17 @@ class _Preprocessing(keras.layers.Layer):
             ops.matmul(rows, x), (batch, self._size, self._size, self._channels)
         )
         if self._is_timm:
-            x = _levels(x)
+            x = _levels(x, ops)
         if self._mean is not None:
             return preprocessing.scale(x, self._mean, self._deviation)
-        return _standardized(x)
+        return _standardized(x, self._size**2 * self._channels, ops)
 
-    def _matrices(self, height, width):
+    def _matrices(self, height, width, ops):
         """Return the matrices that crop and resize the rows and the columns."""
         lengths = (height, width)
         shorter = ops.minimum(height, width)
         if self._is_timm:
-            windows = [self._timm_window(length, shorter) for length in lengths]
+            windows = [self._timm_window(length, shorter, ops) for length in lengths]
         elif self._mode == "crop_resize":
             # In the order and the precision of `middle_window`.
             scale = ops.cast(shorter, "float32") / (self._size + 32)
@@ -176,10 +184,11 @@ class _Preprocessing(keras.layers.Layer):
             margin = preprocessing.crop_margin(self._mode)
             windows = [(0, x, self._size + margin, (margin + 1) // 2) for x in lengths]
         return [
-            self._matrix(length, *window) for length, window in zip(lengths, windows)
+            self._matrix(length, *window, ops)
+            for length, window in zip(lengths, windows)
         ]
 
-    def _timm_window(self, length, shorter):
+    def _timm_window(self, length, shorter, ops):
         """Return the arguments of `_matrix` of the function `data.images.crop_as_timm`."""
         side = ops.convert_to_tensor(self._side, "int32")
         start, used = 0, length
@@ -190,7 +199,7 @@ class _Preprocessing(keras.layers.Layer):
         begin = ops.round(ops.cast(side - self._size, "float32") / 2)
         return start, used, side, begin
 
-    def _matrix(self, length, start, used, resized, begin):
+    def _matrix(self, length, start, used, resized, begin, ops):
         """Return the matrix `(size, length)` that resizes a window and crops the result.
 
         Args:
@@ -198,6 +207,7 @@ class _Preprocessing(keras.layers.Layer):
             start, used: int. First pixel and number of pixels of the window.
             resized: int. Number of pixels to which the window is resized.
             begin: float. First of the resized pixels that is used.
+            ops: see `compute`.
         """
         start, used, resized, begin = (
             ops.cast(x, "float32") for x in (start, used, resized, begin)
@@ -206,22 +216,23 @@ class _Preprocessing(keras.layers.Layer):
         scale = ops.maximum(ratio, 1.0) if self._antialias else 1.0
         centers = (ops.arange(self._size, dtype="float32") + begin + 0.5) * ratio
         pixels = ops.cast(ops.arange(length), "float32") - start
-        weights = self._kernel((pixels + 0.5 - centers[:, None]) / scale)
+        distances = pixels + 0.5 - ops.expand_dims(centers, 1)
+        weights = self._kernel(distances / scale, ops)
         is_inside = ops.logical_and(pixels >= 0, pixels < used)
         weights = ops.where(is_inside, weights, 0.0)
         return weights / ops.sum(weights, axis=1, keepdims=True)
 
 
-def _levels(x):
+def _levels(x, ops):
     """Round as Pillow does: halves up, although runtimes may be a little below them."""
-    return ops.clip(ops.floor(x + 0.501), 0, 255)
+    return ops.minimum(ops.maximum(ops.floor(x + 0.501), 0), 255)
 
 
-def _triangle(x):
+def _triangle(x, ops):
     return ops.maximum(1 - ops.abs(x), 0.0)
 
 
-def _cubic(x):
+def _cubic(x, ops):
     """Keys's cubic kernel, of a = -1/2."""
     x = ops.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
@@ -229,19 +240,18 @@ def _cubic(x):
     return ops.where(x < 1, near, ops.where(x < 2, far, 0.0))
 
 
-def _grayscale(x):
+def _grayscale(x, ops):
     """Convert RGB to luma as Pillow does, in integers of at most 24 bits."""
     weights = ops.convert_to_tensor([19595.0, 38470.0, 7471.0])
     total = ops.sum(x * weights, axis=-1, keepdims=True)
     return ops.floor((total + 32768) / 65536)
 
 
-def _standardized(x):
-    """Standardize each image by its own mean and standard deviation.
+def _standardized(x, size, ops):
+    """Standardize each image, of `size` values, by its own mean and standard deviation.
 
     The same as `tf.image.per_image_standardization`.
     """
-    axes = (1, 2, 3)
-    std = ops.std(x, axes, keepdims=True)
-    least = 1 / math.sqrt(math.prod(x.shape[1:]))
-    return (x - ops.mean(x, axes, keepdims=True)) / ops.maximum(std, least)
+    x = x - ops.sum(x, axis=(1, 2, 3), keepdims=True) / size
+    variance = ops.sum(x * x, axis=(1, 2, 3), keepdims=True) / size
+    return x / ops.maximum(ops.sqrt(variance), 1 / math.sqrt(size))

@@ -6,19 +6,15 @@ import keras
 import numpy as np
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.tables import QUANTIZATIONS
 
-# The quantizations that a format has.
-SUPPORTED = {
-    "litert": QUANTIZATIONS,
-    "onnx": ("int8",),
-    "openvino": (),
-    "saved_model": (),
-}
 _PREPROCESSING = (keras.layers.Rescaling, keras.layers.Normalization)
 # Number and side length of the random images that stand for examples.
 _EXPECTED = 32
 _EXPECTED_SIDE = 128
+# Standard deviation of the noise. Images have larger values than noise of the same
+# variance, and training makes activations larger. With 1, a network trained on letters
+# lost 11 points of accuracy, with 2 none.
+_STD = 2
 # Examples on which a quantized network is compared with the float network.
 _COMPARED = 32
 # With suitable examples, the error is around 0.01 for the bundled network.
@@ -38,8 +34,8 @@ _QUANTIZED = (
 def calibration_examples(model, folded, examples):
     """Return the images on which the ranges of the activations are measured.
 
-    Without examples, they are normal noise: the networks are built to have known variances
-    after each layer for inputs of mean zero and variance one.
+    Without examples, they are normal noise, with some reserve: the networks are built to
+    have known variances after each layer for inputs of mean zero and variance one.
 
     Args:
         model: `keras.Model`, as given by the user.
@@ -61,7 +57,7 @@ def calibration_examples(model, folded, examples):
     batch, *rest = wanted.shape
     shape = [_EXPECTED_SIDE if size is None else size for size in rest]
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(max(_EXPECTED, batch or 1), *shape))
+    noise = rng.normal(scale=_STD, size=(max(_EXPECTED, batch or 1), *shape))
     return noise.astype(wanted.dtype)
 
 

@@ -21,6 +21,7 @@ from keras_nfnets import data, export, pretrained
 from keras_nfnets.backend import device
 from keras_nfnets.cli.main import COMMANDS
 from keras_nfnets.deploy import exporting
+from keras_nfnets.deploy.formats import BY_NAME
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -94,12 +95,12 @@ def one_block():
 
 
 def test_the_formats_are_those_that_can_be_written():
-    assert tuple(exporting._FORMATS) == exporting.FORMATS
+    assert tuple(BY_NAME) == exporting.FORMATS
 
 
 @pytest.mark.parametrize("name", exporting.FORMATS)
 def test_every_format_is_explained_and_run(name):
-    known = exporting._FORMATS[name]
+    known = BY_NAME[name]
     ending, packages = known.ending, known.packages
     # (test_openvino.py)
     assert ending in [".xml", *(pathlib.Path(path).suffix for path in RUNTIMES)]
@@ -464,6 +465,14 @@ def test_examples_as_the_model_takes_them(batch, tmp_path):
     expected = np.array(model(examples[:2]))
     actual = run_litert(path, examples[:2])
     assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_what_fails_leaves_no_folders(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.UnitNormalization()])
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ValueError, match="cannot be written as ONNX|opset"):
+        export(model, tmp_path / "old/new/newer/m.onnx", opset=22)
+    assert os.listdir(tmp_path) == ["old"] and not os.listdir(tmp_path / "old")
 
 
 def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch):

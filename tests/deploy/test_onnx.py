@@ -20,6 +20,7 @@ from keras_nfnets.backend import device
 from keras_nfnets.deploy import onnx_files, onnx_layers
 from keras_nfnets.deploy.onnx_layers import UnknownOperation
 from keras_nfnets.deploy.onnx_model import onnx_model
+from keras_nfnets.deploy.preprocessing import preprocessing_model
 
 
 def direct(model, **options):
@@ -85,6 +86,13 @@ def sequential(*parts, shape=(None, None, 4), dtype="float32"):
 @keras.saving.register_keras_serializable()
 def mixture(x):
     return (2 * ops.relu(x) + 1) * x - x
+
+
+# Of `BatchNormalization`.
+random_statistics = {
+    f"{name}_initializer": keras.initializers.RandomUniform(0.5, 2, seed=seed)
+    for seed, name in enumerate(("gamma", "beta", "moving_mean", "moving_variance"))
+}
 
 
 def convolution(*args, **kwargs):
@@ -236,6 +244,30 @@ CASES = {
         ),
         {"Conv": 1},
     ),
+    "batch-normalized": (
+        lambda: sequential(
+            layers.BatchNormalization(**random_statistics),
+            convolution(6, 3),
+            layers.BatchNormalization(**random_statistics),
+            layers.SeparableConv2D(5, 3, 2, "same", depth_multiplier=2, use_bias=False),
+            layers.BatchNormalization(scale=False, **random_statistics),
+            layers.DepthwiseConv2D(3, activation="hard_silu"),
+            layers.BatchNormalization(center=False, **random_statistics),
+            layers.LayerNormalization(),
+            layers.Dense(3),
+            layers.BatchNormalization(**random_statistics),
+        ),
+        {"BatchNormalization": 2, "Conv": 4, "HardSwish": 1},
+    ),
+    "normalized by layer": (
+        lambda: sequential(
+            layers.LayerNormalization(scale=False, center=False),
+            layers.ZeroPadding2D(1),
+            layers.Rescaling(2.0),
+            layers.SeparableConv2D(3, 3),
+        ),
+        {"LayerNormalization": 1, "Pad": 0},
+    ),
     "kept dimensions": (
         lambda: sequential(
             layers.GlobalAveragePooling2D(keepdims=True), convolution(6, 1)
@@ -322,6 +354,19 @@ def test_layers(case):
     assert found["Transpose"] <= max(counts.get("Transpose", 0), 4)
 
 
+def test_networks_of_keras_are_written_directly():
+    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None)
+    written = direct(keras_nfnets.fold(model))
+    assert_equal(model, runs(written))
+    found = kinds(written)
+    # Batch normalization is in the convolutions.
+    assert (found["Conv"], found["Transpose"], found["BatchNormalization"]) == (
+        52,
+        1,
+        0,
+    )
+
+
 ACTIVATIONS = [
     *("elu", "gelu", "hard_sigmoid", "leaky_relu", "linear", "log_sigmoid"),
     *("log_softmax", "relu", "relu6", "selu", "sigmoid", "silu", "softmax"),
@@ -396,9 +441,30 @@ def integer_sum():
 @pytest.mark.parametrize(
     ("create", "named"),
     [
-        (lambda: sequential(layers.BatchNormalization(name="norm")), "'norm'"),
+        (lambda: sequential(layers.GroupNormalization(2, name="norm")), "'norm'"),
+        (
+            lambda: sequential(
+                layers.BatchNormalization(2, name="rows"), shape=(8, 8, 4)
+            ),
+            "'rows'",
+        ),
+        (
+            lambda: of_function(
+                lambda x: layers.BatchNormalization()(
+                    convolution(2, 1)(x), training=True
+                )
+            ),
+            "BatchNormalization",
+        ),
+        (
+            lambda: sequential(
+                layers.LayerNormalization(2, name="rows"), shape=(8, 8, 4)
+            ),
+            "'rows'",
+        ),
         (lambda: sequential(Conv2D(3, 1, name="double")), "'double'"),
         (lambda: sequential(layers.Activation("glu", name="gates")), "'gates'"),
+        (lambda: sequential(layers.Activation("mish", name="mish")), "'mish'"),
         (lambda: sequential(layers.ReLU(threshold=1.0, name="high")), "'high'"),
         (integer_sum, "Add"),
         (lambda: sequential(convolution(2, 1, activation=layers.ReLU())), "ReLU"),
@@ -434,11 +500,24 @@ def test_layers_that_keras_converts_on_tensorflow_alone(tmp_path):
         assert not os.listdir(tmp_path)
 
 
+def test_preprocessing_needs_no_converter(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_converted", None)
+    model = sequential(layers.Flatten(), layers.Dense(3, "softmax"), shape=(8, 8, 1))
+    preparation = {"size": 8, "channels": 1, "crop_mode": "resize_crop_2"}
+    preparation |= {"interpolation": "bicubic", "mean": [0.5], "deviation": [0.2]}
+    path, options = tmp_path / "m.onnx", {"preprocessing": True}
+    export(model, path, opset=15, preparation=preparation, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), "uint8")
+    [found] = onnx_files.runtime_outputs(path, [[pixels]])
+    expected = model(preprocessing_model(preparation)(pixels))
+    np.testing.assert_allclose(found[0], ops.convert_to_numpy(expected), atol=1e-5)
+
+
 @pytest.mark.parametrize("keras_converts", [False, True])
 def test_names_and_sizes(keras_converts, tmp_path):
     path = str(tmp_path / "m.onnx")
     # (The converter writes that layer.)
-    extra = [layers.BatchNormalization()] if keras_converts else []
+    extra = [layers.UnitNormalization()] if keras_converts else []
     head = [layers.GlobalAveragePooling2D(), layers.Dense(5)]
     model = sequential(*extra, convolution(6, 3), *head)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import keras_nfnets
 from keras_nfnets import data, runs
 from keras_nfnets.data.preprocessing import IMAGENET
+from keras_nfnets.deploy.onnx_model import onnx_model
 from keras_nfnets.deploy.preprocessing import preprocessing_model
 
 # Of one level of the pixels, divided by ImageNet's standard deviations.
@@ -20,11 +21,16 @@ LEVEL = 1 / (255 * min(IMAGENET["deviation"]))
 
 
 def error(images, preparation):
-    """Return the largest difference from `data.prepare`."""
-    actual = np.asarray(preprocessing_model(preparation)(images))
+    """Return the largest difference from `data.prepare`, in Keras and as ONNX."""
+    model = preprocessing_model(preparation)
+    written = onnx_model(model, ["x"], ["y"], opset=15).SerializeToString()
+    [of_onnx] = onnxruntime.InferenceSession(written).run(None, {"x": images})
     expected = np.stack([data.prepare(image, **preparation) for image in images])
-    assert actual.shape == expected.shape
-    return np.abs(actual - expected).max()
+    errors = []
+    for actual in (np.asarray(model(images)), of_onnx):
+        assert actual.shape == expected.shape
+        errors.append(np.abs(actual - expected).max())
+    return max(errors)
 
 
 @settings(max_examples=40)
