@@ -143,26 +143,36 @@ _PACKAGES = {
 }
 
 
-def installed(what, module):
+def installed(what, module, package=None):
     """Import a module that not every installation has.
 
+    Args:
+        what: str. What needs it, for the message.
+        module: str.
+        package: str. What to install; by default the package of the module.
+
     Raises:
-        ModuleNotFoundError: it is missing; the message says that `what` needs it.
+        ModuleNotFoundError: it is missing.
+        ImportError: the import fails, such as for a package that another is too old for.
     """
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise ModuleNotFoundError(not_installed(what, module), name=module) from error
+    except Exception as error:  # of the types that its code raises
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            message = not_installed(what, module, package)
+            raise ModuleNotFoundError(message, name=module) from error
+        raise ImportError(
+            f"{what} needs the package {_PACKAGES.get(module, module)!r}, and its import "
+            f"fails: {error!r}"
+        ) from error
 
 
-def not_installed(what, module):
-    """Return the message that `what` needs the package of a missing module."""
-    package = _PACKAGES.get(module, module)
+def not_installed(what, module, package=None):
+    """Return the message that `what` needs a module that is missing; see `installed`."""
+    name = _PACKAGES.get(module, module)
     return (
-        f"{what} needs the package {package!r}, which is not installed: "
-        f"pip install {package}"
+        f"{what} needs the package {name!r}, which is not installed: "
+        f"pip install {package or name}"
     )
 
 

@@ -1,6 +1,5 @@
 """Export of networks to files for other runtimes."""
 
-import importlib.util
 import os
 import pathlib
 import re
@@ -233,15 +232,18 @@ def _check_whether_possible(format, quantize):
             f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
             "and load it there."
         )
+    version = tuple(map(int, keras.__version__.split(".")[:2]))
+    if format == "litert" and version < (3, 13):
+        raise ValueError(
+            "The format 'litert' is written by Keras 3.13 and newer. Received: Keras "
+            f"{keras.__version__}; fold the network, save it as .keras and load it there."
+        )
     packages = known.packages
     if format == "onnx" and quantize:
         packages += ("onnxruntime",)
     for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"The format {format!r} needs the package {package!r}: "
-                f'pip install "keras_nfnets[{known.extra}]"'
-            )
+        extra = f'"keras_nfnets[{known.extra}]"'
+        checks.installed(f"The format {format!r}", package, extra)
 
 
 def _ending(path):

@@ -1,7 +1,6 @@
 """Inference in this process, compiled for it."""
 
 import contextlib
-import importlib.util
 
 import keras
 
@@ -68,17 +67,12 @@ def inference_function(model, runtime=None):
 
 
 def _compiled(folded, runtime):
-    missing = _missing_packages()
-    if runtime == "onnxruntime" and missing:
-        raise ImportError(
-            f"ONNX Runtime needs the package {missing[0]!r}: "
-            'pip install "keras_nfnets[export]"'
-        )
-    if runtime == "onnxruntime" or (
-        runtime is None and not missing and has_only_cpus()
-    ):
+    if runtime == "onnxruntime" or (runtime is None and has_only_cpus()):
         try:
             return _in_onnx_runtime(folded)
+        except ImportError:
+            if runtime is not None:
+                raise
         except ValueError as error:
             if runtime is not None:
                 raise ValueError(
@@ -128,16 +122,15 @@ def _tensor(expected, images):
     return images
 
 
-def _missing_packages():
-    return [x for x in ("onnx", "onnxruntime") if not importlib.util.find_spec(x)]
-
-
 def _in_onnx_runtime(model):
     """Return the function in ONNX Runtime.
 
     Raises:
+        ImportError: a package is missing, or does not work with the others.
         ValueError: the model does not compute in float32, or ONNX lacks an operation.
     """
+    for package in ("onnx", "onnxruntime"):
+        checks.installed("ONNX Runtime", package, '"keras_nfnets[export]"')
     import onnxruntime
 
     from keras_nfnets.deploy import onnx_files, onnx_model

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from keras import ops
 
+from keras_nfnets import checks
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import ends, plain_name, unique_name
 from keras_nfnets.deploy.onnx_layers import UnknownOperation
@@ -169,11 +170,8 @@ def _check_converter(unknown, opset=None):
             f"{keras.backend.backend()!r}"
         ) from unknown
     for package in ("tensorflow", "tf2onnx"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"{unknown} needs Keras's converter to ONNX, and this the package "
-                f'{package!r}: pip install "keras_nfnets[export]"'
-            ) from unknown
+        converter = f"Keras's converter to ONNX, for {unknown},"
+        checks.installed(converter, package, '"keras_nfnets[export]"')
     if opset is not None and opset > _newest_converted():
         raise ValueError(
             f"{unknown} needs Keras's converter to ONNX, which knows `opset` up to "
