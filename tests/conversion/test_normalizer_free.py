@@ -491,7 +491,7 @@ def test_a_mean_that_normalization_took_away_is_taken_away(std):
         ]
     )
     result = normalizer_free(model, images.astype("float32"))
-    seen = keras.Model(result.inputs, result.get_layer("relu").input)
+    seen = keras.Model(result.input, result.get_layer("relu").input)
     seen = seen.predict(images, verbose=0)
     np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=1e-3)
     np.testing.assert_allclose(seen.var(axis=(0, 1, 2)), 1, rtol=0.1)
@@ -513,7 +513,7 @@ def test_variance_of_few_images_is_that_of_all(size):
         ]
     )
     result = normalizer_free(model, x)
-    seen = keras.Model(result.inputs, result.get_layer("conv").output)
+    seen = keras.Model(result.input, result.get_layer("conv").output)
     seen = seen.predict(others, verbose=0)
     assert seen.var(axis=(0, 1, 2)).mean() == pytest.approx(1, abs=0.12)
     assert result.conversion.variances["conv"].variance == pytest.approx(1, abs=1e-3)

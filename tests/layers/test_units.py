@@ -65,11 +65,6 @@ KERAS = {
         (4,),
         {"lora_embeddings_a": (1,), "lora_embeddings_b": (0,)},
     ),
-    "ReversibleEmbedding": (
-        lambda: L.ReversibleEmbedding(7, 3, tie_weights=False),
-        (4,),
-        {"embeddings": (1,), "reverse_embeddings": (0,)},
-    ),
     "EinsumDense": (einsum("abc,cd->abd", (None, 3)), SEQUENCE, {"kernel": (0,)}),
     "EinsumDense, kernel transposed": (
         einsum("abc,dc->abd", (None, 3), bias_axes="d"),
@@ -191,6 +186,12 @@ KERAS = {
         {"kernel": (0, 1), "gain": ALL},
     ),
 }
+if hasattr(L, "ReversibleEmbedding"):  # Keras has it since 3.12.
+    KERAS["ReversibleEmbedding"] = (
+        lambda: L.ReversibleEmbedding(7, 3, tie_weights=False),
+        (4,),
+        {"embeddings": (1,), "reverse_embeddings": (0,)},
+    )
 
 
 def model_of(kind, cls=AGCModel):
