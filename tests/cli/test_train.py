@@ -205,6 +205,7 @@ def test_what_was_stopped_before_its_first_epoch_starts_again_as_the_same_run(
     np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
     flags = [*QUICK, "--epochs=30", f"--output_dir={tmp_path}"]
     process = start(*flags, stderr=subprocess.PIPE)

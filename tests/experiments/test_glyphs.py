@@ -264,6 +264,7 @@ def test_results_of_other_fonts_are_not_continued(installed, tmp_path):
         experiments.check_folder(tmp_path, settings)
 
 
+@pytest.mark.slow
 def test_glyphs_can_be_learned():
     settings = {
         **experiments.settings_of(experiments.find("batch_size"), "small", "glyphs"),

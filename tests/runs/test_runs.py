@@ -14,6 +14,7 @@ from eager import eager_functions
 from full_disk import full_disk
 from one_block import networks_of_one_block
 from PIL import Image
+from quick import quick
 
 import keras_nfnets
 from keras_nfnets import data, plotting, pretrained, runs
@@ -82,7 +83,7 @@ def test_a_run_returns_what_it_has_written(trained):
 
 def test_the_data_is_found_from_other_folders(images, tmp_path, monkeypatch):
     monkeypatch.chdir(images.parent)
-    run = runs.train(recipe_for(images.name, "epochs=1"), tmp_path)
+    run = runs.train(recipe_for(images.name, "epochs=1", "report=False"), tmp_path)
     monkeypatch.chdir(tmp_path)
     accuracy = run.validation["accuracy"]
     assert runs.evaluate(tmp_path).accuracy == pytest.approx(accuracy)
@@ -189,9 +190,15 @@ def truncate(path):
     os.truncate(path, path.stat().st_size - 2000)
 
 
-@pytest.mark.parametrize(
-    "change", [truncate, lambda path: path.unlink(), lambda path: path.write_text("?")]
-)
+def remove(path):
+    path.unlink()
+
+
+def replace(path):
+    path.write_text("?")
+
+
+@pytest.mark.parametrize("change", quick([truncate, remove, replace], truncate))
 def test_spoiled_weights_of_the_best_epoch_do_not_cost_the_results(
     change, images, tmp_path, caplog
 ):
@@ -207,11 +214,12 @@ def test_spoiled_weights_of_the_best_epoch_do_not_cost_the_results(
         np.testing.assert_array_equal(value, last)
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), FloatingPointError("diverged")], ids=repr
-)
+INTERRUPT, DIVERGED = KeyboardInterrupt(), FloatingPointError("diverged")
+
+
+@pytest.mark.parametrize("error", quick([INTERRUPT, DIVERGED], INTERRUPT), ids=repr)
 def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
-    recipe = recipe_for(images, "epochs=3")
+    recipe = recipe_for(images, "epochs=3", "report=False")
     with pytest.raises(type(error)):
         runs.train(recipe, tmp_path, callbacks=[InterruptAt(1, error)])
     # The files are complete, with what there was.
@@ -221,15 +229,23 @@ def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
     np.testing.assert_allclose(run.history["loss"], trained.history["loss"], rtol=1e-5)
 
 
-@pytest.fixture
-def stopped(images, tmp_path):
-    """A copy of the images, and the folder of a run that was stopped after one epoch."""
-    copy, folder = tmp_path / "copy", tmp_path / "run"
-    shutil.copytree(images, copy)
-    recipe = recipe_for(copy, "epochs=2", "report=False")
+@pytest.fixture(scope="module")
+def stopped_run(images, tmp_path_factory):
+    """Folder, to copy, of a run that was stopped after one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    recipe = recipe_for(images, "epochs=2", "report=False")
     with pytest.raises(KeyboardInterrupt):
-        runs.train(recipe, folder, callbacks=[InterruptAt(0, KeyboardInterrupt())])
-    return copy, folder
+        runs.train(recipe, folder, callbacks=[InterruptAt(0, INTERRUPT)])
+    return folder
+
+
+@pytest.fixture
+def stopped(images, stopped_run, tmp_path):
+    """Copies of the images, and of the folder of a run that was stopped."""
+    return (
+        shutil.copytree(images, tmp_path / "copy"),
+        shutil.copytree(stopped_run, tmp_path / "run"),
+    )
 
 
 def rename_a_class(images):
@@ -364,7 +380,8 @@ def test_a_run_that_cannot_start_leaves_no_folder(images, tmp_path):
 
 def test_a_network_of_gray_images_is_used_as_it_was_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
-    recipe = recipe_for("shades", "epochs=1", "test_split=test", "weights=None")
+    settings = ["epochs=1", "test_split=test", "weights=None", "report=False"]
+    recipe = recipe_for("shades", *settings)
     run = runs.train(recipe, tmp_path / "run")
     evaluation = runs.evaluate(run.folder)
     assert evaluation.accuracy == pytest.approx(run.validation["accuracy"])
@@ -402,7 +419,8 @@ def test_callbacks_are_told_of_the_run(images, tmp_path):
         def on_run_end(self, run, stopped):
             told.append(("end", run.epochs, set(run.paths) > {"model.keras"}, stopped))
 
-    runs.train(recipe_for(images, "epochs=1"), tmp_path, callbacks=[Listener()])
+    recipe = recipe_for(images, "epochs=1", "report=False")
+    runs.train(recipe, tmp_path, callbacks=[Listener()])
     assert told == [("begin", 0, {}), ("end", 1, True, None)]
 
 
@@ -411,7 +429,8 @@ def test_training_works_in_a_thread(images, tmp_path):
     results = []
 
     def train():
-        results.append(runs.train(recipe_for(images, "epochs=1"), tmp_path).epochs)
+        recipe = recipe_for(images, "epochs=1", "report=False")
+        results.append(runs.train(recipe, tmp_path).epochs)
 
     thread = threading.Thread(target=train)
     thread.start()
@@ -475,6 +494,7 @@ def test_gray_images_start_from_the_weights_of_an_rgb_network(tmp_path):
     rgb, path = keras_nfnets.NFNetTiny(), tmp_path / "rgb.weights.h5"
     rgb.save_weights(path)
     settings = ["epochs=1", "head_epochs=0", "learning_rate=0", "weight_decay=0"]
+    settings += ["report=False"]
     recipe = recipe_for("digits", "model=NFNetTiny", *settings)
     run = runs.train(recipe.changed([f"weights={path}"]), tmp_path / "run")
     kernel, *others = run.model.get_weights()
