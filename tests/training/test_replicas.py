@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from quick import quick
 
 from keras_nfnets import AGC, SGDAGC, AGCModel
 from keras_nfnets.training import replicas_tensorflow
@@ -133,13 +134,7 @@ def trained_on_one(way, accumulate=None, **options):
     return train(1, way, accumulate=accumulate, **options)
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(way, marks=() if way == "model" else pytest.mark.slow)
-        for way in WAYS
-    ],
-)
+@pytest.mark.parametrize("way", quick(WAYS, "model"))
 def test_a_strategy_of_one_device_changes_nothing(way):
     assert_same(train("a strategy of one", way), trained_on_one(way, None), 1e-6)
 
@@ -147,8 +142,16 @@ def test_a_strategy_of_one_device_changes_nothing(way):
 @pytest.mark.parametrize(
     "way, replicas, accumulate",
     [
-        *((way, 2, 2) for way in WAYS),
-        *((way, 4, 2) for way in MAPS),
+        *((way, 2, 2) for way in ("model", "wrapper", "optimizer")),
+        *((way, 4, 2) for way in ("map in a model", "wrapped map")),
+        *(
+            pytest.param(way, 2, 2, marks=pytest.mark.slow)
+            for way in ("optimizer in a model", "wrapper in a model")
+        ),
+        *(
+            pytest.param(way, 4, 2, marks=pytest.mark.slow)
+            for way in ("map of wrappers", "map of wrappers in a model")
+        ),
         *(pytest.param(way, 4, None, marks=pytest.mark.slow) for way in MAPS),
         # Without accumulation, and with reduction to one device.
         ("model", 2, None),
@@ -255,13 +258,13 @@ def collective_elements(strategy, model):
 @pytest.mark.parametrize(
     ("way", "accumulate"),
     [
-        *(("model", None), ("model", 2), ("wrapper", None), ("optimizer", 2)),
-        *(("wrapper in a model", None), ("optimizer in a model", 2)),
+        *(("model", 2), ("wrapper", None), ("optimizer", 2)),
         *(
             pytest.param(way, accumulate, marks=pytest.mark.slow)
             for way, accumulate in (
-                *(("wrapper", 2), ("optimizer", None)),
-                *(("wrapper in a model", 2), ("optimizer in a model", None)),
+                *(("model", None), ("wrapper", 2), ("optimizer", None)),
+                *(("wrapper in a model", None), ("wrapper in a model", 2)),
+                *(("optimizer in a model", None), ("optimizer in a model", 2)),
             )
         ),
     ],
@@ -281,17 +284,7 @@ def test_gradients_are_all_reduced_once_per_step(way, accumulate):
     assert len(elements) - len(large) <= 2
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        *("model", "wrapper"),
-        *(
-            pytest.param(way, marks=pytest.mark.slow)
-            for way in WAYS
-            if way not in ("model", "wrapper")
-        ),
-    ],
-)
+@pytest.mark.parametrize("way", quick(WAYS, "model"))
 def test_loss_scaling_does_not_depend_on_the_number_of_replicas(way):
     keras.config.set_dtype_policy("mixed_float16")
     options = {"scale": 0.3}  # does not overflow under the initial loss scale
@@ -305,7 +298,8 @@ def test_loss_scaling_does_not_depend_on_the_number_of_replicas(way):
 @pytest.mark.parametrize(
     ("way", "accumulate"),
     [
-        *(("model", None), ("wrapper in a model", 2), ("wrapper", None)),
+        *(("model", None), ("wrapper in a model", 2)),
+        pytest.param("wrapper", None, marks=pytest.mark.slow),
         pytest.param("model", 2, marks=pytest.mark.slow),
         pytest.param("wrapper in a model", None, marks=pytest.mark.slow),
         pytest.param("wrapper", 2, marks=pytest.mark.slow),

@@ -5,6 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import pytest
+from eager import eager_functions
 from keras import ops
 
 from keras_nfnets import AGC, SGDAGC, AGCModel, NFNetTiny
@@ -103,8 +104,14 @@ class FailsAbove(keras.layers.Layer):
     keras.backend.backend() != "tensorflow",
     reason="only there steps fail when they run",
 )
-@pytest.mark.parametrize("replicas", [1, 4])
-@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+@pytest.mark.parametrize(
+    ("way", "replicas"),
+    [
+        *(("fit", 4), ("train_on_batch", 1)),
+        pytest.param("fit", 1, marks=pytest.mark.slow),
+        pytest.param("train_on_batch", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_step_that_fails_between_sams_passes_restores_the_weights(
     way, replicas
 ):
@@ -325,7 +332,8 @@ def test_clip_shares_of_the_stages_of_a_network():
     x, y = np.ones((2, 8, 8, 1)), np.array([0, 1])
     log = TrainingLog(images_per_epoch=2)
     options = {"validation_data": (x, y), "callbacks": [log], "verbose": 0}
-    history = model.fit(x, y, **options).history
+    with eager_functions():
+        history = model.fit(x, y, **options).history
     shares = {name: history[name][0] for name in model.clip_shares}
     stages = [f"clip_share_stage{i}" for i in (1, 2, 3, 4)]
     assert list(shares) == ["clip_share_stem", *stages]
@@ -489,8 +497,10 @@ def test_a_train_step_that_does_not_clip_says_so():
 @pytest.mark.parametrize(
     "options",
     [
-        *({}, {"sam_rho": 0.05}, {"ema_decay": 0.9}, {"skip_nonfinite": True}),
-        *({"optimizer": AGC("sgd")}, {"optimizer": SGDAGC()}),
+        *({}, {"sam_rho": 0.05}, {"ema_decay": 0.9}),
+        pytest.param({"skip_nonfinite": True}, marks=pytest.mark.slow),
+        {"optimizer": AGC("sgd")},
+        pytest.param({"optimizer": SGDAGC()}, marks=pytest.mark.slow),
     ],
     ids=["clipping", "SAM", "averages", "skipping", "AGC", "SGDAGC"],
 )
@@ -664,7 +674,8 @@ def test_clip_shares_of_a_network_in_another():
         keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(backbone(inputs))),
     )
     nested.compile("sgd", "mse")
-    nested.fit(np.ones((2, 8, 8, 1)), np.zeros((2, 3)), verbose=0)
+    with eager_functions():
+        nested.fit(np.ones((2, 8, 8, 1)), np.zeros((2, 3)), verbose=0)
     stages = [f"clip_share_stage{i}" for i in (1, 2, 3, 4)]
     assert list(nested.clip_shares) == ["clip_share_stem", *stages]
 
