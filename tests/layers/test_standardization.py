@@ -225,9 +225,7 @@ def test_gradients_are_those_of_the_formula(name, center):
 
 
 @each_layer
-@pytest.mark.parametrize(
-    "activation", quick([None, "relu", "scaled"], None, "scaled")
-)
+@pytest.mark.parametrize("activation", quick([None, "relu", "scaled"], None, "scaled"))
 def test_survives_saving_and_folding(name, activation, tmp_path):
     ours, _, arguments, shape = LAYERS[name]
     if activation == "scaled":

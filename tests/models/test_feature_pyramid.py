@@ -5,6 +5,7 @@ from keras import ops
 
 import keras_nfnets
 from keras_nfnets import (
+    NFNet,
     NFNetTiny,
     NFRegNet,
     NFResNet,
@@ -57,7 +58,7 @@ def test_the_pyramid_has_the_weights_of_its_network():
 @pytest.mark.parametrize(
     "make",
     [
-        NFNetTiny,
+        lambda **kw: NFNet((1, 1), (16, 32), group_size=8, **kw),
         lambda **kw: NFResNet((1, 1), 1, **kw),
         lambda **kw: NFRegNet((1, 2), (16, 24), **kw),
     ],
