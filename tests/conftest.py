@@ -98,6 +98,7 @@ def pytest_configure(config):
         [cpu] = tf.config.list_physical_devices("CPU")
         devices = [tf.config.LogicalDeviceConfiguration()] * 4
         tf.config.set_logical_device_configuration(cpu, devices)
+        _disable_autotuning()
     elif backend == "jax":
         import jax
 
@@ -105,6 +106,24 @@ def pytest_configure(config):
         jax.config.update("jax_compilation_cache_dir", _folder_of_programs(config))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _disable_autotuning():
+    """Disable the autotuning of data sets.
+
+    Its thread often misses the end of an iteration. Whoever deletes the iterator then
+    waits until the thread wakes up, after as much time again as the iteration took.
+    """
+    import tensorflow as tf
+
+    apply_options = tf.data.Dataset._apply_debug_options
+
+    def apply_more_options(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return apply_options(dataset.with_options(options))
+
+    tf.data.Dataset._apply_debug_options = apply_more_options
 
 
 def _folder_of_programs(config):
