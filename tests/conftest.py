@@ -73,6 +73,15 @@ _ON_TENSORFLOW = [
 ]
 
 
+# Files whose tests take longest, on either backend.
+_LONGEST = {
+    *("test_docs.py", "test_runs.py", "test_train.py", "test_resume.py"),
+    *("test_own_images.py", "test_predict.py", "test_experiments.py"),
+    *("test_exporting.py", "test_pipeline.py", "test_replicas.py"),
+    *("test_standardization.py", "test_training_options.py"),
+}
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--slice",
@@ -148,8 +157,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
-    # The longest tests start first, so that no process runs one alone at the end.
-    items.sort(key=lambda item: item.path.parent.name != "cli")
+    # The longest files start first, so that no process runs one alone at the end.
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if config.getoption("slice"):
         k, n = map(int, config.getoption("slice").split("/"))
         chosen = sorted(item.nodeid for item in items)[k::n]

@@ -34,7 +34,9 @@ def modules():
         left_out += r"|\.(cli|data|runs|settings|models|pretrained|conversion|deploy)\b"
     for module in pkgutil.walk_packages(keras_nfnets.__path__, "keras_nfnets."):
         if not re.search(left_out, module.name):
-            yield importlib.import_module(module.name)
+            # Complete runs, as in tests/runs.
+            marks = pytest.mark.slow if module.name.endswith("training_run") else ()
+            yield pytest.param(importlib.import_module(module.name), marks=marks)
 
 
 @pytest.fixture

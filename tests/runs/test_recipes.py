@@ -92,9 +92,9 @@ def test_settings_are_changed_by_name():
     "name, changes",
     [
         ("nfnet_f0_imagenet", ["model=NFNetTest"]),
-        ("nf_regnet_b0", ["model=NFNetTest"]),
         ("digits", []),
-        ("finetune", []),
+        pytest.param("nf_regnet_b0", ["model=NFNetTest"], marks=pytest.mark.slow),
+        pytest.param("finetune", [], marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_passes_its_dry_run_with_a_small_network(name, changes, capsys):
