@@ -174,9 +174,18 @@ def _page_quickly(page):
         yield
 
 
+# Pages about the same functions for users of other libraries; timm's is run each time.
+SLOW = {"authors.md", "kecam.md", "keras_applications.md"}
+
+
 @pytest.mark.usefixtures("_page_quickly")
 @pytest.mark.parametrize(
-    "page", ON_THIS_BACKEND, ids=lambda page: str(page.relative_to(ROOT))
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ())
+        for page in ON_THIS_BACKEND
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
