@@ -35,7 +35,8 @@ def modules():
     for module in pkgutil.walk_packages(keras_nfnets.__path__, "keras_nfnets."):
         if not re.search(left_out, module.name):
             # Complete runs, as in tests/runs.
-            marks = pytest.mark.slow if module.name.endswith("training_run") else ()
+            runs_ = r"runs\.(training_run|classifier|inference_time|dry_run|evaluation)"
+            marks = pytest.mark.slow if re.search(runs_, module.name) else ()
             yield pytest.param(importlib.import_module(module.name), marks=marks)
 
 

@@ -263,11 +263,13 @@ def in_vain(folder, tmp_path_factory):
     return log.getvalue(), out
 
 
+@pytest.mark.slow
 def test_training_ends_when_nothing_gets_better(in_vain):
     _, out = in_vain
     assert len(history_of(out)) == 3
 
 
+@pytest.mark.slow
 def test_no_drawing_costs_the_model(in_vain):
     error, out = in_vain
     assert "no ink" in error

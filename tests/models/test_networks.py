@@ -233,7 +233,7 @@ def test_every_network_is_exported():
     "make",
     [
         lambda **kw: NFNet((1, 1), (16, 32), group_size=8, **kw),
-        lambda **kw: NFResNet((1, 1), 1, **kw),
+        pytest.param(lambda **kw: NFResNet((1, 1), 1, **kw), marks=SLOW),
         lambda **kw: NFRegNet((1, 1), (16, 24), convention="timm", **kw),
     ],
 )

@@ -19,6 +19,7 @@ from quick import quick
 import keras_nfnets
 from keras_nfnets import data, plotting, pretrained, runs
 from keras_nfnets.runs import building
+from keras_nfnets.runs.training_run import KeepBest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,6 +170,20 @@ class InterruptAt(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch == self.epoch:
             raise self.error
+
+
+def test_training_ends_when_nothing_gets_better(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    path = tmp_path / "best.weights.h5"
+    keep_best = KeepBest(path, {}, patience=2, write=True)
+    keep_best.set_model(model)
+    for epoch, accuracy in enumerate([0.5, 0.75, 0.75, 0.5]):
+        assert not keep_best.is_over
+        model.set_weights([np.full(v.shape, epoch) for v in model.weights])
+        keep_best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": epoch})
+    assert model.stop_training
+    model.load_weights(path)
+    assert all((value == 1).all() for value in model.get_weights())
 
 
 class Spoil(keras.callbacks.Callback):

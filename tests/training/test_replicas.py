@@ -142,15 +142,16 @@ def test_a_strategy_of_one_device_changes_nothing(way):
 @pytest.mark.parametrize(
     "way, replicas, accumulate",
     [
-        *((way, 2, 2) for way in ("model", "wrapper", "optimizer")),
-        *((way, 4, 2) for way in ("map in a model", "wrapped map")),
+        *(("model", 2, 2), ("optimizer", 2, 2), ("map in a model", 4, 2)),
         *(
             pytest.param(way, 2, 2, marks=pytest.mark.slow)
-            for way in ("optimizer in a model", "wrapper in a model")
+            for way in WAYS
+            if way not in ("model", "optimizer")
         ),
         *(
             pytest.param(way, 4, 2, marks=pytest.mark.slow)
-            for way in ("map of wrappers", "map of wrappers in a model")
+            for way in MAPS
+            if way != "map in a model"
         ),
         *(pytest.param(way, 4, None, marks=pytest.mark.slow) for way in MAPS),
         # Without accumulation, and with reduction to one device.
