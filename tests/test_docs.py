@@ -175,8 +175,12 @@ def _page_quickly(page):
         yield
 
 
-# Pages about the same functions for users of other libraries; timm's is run each time.
-SLOW = {"authors.md", "kecam.md", "keras_applications.md"}
+# Complete runs and exports, as in tests/runs, tests/data and tests/deploy; and pages about
+# the same functions for users of other libraries, of which timm's is run each time.
+SLOW = {
+    *("training_runs.md", "data.md", "deploy.md"),
+    *("authors.md", "kecam.md", "keras_applications.md"),
+}
 
 
 @pytest.mark.usefixtures("_page_quickly")
