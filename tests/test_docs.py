@@ -178,7 +178,7 @@ def _page_quickly(page):
 # Complete runs and exports, as in tests/runs, tests/data and tests/deploy; and pages about
 # the same functions for users of other libraries, of which timm's is run each time.
 SLOW = {
-    *("training_runs.md", "data.md", "deploy.md"),
+    *("getting_started.md", "training_runs.md", "data.md", "deploy.md"),
     *("authors.md", "kecam.md", "keras_applications.md"),
 }
 

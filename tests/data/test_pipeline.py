@@ -680,7 +680,7 @@ def test_a_folder_of_broken_images_only_is_an_error(tmp_path):
 _damage = st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=40))
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(damages=st.lists(_damage, min_size=3, max_size=3))
 def test_damaged_jpegs_never_end_a_run(damages, damaged_jpegs):
     complete, batches_of = damaged_jpegs
