@@ -59,12 +59,9 @@ def evaluate(folder, image_size=32):
 
 
 # Runs of 3 and of 15 epochs differ only in accuracy.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "epochs", "accuracy"),
-    [
-        (["--epochs=3"], 3, 0.8),
-        pytest.param([], 15, 0.985, marks=pytest.mark.slow),
-    ],
+    ("flags", "epochs", "accuracy"), [(["--epochs=3"], 3, 0.8), ([], 15, 0.985)]
 )
 def test_the_first_command_learns_the_digits(flags, epochs, accuracy, tmp_path):
     result = subprocess.run(

@@ -376,6 +376,7 @@ def test_images_in_the_folder_of_the_results_are_refused(images, tmp_path):
     assert len(list(inside.rglob("*.png"))) == 80
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_get_folders_of_their_own(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = recipe_for(images, "epochs=1", "report=False")
@@ -392,6 +393,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(images, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_network_of_gray_images_is_used_as_it_was_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     settings = ["epochs=1", "test_split=test", "weights=None", "report=False"]
