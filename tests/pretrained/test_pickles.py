@@ -477,8 +477,8 @@ def assert_plain(tree):
 @pytest.mark.parametrize(
     "content, count",
     [
-        (SAMPLES[0].read_bytes(), 200),
-        (SAMPLES[1].read_bytes(), 200),
+        (SAMPLES[0].read_bytes(), 800),
+        (SAMPLES[1].read_bytes(), 800),
         (pickle.dumps(ALL_KINDS, 3), 500),
         (pickle.dumps(ALL_KINDS, 4), 500),
         (pickle.dumps(ALL_KINDS, 5), 500),
