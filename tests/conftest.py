@@ -77,6 +77,15 @@ _ON_TENSORFLOW = [
 ]
 
 
+# Files whose tests take longest, on either backend.
+_LONGEST = {
+    *("test_docs.py", "test_runs.py", "test_train.py", "test_resume.py"),
+    *("test_own_images.py", "test_predict.py", "test_experiments.py"),
+    *("test_exporting.py", "test_pipeline.py", "test_replicas.py"),
+    *("test_standardization.py", "test_training_options.py"),
+}
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--slice",
@@ -102,6 +111,7 @@ def pytest_configure(config):
         [cpu] = tf.config.list_physical_devices("CPU")
         devices = [tf.config.LogicalDeviceConfiguration()] * 4
         tf.config.set_logical_device_configuration(cpu, devices)
+        _disable_autotuning()
     elif backend == "jax":
         import jax
 
@@ -109,6 +119,24 @@ def pytest_configure(config):
         jax.config.update("jax_compilation_cache_dir", _folder_of_programs(config))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _disable_autotuning():
+    """Disable the autotuning of data sets.
+
+    Its thread often misses the end of an iteration. Whoever deletes the iterator then
+    waits until the thread wakes up, after as much time again as the iteration took.
+    """
+    import tensorflow as tf
+
+    apply_options = tf.data.Dataset._apply_debug_options
+
+    def apply_more_options(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return apply_options(dataset.with_options(options))
+
+    tf.data.Dataset._apply_debug_options = apply_more_options
 
 
 def _folder_of_programs(config):
@@ -133,8 +161,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
-    # The longest tests start first, so that no process runs one alone at the end.
-    items.sort(key=lambda item: item.path.parent.name != "cli")
+    # The longest files start first, so that no process runs one alone at the end.
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if config.getoption("slice"):
         k, n = map(int, config.getoption("slice").split("/"))
         chosen = sorted(item.nodeid for item in items)[k::n]

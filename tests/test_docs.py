@@ -34,7 +34,10 @@ def modules():
         left_out += r"|\.(cli|data|runs|settings|models|pretrained|conversion|deploy)\b"
     for module in pkgutil.walk_packages(keras_nfnets.__path__, "keras_nfnets."):
         if not re.search(left_out, module.name):
-            yield importlib.import_module(module.name)
+            # Complete runs, as in tests/runs.
+            runs_ = r"runs\.(training_run|classifier|inference_time|dry_run|evaluation)"
+            marks = pytest.mark.slow if re.search(runs_, module.name) else ()
+            yield pytest.param(importlib.import_module(module.name), marks=marks)
 
 
 @pytest.fixture
@@ -172,9 +175,22 @@ def _page_quickly(page):
         yield
 
 
+# Complete runs and exports, as in tests/runs, tests/data and tests/deploy; and pages about
+# the same functions for users of other libraries, of which timm's is run each time.
+SLOW = {
+    *("getting_started.md", "training_runs.md", "data.md", "deploy.md"),
+    *("authors.md", "kecam.md", "keras_applications.md"),
+}
+
+
 @pytest.mark.usefixtures("_page_quickly")
 @pytest.mark.parametrize(
-    "page", ON_THIS_BACKEND, ids=lambda page: str(page.relative_to(ROOT))
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ())
+        for page in ON_THIS_BACKEND
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

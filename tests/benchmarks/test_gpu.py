@@ -212,6 +212,7 @@ def test_a_missed_target_is_the_exit_status(tmp_path, capsys):
     assert gpu.conclude(document, [], tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_says_where_the_results_are(cache, tmp_path):
     output = tmp_path / "results.json"
     process = start(output, *cache)

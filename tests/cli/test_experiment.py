@@ -20,7 +20,7 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     small = experiments.find("mean_shift").scales["small"]
-    monkeypatch.setitem(small, "depths", [4, 4])
+    monkeypatch.setitem(small, "depths", [2, 2])
     arguments = [
         "experiment",
         "mean_shift",

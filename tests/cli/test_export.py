@@ -26,12 +26,11 @@ def test_exports_a_network(tmp_path, capsys):
         f"{out} is there already; --overwrite replaces it." in capsys.readouterr().err
     )
     assert out.read_text() == "precious"
-    assert main(["export", "digits", str(out), "--overwrite"]) == 0
+    flags = ["--input_name=x", "--output_name=y", "--opset=17", "--batch_size=2"]
+    assert main(["export", "digits", str(out), "--overwrite", *flags]) == 0
     size = out.stat().st_size
     assert 600_000 < size < 700_000  # 0.16 million parameters of four bytes each
     assert f"{out}  ({size / 2**20:.1f} MB)" in capsys.readouterr().out
-    flags = ["--input_name=x", "--output_name=y", "--opset=17", "--batch_size=2"]
-    assert main(["export", "digits", str(out), "--overwrite", *flags]) == 0
     session = onnxruntime.InferenceSession(str(out))
     [probabilities] = session.run(["y"], {"x": np.zeros((2, 32, 32, 3), "float32")})
     assert probabilities.sum() == pytest.approx(2, abs=1e-5)

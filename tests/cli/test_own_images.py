@@ -44,8 +44,8 @@ def jpeg():
 
 
 FLAGS = [
-    *("--model=NFNetTiny", "--image_size=32", "--epochs=8", "--learning_rate=1.6"),
-    *("--batch_size=64", "--set=augmentation=crop_0.8"),
+    *("--model=NFNetTiny", "--image_size=16", "--epochs=4", "--learning_rate=0.8"),
+    *("--batch_size=32", "--set=augmentation=crop_0.8"),
 ]
 
 
@@ -251,7 +251,8 @@ def in_vain(folder, tmp_path_factory):
         raise RuntimeError("no ink")
 
     flags = [f"--data={folder}", *FLAGS, "--learning_rate=0", "--set=patience=2"]
-    flags += ["--image_size=8", "--noagc", f"--output_dir={out}", "--overwrite"]
+    flags += ["--image_size=8", "--noagc", "--batch_size=256"]
+    flags += [f"--output_dir={out}", "--overwrite"]
     with (
         networks_of_one_block(),
         pytest.MonkeyPatch.context() as patch,
@@ -262,11 +263,13 @@ def in_vain(folder, tmp_path_factory):
     return log.getvalue(), out
 
 
+@pytest.mark.slow
 def test_training_ends_when_nothing_gets_better(in_vain):
     _, out = in_vain
     assert len(history_of(out)) == 3
 
 
+@pytest.mark.slow
 def test_no_drawing_costs_the_model(in_vain):
     error, out = in_vain
     assert "no ink" in error

@@ -10,6 +10,7 @@ import pytest
 from full_disk import full_disk
 from golden_case import GoldenCase
 from PIL import Image
+from quick import quick
 from safetensors.numpy import save_file
 
 from keras_nfnets import NFNetTest, NFNetTiny, data
@@ -157,7 +158,7 @@ def safetensors(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+@pytest.mark.parametrize("ending", quick([".keras", ".weights.h5"], ".weights.h5"))
 def test_convert_recognizes_the_network_and_keeps_its_function(
     ending, safetensors, tmp_path, capsys
 ):
@@ -190,7 +191,7 @@ def test_convert_leaves_a_folder_alone(tmp_path, capsys):
     assert out.is_dir()
 
 
-@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("ending", quick([".weights.h5", ".keras"], ".keras"))
 def test_convert_to_a_full_disk_leaves_the_old_file(ending, tmp_path, capsys):
     source, out = tmp_path / "m.weights.h5", tmp_path / f"out{ending}"
     NFNetTest(classes=3).save_weights(source)
@@ -374,7 +375,7 @@ def test_list_weights_shows_every_checkpoint(capsys):
             assert name in out
 
 
-@pytest.mark.parametrize("network", [NFNetTiny, NFNetTest])
+@pytest.mark.parametrize("network", quick([NFNetTiny, NFNetTest], NFNetTiny))
 def test_weight_files_of_networks_for_gray_images_predict(
     network, digits, tmp_path, capsys
 ):

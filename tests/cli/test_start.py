@@ -64,6 +64,7 @@ def test_the_command_shows_no_log_lines_of_tensorflow():
     assert "Endpoints" in result.stdout
 
 
+@pytest.mark.slow
 def test_processes_of_the_command_show_no_log_lines_either(tmp_path):
     program = tmp_path / "keras-nfnets"
     program.write_text("""

@@ -5,6 +5,7 @@ import sys
 
 import one_block
 import pytest
+from quick import quick
 
 LIST = [sys.executable, "-m", "keras_nfnets", "list", "NFNet"]
 
@@ -39,15 +40,18 @@ def test_other_streams_are_not_needed(redirection):
     assert (status, out) == (2, "")
 
 
-@pytest.mark.parametrize("redirection", [">/dev/full 2>/dev/full", ">&- 2>&-"])
+FULL, CLOSED = ">/dev/full 2>/dev/full", ">&- 2>&-"
+
+
+@pytest.mark.parametrize("redirection", quick([FULL, CLOSED], FULL))
 def test_streams_that_cannot_be_written_do_not_cost_the_results(redirection, tmp_path):
     folder = tmp_path / "run"
-    flags = ["--image_size=8", "--epochs=2", "--batch_size=512"]
+    flags = ["--image_size=8", "--epochs=1", "--batch_size=512", "--noagc"]
     status, _, _ = outputs(
         redirection,
         *(sys.executable, one_block.PROGRAM, "train", *flags),
         f"--output_dir={folder}",
     )
     assert status == 1
-    assert (folder / "history.csv").read_text().count("\n") == 3
+    assert (folder / "history.csv").read_text().count("\n") == 2
     assert (folder / "model.keras").exists() and not (folder / "checkpoints").exists()

@@ -59,12 +59,9 @@ def evaluate(folder, image_size=32):
 
 
 # Runs of 3 and of 15 epochs differ only in accuracy.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "epochs", "accuracy"),
-    [
-        (["--epochs=3"], 3, 0.8),
-        pytest.param([], 15, 0.985, marks=pytest.mark.slow),
-    ],
+    ("flags", "epochs", "accuracy"), [(["--epochs=3"], 3, 0.8), ([], 15, 0.985)]
 )
 def test_the_first_command_learns_the_digits(flags, epochs, accuracy, tmp_path):
     result = subprocess.run(
@@ -205,6 +202,7 @@ def test_what_was_stopped_before_its_first_epoch_starts_again_as_the_same_run(
     np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_cost_the_model(tmp_path):
     flags = [*QUICK, "--epochs=30", f"--output_dir={tmp_path}"]
     process = start(*flags, stderr=subprocess.PIPE)

@@ -152,7 +152,12 @@ def test_batches_leave_too_large_images_out(folder, training):
 
 @pytest.mark.parametrize(
     ("crop_mode", "augmentation"),
-    [("crop_resize", None), ("whole", None), ("center", None), ("whole", "crop flip")],
+    [
+        ("crop_resize", None),
+        pytest.param("whole", None, marks=pytest.mark.slow),
+        pytest.param("center", None, marks=pytest.mark.slow),
+        ("whole", "crop flip"),
+    ],
 )
 def test_large_images_are_prepared_one_at_a_time_as_others_are(
     crop_mode, augmentation, folder, monkeypatch

@@ -13,6 +13,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from quick import quick
 from sklearn.datasets import load_sample_images
 
 from keras_nfnets import data
@@ -70,9 +71,11 @@ def test_an_epoch_does_not_depend_on_where_training_begins():
     assert epochs(0, seed=2**32 - 1)[0] != epochs(0, seed=2**31 - 1)[0]
 
 
-def test_the_same_seed_gives_the_same_images():
-    words = "crop flip mixup cutmix randaugment_1x5"
+MIXED = "crop flip mixup cutmix"
 
+
+@pytest.mark.parametrize("words", quick([MIXED, f"{MIXED} randaugment_1x5"], MIXED))
+def test_the_same_seed_gives_the_same_images(words):
     def images(seed, global_seed):
         tf.random.set_seed(global_seed)
         x = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3)).astype("uint8")
@@ -255,13 +258,13 @@ def test_each_shard_reads_only_its_own_images(tmp_path, monkeypatch):
         return list(dataset.as_numpy_iterator()), set(read)
 
     complete, _ = batches((0, 1))
-    parts = [batches((index, 3)) for index in range(3)]
+    parts = [batches((index, 2)) for index in range(2)]
     for i, (x, y) in enumerate(complete):
         together = [np.concatenate([part[i][k] for part, _ in parts]) for k in (0, 1)]
         np.testing.assert_array_equal(together[0], x)
         np.testing.assert_array_equal(together[1], y)
     files = [files for _, files in parts]
-    assert not (files[0] & files[1]) | (files[1] & files[2]) | (files[0] & files[2])
+    assert not files[0] & files[1]
     assert sum(map(len, files)) == 40
 
 
@@ -614,14 +617,14 @@ def test_own_images_are_antialiased(tmp_path):
     """Thin lines stay, so that all of the image counts."""
     for name in "ab":
         (tmp_path / name).mkdir()
-        for i in range(10):
-            image = Image.new("RGB", (1600, 1600), "white")
-            box = [400 + i, 400 + i, 1200 + i, 1200 + i]
+        for i in range(5):
+            image = Image.new("RGB", (800, 800), "white")
+            box = [200 + i, 200 + i, 600 + i, 600 + i]
             ImageDraw.Draw(image).rectangle(box, outline="black", width=3)
             image.save(tmp_path / name / f"{i}.png")
     identity = {"mean": (0,) * 3, "deviation": (1 / 255,) * 3, "crop_mode": "whole"}
     with Image.open(tmp_path / "a" / "0.png") as image:
-        expected = (255 - np.asarray(image, float)).sum() / (1600 / 64) ** 2
+        expected = (255 - np.asarray(image, float)).sum() / (800 / 64) ** 2
     ink = {}
     for interpolation in (None, "bicubic"):
         preparation = dict(identity)
@@ -677,7 +680,7 @@ def test_a_folder_of_broken_images_only_is_an_error(tmp_path):
 _damage = st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=40))
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(damages=st.lists(_damage, min_size=3, max_size=3))
 def test_damaged_jpegs_never_end_a_run(damages, damaged_jpegs):
     complete, batches_of = damaged_jpegs

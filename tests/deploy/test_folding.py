@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from quick import quick
 from versions import since_keras
 
 import keras_nfnets
@@ -102,7 +103,9 @@ def assert_folds(model, *sizes):
     return folded
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", quick(FAMILIES, "ECA-NFNet", "NF-RegNet", "NF-SE-ResNet")
+)
 def test_networks_of_the_zoo(name):
     model = FAMILIES[name](classifier_activation=None)
     assert_folds(with_random_weights(model), (33, 47), (64, 32))
@@ -123,12 +126,16 @@ SMALL = {"depths": (1, 2), "widths": (16, 32)}
 # JAX has no float64 by default.
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize(
-    "policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"]
+    "policy",
+    quick(
+        ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"],
+        *("mixed_bfloat16", "float64"),
+    ),
 )
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"attention": "eca", "convention": "timm", "activation": "silu"},
         {"attention": None, "activation": "leaky_relu"},
     ],
@@ -145,9 +152,12 @@ def test_dtype_policies(policy, options, nfnet_tiny):
 @pytest.mark.parametrize(
     "options",
     [
-        {"include_top": False},
+        pytest.param({"include_top": False}, marks=pytest.mark.slow),
         {"include_top": False, "pooling": "max"},
-        {"include_top": False, "pooling": "avg", "activation": "tanh"},
+        pytest.param(
+            {"include_top": False, "pooling": "avg", "activation": "tanh"},
+            marks=pytest.mark.slow,
+        ),
         {"activation": keras.activations.elu, "drop_rate": 0.5},
         {"input_shape": (32, 24, 3), "stochastic_depth_rate": 0.5},
     ],
@@ -233,7 +243,7 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("policy", HALF)
+@pytest.mark.parametrize("policy", quick(HALF, "mixed_float16"))
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.usefixtures("_no_products")
 def test_inputs_are_cast_as_by_the_layer(name, policy):
@@ -327,7 +337,9 @@ def test_a_model_loaded_anew_folds(tmp_path):
     """Keras restarts its automatic names after loading, so names may collide."""
     inputs = x = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1)(x)
-    x = keras_nfnets.NFNetTiny(include_top=False, input_tensor=x).output
+    x = keras_nfnets.NFNet(
+        (1,), (16,), group_size=8, include_top=False, input_tensor=x
+    ).output
     x = keras.layers.GlobalAveragePooling2D()(x + x)
     keras.Model(inputs, x).save(tmp_path / "m.keras")
     keras.backend.clear_session()
@@ -361,7 +373,7 @@ def test_loads_without_this_package(tmp_path, nfnet_tiny):
 
 def test_trained_skip_gain_of_zero():
     """In a block at initialization, the branch adds nothing."""
-    model = keras_nfnets.NFNetTiny(classifier_activation=None)
+    model = keras_nfnets.NFNet((1, 1), (16, 32), group_size=8, classes=3)
     assert_folds(model, (32, 32))
 
 

@@ -24,11 +24,14 @@ def with_open_branches(model):
     return model
 
 
+def of_one_block(**options):
+    network = keras_nfnets.NFNet((1,), (16,), group_size=8, classes=5, **options)
+    return with_open_branches(network)
+
+
 @pytest.fixture(scope="module")
 def network():
-    return with_open_branches(
-        keras_nfnets.NFNetTiny(classes=5, input_shape=(32, 32, 3))
-    )
+    return of_one_block(input_shape=(32, 32, 3))
 
 
 RUNTIMES = ("keras", "onnxruntime")
@@ -54,9 +57,7 @@ def test_predictions_are_those_of_the_network(network, predict, batch):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_other_image_sizes_where_the_network_takes_them(runtime):
-    network = with_open_branches(
-        keras_nfnets.NFNetTiny(classes=5, input_shape=(None, None, 3))
-    )
+    network = of_one_block(input_shape=(None, None, 3))
     predict = keras_nfnets.inference_function(keras_nfnets.fold(network), runtime)
     for size in (32, 48):
         x = images(2, size, size, 3)
@@ -176,7 +177,7 @@ def test_what_onnx_runtime_cannot_run_is_compiled_by_keras(monkeypatch):
 
 def test_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    network = with_open_branches(keras_nfnets.NFNetTiny(classes=5))
+    network = of_one_block()
     x = images(2, 32, 32, 3)
     outputs = keras_nfnets.inference_function(network)(x)
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from keras import layers, ops
+from quick import quick
 from test_folding import FAMILIES, difference, images, with_random_weights
 
 import keras_nfnets
@@ -48,7 +49,7 @@ def kinds(written):
     return collections.Counter(node.op_type for node in written.graph.node)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick(FAMILIES, "ECA-NFNet", "NF-SE-ResNet"))
 def test_networks_have_one_convolution_per_layer_and_one_transpose(name):
     model = with_random_weights(FAMILIES[name](classifier_activation=None))
     written = direct(model)
@@ -589,7 +590,7 @@ keras_nfnets.export(model, sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("keras_converts", [False, True])
+@pytest.mark.parametrize("keras_converts", quick([False, True], False))
 def test_files_are_the_same_whenever_written(keras_converts, tmp_path, nfnet_tiny):
     model = nfnet_tiny(depths=(1, 1), widths=(16, 32), activation="gelu")
     if keras_converts:

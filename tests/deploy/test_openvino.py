@@ -41,6 +41,7 @@ def test_openvino_computes_what_the_network_does(model, tmp_path):
     assert os.path.getsize(tmp_path / "a folder/m.bin") > 3.9 * model.count_params()
 
 
+@pytest.mark.slow
 def test_preprocessing_and_metadata_are_in_the_file(tmp_path):
     classifier = load_classifier("digits")
     classifier.export(tmp_path / "m.xml", preprocessing=True)

@@ -121,7 +121,11 @@ def of_litert(file):
 
 @pytest.mark.parametrize(
     ("name", "load"),
-    [("a.onnx", of_onnx), ("a", of_saved_model), ("a.tflite", of_litert)],
+    [
+        ("a.onnx", of_onnx),
+        pytest.param("a", of_saved_model, marks=pytest.mark.slow),
+        ("a.tflite", of_litert),
+    ],
 )
 def test_a_file_with_preprocessing_takes_images_as_they_are(
     name, load, classifier, pixels, tmp_path

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quick import quick
 
-from keras_nfnets import experiments, tables
+from keras_nfnets import experiments, plotting, tables
 from keras_nfnets.experiments import fitting, glyphs, images
 from keras_nfnets.experiments.results import Results
 
@@ -37,7 +38,7 @@ def tiny(name, **others):
     return experiment, {**settings, **known, **others}
 
 
-def nothing(*_):
+def nothing(*_, **__):
     pass
 
 
@@ -245,8 +246,16 @@ def test_another_data_set_is_read_by_its_own_splits():
     assert settings["tuning_test_split"] == "train[600:800]"
 
 
+# Figures are always drawn, but files of pixels, which take longest, only by slow tests.
+@pytest.fixture(params=quick([False, True], False), ids=["drawn", "rendered"])
+def _rendered(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(plotting, "save", nothing)
+
+
 @pytest.mark.parametrize("name", sorted(set(experiments.EXPERIMENTS) - {"efficiency"}))
 @pytest.mark.parametrize("value", [0.1, 0.9])
+@pytest.mark.usefixtures("_rendered")
 def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
     """The page can also be written if all runs failed."""
     experiment = experiments.find(name)
@@ -468,6 +477,7 @@ def test_each_experiment_is_published():
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
+@pytest.mark.usefixtures("_rendered")
 def test_published_pages_agree_with_their_results(published, tmp_path, elsewhere):
     """Fails if a page, its results or the code were changed without the others."""
     folder = PAGES / published

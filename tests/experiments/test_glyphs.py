@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 from fontTools import ttLib
+from quick import quick
 
 from keras_nfnets import experiments
 from keras_nfnets.experiments import fitting, glyphs, images
@@ -238,7 +239,9 @@ def test_too_few_fonts_are_an_error_that_names_packages(monkeypatch):
         experiments.settings_of(experiments.find("bn_leaks"), "small", "glyphs")
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", quick(experiments.EXPERIMENTS, "batch_size", "bn_leaks", "bn_cost")
+)
 def test_settings_identify_the_images(name):
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, "small", "glyphs")
@@ -264,6 +267,7 @@ def test_results_of_other_fonts_are_not_continued(installed, tmp_path):
         experiments.check_folder(tmp_path, settings)
 
 
+@pytest.mark.slow
 def test_glyphs_can_be_learned():
     settings = {
         **experiments.settings_of(experiments.find("batch_size"), "small", "glyphs"),

@@ -31,6 +31,7 @@ def test_a_data_set_of_tfds_is_trained_and_tuned_on():
         images.load({**settings, "test_split": "nosuch"})
 
 
+@pytest.mark.slow
 def test_calibration_images_are_read_from_disk():
     experiment = experiments.find("any_network_training")
     settings = experiments.settings_of(experiment, "small", "shades")

@@ -35,7 +35,7 @@ def read_mutated(seed, count, folder):
 
 
 def test_changed_files_do_no_harm(tmp_path):
-    assert not read_mutated(seed=0, count=600, folder=tmp_path)
+    assert not read_mutated(seed=0, count=200, folder=tmp_path)
 
 
 @pytest.mark.slow

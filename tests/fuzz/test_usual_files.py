@@ -56,10 +56,15 @@ def copied(source, target, **options):
     "options",
     [
         {"compression": "gzip", "shuffle": True, "fletcher32": True},
-        {"compression": "lzf"},
-        {"chunks": True},
-        {"maxshape": None, "chunks": True},
-        {"libver": "latest"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"compression": "lzf"},
+                {"chunks": True},
+                {"maxshape": None, "chunks": True},
+                {"libver": "latest"},
+            )
+        ),
         {"libver": "latest", "compression": "gzip"},
     ],
     ids=str,

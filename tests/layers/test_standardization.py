@@ -9,6 +9,7 @@ from comparing import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
+from quick import quick
 
 import keras_nfnets
 from keras_nfnets import (
@@ -122,8 +123,18 @@ OPTIONS = {
 
 
 @each_layer
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(
+    ("strides", "options"),
+    [
+        (1, "as usual"),
+        *((2, options) for options in OPTIONS),
+        *(
+            pytest.param(1, options, marks=pytest.mark.slow)
+            for options in OPTIONS
+            if options != "as usual"
+        ),
+    ],
+)
 def test_equals_keras_with_the_formulas_kernel(name, options, strides):
     ours, keras_layer, arguments, shape = LAYERS[name]
     shared = {} if name == "dense" else {"strides": strides, "padding": "same"}
@@ -151,7 +162,7 @@ def test_equals_keras_with_the_formulas_kernel(name, options, strides):
 
 
 @each_layer
-@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("strides", quick([1, 2, 3], 1, 3))
 def test_outputs_start_with_unit_variance_and_no_mean(name, strides):
     ours, _, arguments, shape = LAYERS[name]
     if name in ("depthwise", "separable"):
@@ -214,7 +225,7 @@ def test_gradients_are_those_of_the_formula(name, center):
 
 
 @each_layer
-@pytest.mark.parametrize("activation", [None, "relu", "scaled"])
+@pytest.mark.parametrize("activation", quick([None, "relu", "scaled"], None, "scaled"))
 def test_survives_saving_and_folding(name, activation, tmp_path):
     ours, _, arguments, shape = LAYERS[name]
     if activation == "scaled":
@@ -266,7 +277,9 @@ def test_units_of_clipping_are_those_of_standardization(name):
 
 
 @each_layer
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", quick(["mixed_bfloat16", "mixed_float16"], "mixed_bfloat16")
+)
 def test_statistics_are_taken_in_float32(name, policy):
     ours, _, arguments, shape = LAYERS[name]
     layer = ours(*arguments, dtype=policy)

@@ -479,10 +479,10 @@ def assert_plain(tree):
     [
         (SAMPLES[0].read_bytes(), 800),
         (SAMPLES[1].read_bytes(), 800),
-        (pickle.dumps(ALL_KINDS, 3), 2000),
-        (pickle.dumps(ALL_KINDS, 4), 2000),
-        (pickle.dumps(ALL_KINDS, 5), 2000),
-        (item(call(FLAT_MAPPING, b"}" + text("b") + array() + b"s")), 2000),
+        (pickle.dumps(ALL_KINDS, 3), 500),
+        (pickle.dumps(ALL_KINDS, 4), 500),
+        (pickle.dumps(ALL_KINDS, 5), 500),
+        (item(call(FLAT_MAPPING, b"}" + text("b") + array() + b"s")), 500),
     ],
     ids=["dict", "flatmapping", "protocol 3", "protocol 4", "protocol 5", "tiny"],
 )

@@ -48,24 +48,48 @@ def two_outputs():
 layers, ops = keras.layers, keras.ops
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("make", "expected", "known"),
     [
         (lambda: classifier_model(activation="softmax"), SOFTMAX, True),
-        (lambda: classifier_model(layers.Softmax()), SOFTMAX, True),
-        (lambda: classifier_model(layers.Activation("softmax")), SOFTMAX, True),
+        pytest.param(
+            lambda: classifier_model(layers.Softmax()), SOFTMAX, True, marks=SLOW
+        ),
+        pytest.param(
+            lambda: classifier_model(layers.Activation("softmax")),
+            SOFTMAX,
+            True,
+            marks=SLOW,
+        ),
         (lambda: classifier_model(ops.softmax), SOFTMAX, True),
         (lambda: nested(classifier_model(activation="softmax")), SOFTMAX, True),
-        (lambda: keras.Sequential(classifier_model().layers), SOFTMAX, True),
-        (lambda: nested(two_outputs(), 0), SOFTMAX, True),
+        pytest.param(
+            lambda: keras.Sequential(classifier_model().layers),
+            SOFTMAX,
+            True,
+            marks=SLOW,
+        ),
+        pytest.param(lambda: nested(two_outputs(), 0), SOFTMAX, True, marks=SLOW),
         (lambda: nested(two_outputs(), 1), SOFTMAX, True),
         # Logits.
-        (classifier_model, SOFTMAX, True),
+        pytest.param(classifier_model, SOFTMAX, True, marks=SLOW),
         (lambda: classifier_model(layers.Activation("linear")), SOFTMAX, True),
-        (lambda: classifier_model(layers.Reshape((3,))), SOFTMAX, True),
+        pytest.param(
+            lambda: classifier_model(layers.Reshape((3,))), SOFTMAX, True, marks=SLOW
+        ),
         # Independent probabilities.
-        (lambda: classifier_model(activation="sigmoid"), SIGMOID, True),
-        (lambda: classifier_model(layers.Activation("sigmoid")), SIGMOID, True),
+        pytest.param(
+            lambda: classifier_model(activation="sigmoid"), SIGMOID, True, marks=SLOW
+        ),
+        pytest.param(
+            lambda: classifier_model(layers.Activation("sigmoid")),
+            SIGMOID,
+            True,
+            marks=SLOW,
+        ),
         (lambda: classifier_model(ops.sigmoid), SIGMOID, True),
         # Not known, so not changed.
         (lambda: classifier_model(Unknown()), SIGMOID, False),

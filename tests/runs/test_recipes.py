@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from one_block import networks_of_one_block
+from quick import quick
 
 import keras_nfnets
 from keras_nfnets import data, pretrained, recipes
@@ -92,9 +93,9 @@ def test_settings_are_changed_by_name():
     "name, changes",
     [
         ("nfnet_f0_imagenet", ["model=NFNetTest"]),
-        ("nf_regnet_b0", ["model=NFNetTest"]),
         ("digits", []),
-        ("finetune", []),
+        pytest.param("nf_regnet_b0", ["model=NFNetTest"], marks=pytest.mark.slow),
+        pytest.param("finetune", [], marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_passes_its_dry_run_with_a_small_network(name, changes, capsys):
@@ -147,7 +148,9 @@ def test_a_recipe_that_cannot_be_started_says_why(capsys):
         assert re.search(sentence, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", ["nfnet_f0_imagenet", "nf_regnet_b0"])
+@pytest.mark.parametrize(
+    "name", quick(["nfnet_f0_imagenet", "nf_regnet_b0"], "nfnet_f0_imagenet")
+)
 def test_with_weight_decay_the_optimizer_is_the_authors(name):
     """The optimizer gets all settings, and nothing is clipped twice."""
     recipe = dataclasses.replace(

@@ -1,6 +1,7 @@
 """Training runs from Python: what is returned, written, restored and raised."""
 
 import csv
+import functools
 import os
 import shutil
 import signal
@@ -14,10 +15,12 @@ from eager import eager_functions
 from full_disk import full_disk
 from one_block import networks_of_one_block
 from PIL import Image
+from quick import quick
 
 import keras_nfnets
 from keras_nfnets import data, plotting, pretrained, runs
 from keras_nfnets.runs import building
+from keras_nfnets.runs.training_run import KeepBest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +85,7 @@ def test_a_run_returns_what_it_has_written(trained):
 
 def test_the_data_is_found_from_other_folders(images, tmp_path, monkeypatch):
     monkeypatch.chdir(images.parent)
-    run = runs.train(recipe_for(images.name, "epochs=1"), tmp_path)
+    run = runs.train(recipe_for(images.name, "epochs=1", "report=False"), tmp_path)
     monkeypatch.chdir(tmp_path)
     accuracy = run.validation["accuracy"]
     assert runs.evaluate(tmp_path).accuracy == pytest.approx(accuracy)
@@ -170,6 +173,20 @@ class InterruptAt(keras.callbacks.Callback):
             raise self.error
 
 
+def test_training_ends_when_nothing_gets_better(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    path = tmp_path / "best.weights.h5"
+    keep_best = KeepBest(path, {}, patience=2, write=True)
+    keep_best.set_model(model)
+    for epoch, accuracy in enumerate([0.5, 0.75, 0.75, 0.5]):
+        assert not keep_best.is_over
+        model.set_weights([np.full(v.shape, epoch) for v in model.weights])
+        keep_best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": epoch})
+    assert model.stop_training
+    model.load_weights(path)
+    assert all((value == 1).all() for value in model.get_weights())
+
+
 class Spoil(keras.callbacks.Callback):
     """Call `change` with the path of the weights of the best epoch, at the end."""
 
@@ -189,9 +206,15 @@ def truncate(path):
     os.truncate(path, path.stat().st_size - 2000)
 
 
-@pytest.mark.parametrize(
-    "change", [truncate, lambda path: path.unlink(), lambda path: path.write_text("?")]
-)
+def remove(path):
+    path.unlink()
+
+
+def replace(path):
+    path.write_text("?")
+
+
+@pytest.mark.parametrize("change", quick([truncate, remove, replace], truncate))
 def test_spoiled_weights_of_the_best_epoch_do_not_cost_the_results(
     change, images, tmp_path, caplog
 ):
@@ -207,11 +230,12 @@ def test_spoiled_weights_of_the_best_epoch_do_not_cost_the_results(
         np.testing.assert_array_equal(value, last)
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), FloatingPointError("diverged")], ids=repr
-)
+INTERRUPT, DIVERGED = KeyboardInterrupt(), FloatingPointError("diverged")
+
+
+@pytest.mark.parametrize("error", quick([INTERRUPT, DIVERGED], INTERRUPT), ids=repr)
 def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
-    recipe = recipe_for(images, "epochs=3")
+    recipe = recipe_for(images, "epochs=3", "report=False")
     with pytest.raises(type(error)):
         runs.train(recipe, tmp_path, callbacks=[InterruptAt(1, error)])
     # The files are complete, with what there was.
@@ -221,15 +245,23 @@ def test_a_stopped_run_is_written_and_resumes(error, images, trained, tmp_path):
     np.testing.assert_allclose(run.history["loss"], trained.history["loss"], rtol=1e-5)
 
 
-@pytest.fixture
-def stopped(images, tmp_path):
-    """A copy of the images, and the folder of a run that was stopped after one epoch."""
-    copy, folder = tmp_path / "copy", tmp_path / "run"
-    shutil.copytree(images, copy)
-    recipe = recipe_for(copy, "epochs=2", "report=False")
+@pytest.fixture(scope="module")
+def stopped_run(images, tmp_path_factory):
+    """Folder, to copy, of a run that was stopped after one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    recipe = recipe_for(images, "epochs=2", "report=False")
     with pytest.raises(KeyboardInterrupt):
-        runs.train(recipe, folder, callbacks=[InterruptAt(0, KeyboardInterrupt())])
-    return copy, folder
+        runs.train(recipe, folder, callbacks=[InterruptAt(0, INTERRUPT)])
+    return folder
+
+
+@pytest.fixture
+def stopped(images, stopped_run, tmp_path):
+    """Copies of the images, and of the folder of a run that was stopped."""
+    return (
+        shutil.copytree(images, tmp_path / "copy"),
+        shutil.copytree(stopped_run, tmp_path / "run"),
+    )
 
 
 def rename_a_class(images):
@@ -295,15 +327,13 @@ class TrainAgain(runs.RunCallback):
 
 def test_a_folder_belongs_to_one_run(images, tmp_path):
     recipe = recipe_for(images, "epochs=1", "report=False")
+    # What a killed process leaves does not keep others out.
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / ".keras_nfnets-claimed").touch()
     second = TrainAgain(recipe, tmp_path / "one")
     run = runs.train(recipe, tmp_path / "one", callbacks=[second])
     assert f"Another process is training in {run.folder}." in second.result
     assert {path.name for path in run.folder.iterdir()} == set(run.paths)
-    # What a killed process leaves does not keep others out.
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / ".keras_nfnets-claimed").touch()
-    assert runs.train(recipe, other).epochs == 1
 
 
 def contents(folder):
@@ -346,6 +376,7 @@ def test_images_in_the_folder_of_the_results_are_refused(images, tmp_path):
     assert len(list(inside.rglob("*.png"))) == 80
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_get_folders_of_their_own(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = recipe_for(images, "epochs=1", "report=False")
@@ -362,9 +393,11 @@ def test_a_run_that_cannot_start_leaves_no_folder(images, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_network_of_gray_images_is_used_as_it_was_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
-    recipe = recipe_for("shades", "epochs=1", "test_split=test", "weights=None")
+    settings = ["epochs=1", "test_split=test", "weights=None", "report=False"]
+    recipe = recipe_for("shades", *settings)
     run = runs.train(recipe, tmp_path / "run")
     evaluation = runs.evaluate(run.folder)
     assert evaluation.accuracy == pytest.approx(run.validation["accuracy"])
@@ -392,7 +425,8 @@ def test_the_preview_shows_what_training_sees(images, tmp_path):
     assert sheets[0] == sheets[1]
 
 
-def test_callbacks_are_told_of_the_run(images, tmp_path):
+def test_callbacks_are_told_of_a_run_in_a_thread(images, tmp_path):
+    """Only the main thread may handle signals."""
     told = []
 
     class Listener(runs.RunCallback):
@@ -402,21 +436,12 @@ def test_callbacks_are_told_of_the_run(images, tmp_path):
         def on_run_end(self, run, stopped):
             told.append(("end", run.epochs, set(run.paths) > {"model.keras"}, stopped))
 
-    runs.train(recipe_for(images, "epochs=1"), tmp_path, callbacks=[Listener()])
-    assert told == [("begin", 0, {}), ("end", 1, True, None)]
-
-
-def test_training_works_in_a_thread(images, tmp_path):
-    """Only the main thread may handle signals."""
-    results = []
-
-    def train():
-        results.append(runs.train(recipe_for(images, "epochs=1"), tmp_path).epochs)
-
+    recipe = recipe_for(images, "epochs=1", "report=False")
+    train = functools.partial(runs.train, recipe, tmp_path, callbacks=[Listener()])
     thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert results == [1]
+    assert told == [("begin", 0, {}), ("end", 1, True, None)]
 
 
 def test_predictions_name_files_that_cannot_be_used(trained, images, tmp_path):
@@ -475,6 +500,7 @@ def test_gray_images_start_from_the_weights_of_an_rgb_network(tmp_path):
     rgb, path = keras_nfnets.NFNetTiny(), tmp_path / "rgb.weights.h5"
     rgb.save_weights(path)
     settings = ["epochs=1", "head_epochs=0", "learning_rate=0", "weight_decay=0"]
+    settings += ["batch_size=512", "report=False"]
     recipe = recipe_for("digits", "model=NFNetTiny", *settings)
     run = runs.train(recipe.changed([f"weights={path}"]), tmp_path / "run")
     kernel, *others = run.model.get_weights()

@@ -63,8 +63,8 @@ def assert_equal(a, b, **tolerance):
     "options",
     [
         {},
-        {"run_eagerly": True},
-        {"optimizer": AGC("sgd")},
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": AGC("sgd")}, marks=pytest.mark.slow),
         {"steps_per_execution": 2},
     ],
     ids=["default", "eager", "AGC", "two steps"],

@@ -220,10 +220,10 @@ trained_by_keras = functools.cache(
 @pytest.mark.parametrize(
     "nesterov, jit_compile, dtype, rtol",
     [
-        (False, False, "float32", 1e-5),
+        pytest.param(False, False, "float32", 1e-5, marks=pytest.mark.slow),
         (True, True, "float32", 1e-5),
         (False, True, "bfloat16", 0.05),
-        (True, False, "bfloat16", 0.05),
+        pytest.param(True, False, "bfloat16", 0.05, marks=pytest.mark.slow),
     ],
 )
 def test_momentum_is_that_of_keras(nesterov, jit_compile, dtype, rtol):
@@ -363,10 +363,12 @@ def trained_functional():
 @pytest.mark.parametrize(
     "kind, built",
     [
-        *(("subclassed", False), ("subclassed", True)),
-        *(("sequential", False), ("sequential", True)),
-        # They are always built.
-        *(("functional subclass", True), ("functional inside", True)),
+        *(("subclassed", False), ("sequential", False)),
+        *(
+            pytest.param(kind, True, marks=pytest.mark.slow)
+            for kind in ("subclassed", "sequential", "functional subclass")
+        ),
+        ("functional inside", True),  # they are always built
     ],
 )
 def test_functional_sequential_and_subclassed_models_train_alike(kind, built):
@@ -561,7 +563,9 @@ def test_settings_are_checked_when_they_are_given():
             small_model().compile("sgd", "mse", **options)
 
 
-@pytest.mark.parametrize("scaled, steps", [(False, 3), (True, 2)])
+@pytest.mark.parametrize(
+    "scaled, steps", [(False, 3), pytest.param(True, 2, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_mean_of_accumulated_gradients_is_clipped(way, scaled, steps):
     x, y = small_data()

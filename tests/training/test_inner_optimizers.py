@@ -1,10 +1,13 @@
 """Optimizers inside of `AGC`, `LossScaleOptimizer` and `MultiOptimizer`."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 from optimizer_maps import multi_optimizer
+from quick import quick
 from versions import since_keras
 
 from keras_nfnets import AGC, SGDAGC, AGCModel
@@ -55,7 +58,12 @@ def assert_same_weights(a, b):
         np.testing.assert_allclose(v, w, rtol=0, atol=1e-5 * np.abs(w).max())
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@functools.cache
+def trained_by_one(batch_size):
+    return trained(sgd(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("scaled", quick([False, True], False))
 @pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize(
     "make, cls",
@@ -63,7 +71,10 @@ def assert_same_weights(a, b):
         (lambda o: multi(lambda: sgd(**o)), AGCModel),
         (lambda o: by_function(lambda: sgd(**o)), AGCModel),
         (lambda o: AGC(multi(lambda: sgd(**o))), keras.Model),
-        (lambda o: multi(lambda: AGC(sgd(**o))), keras.Model),
+        pytest.param(
+            *(lambda o: multi(lambda: AGC(sgd(**o))), keras.Model),
+            marks=pytest.mark.slow,
+        ),
         (lambda o: multi(lambda: AGC(sgd(**o))), AGCModel),
         (
             lambda o: multi(lambda: SGDAGC(0.1, nesterov=False, weight_decay=0, **o)),
@@ -74,7 +85,7 @@ def assert_same_weights(a, b):
 )
 def test_a_map_of_equal_optimizers_is_one_optimizer(make, cls, steps, scaled):
     options = {"gradient_accumulation_steps": steps} if steps else {}
-    expected = trained(sgd(), batch_size=4 * (steps or 1))
+    expected = trained_by_one(4 * (steps or 1))
     assert_same_weights(trained(make(options), cls, scaled=scaled), expected)
 
 
@@ -313,14 +324,14 @@ class Scaled(keras.layers.Layer):
     [
         {},
         {"sam_rho": 0.05},
-        {"ema_decay": 0.9},
+        pytest.param({"ema_decay": 0.9}, marks=pytest.mark.slow),
         {"skip_nonfinite": True},
         {"optimizer": lambda: sgd(gradient_accumulation_steps=2)},
         {"optimizer": lambda: AGC(sgd())},
         {"optimizer": SGDAGC},
         pytest.param(
             {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(sgd())},
-            marks=since_keras("3.10"),
+            marks=[since_keras("3.10"), pytest.mark.slow],
         ),
     ],
     ids=["model", "SAM", "averages", "skip", "accumulation", "AGC", "SGDAGC", "scaled"],

@@ -203,6 +203,7 @@ def test_ctrl_c_reaches_a_worker_that_waits():
     assert process.returncode == -signal.SIGINT
 
 
+@pytest.mark.slow
 def test_a_worker_stops_waiting_for_the_others():
     code = (
         "from keras_nfnets import training;"

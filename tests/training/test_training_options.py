@@ -5,6 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import pytest
+from eager import eager_functions
 from keras import ops
 
 from keras_nfnets import AGC, SGDAGC, AGCModel, NFNetTiny
@@ -103,8 +104,14 @@ class FailsAbove(keras.layers.Layer):
     keras.backend.backend() != "tensorflow",
     reason="only there steps fail when they run",
 )
-@pytest.mark.parametrize("replicas", [1, 4])
-@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+@pytest.mark.parametrize(
+    ("way", "replicas"),
+    [
+        *(("fit", 2), ("train_on_batch", 1)),
+        pytest.param("fit", 1, marks=pytest.mark.slow),
+        pytest.param("train_on_batch", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_step_that_fails_between_sams_passes_restores_the_weights(
     way, replicas
 ):
@@ -316,6 +323,13 @@ def test_the_old_format_is_refused(suffix, tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
 
 
+@pytest.fixture
+def _eagerly():
+    with eager_functions():
+        yield
+
+
+@pytest.mark.usefixtures("_eagerly")
 def test_clip_shares_of_the_stages_of_a_network():
     model = NFNetTiny(input_shape=(8, 8, 1), classes=3, attention=None)
     loss = "sparse_categorical_crossentropy"
@@ -489,8 +503,10 @@ def test_a_train_step_that_does_not_clip_says_so():
 @pytest.mark.parametrize(
     "options",
     [
-        *({}, {"sam_rho": 0.05}, {"ema_decay": 0.9}, {"skip_nonfinite": True}),
-        *({"optimizer": AGC("sgd")}, {"optimizer": SGDAGC()}),
+        *({}, {"sam_rho": 0.05}, {"ema_decay": 0.9}),
+        pytest.param({"skip_nonfinite": True}, marks=pytest.mark.slow),
+        {"optimizer": AGC("sgd")},
+        pytest.param({"optimizer": SGDAGC()}, marks=pytest.mark.slow),
     ],
     ids=["clipping", "SAM", "averages", "skipping", "AGC", "SGDAGC"],
 )
@@ -561,6 +577,7 @@ def test_a_clipped_classifier_is_said_once(loss):
     model.fit(X, LABELS, verbose=0)
 
 
+@pytest.mark.usefixtures("_eagerly")
 @pytest.mark.parametrize("make", [lambda **o: AGC("sgd", **o), lambda **o: SGDAGC(**o)])
 def test_optimizers_say_that_a_classifier_is_clipped(make):
     model = classifier(keras.Model)
@@ -572,6 +589,7 @@ def test_optimizers_say_that_a_classifier_is_clipped(make):
         model.fit(X, LABELS, verbose=0)
 
 
+@pytest.mark.usefixtures("_eagerly")
 @pytest.mark.parametrize(
     "names, losses, choice",
     [
@@ -601,6 +619,7 @@ def test_classifiers_are_those_of_the_outputs_with_a_cross_entropy(
             model.fit(X, y, verbose=0)
 
 
+@pytest.mark.usefixtures("_eagerly")
 def test_outputs_may_be_nested():
     inputs = keras.Input((2,))
     a, b, c = (
@@ -618,6 +637,7 @@ def test_outputs_may_be_nested():
             model.fit(X, y, verbose=0)
 
 
+@pytest.mark.usefixtures("_eagerly")
 def test_no_classifier_is_said_where_none_is_clipped():
     for name, loss, options in (
         ("predictions", "sparse_categorical_crossentropy", {}),
@@ -657,6 +677,7 @@ def test_clip_shares_of_layers_of_any_network():
         assert 0 < model.clip_shares["clip_share_inner"] <= 1
 
 
+@pytest.mark.usefixtures("_eagerly")
 def test_clip_shares_of_a_network_in_another():
     backbone = NFNetTiny(input_shape=(8, 8, 1), weights=None, include_top=False)
     nested = AGCModel(
