@@ -105,7 +105,13 @@ def pytest_configure(config):
         collect_ignore.append("training/test_data_parallel_jax.py")
     if backend != "tensorflow":
         collect_ignore.extend(_ON_TENSORFLOW)
-    if backend == "tensorflow":
+    if backend == "torch":
+        # `pytest.warns` hides that they are of Keras and PyTorch.
+        for start in ("__array__ implementation", "`torch.jit.script_method`"):
+            config.addinivalue_line(
+                "filterwarnings", f"ignore:{start}:DeprecationWarning"
+            )
+    elif backend == "tensorflow":
         import tensorflow as tf
 
         [cpu] = tf.config.list_physical_devices("CPU")

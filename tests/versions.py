@@ -1,4 +1,4 @@
-"""Skips on the lowest versions of other packages, for what only later ones have."""
+"""Skips of what backends, and the lowest versions of other packages, do not have."""
 
 import keras
 import pytest
@@ -12,3 +12,8 @@ def since_keras(version):
     return pytest.mark.skipif(
         installed < lowest, reason=f"Keras has it since {version}"
     )
+
+
+def not_on_torch(reason):
+    """Mark a test of what Keras's PyTorch backend cannot do."""
+    return pytest.mark.skipif(keras.backend.backend() == "torch", reason=reason)

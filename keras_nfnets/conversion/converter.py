@@ -283,7 +283,7 @@ class Converter(abc.ABC):
     def _variance(self, x):
         """Estimate the variance of a channel, averaged over channels."""
         variance = ops.mean(ops.var(ops.cast(x, "float32"), axis=self._positions(x)))
-        return float(variance) + self._error_of_mean(x)
+        return float(ops.convert_to_numpy(variance)) + self._error_of_mean(x)
 
     def _error_of_mean(self, x):
         """Estimate the sampling variance of a channel's mean, averaged over channels.
@@ -294,7 +294,7 @@ class Converter(abc.ABC):
         positions = tuple(self._positions(x)[1:])
         of_images = ops.mean(ops.cast(x, "float32"), axis=positions)
         variance = ops.mean(ops.var(of_images, axis=0))
-        return float(variance) / max(len(x) - 1, 1)
+        return float(ops.convert_to_numpy(variance)) / max(len(x) - 1, 1)
 
     def _mean(self, x):
         """Return the mean of each channel."""

@@ -186,6 +186,11 @@ def per_channel(values, channels):
 
 def scale(image, mean, deviation):
     """Compute `(image / 255 - mean) / deviation` in float32."""
+    factor, shift = factor_and_shift(mean, deviation)
+    return image * factor - shift
+
+
+def factor_and_shift(mean, deviation):
+    """Return float32 arrays with `(x / 255 - mean) / deviation = factor * x - shift`."""
     mean, deviation = np.float64(mean), np.float64(deviation)
-    factor, shift = 1 / (255 * deviation), mean / deviation
-    return image * np.float32(factor) - np.float32(shift)
+    return np.float32(1 / (255 * deviation)), np.float32(mean / deviation)

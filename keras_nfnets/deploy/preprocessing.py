@@ -166,7 +166,9 @@ class Preprocessing(keras.layers.Layer):
         if self._is_timm:
             x = _levels(x, ops)
         if self._mean is not None:
-            return preprocessing.scale(x, self._mean, self._deviation)
+            constants = preprocessing.factor_and_shift(self._mean, self._deviation)
+            factor, shift = map(ops.convert_to_tensor, constants)
+            return x * factor - shift
         return _standardized(x, self._size**2 * self._channels, ops)
 
     def _matrices(self, height, width, ops):

@@ -14,6 +14,7 @@ from concurrent import futures
 import keras
 
 from keras_nfnets import files
+from keras_nfnets.backend.device import has_only_cpus
 from keras_nfnets.experiments.page import PAGE, PICTURE
 from keras_nfnets.guards import json_text
 
@@ -28,8 +29,7 @@ def default_jobs():
 
     It is one per core, at most `_MAX_PROCESSES`, or one with an accelerator.
     """
-    kinds = {name.partition(":")[0] for name in keras.distribution.list_devices()}
-    return min(os.cpu_count(), _MAX_PROCESSES) if kinds <= {"cpu"} else 1
+    return min(os.cpu_count(), _MAX_PROCESSES) if has_only_cpus() else 1
 
 
 def check_folder(folder, settings):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 from quick import quick
-from versions import since_keras
+from versions import not_on_torch, since_keras
 
 import keras_nfnets
 from keras_nfnets import fold
@@ -317,6 +317,7 @@ def test_names_are_kept_apart():
     assert difference(model, fold(model), images(2, 8, 8, 4)) < 1e-5
 
 
+@not_on_torch("Keras cannot list its devices")
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_folded_models_do_not_depend_on_the_device(data_format, monkeypatch):
     shape = (8, 8, 4) if data_format == "channels_last" else (4, 8, 8)

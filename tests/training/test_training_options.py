@@ -271,7 +271,13 @@ def test_loss_scaling_still_lowers_its_scale_when_steps_are_skipped():
         np.testing.assert_array_equal(weights_of(model), average)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+# Keras cannot read float8 variables of PyTorch.
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", "float8_e4m3fn", "float8_e5m2"]
+    if keras.backend.backend() != "torch"
+    else ["bfloat16"],
+)
 def test_checkpoints_restore_types_unknown_to_numpy(dtype, tmp_path):
     def compiled_model(value):
         model = quadratic([0.3, -2.0], optimizer="sgd")
