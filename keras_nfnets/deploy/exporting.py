@@ -64,9 +64,9 @@ def export(
         examples: array `(examples, height, width, channels)` of the dtype of the
             model's input. For `"int8"`, a hundred or more images, preprocessed as in
             training. A warning says if the quantized network disagrees with the float
-            network on them, or if they look like raw pixels. None for normal noise, for
-            which normalizer-free networks have known variances; models that contain
-            `Rescaling` or `Normalization` layers, or take integers, need examples.
+            network on them, or if they look like raw pixels. None for normal noise;
+            models that contain `Rescaling` or `Normalization` layers, or take integers,
+            need examples.
         batch_size: int or None. Number of images that the file takes; by default that of
             the model, usually any.
         input_name, output_name: str or None. For ONNX and OpenVINO: names of the input
