@@ -366,7 +366,7 @@ def with_statistics():
 
 
 def trained_with_statistics(x, y, **options):
-    with scope(2):
+    with scope(4):
         model = with_statistics()
         model.compile(sgd(), "mse", metrics=["mae"], **options)
     history = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
@@ -382,7 +382,7 @@ def test_a_skipped_step_changes_no_statistics_on_replicas():
     x, y = small_data(30, 32)
     good = np.r_[0:8, 16:32]
     expected = trained_with_statistics(x[good], y[good], skip_nonfinite=True)
-    x[[13]] = np.nan  # in the second batch, on the second replica
+    x[[13]] = np.nan  # in the second batch, on the third replica
     history, model = trained_with_statistics(x, y, skip_nonfinite=True)
     assert history == pytest.approx(expected[0], rel=1e-5)
     assert_same_variables(model, expected[1])
