@@ -236,7 +236,9 @@ def test_momentum_is_that_of_keras(nesterov, jit_compile, dtype, rtol):
     keras_model, keras_sgd = trained_by_keras(nesterov, dtype)
     assert_same_weights(ours, keras_model, rtol)
     for velocity, expected in zip(our_sgd.momentums, keras_sgd.momentums):
-        velocity, expected = map(ops.convert_to_numpy, (velocity, expected))
+        velocity, expected = (
+            ops.convert_to_numpy(ops.cast(x, "float32")) for x in (velocity, expected)
+        )
         scale = np.abs(expected).max()
         np.testing.assert_allclose(velocity, expected, rtol=0, atol=rtol * scale)
 
