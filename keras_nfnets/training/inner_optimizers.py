@@ -4,7 +4,7 @@ import keras
 
 from keras_nfnets.backend import keras_internals
 
-# Keras has it since 3.13. Nothing is an instance of an empty tuple of classes.
+# Keras has it since 3.15. Nothing is an instance of an empty tuple of classes.
 _MULTI_OPTIMIZER = getattr(keras.optimizers, "MultiOptimizer", ())
 
 
