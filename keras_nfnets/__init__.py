@@ -98,9 +98,13 @@ if not _is_command():
         NFSEResNet101,
         decode_predictions,
         feature_pyramid,
+        freeze,
+        intermediate_features,
+        layerwise_optimizer,
         normalizer_free,
         plot_signal_propagation,
         preprocess_input,
+        reset_classifier,
         signal_propagation,
     )
     from keras_nfnets.training import AGC, SGDAGC, AGCModel, adaptive_clip
@@ -177,10 +181,14 @@ __all__ = [
     "export",
     "feature_pyramid",
     "fold",
+    "freeze",
     "inference_function",
+    "intermediate_features",
+    "layerwise_optimizer",
     "normalizer_free",
     "plot_signal_propagation",
     "preprocess_input",
     "pretrained",
+    "reset_classifier",
     "signal_propagation",
 ]

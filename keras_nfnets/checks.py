@@ -101,7 +101,7 @@ def _is_encodable(value):
 def one_of(name, value, choices):
     """Return `value`, which must be one of `choices`."""
     # An array would be compared element by element.
-    if not (value is None or isinstance(value, str)) or value not in choices:
+    if not (value is None or isinstance(value, (str, int))) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}. "
             f"Received: {name}={value!r}"

@@ -25,6 +25,18 @@ def ends(model):
     return model.input, model.output
 
 
+def outputs_by_name(model):
+    """Return the output of each operation in the graph of a model, by its name.
+
+    `layer.output` of a nested model would be the tensor inside it. Operations with several
+    outputs have a list of them; of those called more than once, it is the last call's.
+    """
+    inputs, outputs = ends(model)
+    known = {id(x) for x in keras.tree.flatten(inputs)}
+    found = {node.operation.name: node.outputs for node in _nodes(outputs, known)}
+    return {name: x[0] if len(x) == 1 else x for name, x in found.items()}
+
+
 def copy_state(source, target):
     """Copy weights, adapted statistics and assets to a layer of the same config."""
     target.set_weights(source.get_weights())

@@ -1,5 +1,7 @@
 """The normalizer-free residual block."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -58,6 +60,13 @@ class NFBlock(keras.layers.Layer):
             multiples of 8, and the gain of the last convolution starts at zero in place
             of a learned scalar gain.
         stochastic_depth_rate: float. See `StochasticDepth`.
+        dilation_rate: int. Dilation of the 3x3 convolutions; of the second one only, if
+            `first_dilation_rate` is given.
+        first_dilation_rate: int. Dilation of the first 3x3 convolution; by default
+            `dilation_rate`. If they differ, the block stands for a strided one, and has
+            its shortcut: pooled (not strided) and projected.
+        rematerialize: bool. Whether training recomputes the block in the backward pass
+            instead of saving its intermediate tensors (gradient checkpointing).
         data_format: str. `"channels_last"` or `"channels_first"`; by default that of
             the Keras configuration.
         **kwargs: see `keras.layers.Layer`.
@@ -98,6 +107,9 @@ class NFBlock(keras.layers.Layer):
         skip_gain_initializer="zeros",
         stochastic_depth_rate=0.0,
         convention="authors",
+        dilation_rate=1,
+        first_dilation_rate=None,
+        rematerialize=False,
         data_format=None,
         **kwargs,
     ):
@@ -126,6 +138,13 @@ class NFBlock(keras.layers.Layer):
         self.stochastic_depth_rate = stochastic_depth_rate
         self.convention = convention
         self.details = convention_of(convention)
+        self.dilation_rate = checks.integer("dilation_rate", dilation_rate)
+        if first_dilation_rate is None:
+            first_dilation_rate = self.dilation_rate
+        self.first_dilation_rate = checks.integer(
+            "first_dilation_rate", first_dilation_rate
+        )
+        self.rematerialize = rematerialize
         self.data_format = checks.data_format(data_format)
         self._create_layers()
 
@@ -136,10 +155,16 @@ class NFBlock(keras.layers.Layer):
         self.input_activation = self._activation("input_activation", self.beta)
         self.conv0 = self._convolution("conv0", width, 1)
         self.activation0 = self._activation("activation0")
-        self.conv1 = self._convolution("conv1", width, 3, self.strides, groups)
+        grouped = functools.partial(self._convolution, kernel_size=3, groups=groups)
+        self.conv1 = grouped(
+            "conv1",
+            width,
+            strides=self.strides,
+            dilation_rate=self.first_dilation_rate,
+        )
         if self.extra_conv:
             self.activation1 = self._activation("activation1")
-            self.conv1b = self._convolution("conv1b", width, 3, 1, groups)
+            self.conv1b = grouped("conv1b", width, dilation_rate=self.dilation_rate)
         self.activation2 = self._activation("activation2")
         self.conv2 = self._convolution(
             "conv2",
@@ -172,18 +197,15 @@ class NFBlock(keras.layers.Layer):
             self.activation, gain=gain * factor, dtype=self.dtype_policy, name=name
         )
 
-    def _convolution(
-        self, name, filters, kernel_size, strides=1, groups=1, gain_initializer="ones"
-    ):
+    def _convolution(self, name, filters, kernel_size, strides=1, **options):
         return WSConv2D(
             filters,
             kernel_size,
             strides=strides,
-            groups=groups,
-            gain_initializer=gain_initializer,
             data_format=self.data_format,
             dtype=self.dtype_policy,
             name=name,
+            **options,
             **self.details.convolution_options(self.gain),
         )
 
@@ -203,11 +225,14 @@ class NFBlock(keras.layers.Layer):
         channels = input_shape[-1 if self.data_format == "channels_last" else 1]
         checks.integer("channels of the input", channels)
         self.shortcut_pool = self.shortcut_conv = None
-        if self.strides > 1 or channels != self.filters:
-            pooled = self.avg_pool_shortcut and self.strides > 1
+        # Without strides, a dilated block that stands for a strided one still pools.
+        dilated = self.first_dilation_rate != self.dilation_rate
+        if self.strides > 1 or dilated or channels != self.filters:
+            pooled = self.avg_pool_shortcut and (self.strides > 1 or dilated)
             if pooled:
                 self.shortcut_pool = keras.layers.AveragePooling2D(
-                    self.strides,
+                    2 if dilated else self.strides,
+                    strides=self.strides,
                     padding="same",
                     data_format=self.data_format,
                     dtype=self.dtype_policy,
@@ -282,13 +307,21 @@ class NFBlock(keras.layers.Layer):
         return self.attention_layer(out) if self._attention_is_last else out
 
     def call(self, inputs, training=False):
-        out, shortcut = self._convolved_and_shortcut(inputs, training)
-        # Multiply the factors first: they are small tensors, and `out` is large.
-        scale = ops.cast(self.alpha, out.dtype)
+        # Multiply the factors first: they are small tensors, and that of the residual
+        # branch is large.
+        scale = ops.cast(self.alpha, self.compute_dtype)
         if self.skip_gain is not None:
             scale = scale * self.skip_gain
         if training and self.stochastic_depth.rate:
-            scale = scale * self.stochastic_depth.factors(out)
+            # Not recomputed, which would draw other examples.
+            scale = scale * self.stochastic_depth.factors(inputs)
+        outputs = functools.partial(self._outputs, training=training)
+        if training and self.rematerialize:
+            outputs = keras.remat(outputs)
+        return outputs(inputs, scale)
+
+    def _outputs(self, inputs, scale, training):
+        out, shortcut = self._convolved_and_shortcut(inputs, training)
         if self._attention_is_last:
             scale = scale * self.attention_layer.factors(out)
         return _scaled_sum(out, scale, shortcut, training)
@@ -336,6 +369,9 @@ class NFBlock(keras.layers.Layer):
             ),
             "stochastic_depth_rate": self.stochastic_depth_rate,
             "convention": self.convention,
+            "dilation_rate": self.dilation_rate,
+            "first_dilation_rate": self.first_dilation_rate,
+            "rematerialize": self.rematerialize,
             "data_format": self.data_format,
         }
 

@@ -9,7 +9,15 @@ from keras_nfnets.conversion import (
     plot_signal_propagation,
     signal_propagation,
 )
-from keras_nfnets.models.feature_pyramid import feature_pyramid
+from keras_nfnets.models.feature_pyramid import (
+    feature_pyramid,
+    intermediate_features,
+)
+from keras_nfnets.models.fine_tuning import (
+    freeze,
+    layerwise_optimizer,
+    reset_classifier,
+)
 from keras_nfnets.models.imagenet import decode_predictions, preprocess_input
 from keras_nfnets.models.nf_regnet import (
     NFRegNet,
@@ -122,8 +130,12 @@ __all__ = [
     "decode_predictions",
     "draw_signal_propagation",
     "feature_pyramid",
+    "freeze",
+    "intermediate_features",
+    "layerwise_optimizer",
     "normalizer_free",
     "plot_signal_propagation",
     "preprocess_input",
+    "reset_classifier",
     "signal_propagation",
 ]

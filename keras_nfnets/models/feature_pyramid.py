@@ -1,10 +1,10 @@
-"""Feature maps of every resolution, for detection and segmentation."""
+"""Intermediate feature maps of a network, for detection and segmentation."""
 
 import itertools
 
 import keras
 
-from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend import graph, keras_internals
 
 
 def feature_pyramid(model):
@@ -35,6 +35,17 @@ def feature_pyramid(model):
     stride16 (None, 4, 6, 96)
     stride32 (None, 2, 3, 96)
     """
+    outputs = {f"stride{stride}": x for stride, x in feature_maps(model).items()}
+    return keras.Model(model.input, outputs)
+
+
+def feature_maps(model):
+    """Return the last feature map of each resolution, see `feature_pyramid`.
+
+    Returns:
+        A dict from strides (ints: sizes of the images divided by those of the feature
+        map) to symbolic tensors, finest resolution first.
+    """
     layers = {layer.name: layer for layer in model.layers}
     if "stem" not in layers or "stage1" not in layers:
         raise ValueError(
@@ -48,12 +59,12 @@ def feature_pyramid(model):
         half, stride = layers["stem_conv"], 4
     else:
         half, stride = layers["stem"], 2
-    outputs = {"stride2": half.output}
+    outputs = {2: half.output}
     for stage in itertools.count(1):
         if f"stage{stage}" not in layers:
-            return keras.Model(model.input, outputs)
+            return outputs
         stride *= _strides(layers[f"stage{stage}_block1"])
-        outputs[f"stride{stride}"] = layers[f"stage{stage}"].output
+        outputs[stride] = layers[f"stage{stage}"].output
 
 
 def _strides(block):
@@ -62,3 +73,37 @@ def _strides(block):
         getattr(layer, "strides", 1) for layer in keras_internals.layers_of(block)
     ]
     return max(keras.tree.flatten(strides))
+
+
+def intermediate_features(model, names):
+    """Create a model that outputs the results of some layers.
+
+    Args:
+        model: `keras.Model`. A network of this package, what `fold` makes of it, or
+            another functional model.
+        names: list of str. Names of layers of the model, such as the endpoints `"stem"`,
+            `"stage1"`, ..., `"features"`, the blocks `"stage1_block1"` or the convolution
+            `"final_conv"`.
+
+    Returns:
+        A `keras.Model` that shares the layers and weights. It maps images to a dict from
+        the names to tensors. (A folded convolution may differ from the one it was folded
+        from by the constant of the following activation.)
+
+    Raises:
+        ValueError: the model has no layer of a given name.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(input_shape=(64, 64, 3))
+    >>> features = intermediate_features(model, ["stage2_block1", "features"])
+    >>> {name: tuple(x.shape) for name, x in features.output.items()}
+    {'stage2_block1': (None, 8, 8, 64), 'features': (None, 2, 2, 192)}
+    """
+    outputs = graph.outputs_by_name(model) if graph.has_graph(model) else {}
+    if not names or not set(names) <= outputs.keys():
+        raise ValueError(
+            f"`names` must be names of layers of the model: {list(outputs)}. "
+            f"Received: names={names}"
+        )
+    return keras.Model(model.input, {name: outputs[name] for name in names})

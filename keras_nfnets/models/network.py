@@ -2,13 +2,30 @@
 
 import functools
 import inspect
+import math
 import typing
 
 import keras
 import numpy as np
 
 from keras_nfnets import checks, layers, pretrained
-from keras_nfnets.training import AGCModel
+from keras_nfnets.models.feature_pyramid import feature_maps
+from keras_nfnets.training.agc_model import FunctionalAGCModel
+
+
+@keras.saving.register_keras_serializable("keras_nfnets")
+class Network(FunctionalAGCModel):
+    """An `AGCModel` with feature maps: a network of this package."""
+
+    @property
+    def pyramid_outputs(self):
+        """Symbolic feature maps by level, as KerasHub expects of an image encoder.
+
+        A dict: `"P2"` is the last feature map of stride 4, `"P3"` that of stride 8 and so
+        on, see `feature_pyramid`.
+        """
+        maps = feature_maps(self)
+        return {f"P{math.log2(stride):.0f}": maps[stride] for stride in list(maps)[1:]}
 
 
 class Head(typing.NamedTuple):
@@ -104,31 +121,43 @@ def stages(
     bottlenecks,
     alpha,
     stochastic_depth_rate,
-    first_strides=1,
+    stem_strides,
+    output_stride,
     **block_options,
 ):
     """Apply the residual stages to the output `x` of the stem.
 
     `widths` holds the channels of each stage, `bottlenecks` a list per stage with the
-    bottleneck channels of its blocks. The first stage divides the resolution by
-    `first_strides`, later ones halve it. The `beta` of a block is one over the expected
-    standard deviation of its input: the first block of a stage resets the expected
-    variance to one, and every block adds `alpha**2` (arXiv 2101.08692, section 3). The
-    stochastic depth rate grows linearly with depth.
+    bottleneck channels of its blocks. Each stage halves the resolution, except the first
+    one after a stem with `stem_strides=4`, and those that would exceed `output_stride`:
+    their convolutions are dilated instead, as in timm. The `beta` of a block is one over
+    the expected standard deviation of its input: the first block of a stage resets the
+    expected variance to one, and every block adds `alpha**2` (arXiv 2101.08692, section
+    3). The stochastic depth rate grows linearly with depth.
     """
     stochastic_depth_rate = checks.number(
         "stochastic_depth_rate", stochastic_depth_rate, below=1
     )
     alpha = checks.number("alpha", alpha, exclusive=True)
+    if output_stride is not None:
+        output_stride = checks.integer("output_stride", output_stride)
+    checks.one_of("output_stride", output_stride, (None, 8, 16, 32))
+    reached, dilation_rate = stem_strides, 1
     expected_std = 1.0
     total, index = sum(map(len, bottlenecks)), 0
     for stage, (width, blocks) in enumerate(zip(widths, bottlenecks), start=1):
+        strides = 1 if stage == 1 and stem_strides == 4 else 2
+        first_dilation_rate = dilation_rate
+        if strides == 2 and reached == output_stride:
+            strides, dilation_rate = 1, 2 * dilation_rate
+        reached *= strides
         for block, bottleneck in enumerate(blocks):
-            strides = first_strides if stage == 1 else 2
             x = layers.NFBlock(
                 width,
                 bottleneck_filters=bottleneck,
                 strides=strides if block == 0 else 1,
+                dilation_rate=dilation_rate,
+                first_dilation_rate=first_dilation_rate if block == 0 else None,
                 alpha=alpha,
                 beta=1 / expected_std,
                 stochastic_depth_rate=stochastic_depth_rate * index / total,
@@ -178,23 +207,28 @@ def finish(inputs, x, head, style, *, name, classifier_initializer=None):
     head = head.checked()
     x = style.activate(x, name="features")
     if head.include_top:
-        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dropout(head.drop_rate, name="top_dropout")(x)
-        x = keras.layers.Dense(
-            head.classes,
-            activation=head.classifier_activation,
-            # As in the authors' code and in timm.
-            kernel_initializer=classifier_initializer
-            or keras.initializers.RandomNormal(stddev=0.01),
-            name="predictions",
-        )(x)
+        x = classified(x, head, classifier_initializer)
     elif head.pooling == "avg":
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     elif head.pooling == "max":
         x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
     # `input_tensor` may be the output of other layers, which the model then includes.
     sources = keras.utils.get_source_inputs(inputs)
-    return AGCModel(sources[0] if len(sources) == 1 else sources, x, name=name)
+    return Network(sources[0] if len(sources) == 1 else sources, x, name=name)
+
+
+def classified(features, head, kernel_initializer=None):
+    """Pool and classify the last feature map; see `finish`."""
+    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(features)
+    x = layers.Dropout(head.drop_rate, name="top_dropout")(x)
+    return keras.layers.Dense(
+        head.classes,
+        activation=head.classifier_activation,
+        # As in the authors' code and in timm.
+        kernel_initializer=kernel_initializer
+        or keras.initializers.RandomNormal(stddev=0.01),
+        name="predictions",
+    )(x)
 
 
 # Arguments of a builder that do not affect which weights a network can load.
@@ -208,6 +242,8 @@ _FREE_ARGUMENTS = {
     "name",
     "stochastic_depth_rate",
     "drop_rate",
+    "output_stride",
+    "rematerialize",
 }
 
 

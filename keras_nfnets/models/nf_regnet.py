@@ -58,6 +58,8 @@ def NFRegNet(
     stochastic_depth_rate=0.0,
     drop_rate=0.0,
     convention="authors",
+    output_stride=None,
+    rematerialize=False,
 ):
     """Build a custom NF-RegNet.
 
@@ -78,7 +80,8 @@ def NFRegNet(
         attention: str or None. `"se"`, `"eca"` or None.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, convention: see `NFNet`.
+            stochastic_depth_rate, drop_rate, convention, output_stride, rematerialize:
+            see `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.
@@ -125,7 +128,8 @@ def NFRegNet(
         x,
         widths=widths,
         bottlenecks=bottlenecks,
-        first_strides=2,
+        stem_strides=2,
+        output_stride=output_stride,
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=group_size,
@@ -135,6 +139,7 @@ def NFRegNet(
         attention_on="bottleneck",
         se_ratio=se_ratio,
         convention=convention,
+        rematerialize=rematerialize,
     )
     x = style.convolution(x, max(1, final_width), 1, name="final_conv")
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)

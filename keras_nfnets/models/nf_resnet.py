@@ -73,6 +73,8 @@ def NFResNet(
     stochastic_depth_rate=0.0,
     drop_rate=0.0,
     convention="authors",
+    output_stride=None,
+    rematerialize=False,
 ):
     """Build a custom NF-ResNet.
 
@@ -91,7 +93,7 @@ def NFResNet(
             it is a strided projection.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate: see `NFNet`.
+            stochastic_depth_rate, drop_rate, output_stride, rematerialize: see `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.
@@ -125,6 +127,8 @@ def NFResNet(
         x,
         widths=widths,
         bottlenecks=[[width // 4] * depth for width, depth in zip(widths, depths)],
+        stem_strides=4,
+        output_stride=output_stride,
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=None,
@@ -134,6 +138,7 @@ def NFResNet(
         attention=attention,
         se_ratio=se_ratio,
         convention=convention,
+        rematerialize=rematerialize,
     )
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
     return network.finish(inputs, x, head, style, name=name)

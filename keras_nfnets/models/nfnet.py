@@ -133,6 +133,8 @@ def NFNet(
     stochastic_depth_rate=0.0,
     drop_rate=0.0,
     convention="authors",
+    output_stride=None,
+    rematerialize=False,
 ):
     """Build a custom NFNet.
 
@@ -176,6 +178,12 @@ def NFNet(
             `stochastic_depth_rate * i / n`.
         drop_rate: float. Rate of the dropout before the classifier.
         convention: str. `"authors"` or `"timm"`, see `NFBlock`.
+        output_stride: int or None. 8, 16 or 32: bound of the size of the images divided
+            by that of the last feature map. Stages that would exceed it are dilated
+            instead of strided, for semantic segmentation. The weights are the same.
+        rematerialize: bool. Whether training recomputes each block in the backward pass
+            instead of saving its intermediate tensors (gradient checkpointing): less
+            memory, about a third more time. The gradients are the same.
 
     Returns:
         An `AGCModel` from float images `(batch, height, width, channels)`, normalized
@@ -224,6 +232,8 @@ def NFNet(
         bottlenecks=[
             [bottleneck] * depth for bottleneck, depth in zip(bottleneck_widths, depths)
         ],
+        stem_strides=4,
+        output_stride=output_stride,
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=group_size,
@@ -231,6 +241,7 @@ def NFNet(
         attention=attention,
         se_ratio=se_ratio,
         convention=convention,
+        rematerialize=rematerialize,
     )
     x = style.convolution(x, final_width, 1, name="final_conv")
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)

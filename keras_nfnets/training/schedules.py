@@ -5,6 +5,33 @@ import keras
 from keras_nfnets import checks
 
 
+@keras.saving.register_keras_serializable("keras_nfnets")
+class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate schedule times a constant factor.
+
+    Args:
+        schedule: `keras.optimizers.schedules.LearningRateSchedule` or its config.
+        factor: float.
+
+    Example:
+
+    >>> schedule = warmup_cosine(0.1, batch_size=256, steps_per_epoch=10, epochs=9)
+    >>> float(ScaledSchedule(schedule, 0.5)(90 // 10))
+    0.05
+    """
+
+    def __init__(self, schedule, factor):
+        self.schedule = keras.optimizers.schedules.deserialize(schedule)
+        self.factor = factor
+
+    def __call__(self, step):
+        return self.factor * self.schedule(step)
+
+    def get_config(self):
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "factor": self.factor}
+
+
 def warmup_cosine(
     learning_rate,
     batch_size,

@@ -23,6 +23,9 @@ LAYERS = {
     "own activation": lambda **kw: NFBlock(
         16, group_size=8, activation=keras.activations.mish, **kw
     ),
+    "dilated": lambda **kw: NFBlock(
+        16, group_size=8, dilation_rate=2, first_dilation_rate=1, **kw
+    ),
     "squeeze_excite": lambda **kw: SqueezeExcite(0.25, **kw),
     "stochastic_depth": lambda **kw: StochasticDepth(0.5, **kw),
 }
@@ -181,3 +184,51 @@ def test_bad_arguments_are_refused():
         SqueezeExcite(0)
     with pytest.raises(ValueError, match="rank 4"):
         SqueezeExcite()(np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_dilated_block_computes_every_second_output_of_a_strided_one(pooled):
+    options = {
+        "group_size": 8,
+        "attention": None,
+        "avg_pool_shortcut": pooled,
+        "convention": "timm",  # its padding is symmetric
+    }
+    strided = NFBlock(16, strides=2, **options)
+    dilated = NFBlock(16, first_dilation_rate=1, dilation_rate=2, **options)
+    x = np.random.default_rng(0).normal(size=(2, 12, 12, 8)).astype("float32")
+    few, _ = strided(x), dilated(x)
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=w.shape) for w in strided.weights]
+    for block in (strided, dilated):
+        block.set_weights(weights)
+    few, many = strided(x), dilated(x)
+    assert many.shape == (2, 12, 12, 16)
+    assert_close(many[:, ::2, ::2], few, atol=1e-4)
+
+
+def test_rematerialized_blocks_train_as_others():
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 16)).astype("float32")
+
+    def trained_weights(rematerialize):
+        keras.utils.set_random_seed(0)
+        inputs = outputs = keras.Input((8, 8, 16))
+        for name in ("first", "second"):
+            block = NFBlock(
+                16,
+                group_size=8,
+                # Drawn again, these masks would be others.
+                stochastic_depth_rate=0.5,
+                skip_gain_initializer="ones",
+                rematerialize=rematerialize,
+                name=name,
+            )
+            outputs = block(outputs)
+        model = keras.Model(inputs, outputs)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        for _ in range(2):
+            model.train_on_batch(x, np.zeros_like(x))
+        return model.weights
+
+    for one, other in zip(*map(trained_weights, (False, True)), strict=True):
+        assert_close(one, other, atol=1e-6)

@@ -1,0 +1,145 @@
+"""Fine-tuning of a network: another classifier, frozen stages, learning rates by depth."""
+
+import itertools
+import re
+
+import keras
+
+from keras_nfnets import checks
+from keras_nfnets.models import network
+from keras_nfnets.training.schedules import ScaledSchedule
+
+
+def reset_classifier(model, classes, *, activation="softmax", drop_rate=None):
+    """Create a network with the layers of another one and a new classifier.
+
+    Args:
+        model: `keras.Model`. A network of this package, with or without top.
+        classes: int. Number of classes.
+        activation: str or callable. Activation of the classifier; None for logits.
+        drop_rate: float in [0, 1) or None. Rate of the dropout before the classifier;
+            None for that of the network, or 0 if it has no top.
+
+    Returns:
+        A model of the same class, not compiled, that shares all layers and weights but
+        those of the head. The kernel of the classifier is normal with standard deviation
+        0.01, as in a new network.
+
+    Raises:
+        ValueError: an argument is invalid, or the model is not a network of this package.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny(weights="digits")
+    >>> reset_classifier(model, classes=2).output.shape
+    (None, 2)
+    """
+    layers = _layers_of_network(model)
+    if drop_rate is None:
+        drop_rate = getattr(layers.get("top_dropout"), "rate", 0.0)
+    head = network.Head(True, None, classes, activation, drop_rate).checked()
+    x = network.classified(layers["features"].output, head)
+    return type(model)(model.input, x, name=model.name)
+
+
+def freeze(model, until):
+    """Freeze the first layers of a network, and unfreeze the others.
+
+    Compile the model afterwards: Keras reads `trainable` in `compile`.
+
+    Args:
+        model: `keras.Model`. A network of this package, with or without top.
+        until: str or None. Name of the last layer to freeze: an endpoint (`"stem"`,
+            `"stage1"`, ..., `"features"`: all but the classifier) or a block
+            (`"stage3_block2"`). None freezes nothing.
+
+    Raises:
+        ValueError: the model is not a network of this package, or has no such layer.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny()
+    >>> freeze(model, until="stage2")
+    >>> sorted({v.path.split("_")[0] for v in model.trainable_variables})
+    ['final', 'predictions', 'stage3', 'stage4']
+    """
+    layers = _layers_of_network(model)
+    checks.one_of("until", until, (None, *layers))
+    is_frozen = until is not None
+    for name, layer in layers.items():
+        layer.trainable = not is_frozen
+        is_frozen = is_frozen and name != until
+
+
+def layerwise_optimizer(model, create, learning_rate, decay):
+    """Create an optimizer whose learning rates decay from the last layers to the first.
+
+    The classifier and the layers after the last block are trained with `learning_rate`,
+    each block with `decay` times the rate of the block after it, and the stem with `decay`
+    times that of the first block.
+
+    Args:
+        model: `keras.Model`. A network of this package, with or without top.
+        create: callable from a learning rate, a float or a schedule, to a new
+            `keras.optimizers.Optimizer`. It is called once per rate.
+        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
+        decay: float in (0, 1].
+
+    Returns:
+        A `keras.optimizers.MultiOptimizer`, which Keras has since 3.15. It can be saved
+        if the optimizers can.
+
+    Raises:
+        ValueError: an argument is out of range, or the model is not a network of this
+            package.
+        ImportError: Keras is older than 3.15.
+
+    Example:
+
+    >>> model = keras_nfnets.NFNetTiny()
+    >>> optimizer = layerwise_optimizer(model, keras.optimizers.SGD, 0.1, decay=0.5)
+    >>> model.compile(optimizer, "sparse_categorical_crossentropy")
+
+    Reference: Bao et al. (2021), arXiv 2106.08254, for fine-tuning transformers.
+    """
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        raise ImportError(
+            "layerwise_optimizer needs keras.optimizers.MultiOptimizer: install Keras 3.15 "
+            f"or newer. Received: Keras {keras.__version__}"
+        )
+    decay = checks.number("decay", decay, exclusive=True)
+    if decay > 1:
+        raise ValueError(f"`decay` must be at most 1. Received: decay={decay}")
+    groups = _by_depth(_layers_of_network(model))
+    optimizers = {}
+    for distance, names in enumerate(reversed(groups)):
+        factor = decay**distance
+        if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            rate = ScaledSchedule(learning_rate, factor)
+        else:
+            rate = checks.number("learning_rate", learning_rate) * factor
+        pattern = "|".join(re.escape(name) for name in names)
+        optimizers[f"({pattern})/.*"] = create(rate)
+    last = next(iter(optimizers.values()))
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(last, optimizers)
+    )
+
+
+def _by_depth(layers):
+    """Return lists of names of layers: the stem, each block, and what follows."""
+    names = list(layers)
+    blocks = [i for i, n in enumerate(names) if re.fullmatch(r"stage\d+_block\d+", n)]
+    bounds = [0, *blocks, blocks[-1] + 1, len(names)]
+    return [names[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+def _layers_of_network(model):
+    """Return the layers of a network by name, in order, or raise a ValueError."""
+    layers = {layer.name: layer for layer in model.layers}
+    if not {"stem", "stage1", "features"} <= layers.keys():
+        raise ValueError(
+            "The model must be a network of this package. Received: a model of layers "
+            f"{list(layers)}"
+        )
+    return layers
