@@ -118,6 +118,11 @@ def pytest_configure(config):
         devices = [tf.config.LogicalDeviceConfiguration()] * 4
         tf.config.set_logical_device_configuration(cpu, devices)
         _disable_autotuning()
+        # Optimizing graphs takes a fifth of the time of the tests; slow ones do it.
+        if config.option.markexpr == "not slow":
+            tf.config.optimizer.set_experimental_options(
+                {"disable_meta_optimizer": True}
+            )
     elif backend == "jax":
         import jax
 

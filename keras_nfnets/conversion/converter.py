@@ -18,7 +18,7 @@ from keras_nfnets.conversion.roles import (
     is_normalization,
     is_weighted,
 )
-from keras_nfnets.layers import WeightStandardized
+from keras_nfnets.layers import SkipGain
 from keras_nfnets.layers.kernels import STANDARDIZED
 
 
@@ -33,10 +33,20 @@ def hidden_layer(layer):
 
 def is_custom_and_hides(operation):
     """Whether a layer from outside Keras and this package has a `hidden_layer`."""
-    module = type(operation).__module__.split(".")[0]
-    return (
-        module not in ("keras", "keras_nfnets") and hidden_layer(operation) is not None
-    )
+    is_custom = _package(operation) not in ("keras", "keras_nfnets")
+    return is_custom and hidden_layer(operation) is not None
+
+
+def _is_normalizer_free(call):
+    """Whether a call is of a layer of this package, or adds a branch with a skip gain."""
+    before = [value.call.operation for value in call.inputs if value.call]
+    is_sum = keras_internals.kind_of(call.operation) == "Add"
+    has_gain = any(isinstance(operation, SkipGain) for operation in before)
+    return _package(call.operation) == "keras_nfnets" or is_sum and has_gain
+
+
+def _package(operation):
+    return type(operation).__module__.split(".")[0]
 
 
 def _is_depthwise(layer, kernel):
@@ -116,7 +126,9 @@ class Converter(abc.ABC):
     def _convert(self, call):
         operation = call.operation
         reason = self._roles.alone.get(call)
-        if is_normalization(call):
+        if _is_normalizer_free(call):
+            self._keep(call, "normalizer-free already")
+        elif is_normalization(call):
             self._normalization(call)
         elif is_weighted(call) and reason is None:
             self._weighted(call)
@@ -179,7 +191,7 @@ class Converter(abc.ABC):
         signals = self._signals if signals is None else signals
         operation = call.operation
         hidden = hidden_layer(operation)
-        if hidden is not None and not isinstance(operation, WeightStandardized):
+        if hidden is not None and _package(operation) != "keras_nfnets":
             raise ValueError(
                 f"normalizer_free cannot see into {operation.name!r}, a "
                 f"{type(operation).__name__}, which hides {hidden.name!r}, a "

@@ -41,7 +41,9 @@ def normalizer_free(
     Output layers, layers after global pooling and layers in gates, such as
     squeeze-and-excitation, do not change unless a normalization follows them. Nested
     models, and custom layers that contain normalization or convolutions, are expanded:
-    their layers become layers of the new model.
+    their layers become layers of the new model. Layers of this package, which are
+    normalizer-free already, do not change, nor do their weights: a network of this package
+    can be the backbone of a model whose other layers are converted.
 
     With `trained=True` the new network starts from the weights of a trained,
     batch-normalized one, and computes the same or nearly the same in inference.

@@ -6,7 +6,7 @@ import pytest
 from comparing import assert_close
 from keras import layers, ops
 
-from keras_nfnets import AGCModel, fold, normalizer_free, signal_propagation
+from keras_nfnets import AGCModel, NFNet, fold, normalizer_free, signal_propagation
 
 SIZE = 32
 
@@ -415,6 +415,37 @@ def test_layers_left_alone_keep_their_weights():
     model = keras.Model(inputs, conv(adapted(inputs), 4, activation="relu"))
     result = normalizer_free(model, x)
     np.testing.assert_allclose(result.get_layer(adapted.name)(x), adapted(x), atol=1e-6)
+
+
+def with_normalized_head(body):
+    x = norm_act(conv(body.output, 8))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(body.input, layers.Dense(3, name="predictions")(x))
+
+
+def test_a_normalizer_free_backbone_stays_as_it_is_and_its_head_is_converted():
+    body = NFNet(
+        (1, 1), (16, 32), group_size=8, include_top=False, input_shape=(32, 32, 3)
+    )
+    for block in body.layers:
+        if hasattr(block, "skip_gain"):
+            block.skip_gain.assign(0.7)
+    result = normalizer_free(with_normalized_head(body))
+    kinds = [type(layer).__name__ for layer in result.layers[-5:]]
+    expected = ["WSConv2D", "ScaledActivation", "GlobalAveragePooling2D", "Dense"]
+    assert kinds == ["ScaledActivation", *expected]
+    x = noise(2, 32, 32, 3)
+    same = keras.Model(result.input, result.get_layer("features").output)
+    assert_close(same(x), body(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_was_converted_once_is_not_converted_again(trained):
+    once = normalizer_free(preactivation(depth=2), skip_gain_initializer="ones")
+    x = noise(2, 32, 32, 3)
+    again = normalizer_free(once, x, trained=trained)
+    assert_close(again(x), once(x), atol=1e-6)
+    assert len(again.weights) == len(once.weights)
 
 
 def of_layer(layer, shape=(16, 16, 4), before=()):
