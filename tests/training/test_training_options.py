@@ -1,6 +1,8 @@
 """Options of `AGCModel.compile` besides clipping: SAM, averaged weights, skipping."""
 
 import contextlib
+import inspect
+import json
 
 import keras
 import numpy as np
@@ -746,3 +748,22 @@ def test_a_model_may_list_the_metrics_of_training():
     # Once each: a step on JAX may not be given the same array twice.
     listed = [*map(id, model.metrics_variables)]
     assert len(listed) == len(set(listed))
+
+
+def own_choice(variable):
+    return "gain" in variable.path
+
+
+def test_settings_for_logs_are_plain_values_and_say_whether_the_model_clips():
+    model = quadratic([1.0, 1.0], optimizer="sgd", agc_exclude=own_choice, sam_rho=0.1)
+    settings = model.training_settings
+    assert settings["agc_exclude"] == "own_choice"
+    assert settings["clip_factor"] == 0.01 and settings["sam_rho"] == 0.1
+    assert json.loads(json.dumps(settings)) == settings
+    own = inspect.signature(AGCModel.compile).parameters.values()
+    assert set(settings) == {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    model.compile(AGC("sgd", clip_factor=0.5), "mse", clip_factor=0.02)
+    assert model.training_settings["clip_factor"] is None
+    inputs = keras.Input((2,))
+    with pytest.raises(ValueError, match="call `compile` first"):
+        _ = AGCModel(inputs, keras.layers.Dense(1)(inputs)).training_settings
