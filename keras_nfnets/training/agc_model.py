@@ -650,8 +650,12 @@ class AGCModel(keras_internals.ModelWithHooks):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         fit = super().fit
-        given = inspect.signature(fit).bind(*args, **kwargs)
-        callbacks = given.arguments.get("callbacks") or []
+        # By position or keyword as given: tools that replace `keras.Model.fit`, such as
+        # MLflow, look for some arguments among the keywords only.
+        position = [*inspect.signature(fit).parameters].index("callbacks")
+        is_positional = len(args) > position
+        callbacks = args[position] if is_positional else kwargs.get("callbacks")
+        callbacks = callbacks or []
         if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.tree.flatten(callbacks)
             # Keras waits for each step if a callback is called after it.
@@ -659,11 +663,14 @@ class AGCModel(keras_internals.ModelWithHooks):
                 callbacks.append(CheckTrainStep())
             if self._skips:
                 callbacks.append(StopAfterSkippedSteps())
-            given.arguments["callbacks"] = callbacks
+            if is_positional:
+                args = (*args[:position], callbacks, *args[position + 1 :])
+            else:
+                kwargs["callbacks"] = callbacks
         self._fits = True
         try:
             with self._no_perturbation_after_errors():
-                return fit(*given.args, **given.kwargs)
+                return fit(*args, **kwargs)
         finally:
             self._fits = False
 
