@@ -13,6 +13,7 @@ import types
 
 import keras
 import numpy as np
+import pages
 import pytest
 from eager import eager_functions
 from one_block import networks_of_one_block
@@ -157,12 +158,20 @@ PAGES = [
     README,
     *(p for p in sorted(DOCS.rglob("*.md")) if "repository" not in p.parts),
 ]
+# Pages that need a server or packages of their own have their own tests.
+ELSEWHERE = {"sharing.md", *(page.name for page in pages.packages_of_pages())}
 # The guides need TensorFlow: they export, or have custom training loops.
-ON_THIS_BACKEND = PAGES if keras.backend.backend() == "tensorflow" else [README]
+ON_THIS_BACKEND = (
+    [page for page in PAGES if page.name not in ELSEWHERE]
+    if keras.backend.backend() == "tensorflow"
+    else [README]
+)
 
 
 # Pages that compile what they train or export. The others run eagerly.
-COMPILED = {"README.md", "getting_started.md", "deploy.md", "many_devices.md"}
+COMPILED = {
+    *("README.md", "getting_started.md", "deploy.md", "many_devices.md", "adapting.md"),
+}
 
 
 @pytest.fixture
@@ -179,7 +188,7 @@ def _page_quickly(page):
 # the same functions for users of other libraries, of which timm's is run each time.
 SLOW = {
     *("getting_started.md", "training_runs.md", "data.md", "deploy.md"),
-    *("authors.md", "kecam.md", "keras_applications.md"),
+    *("authors.md", "kecam.md", "keras_applications.md", "adapting.md"),
 }
 
 
@@ -192,15 +201,9 @@ SLOW = {
     ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_code_of_a_page(page, capsys, tmp_path, monkeypatch):
+def test_code_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        exec(compile(block, str(page), "exec"), names)  # noqa: S102
-        printed = capsys.readouterr().out
-        # A comment below the code shows its output.
-        for line in re.findall(r"^print\(.*\n# (.*)$", block, re.MULTILINE):
-            assert line in printed.splitlines()
+    pages.run(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

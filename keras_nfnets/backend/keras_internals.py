@@ -18,6 +18,10 @@ import zipfile
 
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.stateless_scope import (
+    get_stateless_scope,
+    in_stateless_scope,
+)
 from keras.src.saving import saving_lib
 from keras.src.utils.dtype_utils import dtype_size
 
@@ -277,14 +281,29 @@ def kernel_of(layer, name):
 
     Args:
         layer: a built layer of Keras.
-        name: str. Name of the kernel, such as `"kernel"`; LoRA adapts only this one.
+        name: str. Name of the kernel, such as `"kernel"`, or `"embeddings"`; LoRA adapts
+            only these.
     """
     if not getattr(layer, "lora_enabled", False):
         return getattr(layer, name)
-    factors = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+    a, b = (getattr(layer, f"lora_{name}_{factor}") for factor in "ab")
     # Keras has `lora_alpha` since 3.10.
     alpha = getattr(layer, "lora_alpha", layer.lora_rank)
-    return layer._kernel + alpha / layer.lora_rank * factors
+    return getattr(layer, f"_{name}") + alpha / layer.lora_rank * keras.ops.matmul(a, b)
+
+
+def has_kernel(layer, name):
+    """Whether `kernel_of` can compute the kernel of a layer with LoRA.
+
+    It cannot if the kernel is quantized, or if this is a step on JAX that is not given
+    the frozen weights: while `fit` runs, Keras keeps their values outside of them.
+    """
+    if getattr(layer, "quantization_mode", None) not in (None, "float8"):
+        return False
+    kernel = getattr(layer, f"_{name}")
+    scope = get_stateless_scope() if in_stateless_scope() else None
+    given = scope and scope.get_current_value(kernel)
+    return given is not None or kernel._value is not None
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ A unit consists of the weights of one output, see `keras_nfnets.adaptive_clip`.
 """
 
 import re
+import warnings
+import weakref
 
 import keras
 
@@ -12,6 +14,8 @@ from keras_nfnets.layers.convolution import WSConv2DTranspose, WSDepthwiseConv2D
 from keras_nfnets.layers.kernels import kernels_of
 from keras_nfnets.layers.standardization import Kernel
 
+# Names of the second factor of LoRA, whose last axis is that of the adapted weights.
+_LORA_B = re.compile(r"lora_(kernel|embeddings)_b")
 # Weights with one value per output, however many axes they have.
 _ELEMENTWISE = re.compile(r"(.*_)?(bias|gain|gamma|beta)")
 
@@ -25,6 +29,33 @@ def unit_axes(variable):
     if axes is None:
         axes = axes_by_path(tuple(variable.shape), variable_path(variable))
     return axes
+
+
+def weights_of_units(variable):
+    """Return weights whose norms, over `unit_axes(variable)`, are those of the units.
+
+    They are the variable itself, except for the second factor of LoRA. Its columns, zeros
+    at first, are changes of the outputs (columns) of the kernel that it adapts, so these
+    are the units: the kernel as it is now, with both factors, as a matrix `(-1, outputs)`.
+    """
+    reference = getattr(variable, "adapted_layer", None)
+    layer = None if reference is None else reference()
+    if layer is None:
+        return variable
+    name = _LORA_B.fullmatch(variable.name)[1]
+    if not keras_internals.has_kernel(layer, name):
+        warnings.warn(
+            f"The weights that {variable.path} adapts cannot be read here, so it is clipped "
+            "as any other kernel: at first, as it is zero, to steps of `clip_factor * eps`. "
+            "This is so for quantized layers, and on JAX for optimizers that clip (`AGC`, "
+            "`SGDAGC`). On JAX, use an `AGCModel` with an optimizer that does not clip. "
+            "Otherwise pass an `eps` (in `compile`: `agc_eps`) as large as the norms of "
+            "outputs of the kernel, about 1.",
+            stacklevel=2,
+        )
+        return variable
+    weights = keras_internals.kernel_of(layer, name)
+    return keras.ops.reshape(weights, (-1, weights.shape[-1]))
 
 
 def mark_units(model):
@@ -84,6 +115,9 @@ def _mark(layer):
         else:
             axes = _axes_by_class(layer, name, len(shape))
         variable.unit_norm_axes = axes
+        if name not in axes_of and _LORA_B.fullmatch(name):
+            # Weak, as variables should not keep layers alive.
+            variable.adapted_layer = weakref.ref(layer)
 
 
 def _checked(axes, layer, variable):

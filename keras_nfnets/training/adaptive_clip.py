@@ -13,7 +13,12 @@ from keras import ops
 
 from keras_nfnets import checks
 from keras_nfnets.backend import fusion, graph, keras_internals
-from keras_nfnets.layers.units import mark_units_of, unit_axes, variable_path
+from keras_nfnets.layers.units import (
+    mark_units_of,
+    unit_axes,
+    variable_path,
+    weights_of_units,
+)
 
 # The kernel of this package's classifiers. The authors never clip it, but clip its bias
 # (their experiment_nfnets.py; arXiv 2102.06171, section 4.1).
@@ -42,8 +47,10 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     | kernel of another `EinsumDense` | any | the axes that its equation sums | an output |
     | `PReLU` and normalization weights | any | everything | itself |
 
-    The layer of a variable says what kind it is; factors of LoRA count as dense or
-    convolution kernels. A custom layer can say so by an attribute `unit_norm_axes`, a dict
+    The layer of a variable says what kind it is. Factors of LoRA count as dense or
+    convolution kernels; `W` for a unit of the second one, which is zero at first, are the
+    weights that it changes: those of the same output in the kernel or the embeddings
+    (`W[..., output]`), with both factors. A custom layer can say so by an attribute `unit_norm_axes`, a dict
     from names of its variables to the axes of the norm, such as
     `{"kernel": (0, 2)}`. Its other variables, and plain tensors, count as dense or
     convolution kernels, depending on their rank. A variable of TensorFlow, or of a layer
@@ -337,7 +344,8 @@ def _clip(gradient, variable, *settings):
     tensor = dense(gradient, variable)
     axes = unit_axes(variable)
     units = math.prod(tensor.shape) // math.prod(tensor.shape[axis] for axis in axes)
-    arguments = tensor, ops.convert_to_tensor(variable), *settings
+    weights = ops.convert_to_tensor(weights_of_units(variable))
+    arguments = tensor, weights, *settings
     factor, clipped = fusion.fused(_factors_over(axes), *arguments)
     if _is_sparse(gradient):
         gradient = _scale_sparse(gradient, tensor, factor)
@@ -368,7 +376,7 @@ def _clip_together(pairs, *settings):
     and all factors computed at once.
     """
     tensors = [dense(gradient, variable) for gradient, variable in pairs]
-    weights = [ops.convert_to_tensor(variable) for _, variable in pairs]
+    weights = [ops.convert_to_tensor(weights_of_units(v)) for _, v in pairs]
     dtype = keras.backend.result_type(*(x.dtype for x in tensors + weights), "float32")
     norms = [
         ops.sqrt(ops.stack([ops.sum(ops.square(ops.cast(x, dtype))) for x in arrays]))

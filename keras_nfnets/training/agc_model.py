@@ -218,6 +218,40 @@ class AGCModel(keras_internals.ModelWithHooks):
         if self.built:
             self._build_metrics()
 
+    @property
+    def training_settings(self):
+        """Settings of `compile` that `keras.Model` does not have, for logs of experiments.
+
+        Tools such as MLflow know only Keras's settings, and those of the optimizer.
+
+        Returns:
+            A dict from the names of the arguments to floats, bools, strings, lists of
+            strings or None. A function as `agc_exclude` is given by its name.
+            `clip_factor` is None if the model does not clip, so also if its optimizer
+            does.
+
+        Raises:
+            ValueError: the model is not compiled.
+
+        Example:
+
+        >>> model = AGCModel(inputs := keras.Input((2,)), keras.layers.Dense(1)(inputs))
+        >>> model.compile("sgd", "mse", clip_factor=0.02, ema_decay=0.999)
+        >>> model.training_settings["clip_factor"], model.training_settings["sam_rho"]
+        (0.02, None)
+        """
+        if not self.compiled:
+            raise ValueError(
+                "A model has settings of training when it is compiled: call `compile` "
+                f"first. Received: {self.name!r}, which is not compiled"
+            )
+        settings = dict(self._training_config)
+        if not self._clips:
+            settings["clip_factor"] = None
+        if callable(settings["agc_exclude"]):
+            settings["agc_exclude"] = settings["agc_exclude"].__qualname__
+        return settings
+
     def _model_clips(self):
         """Whether this model clips: it should, and the optimizer does not.
 
@@ -616,8 +650,12 @@ class AGCModel(keras_internals.ModelWithHooks):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         fit = super().fit
-        given = inspect.signature(fit).bind(*args, **kwargs)
-        callbacks = given.arguments.get("callbacks") or []
+        # By position or keyword as given: tools that replace `keras.Model.fit`, such as
+        # MLflow, look for some arguments among the keywords only.
+        position = [*inspect.signature(fit).parameters].index("callbacks")
+        is_positional = len(args) > position
+        callbacks = args[position] if is_positional else kwargs.get("callbacks")
+        callbacks = callbacks or []
         if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.tree.flatten(callbacks)
             # Keras waits for each step if a callback is called after it.
@@ -625,11 +663,14 @@ class AGCModel(keras_internals.ModelWithHooks):
                 callbacks.append(CheckTrainStep())
             if self._skips:
                 callbacks.append(StopAfterSkippedSteps())
-            given.arguments["callbacks"] = callbacks
+            if is_positional:
+                args = (*args[:position], callbacks, *args[position + 1 :])
+            else:
+                kwargs["callbacks"] = callbacks
         self._fits = True
         try:
             with self._no_perturbation_after_errors():
-                return fit(*given.args, **given.kwargs)
+                return fit(*args, **kwargs)
         finally:
             self._fits = False
 

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_nfnets import checks
 from keras_nfnets.backend import fusion, keras_internals
-from keras_nfnets.layers.units import mark_units_of, unit_axes
+from keras_nfnets.layers.units import mark_units_of, unit_axes, weights_of_units
 from keras_nfnets.training import replicas
 from keras_nfnets.training.accumulation import clip_mean
 from keras_nfnets.training.adaptive_clip import (
@@ -272,10 +272,11 @@ def _update(axes, has_momentum, nesterov):
     """
 
     def update(
-        gradient, variable, learning_rate, decay, clip_factor, eps, momentum, *velocity
+        gradient, variable, learning_rate, decay, clip_factor, eps, momentum, *others
     ):
+        velocity, adapted = others[:has_momentum], others[has_momentum:]
         if axes is not None:
-            arguments = variable, clip_factor, eps, 1.0
+            arguments = *(adapted or [variable]), clip_factor, eps, 1.0
             gradient = multiply(gradient, unit_factors(gradient, *arguments, axes))
         gradient = ops.cast(gradient, variable.dtype)
         decay, momentum = (ops.cast(x, variable.dtype) for x in (decay, momentum))
@@ -385,6 +386,8 @@ class SGDAGC(keras.optimizers.Optimizer):
         clips = self.clip_factor is not None
         clips = clips and not is_excluded(keras_variable, self.exclude)
         decays = self.gradient_weight_decay and self._decays(keras_variable)
+        weights = weights_of_units(keras_variable) if clips else keras_variable
+        adapted = [] if weights is keras_variable else [weights]
         function = _update(
             axes=unit_axes(keras_variable) if clips else None,
             has_momentum=bool(self.momentum),
@@ -400,6 +403,7 @@ class SGDAGC(keras.optimizers.Optimizer):
             float(self.eps),
             float(self.momentum),
             *[ops.convert_to_tensor(v) for v in self._velocity(index)],
+            *adapted,
         )
         for velocity, value in zip(self._velocity(index), new_velocity):
             self.assign(velocity, value)

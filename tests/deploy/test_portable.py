@@ -1,15 +1,13 @@
 """Folded models load on Keras 3.9, without this package."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import zipfile
 
 import keras
 import numpy as np
 import pytest
+from environments import Environment
 from versions import since_keras
 
 import keras_nfnets
@@ -123,13 +121,9 @@ for file in folder.glob("m?.*"):
 
 @pytest.fixture(scope="module", name="keras39")
 def _keras39(tmp_path_factory):
-    """Folder with Keras 3.9."""
+    """Environment with Keras 3.9."""
     folder = tmp_path_factory.mktemp("keras39")
-    options = ["--quiet", "--no-deps", "--target", str(folder), "keras==3.9.2"]
-    command = [sys.executable, "-m", "pip", "install", *options]
-    if subprocess.run(command, check=False).returncode:
-        pytest.skip("pip cannot install Keras 3.9")
-    return folder
+    return Environment(folder, "--no-deps", "keras==3.9.2")
 
 
 @pytest.mark.slow
@@ -145,9 +139,7 @@ def test_keras_3_9_loads_folded_models(keras39, tmp_path):
             folded.save(tmp_path / name)
             expected[name] = folded.predict_on_batch(IMAGES)
     for backend in ("tensorflow", "jax"):
-        command = [sys.executable, "-c", LOAD, str(tmp_path)]
-        paths = {"PYTHONPATH": str(keras39), "KERAS_BACKEND": backend}
-        subprocess.run(command, env={**os.environ, **paths}, cwd=tmp_path, check=True)
+        keras39.run("-c", LOAD, str(tmp_path), folder=tmp_path, KERAS_BACKEND=backend)
         for name, outputs in expected.items():
             actual = np.load(tmp_path / f"{backend}_{name}.npy")
             np.testing.assert_allclose(actual, outputs, atol=1e-5)
@@ -182,11 +174,7 @@ print(json.dumps({k: {c.__name__: parameters(c) for c in v} for k, v in kinds.it
 
 
 @pytest.mark.slow
-def test_the_parameters_of_keras_3_9_are_those_recorded(keras39):
-    command = [sys.executable, "-c", LIST]
-    environment = {**os.environ, "PYTHONPATH": str(keras39)}
-    printed = subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+def test_the_parameters_of_keras_3_9_are_those_recorded(keras39, tmp_path):
+    printed = keras39.run("-c", LIST, folder=tmp_path)
     file = pathlib.Path(portable.__file__).with_name("keras39.json")
     assert json.loads(printed) == json.loads(file.read_text("utf-8"))

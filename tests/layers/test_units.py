@@ -7,7 +7,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_nfnets import AGC, SGDAGC, AGCModel, WSConv2D, WSDepthwiseConv2D
+from keras_nfnets import (
+    AGC,
+    SGDAGC,
+    AGCModel,
+    WSConv2D,
+    WSDepthwiseConv2D,
+    adaptive_clip,
+)
 from keras_nfnets.layers.units import mark_units, mark_units_of
 
 L = keras.layers
@@ -338,3 +345,103 @@ def test_weights_that_are_added_later_are_marked():
     model.layers[-1].enable_lora(2)
     mark_units(model)
     assert {v.unit_norm_axes for v in model.trainable_variables} == {(0,)}
+
+
+# Layers that LoRA adapts, and the shape of an input.
+LORA = {
+    "Dense": (lambda: L.Dense(3), (5,)),
+    "Conv2D": (lambda: L.Conv2D(3, 2), IMAGE),
+    "WSConv2D": (lambda: WSConv2D(3, 2), IMAGE),
+    "EinsumDense": (einsum("abc,cde->abde", (None, 2, 3)), SEQUENCE),
+    "Embedding": (lambda: L.Embedding(7, 3), (4,)),
+}
+
+
+def outputs_of_kernel(weights, a=None, b=None, alpha=1, rank=2):
+    """Norms in float64 of what LoRA adapts, `weights + alpha / rank * a @ b`, by column."""
+    weights = np.float64(weights)
+    if a is not None:
+        weights = weights + alpha / rank * np.tensordot(np.float64(a), b, axes=1)
+    return np.linalg.norm(weights.reshape(-1, weights.shape[-1]), axis=0)
+
+
+@pytest.mark.parametrize("kind", LORA)
+def test_the_second_factor_of_lora_is_clipped_like_the_kernel_it_adapts(kind):
+    make, shape = LORA[kind]
+    layer = make()
+    layer.build((None, *shape))
+    # Keras has `lora_alpha` since 3.10.
+    alpha = (
+        {"lora_alpha": 5}
+        if "lora_alpha" in inspect.signature(L.Dense).parameters
+        else {}
+    )
+    name = "embeddings" if kind == "Embedding" else "kernel"
+    weights = keras.ops.convert_to_numpy(getattr(layer, name))
+    layer.enable_lora(2, **alpha)
+    a, b = (getattr(layer, f"lora_{name}_{factor}") for factor in "ab")
+    gradient = 100 * np.random.default_rng(0).normal(size=b.shape).astype("float32")
+
+    def clipped_norms():
+        [clipped] = adaptive_clip([keras.ops.array(gradient)], [b], clip_factor=0.02)
+        return np.linalg.norm(keras.ops.convert_to_numpy(clipped), axis=0)
+
+    expected = 0.02 * outputs_of_kernel(weights)
+    assert expected.min() > 1e-3  # 50 times what eps gives
+    np.testing.assert_allclose(clipped_norms(), expected, rtol=1e-5)
+    b.assign(gradient / 100)
+    factors = keras.ops.convert_to_numpy(a), gradient / 100
+    expected = 0.02 * outputs_of_kernel(weights, *factors, *(alpha.values() or [2]))
+    np.testing.assert_allclose(clipped_norms(), expected, rtol=1e-5)
+
+
+def dense_with_lora(cls, optimizer, **options):
+    inputs = keras.Input((5,))
+    model = cls(inputs, L.Dense(3, lora_rank=2)(inputs))
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+def first_step(model):
+    """Return the norms of the columns of LoRA's second factor after a huge first step."""
+    model.fit(np.ones((4, 5)), 1e4 * np.ones((4, 3)), verbose=0)
+    return np.linalg.norm(
+        keras.ops.convert_to_numpy(model.layers[-1].lora_kernel_b), axis=0
+    )
+
+
+# `pytest.warns` hides that they are of Keras.
+ignore_keras = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+
+
+@ignore_keras
+@pytest.mark.parametrize("where", ["AGCModel", "AGC", "SGDAGC"])
+def test_a_fresh_factor_of_lora_moves_by_default(where):
+    sgd = keras.optimizers.SGD(1.0)
+    if where == "AGCModel":
+        model = dense_with_lora(AGCModel, sgd, clip_factor=0.02)
+    else:
+        own = SGDAGC(1.0, momentum=0, weight_decay=0, clip_factor=0.02)
+        model = dense_with_lora(
+            keras.Model, own if where == "SGDAGC" else AGC(sgd, 0.02)
+        )
+    expected = 0.02 * outputs_of_kernel(
+        keras.ops.convert_to_numpy(model.layers[-1]._kernel)
+    )
+    if where != "AGCModel" and keras.backend.backend() == "jax":
+        # Keras does not pass frozen weights to an optimizer.
+        with pytest.warns(UserWarning, match="use an `AGCModel`"):
+            moved = first_step(model)
+        expected = 0.02 * 1e-3 * np.ones(3)
+    else:
+        moved = first_step(model)
+    np.testing.assert_allclose(moved, expected, rtol=1e-3)
+
+
+@ignore_keras
+def test_what_adapts_a_quantized_kernel_is_limited_by_eps_alone_and_a_warning_says_so():
+    model = dense_with_lora(AGCModel, keras.optimizers.SGD(1.0), agc_eps=0.5)
+    model.layers[-1].quantize("int8")
+    with pytest.warns(UserWarning, match="lora_kernel_b adapts .* pass an `eps`"):
+        moved = first_step(model)
+    np.testing.assert_allclose(moved, 0.01 * 0.5 * np.ones(3), rtol=1e-3)

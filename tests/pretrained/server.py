@@ -90,8 +90,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running():
-    with Server() as server:
+def running(cls=Server):
+    with cls() as server:
         threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
         try:
             yield server

@@ -1,6 +1,9 @@
 """Options of `AGCModel.compile` besides clipping: SAM, averaged weights, skipping."""
 
 import contextlib
+import functools
+import inspect
+import json
 
 import keras
 import numpy as np
@@ -746,3 +749,42 @@ def test_a_model_may_list_the_metrics_of_training():
     # Once each: a step on JAX may not be given the same array twice.
     listed = [*map(id, model.metrics_variables)]
     assert len(listed) == len(set(listed))
+
+
+def test_callbacks_reach_what_replaces_fit_as_they_were_given(monkeypatch):
+    calls, original = [], keras.Model.fit
+
+    @functools.wraps(original)
+    def fit(self, *args, **kwargs):
+        calls.append((args, kwargs))
+        return original(self, *args, **kwargs)
+
+    # As MLflow does, which looks for callbacks among the keywords.
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    model = quadratic([1.0, 1.0], optimizer="sgd", skip_nonfinite=True)
+    own = keras.callbacks.Callback()
+    model.fit(X, Y, verbose=0, callbacks=[own])
+    model.fit(X, Y, None, 1, 0, [own])
+    (by_keyword, keywords), (by_position, rest) = calls
+    assert len(by_keyword) == 2 and keywords["callbacks"][0] is own
+    assert by_position[5][0] is own and not rest
+    assert len(keywords["callbacks"]) == len(by_position[5]) == 2
+
+
+def own_choice(variable):
+    return "gain" in variable.path
+
+
+def test_settings_for_logs_are_plain_values_and_say_whether_the_model_clips():
+    model = quadratic([1.0, 1.0], optimizer="sgd", agc_exclude=own_choice, sam_rho=0.1)
+    settings = model.training_settings
+    assert settings["agc_exclude"] == "own_choice"
+    assert settings["clip_factor"] == 0.01 and settings["sam_rho"] == 0.1
+    assert json.loads(json.dumps(settings)) == settings
+    own = inspect.signature(AGCModel.compile).parameters.values()
+    assert set(settings) == {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    model.compile(AGC("sgd", clip_factor=0.5), "mse", clip_factor=0.02)
+    assert model.training_settings["clip_factor"] is None
+    inputs = keras.Input((2,))
+    with pytest.raises(ValueError, match="call `compile` first"):
+        _ = AGCModel(inputs, keras.layers.Dense(1)(inputs)).training_settings

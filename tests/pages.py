@@ -1,0 +1,42 @@
+"""Code of a page of the documentation. As a program: `python tests/pages.py PAGE`."""
+
+import contextlib
+import io
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(page):
+    """Run the Python code of a page, and compare what it prints.
+
+    A comment below a `print` shows its output.
+
+    Args:
+        page: path.
+    """
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, str(page), "exec"), names)  # noqa: S102
+        for lines in re.findall(r"^ *print\(.*\n((?:# .*\n)+)", block, re.MULTILINE):
+            expected = re.findall(r"^# (.*)$", lines, re.MULTILINE)
+            for line in expected:
+                assert line in printed.getvalue().splitlines(), printed.getvalue()
+
+
+def packages_of_pages():
+    """Return `{page: packages}` of the pages that install more than this package."""
+    installs = r"^pip install \. (.+)$"
+    pages = sorted((ROOT / "docs" / "tools").glob("*.md"))
+    found = {
+        page: re.findall(installs, page.read_text(), re.MULTILINE) for page in pages
+    }
+    return {page: lines[0].split() for page, lines in found.items() if lines}
+
+
+if __name__ == "__main__":
+    run(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,20 @@
+"""Pages about tools that need packages of their own, each in an environment with these."""
+
+import shutil
+
+import pages
+import pytest
+from environments import Environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "packages"),
+    pages.packages_of_pages().items(),
+    ids=[page.name for page in pages.packages_of_pages()],
+)
+def test_code_of_a_page_runs_with_its_packages(page, packages, tmp_path):
+    if "plot_model" in page.read_text() and not shutil.which("dot"):
+        pytest.skip("Graphviz is not installed")
+    environment = Environment(tmp_path / "environment", *packages)
+    environment.run(pages.__file__, str(page), folder=tmp_path)
