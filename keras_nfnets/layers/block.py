@@ -65,8 +65,6 @@ class NFBlock(keras.layers.Layer):
         first_dilation_rate: int. Dilation of the first 3x3 convolution; by default
             `dilation_rate`. If they differ, the block stands for a strided one, and has
             its shortcut: pooled (not strided) and projected.
-        rematerialize: bool. Whether training recomputes the block in the backward pass
-            instead of saving its intermediate tensors (gradient checkpointing).
         data_format: str. `"channels_last"` or `"channels_first"`; by default that of
             the Keras configuration.
         **kwargs: see `keras.layers.Layer`.
@@ -109,7 +107,6 @@ class NFBlock(keras.layers.Layer):
         convention="authors",
         dilation_rate=1,
         first_dilation_rate=None,
-        rematerialize=False,
         data_format=None,
         **kwargs,
     ):
@@ -144,7 +141,6 @@ class NFBlock(keras.layers.Layer):
         self.first_dilation_rate = checks.integer(
             "first_dilation_rate", first_dilation_rate
         )
-        self.rematerialize = rematerialize
         self.data_format = checks.data_format(data_format)
         self._create_layers()
 
@@ -307,21 +303,13 @@ class NFBlock(keras.layers.Layer):
         return self.attention_layer(out) if self._attention_is_last else out
 
     def call(self, inputs, training=False):
-        # Multiply the factors first: they are small tensors, and that of the residual
-        # branch is large.
-        scale = ops.cast(self.alpha, self.compute_dtype)
+        out, shortcut = self._convolved_and_shortcut(inputs, training)
+        # Multiply the factors first: they are small tensors, and `out` is large.
+        scale = ops.cast(self.alpha, out.dtype)
         if self.skip_gain is not None:
             scale = scale * self.skip_gain
         if training and self.stochastic_depth.rate:
-            # Not recomputed, which would draw other examples.
-            scale = scale * self.stochastic_depth.factors(inputs)
-        outputs = functools.partial(self._outputs, training=training)
-        if training and self.rematerialize:
-            outputs = keras.remat(outputs)
-        return outputs(inputs, scale)
-
-    def _outputs(self, inputs, scale, training):
-        out, shortcut = self._convolved_and_shortcut(inputs, training)
+            scale = scale * self.stochastic_depth.factors(out)
         if self._attention_is_last:
             scale = scale * self.attention_layer.factors(out)
         return _scaled_sum(out, scale, shortcut, training)
@@ -371,7 +359,6 @@ class NFBlock(keras.layers.Layer):
             "convention": self.convention,
             "dilation_rate": self.dilation_rate,
             "first_dilation_rate": self.first_dilation_rate,
-            "rematerialize": self.rematerialize,
             "data_format": self.data_format,
         }
 

@@ -87,8 +87,8 @@ def intermediate_features(model, names):
 
     Returns:
         A `keras.Model` that shares the layers and weights. It maps images to a dict from
-        the names to tensors. (A folded convolution may differ from the one it was folded
-        from by the constant of the following activation.)
+        the names to tensors. In folded networks, an activation may lack a constant factor,
+        which is in the weights of the next layer.
 
     Raises:
         ValueError: the model has no layer of a given name.

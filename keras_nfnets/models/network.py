@@ -243,7 +243,6 @@ _FREE_ARGUMENTS = {
     "stochastic_depth_rate",
     "drop_rate",
     "output_stride",
-    "rematerialize",
 }
 
 

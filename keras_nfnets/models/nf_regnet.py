@@ -59,7 +59,6 @@ def NFRegNet(
     drop_rate=0.0,
     convention="authors",
     output_stride=None,
-    rematerialize=False,
 ):
     """Build a custom NF-RegNet.
 
@@ -80,8 +79,7 @@ def NFRegNet(
         attention: str or None. `"se"`, `"eca"` or None.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, convention, output_stride, rematerialize:
-            see `NFNet`.
+            stochastic_depth_rate, drop_rate, convention, output_stride: see `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.
@@ -139,7 +137,6 @@ def NFRegNet(
         attention_on="bottleneck",
         se_ratio=se_ratio,
         convention=convention,
-        rematerialize=rematerialize,
     )
     x = style.convolution(x, max(1, final_width), 1, name="final_conv")
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)

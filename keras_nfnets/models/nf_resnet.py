@@ -74,7 +74,6 @@ def NFResNet(
     drop_rate=0.0,
     convention="authors",
     output_stride=None,
-    rematerialize=False,
 ):
     """Build a custom NF-ResNet.
 
@@ -93,7 +92,7 @@ def NFResNet(
             it is a strided projection.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, output_stride, rematerialize: see `NFNet`.
+            stochastic_depth_rate, drop_rate, output_stride: see `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.
@@ -138,7 +137,6 @@ def NFResNet(
         attention=attention,
         se_ratio=se_ratio,
         convention=convention,
-        rematerialize=rematerialize,
     )
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
     return network.finish(inputs, x, head, style, name=name)

@@ -134,7 +134,6 @@ def NFNet(
     drop_rate=0.0,
     convention="authors",
     output_stride=None,
-    rematerialize=False,
 ):
     """Build a custom NFNet.
 
@@ -181,9 +180,6 @@ def NFNet(
         output_stride: int or None. 8, 16 or 32: bound of the size of the images divided
             by that of the last feature map. Stages that would exceed it are dilated
             instead of strided, for semantic segmentation. The weights are the same.
-        rematerialize: bool. Whether training recomputes each block in the backward pass
-            instead of saving its intermediate tensors (gradient checkpointing): less
-            memory, about a third more time. The gradients are the same.
 
     Returns:
         An `AGCModel` from float images `(batch, height, width, channels)`, normalized
@@ -241,7 +237,6 @@ def NFNet(
         attention=attention,
         se_ratio=se_ratio,
         convention=convention,
-        rematerialize=rematerialize,
     )
     x = style.convolution(x, final_width, 1, name="final_conv")
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)

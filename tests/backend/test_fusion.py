@@ -150,21 +150,3 @@ def test_a_custom_function_is_not_fused():
 
     [found], _ = in_graph(gradient, -tf.ones((1, 4, 4, 3)))
     np.testing.assert_allclose(found, np.full((1, 1, 3), -32.0))
-
-
-def test_a_rematerialized_block_is_computed_again_for_its_gradients():
-    x = tf.random.normal((2, 6, 6, 16))
-    found = {}
-    for rematerialize in (False, True):
-        keras.utils.set_random_seed(0)
-        layer = NFBlock(16, group_size=8, rematerialize=rematerialize)
-        layer(x)
-        with_large_gains(layer)
-        results, graph = in_graph(
-            lambda x, layer=layer: loss_and_gradients(layer, x), x
-        )
-        operations = [op.type for op in graph.get_operations()]
-        found[rematerialize] = results, operations.count("Conv2D")
-    for one, other in zip(found[False][0], found[True][0], strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
-    assert found[True][1] > found[False][1] > 0

@@ -205,30 +205,3 @@ def test_a_dilated_block_computes_every_second_output_of_a_strided_one(pooled):
     few, many = strided(x), dilated(x)
     assert many.shape == (2, 12, 12, 16)
     assert_close(many[:, ::2, ::2], few, atol=1e-4)
-
-
-def test_rematerialized_blocks_train_as_others():
-    x = np.random.default_rng(0).normal(size=(8, 8, 8, 16)).astype("float32")
-
-    def trained_weights(rematerialize):
-        keras.utils.set_random_seed(0)
-        inputs = outputs = keras.Input((8, 8, 16))
-        for name in ("first", "second"):
-            block = NFBlock(
-                16,
-                group_size=8,
-                # Drawn again, these masks would be others.
-                stochastic_depth_rate=0.5,
-                skip_gain_initializer="ones",
-                rematerialize=rematerialize,
-                name=name,
-            )
-            outputs = block(outputs)
-        model = keras.Model(inputs, outputs)
-        model.compile(keras.optimizers.SGD(0.1), "mse")
-        for _ in range(2):
-            model.train_on_batch(x, np.zeros_like(x))
-        return model.weights
-
-    for one, other in zip(*map(trained_weights, (False, True)), strict=True):
-        assert_close(one, other, atol=1e-6)
