@@ -91,15 +91,22 @@ OF_OUR_OWN = {
     *("Architecture", "Checkpoint", "Checkpoints", "Conversion", "Source", "Step"),
     *("SymmetricMaxPooling2D", "TrainingLog", "create", "decode_predictions", "export"),
     *("feature_pyramid", "find", "find_checkpoint", "find_network", "find_pictures"),
-    *("fold", "folder_of", "has_workers", "inference_function", "is_chief"),
-    *("is_weight_file",),
+    *("fold", "folder_of", "freeze", "has_workers", "inference_function", "is_chief"),
+    *("intermediate_features", "is_weight_file"),
     *("list_checkpoints", "load_digits", "published", "random_pictures"),
-    *("read_picture", "recognize", "register", "steps_per_epoch", "strategy"),
+    *("read_picture", "recognize", "register", "reset_classifier", "steps_per_epoch"),
+    "strategy",
     *("without_memory", *runs.__all__),
 }
 # Functions that return nothing.
 ACTIONS = {
-    *("check_crop_mode", "draw_signal_propagation", "export", "load_deepmind"),
+    *(
+        "check_crop_mode",
+        "draw_signal_propagation",
+        "export",
+        "freeze",
+        "load_deepmind",
+    ),
     *("load_timm", "plot_signal_propagation", "register"),
 }
 

@@ -60,8 +60,8 @@ def freeze(model, until):
 
     >>> model = keras_nfnets.NFNetTiny()
     >>> freeze(model, until="stage2")
-    >>> sorted({v.path.split("_")[0] for v in model.trainable_variables})
-    ['final', 'predictions', 'stage3', 'stage4']
+    >>> [layer.name for layer in model.layers if layer.trainable and layer.weights]
+    ['stage3_block1', 'stage4_block1', 'final_conv', 'predictions']
     """
     layers = _layers_of_network(model)
     checks.one_of("until", until, (None, *layers))

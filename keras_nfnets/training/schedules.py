@@ -16,7 +16,7 @@ class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
     Example:
 
     >>> schedule = warmup_cosine(0.1, batch_size=256, steps_per_epoch=10, epochs=9)
-    >>> float(ScaledSchedule(schedule, 0.5)(90 // 10))
+    >>> round(float(ScaledSchedule(schedule, 0.5)(9)), 3)
     0.05
     """
 
