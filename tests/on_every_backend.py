@@ -13,6 +13,11 @@ ON_EVERY_BACKEND = {
         "test_batch_norm_leaks_and_the_normalizer_free_network_does_not",
         "test_only_the_network_with_agc_is_clipped",
     },
+    "test_fine_tuning.py": {
+        "test_a_new_classifier_classifies_the_features_of_the_network[True]",
+        "test_layers_learn_at_rates_that_decay_with_depth[False]",
+        "test_features_of_any_layer_are_those_of_the_network[True]",
+    },
     "test_finetuning.py": {
         "test_a_frozen_network_stays_as_it_is_and_an_unfrozen_one_learns",
     },
