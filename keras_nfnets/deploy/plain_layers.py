@@ -282,11 +282,9 @@ def _block(plain, block, x, name):
 
 def _shortcut(plain, block, x, name):
     """Return the tensor of the projected shortcut of a block."""
-    if block.shortcut_pool is not None:
-        config = block.shortcut_pool.get_config()
-        config["name"] = plain.name(f"{name}_shortcut_pool")
-        pool = keras.layers.AveragePooling2D.from_config(config)
-        x = Scaled(pool(x.tensor), x.factor)
+    for layer in block.shortcut_pools:
+        config = {**layer.get_config(), "name": plain.name(f"{name}_{layer.name}")}
+        x = Scaled(type(layer).from_config(config)(x.tensor), x.factor)
     return _convolution(plain, block.shortcut_conv, x, f"{name}_shortcut_conv").tensor
 
 

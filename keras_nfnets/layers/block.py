@@ -220,21 +220,15 @@ class NFBlock(keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1 if self.data_format == "channels_last" else 1]
         checks.integer("channels of the input", channels)
-        self.shortcut_pool = self.shortcut_conv = None
+        self.shortcut_pools, self.shortcut_conv = [], None
         # Without strides, a dilated block that stands for a strided one still pools.
         dilated = self.first_dilation_rate != self.dilation_rate
         if self.strides > 1 or dilated or channels != self.filters:
             pooled = self.avg_pool_shortcut and (self.strides > 1 or dilated)
             if pooled:
-                self.shortcut_pool = keras.layers.AveragePooling2D(
-                    2 if dilated else self.strides,
-                    strides=self.strides,
-                    padding="same",
-                    data_format=self.data_format,
-                    dtype=self.dtype_policy,
-                    name="shortcut_pool",
-                )
-                self.shortcut_pool.build(input_shape)
+                self.shortcut_pools = self._pools(dilated)
+                for layer in self.shortcut_pools:
+                    layer.build(input_shape)
             self.shortcut_conv = self._convolution(
                 "shortcut_conv", self.filters, 1, 1 if pooled else self.strides
             )
@@ -260,6 +254,24 @@ class NFBlock(keras.layers.Layer):
                 name="skip_gain", shape=(), initializer=self.skip_gain_initializer
             )
 
+    def _pools(self, dilated):
+        """Create the layers that pool a shortcut."""
+        options = {"data_format": self.data_format, "dtype": self.dtype_policy}
+        if not dilated:
+            pool = keras.layers.AveragePooling2D(
+                self.strides, padding="same", name="shortcut_pool", **options
+            )
+            return [pool]
+        # As in timm, zeros beyond the last row and column count.
+        return [
+            keras.layers.ZeroPadding2D(
+                ((0, 1), (0, 1)), name="shortcut_padding", **options
+            ),
+            keras.layers.AveragePooling2D(
+                2, strides=self.strides, name="shortcut_pool", **options
+            ),
+        ]
+
     def branch(self):
         """List the layers of the residual branch after `input_activation`, in order."""
         layers = [self.conv0, self.activation0, self.conv1]
@@ -278,8 +290,8 @@ class NFBlock(keras.layers.Layer):
             out = self._activated_conv0(inputs, training)
         else:
             activated = shortcut = self.input_activation(inputs)
-            if self.shortcut_pool is not None:
-                shortcut = self.shortcut_pool(shortcut)
+            for layer in self.shortcut_pools:
+                shortcut = layer(shortcut)
             shortcut = self._projection(shortcut, training)
             out = self._projected_conv0(activated, training)
         out = self._activated_conv1(out, training)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from comparing import assert_close
+from golden_case import GOLDEN
 from keras import ops
 from quick import quick
 
@@ -100,6 +101,20 @@ def test_network_computes_what_timm_does(name, golden, relative_error):
     pool, logits = map(ops.convert_to_numpy, (pool, logits))
     assert relative_error(logits, expected.outputs["logits"]) < TIMM_NETWORKS[name]
     assert relative_error(pool, expected.outputs["pool"]) < TIMM_NETWORKS[name]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_network_computes_what_timm_does(output_stride, golden, relative_error):
+    given = golden("timm_test_nfnet")
+    model = pretrained.create(
+        "test_nfnet", include_top=False, output_stride=output_stride
+    )
+    pretrained.load_timm(model, given.parameters)
+    features = ops.convert_to_numpy(model(given.images[:1]))
+    # One channel of four is stored.
+    with np.load(GOLDEN / "timm_output_stride.npz") as outputs:
+        expected = outputs[f"features_{output_stride}"]
+    assert relative_error(features[..., ::4], expected) < TIMM_NETWORKS["test_nfnet"]
 
 
 @pytest.mark.parametrize(
