@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion
+from keras_nfnets.backend import fusion, keras_internals
 from keras_nfnets.layers.activations import (
     ScaledActivation,
     activation_gain,
@@ -259,6 +259,7 @@ class NFBlock(keras.layers.Layer):
             self.skip_gain = self.add_weight(
                 name="skip_gain", shape=(), initializer=self.skip_gain_initializer
             )
+        keras_internals.freeze_inside(self)
 
     def branch(self):
         """List the layers of the residual branch after `input_activation`, in order."""
