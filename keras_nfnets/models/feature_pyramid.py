@@ -87,7 +87,8 @@ def intermediate_features(model, names):
 
     Returns:
         A `keras.Model` that shares the layers and weights. It maps images to a dict from
-        the names to tensors. In folded networks, an activation may lack a constant factor,
+        the names to tensors. Folded networks lack the layers that `fold` merges into
+        others, such as activations. An activation that is left may lack a constant factor,
         which is in the weights of the next layer.
 
     Raises:
