@@ -7,12 +7,14 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Comment lines below a `print` of one or several lines.
+_PRINTED = re.compile(r"^ *print\(.*\n(?:(?: .*\n)+\)\n)?((?:# .*\n)+)", re.MULTILINE)
 
 
 def run(page):
     """Run the Python code of a page, and compare what it prints.
 
-    A comment below a `print` shows its output.
+    A comment below a `print` shows its output. Such lines are printed in this order.
 
     Args:
         page: path.
@@ -22,10 +24,10 @@ def run(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(block, str(page), "exec"), names)  # noqa: S102
-        for lines in re.findall(r"^ *print\(.*\n((?:# .*\n)+)", block, re.MULTILINE):
-            expected = re.findall(r"^# (.*)$", lines, re.MULTILINE)
-            for line in expected:
-                assert line in printed.getvalue().splitlines(), printed.getvalue()
+        remaining = iter(printed.getvalue().splitlines())
+        for lines in _PRINTED.findall(block):
+            for line in re.findall(r"^# (.*)$", lines, re.MULTILINE):
+                assert line in remaining, (line, printed.getvalue())
 
 
 def packages_of_pages():

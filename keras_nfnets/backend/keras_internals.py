@@ -152,6 +152,17 @@ def layers_of(layer, include_self=True, recursive=True):
     return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
 
 
+def freeze_inside(layer):
+    """Freeze the layers inside a frozen layer, at the end of its `build`.
+
+    The config of a layer says whether it is frozen, but a copy creates the layers inside
+    anew, and a model counts their variables as trainable.
+    """
+    if not layer.trainable:
+        for inner in layers_of(layer, include_self=False, recursive=False):
+            inner.trainable = False
+
+
 def state_variables(model):
     """List the variables that layers change themselves.
 

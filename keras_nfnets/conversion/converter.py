@@ -37,7 +37,7 @@ def is_custom_and_hides(operation):
     return is_custom and hidden_layer(operation) is not None
 
 
-def _is_normalizer_free(call):
+def is_normalizer_free(call):
     """Whether a call is of a layer of this package, or adds a branch with a skip gain."""
     before = [value.call.operation for value in call.inputs if value.call]
     is_sum = keras_internals.kind_of(call.operation) == "Add"
@@ -126,7 +126,7 @@ class Converter(abc.ABC):
     def _convert(self, call):
         operation = call.operation
         reason = self._roles.alone.get(call)
-        if _is_normalizer_free(call):
+        if is_normalizer_free(call):
             self._keep(call, "normalizer-free already")
         elif is_normalization(call):
             self._normalization(call)

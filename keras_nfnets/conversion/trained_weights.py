@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_nfnets.conversion.converter import Converter
+from keras_nfnets.conversion.converter import Converter, is_normalizer_free
 from keras_nfnets.conversion.roles import is_weighted
 from keras_nfnets.layers import SkipGain
 
@@ -110,7 +110,9 @@ class TrainedWeightsConverter(Converter):
         """
         layer, found = call.operation, set()
         outputs = keras.tree.flatten(self._graph.outputs)
-        if not is_weighted(call) or layer.activation is not keras.activations.linear:
+        if not is_weighted(call) or is_normalizer_free(call):
+            return None
+        if layer.activation is not keras.activations.linear:
             return None
         for each in self._calls[id(layer)]:
             value, rank = each.outputs[0], len(each.outputs[0].shape)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
+from keras_nfnets.backend import keras_internals
 
 
 class _ChannelAttention(keras.layers.Layer):
@@ -27,6 +28,7 @@ class _ChannelAttention(keras.layers.Layer):
             )
         channels = input_shape[3 if self.data_format == "channels_last" else 1]
         self.build_gate(checks.integer("channels of the input", channels))
+        keras_internals.freeze_inside(self)
 
     def call(self, inputs):
         return inputs * self.factors(inputs)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend import fusion
+from keras_nfnets.backend import fusion, keras_internals
 from keras_nfnets.layers.activations import (
     ScaledActivation,
     activation_gain,
@@ -253,6 +253,7 @@ class NFBlock(keras.layers.Layer):
             self.skip_gain = self.add_weight(
                 name="skip_gain", shape=(), initializer=self.skip_gain_initializer
             )
+        keras_internals.freeze_inside(self)
 
     def _pools(self, dilated):
         """Create the layers that pool a shortcut."""

@@ -46,7 +46,7 @@ def weights_of_units(variable):
     if not keras_internals.has_kernel(layer, name):
         warnings.warn(
             f"The weights that {variable.path} adapts cannot be read here, so it is clipped "
-            "as any other kernel: at first, as it is zero, to steps of `clip_factor * eps`. "
+            "like any other kernel: at first, as it is zero, to steps of `clip_factor * eps`. "
             "This is so for quantized layers, and on JAX for optimizers that clip (`AGC`, "
             "`SGDAGC`). On JAX, use an `AGCModel` with an optimizer that does not clip. "
             "Otherwise pass an `eps` (in `compile`: `agc_eps`) as large as the norms of "

@@ -18,8 +18,8 @@ def feature_pyramid(model):
         A `keras.Model` that shares the layers and weights. It maps images to a dict of
         float tensors `(batch, height / stride, width / stride, channels)`, with sizes
         rounded up, or channels first if Keras is set so. The keys are `"stride2"`,
-        `"stride4"` and so on, up to `"stride32"` for networks with four stages. The
-        feature maps are taken before the activation.
+        `"stride4"` and so on, up to `"stride32"` for networks with four stages, or up to
+        their `output_stride`. The feature maps are taken before the activation.
 
     Raises:
         ValueError: the model is not a network of this package.
@@ -80,18 +80,19 @@ def intermediate_features(model, names):
 
     Args:
         model: `keras.Model`. A network of this package, what `fold` makes of it, or
-            another functional model.
+            another functional or sequential model.
         names: list of str. Names of layers of the model, such as the endpoints `"stem"`,
             `"stage1"`, ..., `"features"`, the blocks `"stage1_block1"` or the convolution
             `"final_conv"`.
 
     Returns:
         A `keras.Model` that shares the layers and weights. It maps images to a dict from
-        the names to tensors. In folded networks, an activation may lack a constant factor,
+        the names to tensors. Folded networks lack the layers that `fold` merges into
+        others, such as activations. An activation that is left may lack a constant factor,
         which is in the weights of the next layer.
 
     Raises:
-        ValueError: the model has no layer of a given name.
+        ValueError: the model has no layer of a given name, or no graph.
 
     Example:
 
@@ -100,10 +101,17 @@ def intermediate_features(model, names):
     >>> {name: tuple(x.shape) for name, x in features.output.items()}
     {'stage2_block1': (None, 8, 8, 64), 'features': (None, 2, 2, 192)}
     """
-    outputs = graph.outputs_by_name(model) if graph.has_graph(model) else {}
-    if not names or not set(names) <= outputs.keys():
+    if not graph.has_graph(model):
         raise ValueError(
-            f"`names` must be names of layers of the model: {list(outputs)}. "
-            f"Received: names={names}"
+            "intermediate_features needs a functional model, or a sequential one that is "
+            f"built. Received: {model!r}"
         )
-    return keras.Model(model.input, {name: outputs[name] for name in names})
+    outputs = graph.outputs_by_name(model)
+    is_list = isinstance(names, (list, tuple)) and names
+    if not is_list or not set(names) <= outputs.keys():
+        raise ValueError(
+            "`names` must be a list of names of layers of the model: "
+            f"{list(outputs)}. Received: names={names!r}"
+        )
+    inputs, _ = graph.ends(model)
+    return keras.Model(inputs, {name: outputs[name] for name in names})

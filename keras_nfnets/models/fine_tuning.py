@@ -45,7 +45,8 @@ def reset_classifier(model, classes, *, activation="softmax", drop_rate=None):
 def freeze(model, until):
     """Freeze the first layers of a network, and unfreeze the others.
 
-    Compile the model afterwards: Keras reads `trainable` in `compile`.
+    Compile the model afterwards: Keras reads `trainable` in `compile`. Call `enable_lora`
+    afterwards, too: this function would unfreeze the kernels that it freezes.
 
     Args:
         model: `keras.Model`. A network of this package, with or without top.
@@ -65,6 +66,7 @@ def freeze(model, until):
     """
     layers = _layers_of_network(model)
     checks.one_of("until", until, (None, *layers))
+    model.trainable = True  # a frozen model would train none of its layers
     is_frozen = until is not None
     for name, layer in layers.items():
         layer.trainable = not is_frozen
@@ -90,8 +92,8 @@ def layerwise_optimizer(model, create, learning_rate, decay):
         if the optimizers can.
 
     Raises:
-        ValueError: an argument is out of range, or the model is not a network of this
-            package.
+        ValueError: an argument is invalid, `create` returns one optimizer for several
+            rates, or the model is not a network of this package.
         ImportError: Keras is older than 3.15.
 
     Example:
@@ -110,6 +112,11 @@ def layerwise_optimizer(model, create, learning_rate, decay):
     decay = checks.number("decay", decay, exclusive=True)
     if decay > 1:
         raise ValueError(f"`decay` must be at most 1. Received: decay={decay}")
+    if not callable(create):
+        raise ValueError(
+            "`create` must be a function from a learning rate to an optimizer, such as "
+            f"the class keras.optimizers.SGD. Received: create={create!r}"
+        )
     groups = _by_depth(_layers_of_network(model))
     optimizers = {}
     for distance, names in enumerate(reversed(groups)):
@@ -119,7 +126,13 @@ def layerwise_optimizer(model, create, learning_rate, decay):
         else:
             rate = checks.number("learning_rate", learning_rate) * factor
         pattern = "|".join(re.escape(name) for name in names)
-        optimizers[f"({pattern})/.*"] = create(rate)
+        # Paths begin with the name scope that the network was built in, if any.
+        optimizers[f"(.*/)?({pattern})/.*"] = create(rate)
+    if len(set(map(id, optimizers.values()))) < len(optimizers):
+        raise ValueError(
+            "`create` must return a new optimizer for each learning rate. Received: "
+            f"create={create!r}, which returned the same one more than once"
+        )
     last = next(iter(optimizers.values()))
     return keras.optimizers.MultiOptimizer(
         keras.optimizers.OptimizerMap(last, optimizers)

@@ -226,7 +226,8 @@ class AGCModel(keras_internals.ModelWithHooks):
 
         Returns:
             A dict from the names of the arguments to floats, bools, strings, lists of
-            strings or None. A function as `agc_exclude` is given by its name.
+            strings or None. A function as `agc_exclude` is given by its name, another
+            callable by its `repr`.
             `clip_factor` is None if the model does not clip, so also if its optimizer
             does.
 
@@ -249,7 +250,9 @@ class AGCModel(keras_internals.ModelWithHooks):
         if not self._clips:
             settings["clip_factor"] = None
         if callable(settings["agc_exclude"]):
-            settings["agc_exclude"] = settings["agc_exclude"].__qualname__
+            function = settings["agc_exclude"]
+            # Other callables, such as `functools.partial`, have no name.
+            settings["agc_exclude"] = getattr(function, "__qualname__", repr(function))
         return settings
 
     def _model_clips(self):
@@ -652,7 +655,9 @@ class AGCModel(keras_internals.ModelWithHooks):
         fit = super().fit
         # By position or keyword as given: tools that replace `keras.Model.fit`, such as
         # MLflow, look for some arguments among the keywords only.
-        position = [*inspect.signature(fit).parameters].index("callbacks")
+        # The signature of what replaces it may be `(*args, **kwargs)`.
+        names = [*inspect.signature(AGCModel.fit).parameters][1:]
+        position = names.index("callbacks")
         is_positional = len(args) > position
         callbacks = args[position] if is_positional else kwargs.get("callbacks")
         callbacks = callbacks or []

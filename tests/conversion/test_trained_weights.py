@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 from quick import quick
 
-from keras_nfnets import fold, normalizer_free
+from keras_nfnets import WSConv2D, fold, normalizer_free
 from keras_nfnets.conversion import trained_weights
 
 SIZE = 12
@@ -532,6 +532,16 @@ def test_wrong_arguments(options, message):
     options = {"images": noise(2, SIZE, SIZE, 3), **options}
     with pytest.raises(ValueError, match=message):
         normalizer_free(preactivation(), trained=True, **options)
+
+
+def test_normalization_after_a_layer_of_this_package_is_not_lost():
+    inputs = keras.Input((8, 8, 3))
+    x = WSConv2D(4, 3)(norm_act(inputs))
+    original = as_trained(keras.Model(inputs, norm_act(x)))
+    x = noise(8, 8, 8, 3)
+    model = normalizer_free(original, x, trained=True)
+    assert_same(model, original, x)
+    assert [type(layer).__name__ for layer in model.layers][-3] == "WSConv2D"
 
 
 def test_layer_without_counterpart_is_refused_by_name():

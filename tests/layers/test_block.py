@@ -4,7 +4,12 @@ import pytest
 from comparing import assert_close
 from keras import ops
 
-from keras_nfnets import NFBlock, SqueezeExcite, StochasticDepth
+from keras_nfnets import (
+    EfficientChannelAttention,
+    NFBlock,
+    SqueezeExcite,
+    StochasticDepth,
+)
 
 LAYERS = {
     "plain": lambda **kw: NFBlock(16, group_size=8, **kw),
@@ -27,6 +32,7 @@ LAYERS = {
         16, group_size=8, dilation_rate=2, first_dilation_rate=1, **kw
     ),
     "squeeze_excite": lambda **kw: SqueezeExcite(0.25, **kw),
+    "efficient_attention": lambda **kw: EfficientChannelAttention(**kw),
     "stochastic_depth": lambda **kw: StochasticDepth(0.5, **kw),
 }
 
@@ -52,6 +58,20 @@ def test_layer_survives_saving_and_cloning(name, tmp_path):
     clone.set_weights(model.get_weights())
     assert_close(clone(x), expected, atol=1e-6)
     assert clone.layers[-1].get_config() == model.layers[-1].get_config()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_frozen_layer_is_frozen_in_copies_of_its_model(name, tmp_path):
+    inputs = keras.Input((None, None, 16))
+    frozen = LAYERS[name]()
+    model = keras.Model(inputs, keras.layers.Dense(1)(frozen(inputs)))
+    frozen.trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for copy in (loaded, keras.models.clone_model(model)):
+        assert [v.name for v in copy.trainable_variables] == ["kernel", "bias"]
+        copy.layers[1].trainable = True
+        assert len(copy.trainable_variables) == len(frozen.weights) + 2
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

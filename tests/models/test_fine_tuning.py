@@ -28,6 +28,9 @@ def numpy_of(tensors):
     return [ops.convert_to_numpy(tensor) for tensor in tensors]
 
 
+ONE = keras.optimizers.SGD()
+
+
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
@@ -73,6 +76,13 @@ def test_the_first_layers_are_frozen_and_only_they(until, frozen):
     assert started - trained == frozen
 
 
+def test_a_frozen_model_trains_the_layers_that_are_not_to_be_frozen():
+    model = small_network()
+    model.trainable = False
+    freeze(model, "features")
+    assert [v.name for v in model.trainable_variables] == ["kernel", "bias"]
+
+
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_layers_learn_at_rates_that_decay_with_depth(scheduled, images):
     multi_optimizer(keras.optimizers.SGD())  # skips the test where Keras has none
@@ -105,6 +115,22 @@ def test_layers_learn_at_rates_that_decay_with_depth(scheduled, images):
         assert np.any(change), path
 
 
+def test_a_network_in_a_name_scope_learns_at_rates_that_decay_with_depth():
+    multi_optimizer(keras.optimizers.SGD())
+    with keras.name_scope("outer"):
+        model = small_network()
+
+    def create(learning_rate):
+        return keras.optimizers.SGD(learning_rate, momentum=0.9)
+
+    optimizer = layerwise_optimizer(model, create, 0.8, decay=0.5)
+    optimizer.build(model.trainable_variables)
+    blocks = [model.get_layer(f"stage{stage}_block1").weights for stage in (2, 1)]
+    # Besides one momentum per weight, each has two variables.
+    for inner, block in zip(optimizer.optimizers[1:3], blocks, strict=True):
+        assert len(inner.variables) == len(block) + 2
+
+
 def test_a_network_with_rates_by_depth_is_saved_and_goes_on(images, tmp_path):
     multi_optimizer(keras.optimizers.SGD())
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
@@ -132,6 +158,14 @@ def test_features_of_any_layer_are_those_of_the_network(folded, images):
     )
 
 
+def test_features_of_a_sequential_model_that_another_one_uses():
+    model = keras.Sequential([keras.layers.Dense(2, name=name) for name in "ab"])
+    model(keras.Input((3,)))
+    x = np.ones((1, 3), "float32")
+    features = intermediate_features(model, ["a"])(x)
+    assert_close(features["a"], model.layers[0](x), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -141,8 +175,12 @@ def test_features_of_any_layer_are_those_of_the_network(folded, images):
         (lambda model: reset_classifier(model, 2, drop_rate=1), "drop_rate"),
         (lambda model: intermediate_features(model, ["stage9"]), "stage1.*stage9"),
         (lambda model: intermediate_features(model, []), "Received: names"),
+        (lambda model: intermediate_features(model, "stem"), "list.*names='stem'"),
+        (lambda model: intermediate_features(keras.Model(), ["a"]), "functional"),
         (lambda model: layerwise_optimizer(model, "sgd", 0.1, 0), "decay"),
         (lambda model: layerwise_optimizer(model, "sgd", 0.1, 1.1), "at most 1"),
+        (lambda model: layerwise_optimizer(model, "sgd", 0.1, 1), "create='sgd'"),
+        (lambda model: layerwise_optimizer(model, lambda _: ONE, 0.1, 1), "same one"),
     ],
 )
 def test_invalid_arguments_are_errors(call, message):

@@ -765,6 +765,9 @@ def test_callbacks_reach_what_replaces_fit_as_they_were_given(monkeypatch):
     own = keras.callbacks.Callback()
     model.fit(X, Y, verbose=0, callbacks=[own])
     model.fit(X, Y, None, 1, 0, [own])
+    # Without `functools.wraps`, the signature is that of this function.
+    monkeypatch.setattr(keras.Model, "fit", lambda *args, **kw: original(*args, **kw))
+    model.fit(X, Y, None, 1, 0, [own])
     (by_keyword, keywords), (by_position, rest) = calls
     assert len(by_keyword) == 2 and keywords["callbacks"][0] is own
     assert by_position[5][0] is own and not rest
@@ -783,6 +786,8 @@ def test_settings_for_logs_are_plain_values_and_say_whether_the_model_clips():
     assert json.loads(json.dumps(settings)) == settings
     own = inspect.signature(AGCModel.compile).parameters.values()
     assert set(settings) == {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    model.compile("sgd", "mse", agc_exclude=functools.partial(own_choice))
+    assert "own_choice" in model.training_settings["agc_exclude"]
     model.compile(AGC("sgd", clip_factor=0.5), "mse", clip_factor=0.02)
     assert model.training_settings["clip_factor"] is None
     inputs = keras.Input((2,))
