@@ -49,6 +49,8 @@ def test_images_are_classified_and_other_requests_refused(folder, classifier):
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,
+        # Processes ignore the signal if the tests run in the background of a shell.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         port = re.search(r"http://127.0.0.1:(\d+)/", process.stdout.readline())[1]
