@@ -43,14 +43,21 @@ def run(folder, *arguments):
     )
 
 
+# Processes ignore the signal if the tests run in the background of a shell.
+HEEDS_CTRL_C = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_images_are_classified_and_other_requests_refused(folder, classifier):
     process = subprocess.Popen(
-        [sys.executable, PROGRAM, "digits.onnx", "--port=0"],
+        [sys.executable, "-c", HEEDS_CTRL_C, PROGRAM, "digits.onnx", "--port=0"],
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,
-        # Processes ignore the signal if the tests run in the background of a shell.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         port = re.search(r"http://127.0.0.1:(\d+)/", process.stdout.readline())[1]
