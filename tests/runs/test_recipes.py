@@ -104,6 +104,7 @@ def test_a_recipe_passes_its_dry_run_with_a_small_network(name, changes, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.own_process
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_passes_its_dry_run(name, capsys):
     assert_dry_run(name, [], capsys)
