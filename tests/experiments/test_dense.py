@@ -147,7 +147,7 @@ for version in dense.VERSIONS:
     cell = {{"part": {MAIN!r}, "network": version, "learning_rate": 0.1}}
     row = experiment.measure(settings, {{**cell, "batch_size": 8, "seed": 0}})
     assert not row["diverged"] and 0 <= row[settings["score"]] <= 1, row
-    exact = row["gradient_difference"] < 1e-5
+    exact = row["gradient_difference"] < 1e-3
     assert exact == (version != dense.BATCH_NORM), row
 """)
     environment.run(program, folder=tmp_path)
