@@ -170,7 +170,7 @@ def _command(experiment, settings):
 
 
 # Columns whose values are printed.
-_SHOWN = ("accuracy", "mean_iou", "diverged", "step_seconds")
+_SHOWN = ("accuracy", "mean_iou", "average_precision", "diverged", "step_seconds")
 
 
 class _Progress:

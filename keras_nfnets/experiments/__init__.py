@@ -15,6 +15,7 @@ from keras_nfnets.experiments import (
     bn_leaks,
     bn_train_test_gap,
     clip_factor,
+    detection,
     efficiency,
     images,
     mean_shift,
@@ -60,6 +61,7 @@ _MODULES = (
     any_network_training,
     any_network_small_batches,
     segmentation,
+    detection,
 )
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}

@@ -315,7 +315,7 @@ class _Recorder(keras.optimizers.Optimizer):
 plan = fitting.plan_with_sweep(fitting.cells_by_batch_size(VERSIONS), VERSIONS)
 
 # Names of the scores.
-_NAMES = {"mean_iou": "Mean IoU"}
+_NAMES = {"mean_iou": "Mean IoU", "average_precision": "mAP at an IoU of 0.5"}
 
 
 def draw(figure, rows, settings):

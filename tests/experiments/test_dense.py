@@ -6,7 +6,7 @@ from environments import Environment
 from quick import quick
 
 from keras_nfnets import experiments
-from keras_nfnets.experiments import dense, fitting, pasted
+from keras_nfnets.experiments import dense, detection, fitting, pasted
 from keras_nfnets.experiments.fitting import MAIN
 
 SETTINGS = {
@@ -101,6 +101,24 @@ def test_frozen_statistics_are_measured_once_and_the_encoder_keeps_its_own():
     assert any((values(v) != b).any() for v, b in zip(trained, gammas, strict=True))
 
 
+def test_average_precision_counts_boxes_of_the_right_class_and_place():
+    scenes = pasted.scenes(SETTINGS, "test", 30, 0)
+    right = np.where(scenes.labels >= 0, 0.9, 0.0)
+
+    def precision(boxes=scenes.boxes, labels=scenes.labels, confidence=right):
+        return detection.average_precision(scenes, boxes, labels, confidence)
+
+    assert precision() == pytest.approx(1)
+    assert precision(labels=np.full_like(scenes.labels, -1)) == 0
+    assert precision(labels=np.where(scenes.labels >= 0, 1 - scenes.labels, -1)) == 0
+    width = scenes.boxes[..., 2] - scenes.boxes[..., 0]
+    for share, expected in ((0.2, 1), (0.5, 0)):  # an IoU of 2/3 and of 1/3
+        by = share * width[..., None] * [1, 0, 1, 0]
+        assert precision(boxes=scenes.boxes + by) == pytest.approx(expected)
+    half = np.where(np.arange(30)[:, None] < 15, scenes.labels, -1)
+    assert 0.3 < precision(labels=half) < 0.7
+
+
 def test_the_claim_is_supported_if_all_parts_of_it_are():
     experiment = experiments.find("segmentation")
     settings = experiments.settings_of(experiment, "small", "digits")
@@ -127,7 +145,7 @@ def test_the_claim_is_supported_if_all_parts_of_it_are():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["segmentation"])
+@pytest.mark.parametrize("name", ["segmentation", "detection"])
 def test_models_of_keras_hub_are_trained_and_tested(name, tmp_path):
     """The exact statement about gradients, for the models of the experiments."""
     environment = Environment(tmp_path / "environment", "keras-hub")

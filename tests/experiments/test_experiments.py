@@ -267,6 +267,7 @@ def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
         "train_loss": 1.0,
         "diverged": value < 0.5,
         "mean_iou": value,
+        "average_precision": value,
         "encoder_accuracy": value,
         "gradient_difference": value,
         "step_seconds": 1.0,
