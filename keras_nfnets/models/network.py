@@ -243,6 +243,7 @@ _FREE_ARGUMENTS = {
     "stochastic_depth_rate",
     "drop_rate",
     "output_stride",
+    "rematerialize",
 }
 
 
