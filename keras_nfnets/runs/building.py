@@ -8,6 +8,7 @@ import numpy as np
 from keras_nfnets import data, pretrained, training
 from keras_nfnets.data.preparation import combined
 from keras_nfnets.models.costs import count_activations
+from keras_nfnets.training.schedules import Period
 
 # Largest evaluation batch. Larger ones are not faster and take more memory.
 _LARGEST_TEST_BATCH = 256
@@ -18,6 +19,24 @@ def image_sizes(recipe):
     network = pretrained.find_network(recipe.model)
     size = recipe.image_size or network.constructor.train_size
     return size, recipe.test_image_size or size
+
+
+def periods(recipe):
+    """Return the periods of a run, see `training.growing_image_sizes`.
+
+    Raises:
+        ValueError: `first_image_size` is larger than the image size.
+    """
+    size, _ = image_sizes(recipe)
+    first = recipe.first_image_size
+    if first is None:
+        return [Period(size, 0, recipe.epochs)]
+    if first > size:
+        raise ValueError(
+            f"`first_image_size` must be at most the image size in training, {size}. "
+            f"Received: first_image_size={first}"
+        )
+    return training.growing_image_sizes(first, size, recipe.epochs)
 
 
 def with_parts(recipe, source):
@@ -86,8 +105,9 @@ def load(recipe, source, split, *, training=False, **options):
 
 def create_model(recipe, source):
     """Create the network for the classes of the data, not compiled."""
-    size, test_size = image_sizes(recipe)
-    sides = (size if size == test_size else None,) * 2
+    _, test_size = image_sizes(recipe)
+    sizes = {test_size, *(period.image_size for period in periods(recipe))}
+    sides = (test_size if len(sizes) == 1 else None,) * 2
     rates = {
         name: getattr(recipe, name)
         for name in ("drop_rate", "stochastic_depth_rate")
@@ -183,8 +203,9 @@ def memory_estimate(recipe, source):
     size, _ = image_sizes(recipe)
     with pretrained.without_memory():
         # The counts do not depend on the weights.
+        changes = {"first_image_size": None, "test_image_size": size}
         model = create_model(
-            dataclasses.replace(recipe, weights=None, test_image_size=size), source
+            dataclasses.replace(recipe, weights=None, **changes), source
         )
         parameters = model.count_params()
         saved = count_activations(model)

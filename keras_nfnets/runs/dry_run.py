@@ -41,8 +41,10 @@ def plan(recipe):
         f"{images} of {recipe.data} ({recipe.train_split}), "
         f"{len(source.class_names)} classes; evaluated on {recipe.test_split}"
     )
+    first = building.periods(recipe)[0].image_size
+    growth = f"from {first} x {first} to " if first < size else ""
     rows["sizes"] = (
-        f"{size} x {size} in training, {test_size} x {test_size} in evaluation"
+        f"{growth}{size} x {size} in training, {test_size} x {test_size} in evaluation"
     )
     words = recipe.augmentation or source.augmentation
     preparation = building.preparation(recipe, source)
@@ -150,6 +152,7 @@ def try_steps(recipe):
         recipe,
         batch_size=_IMAGES,
         image_size=_SIZE,
+        first_image_size=None,
         test_image_size=None,
         weights=None,  # they would be downloaded
         train_split="train",

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_nfnets.printing import printable
-from keras_nfnets.runs import folder
+from keras_nfnets.runs import building, folder
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -83,7 +83,13 @@ class Progress(RunCallback):
         )
 
     def on_train_begin(self, logs=None):
-        self.write(self._run.plan)
+        if self._header is None:
+            self.write(self._run.plan)
+        periods = building.periods(self._run.recipe)
+        if len(periods) > 1:
+            end = self.params["epochs"]
+            [size] = [p.image_size for p in periods if p.epochs == end]
+            self.write(f"Images of {size} x {size} pixels")
 
     def on_epoch_begin(self, epoch, logs=None):
         self._bar = tqdm(

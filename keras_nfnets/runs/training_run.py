@@ -107,10 +107,12 @@ class Run:
     def plan(self):
         """One line: the size of the network, of the data and of the run."""
         size, _ = building.image_sizes(self.recipe)
+        first = building.periods(self.recipe)[0].image_size
+        growth = f"from {first} x {first} to " if first < size else ""
         return (
             f"{self.title}: {self.model.count_params():,} parameters, "
             f"{self.steps_per_epoch} batches of {self.recipe.batch_size} images, "
-            f"{size} x {size} pixels, {self.recipe.epochs} epochs"
+            f"{growth}{size} x {size} pixels, {self.recipe.epochs} epochs"
             + (f", on {self.replicas} replicas" if self.replicas > 1 else "")
             + (
                 f", resumed after epoch {self.resumed_after}"
@@ -374,16 +376,27 @@ def _fit(run, strategy, checkpoints, callbacks):
         ):
             # Keras warns if a split has fewer images than files: some were left out.
             warnings.filterwarnings("ignore", "Your input ran out of data")
-            run.model.fit(
-                workers.batches(recipe, run.source, run.resumed_after, strategy),
-                validation_data=building.load(recipe, run.source, recipe.test_split),
-                initial_epoch=run.resumed_after,
-                epochs=epochs,
-                steps_per_epoch=run.steps_per_epoch,
-                shuffle=False,  # the data set shuffles
-                callbacks=[*first, checkpoints, interrupt, *callbacks],
-                verbose=0,
-            )
+            for period in building.periods(recipe):
+                start = max(period.initial_epoch, run.resumed_after)
+                if start >= min(period.epochs, epochs):
+                    continue
+                of_period = dataclasses.replace(recipe, image_size=period.image_size)
+                # Compiled for each size: for unknown sizes, steps would be slower.
+                run.model.train_function = None
+                run.model.fit(
+                    workers.batches(of_period, run.source, start, strategy),
+                    validation_data=building.load(
+                        recipe, run.source, recipe.test_split
+                    ),
+                    initial_epoch=start,
+                    epochs=period.epochs,
+                    steps_per_epoch=run.steps_per_epoch,
+                    shuffle=False,  # the data set shuffles
+                    callbacks=[*first, checkpoints, interrupt, *callbacks],
+                    verbose=0,
+                )
+                if run.model.stop_training:
+                    break
     except (KeyboardInterrupt, FloatingPointError, BrokenPipeError) as error:
         return error
     except tf.errors.OpError as error:
