@@ -1,5 +1,6 @@
 """Pages about tools that need packages of their own, each in an environment with these."""
 
+import pathlib
 import shutil
 
 import pages
@@ -18,3 +19,10 @@ def test_code_of_a_page_runs_with_its_packages(page, packages, tmp_path):
         pytest.skip("Graphviz is not installed")
     environment = Environment(tmp_path / "environment", *packages)
     environment.run(pages.__file__, str(page), folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_classes_of_kerashub_pass_its_own_tests(tmp_path):
+    environment = Environment(tmp_path / "environment", "keras-hub[grain]")
+    checks = pathlib.Path(__file__).with_name("kerashub_checks.py")
+    environment.run(str(checks), folder=tmp_path)
