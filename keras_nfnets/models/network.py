@@ -153,8 +153,8 @@ def stages(
         "stochastic_depth_rate", stochastic_depth_rate, below=1
     )
     alpha = checks.number("alpha", alpha, exclusive=True)
-    if output_stride is not None:
-        output_stride = checks.integer("output_stride", output_stride)
+    if isinstance(output_stride, np.integer):
+        output_stride = int(output_stride)
     checks.one_of("output_stride", output_stride, (None, 8, 16, 32))
     reached, dilation_rate = stem_strides, 1
     expected_std = 1.0
