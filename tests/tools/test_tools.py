@@ -41,3 +41,10 @@ def test_a_page_is_skipped_where_pip_has_no_index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(pytest.skip.Exception):
         Environment(tmp_path / "environment", "optax")
+
+
+@pytest.mark.slow
+def test_mlflow_serves_a_folded_network(tmp_path):
+    environment = Environment(tmp_path / "environment", "mlflow")
+    program = pathlib.Path(__file__).with_name("mlflow_serving.py")
+    environment.run(str(program), folder=tmp_path, NO_PROXY="127.0.0.1")
