@@ -79,7 +79,8 @@ class NFBlock(keras.layers.Layer):
 
     Raises:
         ValueError: the group size does not divide the bottleneck width, `attention` is
-            unknown, or a layer of the block rejects an argument.
+            unknown, the first 3x3 convolution would be strided and dilated, or a layer
+            of the block rejects an argument.
 
     Example:
 
@@ -145,6 +146,14 @@ class NFBlock(keras.layers.Layer):
         self.first_dilation_rate = checks.integer(
             "first_dilation_rate", first_dilation_rate
         )
+        if self.strides > 1 and self.first_dilation_rate > 1:
+            raise ValueError(
+                "The first 3x3 convolution of a block is either strided or dilated: of "
+                "`strides` and `first_dilation_rate` (by default `dilation_rate`), one "
+                f"must be 1. Received: strides={self.strides}, "
+                f"dilation_rate={self.dilation_rate}, "
+                f"first_dilation_rate={self.first_dilation_rate}"
+            )
         self.rematerialize = rematerialize
         self.data_format = checks.data_format(data_format)
         self._create_layers()

@@ -123,7 +123,7 @@ def NFRegNet(
             channels = width
 
     x = style.convolution(inputs, widths[0], 3, 2, name="stem_conv")
-    x = network.endpoint(x, "stem")
+    x = network.endpoint(x, "stem", 2)
     x = network.stages(
         x,
         widths=widths,

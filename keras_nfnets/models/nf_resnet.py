@@ -122,7 +122,7 @@ def NFResNet(
         pool = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")
     else:
         pool = SymmetricMaxPooling2D(3, strides=2, name="stem_pool")
-    x = network.endpoint(pool(x), "stem")
+    x = network.endpoint(pool(x), "stem", 4, half="stem_conv")
 
     x = network.stages(
         x,

@@ -224,7 +224,7 @@ def NFNet(
         if i > 0:
             x = style.activate(x, name=f"stem_activation{i - 1}")
         x = style.convolution(x, filters, 3, strides, name=f"stem_conv{i}")
-    x = network.endpoint(x, "stem")
+    x = network.endpoint(x, "stem", 4, half="stem_conv2")
 
     x = network.stages(
         x,

@@ -196,6 +196,8 @@ def test_bad_arguments_are_refused():
         NFBlock(16, group_size="8")
     with pytest.raises(ValueError, match=r"strides=\(2, 1\)"):
         NFBlock(16, group_size=8, strides=(2, 1))
+    with pytest.raises(ValueError, match="one must be 1.*first_dilation_rate=2"):
+        NFBlock(16, group_size=8, strides=2, dilation_rate=2)
     with pytest.raises(ValueError, match="channels of the input"):
         NFBlock(16, group_size=8).build((None, 8, 8, None))
     with pytest.raises(ValueError, match="data_format='channels'"):
