@@ -138,6 +138,8 @@ def perhaps(value, known):
 _PACKAGES = {
     "PIL": "pillow",
     "fontTools": "fonttools",
+    "keras_hub": "keras-hub",
+    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }

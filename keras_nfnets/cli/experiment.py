@@ -16,16 +16,15 @@ def run(flags, arguments):
     if not arguments:
         _list_all()
         return 0
-    names = list(tables.claims()) if arguments == ["all"] else arguments
     try:
-        for name in names:
+        for name in [] if arguments == ["all"] else arguments:
             tables.check_experiment(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
     import_keras()
     from keras_nfnets.cli import run_experiments
 
-    return run_experiments.run(flags, names)
+    return run_experiments.run(flags, arguments)
 
 
 def _list_all():
@@ -48,8 +47,8 @@ Tests a claim of the papers.
 
 It trains networks or measures their costs, and writes the results (CSV), a plot
 and a page that says what was run, what the results are and whether they support
-the claim. Without NAME it lists the experiments; 'all' runs all of them, in
-about four hours on two cores. If it is stopped, the same command continues.
+the claim. Without NAME it lists the experiments; 'all' runs all of them whose
+packages are installed, in about four hours on two cores. If it is stopped, the same command continues.
 """,
     run,
 )

@@ -13,8 +13,17 @@ from keras_nfnets.printing import printable
 
 
 def run(flags, names):
-    """Run experiments and write their pages."""
-    chosen = [experiments.find(name) for name in names]
+    """Run experiments and write their pages.
+
+    Args:
+        flags: flags of the command.
+        names: list of str. Names of experiments, or `["all"]` for those whose packages are
+            installed.
+    """
+    if names == ["all"]:
+        chosen = [e for e in experiments.EXPERIMENTS.values() if _can_run(e)]
+    else:
+        chosen = [experiments.find(name) for name in names]
     if flags.dataset and all(experiment.measures_machine for experiment in chosen):
         raise UsageError(
             "--dataset has no effect, as these experiments measure time or memory. "
@@ -28,13 +37,22 @@ def run(flags, names):
             if several and flags.output_dir:
                 experiments.check_index(_path(flags.output_dir) / experiments.PAGE)
             planned = [_prepared(flags, e, several, claims) for e in chosen]
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise UsageError(str(error)) from error
         try:
             _run_all(planned, flags, several)
         except OSError as error:
             raise Failure(f"{error}. The same command continues from there.") from error
     return 0
+
+
+def _can_run(experiment):
+    try:
+        experiments.check_installed(experiment)
+    except ImportError as error:
+        print(f"Left out: {error}")
+        return False
+    return True
 
 
 def _run_all(planned, flags, several):
@@ -53,6 +71,7 @@ def _prepared(flags, experiment, several, claims):
 
     The folder is claimed until the end of `claims`, a `contextlib.ExitStack`.
     """
+    experiments.check_installed(experiment)
     settings = experiments.settings_of(
         experiment, flags.scale, flags.dataset, flags.seeds
     )
@@ -150,6 +169,10 @@ def _command(experiment, settings):
     return shlex.join(words)
 
 
+# Columns whose values are printed.
+_SHOWN = ("accuracy", "mean_iou", "diverged", "step_seconds")
+
+
 class _Progress:
     """Console output: a line per cell, and a progress bar if it is a terminal."""
 
@@ -172,7 +195,7 @@ class _Progress:
         shown = [
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in row.items()
-            if name in ("accuracy", "diverged", "step_seconds") and value is not False
+            if name in _SHOWN and value is not False
         ]
         self._bar.write(
             f"[{done}/{planned}] {', '.join(words)}: {', '.join(shown) or 'done'} "

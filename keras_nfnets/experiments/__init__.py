@@ -21,6 +21,7 @@ from keras_nfnets.experiments import (
     optimizers,
     regularization,
     residual_scale,
+    segmentation,
     small_batches,
     which_layers,
 )
@@ -58,6 +59,7 @@ _MODULES = (
     any_network,
     any_network_training,
     any_network_small_batches,
+    segmentation,
 )
 
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
@@ -73,6 +75,7 @@ __all__ = [
     "check_dataset",
     "check_folder",
     "check_index",
+    "check_installed",
     "default_jobs",
     "find",
     "run",
@@ -91,6 +94,16 @@ def find(name):
     """
     tables.check_experiment(name)
     return EXPERIMENTS[name]
+
+
+def check_installed(experiment):
+    """Raise an ImportError if a module that an experiment needs cannot be imported."""
+    for module in experiment.needs:
+        checks.installed(
+            f"The experiment {experiment.name!r}",
+            module,
+            "'keras_nfnets[experiments,hub]'",
+        )
 
 
 def settings_of(experiment, scale, dataset=None, seeds=None):

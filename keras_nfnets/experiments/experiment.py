@@ -36,6 +36,7 @@ class Experiment:
         figure_size: tuple. Width and height in inches.
         measures_machine: bool. Whether time and memory are measured. Then each cell runs
             alone in a new process.
+        needs: tuple of str. Modules that only some installations have.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Experiment:
     tables: typing.Callable
     figure_size: tuple = (8, 5)
     measures_machine: bool = False
+    needs: tuple = ()

@@ -1,5 +1,6 @@
 """Training runs of experiments, and the sweeps that tune their learning rates."""
 
+import functools
 import math
 
 import keras
@@ -7,7 +8,13 @@ import keras
 from keras_nfnets import models, training
 from keras_nfnets.experiments import images
 from keras_nfnets.experiments.experiment import Finding
-from keras_nfnets.experiments.results import distinct, grid, median, select
+from keras_nfnets.experiments.results import (
+    accuracies,
+    distinct,
+    grid,
+    median,
+    select,
+)
 
 # Settings of a run at each scale, without and with a sweep of learning rates. A small run
 # takes minutes on two cores.
@@ -164,23 +171,15 @@ def fit(
     """
     train_batches, test_batches, steps = batches
     epochs = settings["epochs"]
-    optimizer = keras.optimizers.SGD(
-        training.warmup_cosine(
-            learning_rate, batch_size, steps_per_epoch=steps, epochs=epochs
-        ),
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=settings["weight_decay"],
-        **(optimizer_options or {}),
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gain", "beta", "gamma"])
     model.compile(
-        optimizer,
+        optimizer(
+            settings, learning_rate, batch_size, steps, **(optimizer_options or {})
+        ),
         keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         **(clipping or {}),
     )
-    divergence = _StopWhenDiverged()
+    divergence = StopWhenDiverged()
     history = model.fit(
         train_batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[divergence]
     ).history
@@ -192,6 +191,31 @@ def fit(
         "train_loss": round(float(history["loss"][-1]), 5),
         "diverged": diverged,
     }
+
+
+def optimizer(settings, learning_rate, batch_size, steps_per_epoch, **options):
+    """Create the optimizer of a run: SGD with warm-up and cosine decay.
+
+    Args:
+        settings: dict with `"epochs"` and `"weight_decay"`.
+        learning_rate: float. Peak for a batch of 256; it is scaled with the batch size.
+        batch_size, steps_per_epoch: int.
+        **options: more arguments of `keras.optimizers.SGD`.
+    """
+    created = keras.optimizers.SGD(
+        training.warmup_cosine(
+            learning_rate,
+            batch_size,
+            steps_per_epoch=steps_per_epoch,
+            epochs=settings["epochs"],
+        ),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=settings["weight_decay"],
+        **options,
+    )
+    created.exclude_from_weight_decay(var_names=["bias", "gain", "beta", "gamma"])
+    return created
 
 
 def train_with_settings(settings, network, seed):
@@ -214,7 +238,7 @@ def plan_with_and_without(settings, rows):
     ]
 
 
-class _StopWhenDiverged(keras.callbacks.Callback):
+class StopWhenDiverged(keras.callbacks.Callback):
     """Callback that stops training when the loss is NaN or infinite.
 
     Keras's `TerminateOnNaN` prints a message each time.
@@ -275,8 +299,9 @@ def measure_sweep(settings, cell):
 def tuned(settings, rows, networks=NETWORKS, column="network"):
     """Return `{network: learning rate}` once the sweep is complete, else None.
 
-    The learning rate is the smallest whose accuracy is within `settings["sweep_within"]`
-    of the network's best: it leaves headroom for scaling it up with the batch size.
+    The learning rate is the smallest whose accuracy (or the column that
+    `settings["score"]` names) is within `settings["sweep_within"]` of the network's best:
+    it leaves headroom for scaling it up with the batch size.
     """
     done = select(rows, part=SWEEP)
     if len(done) < len(sweep(settings, networks)):
@@ -285,7 +310,8 @@ def tuned(settings, rows, networks=NETWORKS, column="network"):
     for network in networks:
         accuracy = {
             rate: median(
-                select(done, **{column: network}, learning_rate=rate), "accuracy"
+                select(done, **{column: network}, learning_rate=rate),
+                settings.get("score", "accuracy"),
             )
             for rate in settings["learning_rates"]
         }
@@ -356,18 +382,26 @@ def sweep_table(settings, rows):
         f"{settings['sweep_batch_size']}, on validation images taken from the training "
         f"set). The smallest within {100 * settings['sweep_within']:g} points of the best is "
         f"chosen: {chosen}.": grid(
-            done, "network", "learning_rate", names=lambda rate: f"{rate:g}"
+            done,
+            "network",
+            "learning_rate",
+            show=_scores(settings),
+            names=lambda rate: f"{rate:g}",
         )
     }
 
 
-def accuracy_tables(down, across):
+def _scores(settings):
+    return functools.partial(accuracies, column=settings.get("score", "accuracy"))
+
+
+def accuracy_tables(down, across, what="Test accuracy"):
     """Build the `tables` of an experiment: accuracies over two columns, and the sweep."""
 
     def tables(rows, settings):
         return {
-            "Test accuracy: median (minimum to maximum).": grid(
-                select(rows, part=MAIN), down, across
+            f"{what}: median (minimum to maximum).": grid(
+                select(rows, part=MAIN), down, across, _scores(settings)
             ),
             **sweep_table(settings, rows),
         }

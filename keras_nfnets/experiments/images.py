@@ -7,7 +7,7 @@ import math
 import keras
 import numpy as np
 
-from keras_nfnets import data
+from keras_nfnets import checks, data
 from keras_nfnets.data.sources import raw_digits
 from keras_nfnets.experiments import glyphs
 
@@ -92,6 +92,29 @@ def load(settings):
 def check_dataset(settings):
     """Raise a ValueError if the images that settings ask for are not available."""
     load(settings)
+    if "objects" in settings:  # pasted on photographs
+        in_splits(settings["dataset"])
+
+
+def in_splits(dataset):
+    """Return `{split: (images, labels)}` of a data set in memory.
+
+    The splits are `"train"`, `"validation"` and `"test"`, with the test images of `load`.
+    The images, float32 `(n, height, width)`, are from 0 to 1, the labels integers.
+
+    Raises:
+        ValueError: the data set is not in memory or not available.
+    """
+    checks.one_of("dataset", dataset, tuple(_IN_MEMORY))
+    test, train = _splits(dataset)
+    validation, train = _split(train, len(train[0]) // 4)
+    least = min(x.min() for x, *_ in (test, train, validation))
+    most = max(x.max() for x, *_ in (test, train, validation))
+    named = {"train": train, "validation": validation, "test": test}
+    return {
+        split: ((x[..., 0] - least) / (most - least), y)
+        for split, (x, y, _) in named.items()
+    }
 
 
 class _InMemory:

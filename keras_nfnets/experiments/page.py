@@ -160,7 +160,9 @@ def _wrapped(line):
     if len(line) <= 110 or line.startswith(("|", "!", "    ")):
         return line
     indent = "  " if line.startswith("- ") else ""
-    return "\n".join(textwrap.wrap(line, 110, subsequent_indent=indent))
+    # A line that ends with a hyphen would be shown with a space after it.
+    lines = textwrap.wrap(line, 110, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _replace(path, text):

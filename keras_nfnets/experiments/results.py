@@ -107,9 +107,9 @@ def percent(share):
     return f"{100 * share:.1f}%"
 
 
-def accuracies(rows):
+def accuracies(rows, column="accuracy"):
     """Format the accuracies of runs with their spread and the number that diverged."""
-    text = with_spread(rows, "accuracy", percent)
+    text = with_spread(rows, column, percent)
     diverged = sum(row.get("diverged", False) for row in rows)
     return text + (f"; {diverged} of {len(rows)} diverged" if diverged else "")
 

@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 from full_disk import full_disk
 
@@ -74,6 +75,22 @@ def test_wrong_usage_is_explained_and_nothing_is_lost(tmp_path, capsys):
     (tmp_path / "settings.json").unlink()
     assert "no settings.json" in error("bn_leaks", folder)
     assert "/proc/nowhere" in error("bn_leaks", "--output_dir=/proc/nowhere")
+
+
+def test_experiments_whose_packages_are_missing_are_explained_and_left_out_of_all(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    folder = f"--output_dir={tmp_path / 'new'}"
+    assert main(["experiment", "segmentation", folder]) == 2
+    error = capsys.readouterr().err
+    assert "'segmentation' needs the package 'keras-hub'" in error
+    assert "pip install 'keras_nfnets[experiments,hub]'" in error
+    # Stops before the first run.
+    assert main(["experiment", "all", "--dataset=nosuch", folder]) == 2
+    out, error = capsys.readouterr()
+    assert "Left out: The experiment 'segmentation' needs" in out
+    assert "keras-hub" not in error and "nosuch" in error
 
 
 def test_files_that_no_experiment_has_written_are_left_alone(tmp_path, capsys):

@@ -49,13 +49,14 @@ def test_plans_end_and_repeat_no_cell(name, scale):
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, scale)
     rows, accuracies = [], itertools.cycle([0.3, 0.9, 0.5])
+    score = settings.get("score", "accuracy")
     for _ in range(3):
         cells = experiment.plan(settings, rows)
         assert len({json.dumps(cell, sort_keys=True) for cell in cells}) == len(cells)
         new = cells[len(rows) :]
         if not new:
             break
-        rows += [{**cell, "accuracy": next(accuracies), "loss": 1.0} for cell in new]
+        rows += [{**cell, score: next(accuracies), "loss": 1.0} for cell in new]
     assert not new
     seeds = {row.get("seed", row.get("round")) for row in rows}
     assert len(seeds) == settings["seeds"] > 1
@@ -265,6 +266,9 @@ def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
         "loss": 1.0,
         "train_loss": 1.0,
         "diverged": value < 0.5,
+        "mean_iou": value,
+        "encoder_accuracy": value,
+        "gradient_difference": value,
         "step_seconds": 1.0,
         "peak_mib": 100,
         "own_mib": 10,
