@@ -15,6 +15,13 @@ checks.installed("keras_nfnets.hub", "keras_hub", '"keras_nfnets[hub]"')
 
 import keras_hub
 
+if tuple(map(int, keras_hub.__version__.split(".")[:2])) < (0, 32):
+    raise ValueError(
+        "keras_nfnets.hub needs KerasHub 0.32 or later: earlier ones would not standardize "
+        "images as the networks want. Run: pip install --upgrade keras-hub. "
+        f"Received: KerasHub {keras_hub.__version__}"
+    )
+
 __all__ = [
     "NFNetBackbone",
     "NFNetImageClassifier",
@@ -243,6 +250,12 @@ def image_classifier(network, weights="imagenet", *, classes=None, preparation=N
         )
     classes = checkpoint.classes if classes is None else classes
     options = dict(checkpoint.preparation if preparation is None else preparation)
+    needed = {"size", "crop_mode", "interpolation", "mean", "deviation"}
+    if not needed <= options.keys():
+        raise ValueError(
+            f"`preparation` must have {', '.join(sorted(needed))}. "
+            f"Received: preparation={preparation}"
+        )
     size = options.pop("size")
     converter = NFNetImageConverter((size, size), **options)
     model = found.build(weights=weights, classes=classes)

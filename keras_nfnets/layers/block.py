@@ -154,7 +154,7 @@ class NFBlock(keras.layers.Layer):
                 f"dilation_rate={self.dilation_rate}, "
                 f"first_dilation_rate={self.first_dilation_rate}"
             )
-        self.rematerialize = rematerialize
+        self.rematerialize = checks.flag("rematerialize", rematerialize)
         self.data_format = checks.data_format(data_format)
         self._create_layers()
 
@@ -351,7 +351,8 @@ class NFBlock(keras.layers.Layer):
         # Multiply the factors first: they are small tensors, and `out` is large.
         scale = ops.cast(self.alpha, out.dtype)
         if self.skip_gain is not None:
-            scale = scale * self.skip_gain
+            # A second computation has no autocast.
+            scale = scale * ops.cast(self.skip_gain, out.dtype)
         if kept is not None:
             scale = scale * kept
         if self._attention_is_last:

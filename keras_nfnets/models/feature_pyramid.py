@@ -111,12 +111,11 @@ def _measured(model, layers):
     nothing recorded. Strides are measured in the graph. Endpoints are known by their
     names; in the stem, feature maps are taken before activations, after convolutions.
     """
+    known = [name for name in layers if re.fullmatch(r"stem(_conv\d*)?|stage\d+", name)]
     strides = _strides(model)
-    names = list(strides)
-    stem = names[: names.index("stem")]
-    known = [name for name in stem if hasattr(layers.get(name), "kernel_size")]
-    known += [name for name in names if re.fullmatch(r"stem|stage\d+", name)]
-    return {strides[name]: name for name in known}
+    # Layers before the network do not count, as where strides are recorded.
+    before = strides[known[0]] // getattr(layers[known[0]], "strides", (1,))[0]
+    return {strides[name] // before: name for name in known}
 
 
 def _strides(model):

@@ -8,7 +8,6 @@ import numpy as np
 from keras_nfnets import data, pretrained, training
 from keras_nfnets.data.preparation import combined
 from keras_nfnets.models.costs import count_activations
-from keras_nfnets.training.schedules import Period
 
 # Largest evaluation batch. Larger ones are not faster and take more memory.
 _LARGEST_TEST_BATCH = 256
@@ -25,16 +24,16 @@ def periods(recipe):
     """Return the periods of a run, see `training.growing_image_sizes`.
 
     Raises:
-        ValueError: `first_image_size` is larger than the image size.
+        ValueError: `first_image_size` is larger than the image size, or there is only one
+            epoch.
     """
     size, _ = image_sizes(recipe)
-    first = recipe.first_image_size
-    if first is None:
-        return [Period(size, 0, recipe.epochs)]
-    if first > size:
+    first = size if recipe.first_image_size is None else recipe.first_image_size
+    if first > size or (first < size and recipe.epochs < 2):
         raise ValueError(
-            f"`first_image_size` must be at most the image size in training, {size}. "
-            f"Received: first_image_size={first}"
+            f"`first_image_size` must be at most the image size in training, {size}, and "
+            "images need two epochs to grow. Received: "
+            f"first_image_size={first}, epochs={recipe.epochs}"
         )
     return training.growing_image_sizes(first, size, recipe.epochs)
 

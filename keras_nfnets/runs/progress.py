@@ -69,7 +69,7 @@ class Progress(RunCallback):
 
     def on_run_begin(self, run):
         self._run = run
-        self._header = None
+        self._header = self._size = None
         if run.recipe.report:
             self.write("\n".join(_describe_data(run)))
 
@@ -83,15 +83,14 @@ class Progress(RunCallback):
         )
 
     def on_train_begin(self, logs=None):
-        if self._header is None:
-            self.write(self._run.plan)
-        periods = building.periods(self._run.recipe)
-        if len(periods) > 1:
-            end = self.params["epochs"]
-            [size] = [p.image_size for p in periods if p.epochs == end]
-            self.write(f"Images of {size} x {size} pixels")
+        self.write(self._run.plan)
 
     def on_epoch_begin(self, epoch, logs=None):
+        periods = building.periods(self._run.recipe)
+        size = next(p.image_size for p in periods if epoch < p.epochs)
+        if len(periods) > 1 and size != self._size:
+            self.write(f"Images of {size} x {size} pixels")
+            self._size = size
         self._bar = tqdm(
             total=self._run.steps_per_epoch,
             desc=f"Epoch {epoch + 1}/{self._run.recipe.epochs}",

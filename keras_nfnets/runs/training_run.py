@@ -356,7 +356,10 @@ def _fit(run, strategy, checkpoints, callbacks):
     """Train, and return the exception that ended training early, or None."""
     import tensorflow as tf
 
-    recipe, epochs = run.recipe, run.recipe.epochs
+    recipe = run.recipe
+    periods = [p for p in building.periods(recipe) if p.epochs > run.resumed_after]
+    # If the run was killed after its last epoch, nothing is left to do.
+    periods = periods or building.periods(recipe)[-1:]
     first = [training.TrainingLog(run.source.size_of(recipe.train_split))]
     if recipe.patience:
         keep_best = KeepBest(
@@ -367,7 +370,8 @@ def _fit(run, strategy, checkpoints, callbacks):
         )
         first.append(keep_best)
         if keep_best.is_over:
-            epochs = run.resumed_after  # the run was killed just before its end
+            # The run was killed just before its end.
+            periods = [periods[0]._replace(epochs=run.resumed_after)]
     try:
         with (
             explained(run.source),
@@ -376,10 +380,11 @@ def _fit(run, strategy, checkpoints, callbacks):
         ):
             # Keras warns if a split has fewer images than files: some were left out.
             warnings.filterwarnings("ignore", "Your input ran out of data")
-            for period in building.periods(recipe):
+            listeners = _AcrossPeriods(
+                [*first, checkpoints, interrupt, *callbacks], recipe.epochs
+            )
+            for period in periods:
                 start = max(period.initial_epoch, run.resumed_after)
-                if start >= min(period.epochs, epochs):
-                    continue
                 of_period = dataclasses.replace(recipe, image_size=period.image_size)
                 # Compiled for each size: for unknown sizes, steps would be slower.
                 run.model.train_function = None
@@ -392,11 +397,12 @@ def _fit(run, strategy, checkpoints, callbacks):
                     epochs=period.epochs,
                     steps_per_epoch=run.steps_per_epoch,
                     shuffle=False,  # the data set shuffles
-                    callbacks=[*first, checkpoints, interrupt, *callbacks],
+                    callbacks=[listeners],
                     verbose=0,
                 )
                 if run.model.stop_training:
                     break
+            listeners.end()
     except (KeyboardInterrupt, FloatingPointError, BrokenPipeError) as error:
         return error
     except tf.errors.OpError as error:
@@ -412,6 +418,31 @@ def _fit(run, strategy, checkpoints, callbacks):
     finally:
         run.history = checkpoints.history
     return None
+
+
+class _AcrossPeriods(keras.callbacks.CallbackList):
+    """Callbacks to which the calls of `fit` for several image sizes are one training.
+
+    Many callbacks start anew in `on_train_begin`: they would forget earlier epochs.
+    """
+
+    def __init__(self, callbacks, epochs):
+        super().__init__(callbacks)
+        self._epochs, self._has_begun, self._logs = epochs, False, None
+
+    def set_params(self, params):
+        super().set_params(params and {**params, "epochs": self._epochs})
+
+    def on_train_begin(self, logs=None):
+        if not self._has_begun:
+            self._has_begun = True
+            super().on_train_begin(logs)
+
+    def on_train_end(self, logs=None):
+        self._logs = logs
+
+    def end(self):
+        super().on_train_end(self._logs)
 
 
 class KeepBest(keras.callbacks.Callback):

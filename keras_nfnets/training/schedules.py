@@ -111,7 +111,9 @@ _PERIODS = 4
 
 
 def growing_image_sizes(first, last, epochs):
-    """Divide training into four periods whose image sizes grow (progressive resizing).
+    """Divide training into periods whose image sizes grow (progressive resizing).
+
+    There are four of them, or as many as epochs or different sizes if these are fewer.
 
     Small images train faster. Convolutional networks take any size: leave height and width
     of the `input_shape` open.
@@ -119,8 +121,8 @@ def growing_image_sizes(first, last, epochs):
     Args:
         first: int. Side length of the images in the first period, in pixels.
         last: int. Side length in the last period.
-        epochs: int. Length of the complete run. With fewer than four, the first periods
-            are left out.
+        epochs: int. Length of the complete run. With a single one, all images have the
+            last size.
 
     Returns:
         A list of tuples `(image_size, initial_epoch, epochs)`, which are arguments of
@@ -148,12 +150,8 @@ def growing_image_sizes(first, last, epochs):
             "Image sizes grow: `first` must be at most `last`. "
             f"Received: first={first}, last={last}"
         )
-    ends = [epochs * i // _PERIODS for i in range(_PERIODS + 1)]
-    sizes = [
-        first + round((last - first) * i / (_PERIODS - 1)) for i in range(_PERIODS)
-    ]
-    return [
-        Period(size, start, end)
-        for size, start, end in zip(sizes, ends, ends[1:])
-        if end > start
-    ]
+    count = min(_PERIODS, epochs, last - first + 1)
+    step = (last - first) / max(count - 1, 1)
+    sizes = [last - round(step * i) for i in reversed(range(count))]
+    ends = [epochs * i // count for i in range(count + 1)]
+    return [Period(*period) for period in zip(sizes, ends, ends[1:])]

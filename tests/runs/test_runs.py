@@ -555,10 +555,13 @@ def test_plots_that_do_not_fit_on_the_disk_leave_the_model(
 
 def test_images_grow_during_a_run_also_if_it_is_resumed(images, tmp_path, capsys):
     recipe = recipe_for(images, "first_image_size=6", "epochs=2", "report=False")
-    run = runs.train(recipe, tmp_path / "whole", callbacks=[runs.Progress()])
+    # It empties its file when training begins.
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    run = runs.train(recipe, tmp_path / "whole", callbacks=[runs.Progress(), log])
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
     out = capsys.readouterr().out
-    assert "from 9 x 9 to 16 x 16 pixels, 2 epochs" in out
-    assert re.findall(r"Images of (\d+) x", out) == ["9", "16"]
+    assert "from 6 x 6 to 16 x 16 pixels, 2 epochs" in out
+    assert re.findall(r"Images of (\d+) x", out) == ["6", "16"]
     assert run.preparation["size"] == 16
     with pytest.raises(KeyboardInterrupt):
         runs.train(recipe, tmp_path / "stopped", callbacks=[InterruptAt(0, INTERRUPT)])

@@ -394,7 +394,10 @@ def test_image_sizes_grow_in_quarters_of_a_run():
         (192, 180, 270),
         (224, 270, 360),
     ]
+    assert growing_image_sizes(8, 32, 3) == [(8, 0, 1), (20, 1, 2), (32, 2, 3)]
     assert growing_image_sizes(8, 32, 1) == [(32, 0, 1)]
+    assert growing_image_sizes(31, 32, 9) == [(31, 0, 4), (32, 4, 9)]
+    assert growing_image_sizes(32, 32, 9) == [(32, 0, 9)]
     with pytest.raises(ValueError, match="first=33, last=32"):
         growing_image_sizes(33, 32, 10)
     with pytest.raises(ValueError, match="epochs=0"):
