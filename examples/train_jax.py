@@ -12,10 +12,12 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 import keras
+from sklearn.datasets import load_digits
 
 import keras_nfnets
 from keras_nfnets import training
-from keras_nfnets.data import load_digits
+
+TRAINING_IMAGES = 1437
 
 
 def main():
@@ -38,18 +40,23 @@ def main():
         keras.distribution.DataParallel(auto_shard_dataset=False)
     )
 
-    (x, y), (x_test, y_test) = load_digits()
+    images, labels = digits()
     # Complete batches: all processes must take the same number of steps.
-    steps = len(x) // flags.batch_size
-    x, y = own_part(x[: steps * flags.batch_size], y[: steps * flags.batch_size])
-    test = len(x_test) // jax.device_count() * jax.device_count()
-    x_test, y_test = own_part(x_test[:test], y_test[:test])
+    steps = TRAINING_IMAGES // flags.batch_size
+    x, y = own_part(images, labels, 0, steps * flags.batch_size)
+    test = (len(images) - TRAINING_IMAGES) // jax.device_count() * jax.device_count()
+    x_test, y_test = own_part(images, labels, -test, None)
 
     keras.utils.set_random_seed(0)  # the same initial weights everywhere
-    model = keras_nfnets.NFNetTiny(input_shape=(32, 32, 3), classes=10)
+    model = keras_nfnets.NFNetTiny(input_shape=(32, 32, 1), classes=10)
     model.compile(
         keras.optimizers.SGD(
-            training.warmup_cosine(1.6, flags.batch_size, steps, flags.epochs),
+            training.warmup_cosine(
+                1.6,
+                batch_size=flags.batch_size,
+                steps_per_epoch=steps,
+                epochs=flags.epochs,
+            ),
             momentum=0.9,
             nesterov=True,
         ),
@@ -81,10 +88,16 @@ def main():
         print(f"Test accuracy: {results['accuracy']:.4f}")
 
 
-def own_part(x, y):
-    """Return the images and labels of this process, of 32 pixels from -1 to 1."""
+def digits():
+    """Return scikit-learn's digits, of 32 x 32 pixels from -1 to 1, and their labels."""
+    x, y = load_digits(return_X_y=True)
+    return x.reshape(-1, 8, 8, 1).repeat(4, 1).repeat(4, 2) / 8 - 1, y
+
+
+def own_part(x, y, start, stop):
+    """Return the share of this process in the images and labels between two indices."""
     own = slice(jax.process_index(), None, jax.process_count())
-    return x[own].repeat(4, 1).repeat(4, 2) / 127.5 - 1, y[own]
+    return x[start:stop][own], y[start:stop][own]
 
 
 if __name__ == "__main__":
