@@ -124,6 +124,6 @@ def test_processes_of_jax_train_together_and_resume(tmp_path):
     x, y = load_digits(return_X_y=True)
     x = x.reshape(-1, 8, 8, 1)[-360:].repeat(4, 1).repeat(4, 2) / 8 - 1
     accuracy = (model.predict(x, verbose=0).argmax(-1) == y[-360:]).mean()
-    assert accuracy > 0.8
+    assert accuracy > 0.7
     said = float(first.rpartition("Test accuracy:")[2])
     assert said == pytest.approx(accuracy, abs=1e-3)
