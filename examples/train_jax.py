@@ -84,6 +84,8 @@ def main():
         x_test, y_test, batch_size=len(x_test), verbose=0, return_dict=True
     )
     if first:
+        # Saving creates variables, for which it would wait for the other processes.
+        keras.distribution.set_distribution(None)
         model.save(flags.output_dir / "model.keras")
         print(f"Test accuracy: {results['accuracy']:.4f}")
 
