@@ -117,7 +117,7 @@ def test_processes_of_jax_train_together_and_resume(tmp_path):
     (first, error), (second, _) = [p.communicate(timeout=600) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], error[-3000:]
     assert "Epoch 1/3" not in first and "Epoch 3/3" in first
-    assert not second
+    assert "Epoch" not in second and "accuracy" not in second
     # Half of the digits would not suffice for 22 steps per epoch.
     assert first.count("22/22") == 2
     model = keras.saving.load_model(tmp_path / "model.keras")
