@@ -19,6 +19,7 @@ import keras_nfnets
 # Base classes of `keras_nfnets.hub`, so that the documentation is built without KerasHub.
 # (Keras registers no classes that Sphinx mocks.)
 kerashub = types.ModuleType("keras_hub")
+kerashub.__version__ = "0.32"
 kerashub.models, kerashub.layers = types.SimpleNamespace(), types.SimpleNamespace()
 kerashub.models.FeaturePyramidBackbone = kerashub.models.ImageClassifier = keras.Model
 kerashub.models.ImageClassifierPreprocessor = keras.layers.Layer
