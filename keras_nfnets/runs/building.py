@@ -29,11 +29,15 @@ def periods(recipe):
     """
     size, _ = image_sizes(recipe)
     first = size if recipe.first_image_size is None else recipe.first_image_size
-    if first > size or (first < size and recipe.epochs < 2):
+    if first > size:
         raise ValueError(
-            f"`first_image_size` must be at most the image size in training, {size}, and "
-            "images need two epochs to grow. Received: "
-            f"first_image_size={first}, epochs={recipe.epochs}"
+            f"`first_image_size` must be at most the image size in training, {size}. "
+            f"Received: first_image_size={first}"
+        )
+    if first < size and recipe.epochs < 2:
+        raise ValueError(
+            "Images need at least two epochs to grow. Received: epochs=1, "
+            f"first_image_size={first}, image_size={size}"
         )
     return training.growing_image_sizes(first, size, recipe.epochs)
 
