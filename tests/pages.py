@@ -45,7 +45,9 @@ def packages_of_pages():
         page: re.findall(installs, page.read_text(), re.MULTILINE) for page in pages
     }
     return {
-        page: (extras[lines[0][0]] if lines[0][0] else lines[0][1]).split()
+        page: extras[lines[0][0]].split("\n")[1:]
+        if lines[0][0]
+        else lines[0][1].split()
         for page, lines in found.items()
         if lines
     }
