@@ -3,12 +3,11 @@
 Import this module before KerasHub loads a preset of them.
 """
 
-import contextlib
-
 import keras
 import numpy as np
 
 from keras_nfnets import checks, data, pretrained
+from keras_nfnets.backend.dtype_policy import dtype_policy_is
 from keras_nfnets.data.preparation import checked_preparation
 
 checks.installed("keras_nfnets.hub", "keras_hub", '"keras_nfnets[hub]"')
@@ -73,7 +72,7 @@ class NFNetBackbone(keras_hub.models.FeaturePyramidBackbone):
         **kwargs,
     ):
         found = pretrained.find_network(network)
-        with _dtype_policy(dtype):
+        with dtype_policy_is(dtype):
             model = found.build(
                 include_top=False,
                 weights=weights,
@@ -95,18 +94,6 @@ class NFNetBackbone(keras_hub.models.FeaturePyramidBackbone):
             "image_shape": self.image_shape,
             "output_stride": self.output_stride,
         }
-
-
-@contextlib.contextmanager
-def _dtype_policy(dtype):
-    """Context in which layers are created with a dtype policy, if one is given."""
-    before = keras.config.dtype_policy()
-    if dtype is not None:
-        keras.config.set_dtype_policy(dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 _PREPARATION = ["crop_mode", "interpolation", "mean", "deviation", "crop", "channels"]

@@ -42,6 +42,12 @@ def periods(recipe):
     return training.growing_image_sizes(first, size, recipe.epochs)
 
 
+def training_size(recipe):
+    """Describe the size of the training images, such as `"from 128 x 128 to 224 x 224"`."""
+    sizes = [f"{period.image_size} x {period.image_size}" for period in periods(recipe)]
+    return f"from {sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else sizes[0]
+
+
 def with_parts(recipe, source):
     """Return the recipe with the data set's own name of the evaluation split.
 

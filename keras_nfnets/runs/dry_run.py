@@ -33,7 +33,7 @@ def plan(recipe):
     '23 of 64 images per epoch, 15 epochs: 345'
     """
     source, recipe = _source_of(recipe)
-    size, test_size = building.image_sizes(recipe)
+    _, test_size = building.image_sizes(recipe)
     examples = source.size_of(recipe.train_split) if source.splits else None
     rows = {"run": recipe.about}
     images = "all images" if examples is None else f"{examples:,} images"
@@ -41,10 +41,9 @@ def plan(recipe):
         f"{images} of {recipe.data} ({recipe.train_split}), "
         f"{len(source.class_names)} classes; evaluated on {recipe.test_split}"
     )
-    first = building.periods(recipe)[0].image_size
-    growth = f"from {first} x {first} to " if first < size else ""
     rows["sizes"] = (
-        f"{growth}{size} x {size} in training, {test_size} x {test_size} in evaluation"
+        f"{building.training_size(recipe)} in training, "
+        f"{test_size} x {test_size} in evaluation"
     )
     words = recipe.augmentation or source.augmentation
     preparation = building.preparation(recipe, source)

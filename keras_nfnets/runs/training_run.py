@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import data, files, settings, training
+from keras_nfnets.backend.dtype_policy import dtype_policy_is
 from keras_nfnets.backend.graph import activation_of_outputs
 from keras_nfnets.printing import printable
 from keras_nfnets.runs import (
@@ -106,13 +107,10 @@ class Run:
     @property
     def plan(self):
         """One line: the size of the network, of the data and of the run."""
-        size, _ = building.image_sizes(self.recipe)
-        first = building.periods(self.recipe)[0].image_size
-        growth = f"from {first} x {first} to " if first < size else ""
         return (
             f"{self.title}: {self.model.count_params():,} parameters, "
             f"{self.steps_per_epoch} batches of {self.recipe.batch_size} images, "
-            f"{growth}{size} x {size} pixels, {self.recipe.epochs} epochs"
+            f"{building.training_size(self.recipe)} pixels, {self.recipe.epochs} epochs"
             + (f", on {self.replicas} replicas" if self.replicas > 1 else "")
             + (
                 f", resumed after epoch {self.resumed_after}"
@@ -184,7 +182,7 @@ def train(
         # TensorFlow requires that a strategy is created before anything else.
         strategy = training.strategy(strategy)
     chief = training.is_chief(strategy)
-    with _precision(recipe.precision), contextlib.ExitStack() as claim:
+    with dtype_policy_is(recipe.precision), contextlib.ExitStack() as claim:
         run = _prepare(recipe, output_dir, strategy, resume, overwrite, claim)
         checkpoints = training.Checkpoints(
             run.folder / folder.CHECKPOINTS, _identity(run), write=chief
@@ -214,17 +212,6 @@ def train(
     if stopped:
         raise stopped
     return run
-
-
-@contextlib.contextmanager
-def _precision(policy):
-    """Context with a global dtype policy."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _prepare(recipe, output_dir, strategy, resume, overwrite, claim):
