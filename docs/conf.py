@@ -3,16 +3,28 @@
 import os
 import pathlib
 import sys
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import docstrings
+import keras
 import repository
 import tables
 
 import keras_nfnets
+
+# Base classes of `keras_nfnets.hub`, so that the documentation is built without KerasHub.
+# (Keras registers no classes that Sphinx mocks.)
+kerashub = types.ModuleType("keras_hub")
+kerashub.__version__ = "0.32"
+kerashub.models, kerashub.layers = types.SimpleNamespace(), types.SimpleNamespace()
+kerashub.models.FeaturePyramidBackbone = kerashub.models.ImageClassifier = keras.Model
+kerashub.models.ImageClassifierPreprocessor = keras.layers.Layer
+kerashub.layers.ImageConverter = keras.layers.Layer
+sys.modules["keras_hub"] = kerashub
 
 project = "keras_nfnets"
 author = "The keras_nfnets authors"

@@ -17,7 +17,8 @@ class Environment:
 
     Args:
         folder: path of a new folder.
-        *arguments: arguments of `pip install`. If pip cannot, the test is skipped.
+        *arguments: arguments of `pip install`. If pip cannot, the test fails, or is
+            skipped where pip cannot reach its index.
     """
 
     def __init__(self, folder, *arguments):
@@ -29,9 +30,16 @@ class Environment:
         (packages / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
         scripts = pathlib.Path(sysconfig.get_path("scripts", "venv", base))
         self._python = str(scripts / pathlib.Path(sys.executable).name)
-        install = [self._python, "-m", "pip", "install", "--quiet", *arguments]
-        if subprocess.run(install, check=False).returncode:
-            pytest.skip(f"pip cannot install {' '.join(arguments)}")
+        if not self._pip("install", *arguments):
+            # A package that exists, in any version.
+            if not self._pip("download", "--no-deps", f"--dest={folder}", "pip"):
+                pytest.skip("pip cannot reach its index")
+            pytest.fail(f"pip cannot install {' '.join(arguments)}")
+
+    def _pip(self, *arguments):
+        """Run a command of pip; return whether it succeeded."""
+        command = [self._python, "-m", "pip", "--quiet", *arguments]
+        return subprocess.run(command, check=False).returncode == 0
 
     def run(self, *arguments, folder, **variables):
         """Run Python in a folder, and return what it printed.

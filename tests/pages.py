@@ -1,5 +1,6 @@
 """Code of a page of the documentation. As a program: `python tests/pages.py PAGE`."""
 
+import configparser
 import contextlib
 import io
 import pathlib
@@ -31,13 +32,25 @@ def run(page):
 
 
 def packages_of_pages():
-    """Return `{page: packages}` of the pages that install more than this package."""
-    installs = r"^pip install \. (.+)$"
+    """Return `{page: packages}` of the pages that install more than this package.
+
+    The packages stand on the page, or in the extra of `setup.cfg` that it installs.
+    """
+    installs = r'^pip install (?:"\.\[(\w+)\]"|\. (.+))$'
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    extras = setup["options.extras_require"]
     pages = sorted((ROOT / "docs" / "tools").glob("*.md"))
     found = {
         page: re.findall(installs, page.read_text(), re.MULTILINE) for page in pages
     }
-    return {page: lines[0].split() for page, lines in found.items() if lines}
+    return {
+        page: extras[lines[0][0]].split("\n")[1:]
+        if lines[0][0]
+        else lines[0][1].split()
+        for page, lines in found.items()
+        if lines
+    }
 
 
 if __name__ == "__main__":

@@ -51,12 +51,15 @@ import_keras()
     "start", [_AS_LIBRARY, _AS_COMMAND], ids=["library", "command"]
 )
 def test_saved_models_load_after_the_import_alone(start):
-    """It registers all classes, also those that no saved file here has."""
+    """It registers all classes, also those that no saved file here has.
+
+    Those of `keras_nfnets.hub` need KerasHub, and an import of their own.
+    """
     root = pathlib.Path(keras_nfnets.__file__).parent
     modules = [
         ".".join(file.relative_to(root.parent).with_suffix("").parts)
         for file in root.rglob("*.py")
-        if "register_keras_serializable" in file.read_text()
+        if "register_keras_serializable" in file.read_text() and file.stem != "hub"
     ]
     assert len(modules) > 10
     run(

@@ -151,6 +151,26 @@ def sum_of_rows(function, *arrays):
     return ops.sum(functools.reduce(operator.add, parts), axis=-2)
 
 
+def sum_per_unit(function, *arrays):
+    """Compute `sum(function(*arrays))` over all axes but the last, by `sum_of_rows`.
+
+    Elsewhere the arrays keep their axes: to merge axes of which one is divided among
+    devices, XLA would gather the whole array on each of them.
+
+    Args:
+        function: elementwise callable, see `sum_of_rows`.
+        *arrays: tensors `(..., units)`.
+
+    Returns:
+        A tensor `(units,)`.
+    """
+    if not _is_fusing.get():
+        axes = tuple(range(len(arrays[0].shape) - 1))
+        return ops.sum(function(*arrays), axis=axes)
+    rows = (ops.reshape(array, (-1, array.shape[-1])) for array in arrays)
+    return sum_of_rows(function, *rows)
+
+
 def add_bias(x, bias, data_format):
     """Add a bias to each channel.
 

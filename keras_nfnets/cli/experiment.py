@@ -48,7 +48,8 @@ Tests a claim of the papers.
 It trains networks or measures their costs, and writes the results (CSV), a plot
 and a page that says what was run, what the results are and whether they support
 the claim. Without NAME it lists the experiments; 'all' runs all of them whose
-packages are installed, in about four hours on two cores. If it is stopped, the same command continues.
+packages are installed, in about four hours on two cores. If it is stopped, the
+same command continues.
 """,
     run,
 )

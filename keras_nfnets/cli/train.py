@@ -246,9 +246,9 @@ _flag(
     "strategy",
     "auto",
     "auto (all available devices), none (one device), mirrored (all GPUs of this "
-    "machine), multi_worker (the machines in TF_CONFIG) or tpu (the one in TPU_NAME). "
-    "On several machines, start the same command on all of them with the same "
-    "--output_dir; the first one writes. If one is lost, the others wait ten minutes "
+    "machine), multi_worker (the machines in TF_CONFIG, or the tasks of Slurm's srun) or "
+    "tpu (the one in TPU_NAME). On several machines, start the same command on all of "
+    "them with the same --output_dir; the first one writes. If one is lost, the others wait ten minutes "
     "for it to be started again with --resume.",
     enum_values=tables.STRATEGIES,
 )

@@ -208,7 +208,7 @@ class TrainedWeightsConverter(Converter):
         bias = ops.convert_to_numpy(old.bias) if old.use_bias else 0.0
         factor, offset = (1.0, 0.0) if norm is None else _affine(norm)
         rows = kernels[-1].as_matrix(np.float64(weights[-1]), np) * factor
-        kernel = kernels[-1].from_matrix(rows, weights[-1].shape, np)
+        kernel = kernels[-1].from_units_last(rows, weights[-1].shape, np)
         bias = np.broadcast_to(factor * bias + offset, layers[-1].bias.shape)
         layers[-1].set_weights([kernel, bias])
         return layers
@@ -269,7 +269,7 @@ class TrainedWeightsConverter(Converter):
             directions, square = _directions(windows, seen, sums)
             directions = np.repeat(directions, rows.shape[1] // windows.groups, axis=1)
             rows = rows - directions * sums
-        return info.from_matrix(rows, kernel.shape, np), square
+        return info.from_units_last(rows, kernel.shape, np), square
 
     # Helpers.
 
@@ -314,7 +314,7 @@ def _assign(layer, info, kernel):
     fresh_norms = np.linalg.norm(fresh, axis=0)
     rows *= fresh_norms / np.linalg.norm(rows, axis=0)
     gains = norms / fresh_norms
-    getattr(layer, info.name).assign(info.from_matrix(rows, kernel.shape, np))
+    getattr(layer, info.name).assign(info.from_units_last(rows, kernel.shape, np))
     layer.scale = float(np.sqrt(np.mean(np.square(gains)))) or 1.0
     getattr(layer, info.gain).assign(gains / layer.scale)
 

@@ -18,6 +18,7 @@ from keras_nfnets.layers import (
     SymmetricMaxPooling2D,
     WSConv2D,
 )
+from keras_nfnets.layers.endpoint import Endpoint
 from keras_nfnets.layers.kernels import STANDARDIZED
 
 
@@ -256,6 +257,12 @@ def _max_pooling(plain, layer, x, name):
     return Scaled(tensor, x.factor)
 
 
+def _endpoint(plain, layer, x, name):
+    # A policy would have no place in the configuration of this layer.
+    named = keras.layers.Identity(dtype=layer.compute_dtype, name=plain.name(name))
+    return Scaled(named(x.tensor), x.factor)
+
+
 def _skip_gain(plain, layer, x, name):
     return Scaled(_rescaled(plain, layer, plain.exact(x), _skip(layer), name))
 
@@ -318,6 +325,7 @@ def _merges(layer):
 REPLACEMENTS = {
     **dict.fromkeys(STANDARDIZED.values(), _other_standardized),
     EfficientChannelAttention: _attention,
+    Endpoint: _endpoint,
     NFBlock: _block,
     ScaledActivation: _activation,
     SkipGain: _skip_gain,

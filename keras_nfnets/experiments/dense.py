@@ -128,18 +128,10 @@ def pretrained(settings, version, seed):
 
 def as_encoder(network):
     """Return the feature maps of a network as an image encoder of KerasHub."""
-    stages = [layer.name for layer in network.layers if layer.name in _STAGES]
-    outputs = [network.get_layer(name).output for name in stages]
-    encoder = keras.Model(network.input, outputs[-1], name="encoder")
-    # A pre-activation ResNet with batch norm has no blocks from which its networks'
-    # `pyramid_outputs` could be found.
-    encoder.pyramid_outputs = {
-        f"P{level}": output for level, output in enumerate(outputs, start=2)
-    }
+    outputs = network.pyramid_outputs
+    encoder = keras.Model(network.input, list(outputs.values())[-1], name="encoder")
+    encoder.pyramid_outputs = outputs
     return encoder
-
-
-_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 @functools.lru_cache(maxsize=16)

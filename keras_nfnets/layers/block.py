@@ -65,6 +65,9 @@ class NFBlock(keras.layers.Layer):
         first_dilation_rate: int. Dilation of the first 3x3 convolution; by default
             `dilation_rate`. If they differ, the block stands for a strided one, and has
             its shortcut: pooled (not strided) and projected.
+        rematerialize: bool. Whether training saves only the block's input, and computes
+            the rest of the block again for the gradient (gradient checkpointing): less
+            memory for activations, more time.
         data_format: str. `"channels_last"` or `"channels_first"`; by default that of
             the Keras configuration.
         **kwargs: see `keras.layers.Layer`.
@@ -76,7 +79,8 @@ class NFBlock(keras.layers.Layer):
 
     Raises:
         ValueError: the group size does not divide the bottleneck width, `attention` is
-            unknown, or a layer of the block rejects an argument.
+            unknown, the first 3x3 convolution would be strided and dilated, or a layer
+            of the block rejects an argument.
 
     Example:
 
@@ -107,6 +111,7 @@ class NFBlock(keras.layers.Layer):
         convention="authors",
         dilation_rate=1,
         first_dilation_rate=None,
+        rematerialize=False,
         data_format=None,
         **kwargs,
     ):
@@ -141,6 +146,15 @@ class NFBlock(keras.layers.Layer):
         self.first_dilation_rate = checks.integer(
             "first_dilation_rate", first_dilation_rate
         )
+        if self.strides > 1 and self.first_dilation_rate > 1:
+            raise ValueError(
+                "The first 3x3 convolution of a block is either strided or dilated: of "
+                "`strides` and `first_dilation_rate` (by default `dilation_rate`), one "
+                f"must be 1. Received: strides={self.strides}, "
+                f"dilation_rate={self.dilation_rate}, "
+                f"first_dilation_rate={self.first_dilation_rate}"
+            )
+        self.rematerialize = checks.flag("rematerialize", rematerialize)
         self.data_format = checks.data_format(data_format)
         self._create_layers()
 
@@ -316,13 +330,31 @@ class NFBlock(keras.layers.Layer):
         return self.attention_layer(out) if self._attention_is_last else out
 
     def call(self, inputs, training=False):
+        arguments = [inputs]
+        if training and self.stochastic_depth.rate:
+            # Drawn here, as a second computation would draw others.
+            arguments.append(self.stochastic_depth.factors(inputs))
+
+        def outputs(inputs, kept=None):
+            return self._outputs(inputs, kept, training)
+
+        if training and self.rematerialize:
+            outputs = keras.remat(outputs)
+        return outputs(*arguments)
+
+    def _outputs(self, inputs, kept, training):
+        """Compute the block.
+
+        `kept` is 0 or 1 for each example, of shape `(batch, 1, 1, 1)`, or None for 1.
+        """
         out, shortcut = self._convolved_and_shortcut(inputs, training)
         # Multiply the factors first: they are small tensors, and `out` is large.
         scale = ops.cast(self.alpha, out.dtype)
         if self.skip_gain is not None:
-            scale = scale * self.skip_gain
-        if training and self.stochastic_depth.rate:
-            scale = scale * self.stochastic_depth.factors(out)
+            # A second computation has no autocast.
+            scale = scale * ops.cast(self.skip_gain, out.dtype)
+        if kept is not None:
+            scale = scale * kept
         if self._attention_is_last:
             scale = scale * self.attention_layer.factors(out)
         return _scaled_sum(out, scale, shortcut, training)
@@ -372,6 +404,7 @@ class NFBlock(keras.layers.Layer):
             "convention": self.convention,
             "dilation_rate": self.dilation_rate,
             "first_dilation_rate": self.first_dilation_rate,
+            "rematerialize": self.rematerialize,
             "data_format": self.data_format,
         }
 

@@ -16,24 +16,28 @@ def _precise(x):
     return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
-def _moments(rows, center):
-    """Compute the mean to subtract from each column, and the mean square around it.
+def _moments(weights, center):
+    """Compute the mean to subtract from each unit, and the mean square around it.
 
     Args:
-        rows: tensor `(rows, columns)`.
+        weights: tensor `(..., units)`.
         center: float. One, or zero to replace the means by zero.
 
     Returns:
-        A tensor `(2, columns)`, float32 or better.
+        A tensor `(2, units)`, float32 or better.
     """
-    rows = _precise(rows)
-    mean = fusion.sum_of_rows(lambda x: x, rows) / rows.shape[0]
+    weights, count = _precise(weights), _weights_per_unit(weights)
+    mean = fusion.sum_per_unit(lambda x: x, weights) / count
     mean = mean * ops.cast(center, mean.dtype)
-    variance = fusion.sum_of_rows(lambda x: ops.square(x - mean), rows) / rows.shape[0]
+    variance = fusion.sum_per_unit(lambda x: ops.square(x - mean), weights) / count
     return ops.stack([mean, variance])
 
 
-def _standardize(rows, moments, gain, center, fan_in, scale, variance_eps, eps):
+def _weights_per_unit(weights):
+    return math.prod(weights.shape[:-1])
+
+
+def _standardize(weights, moments, gain, center, fan_in, scale, variance_eps, eps):
     """Compute the formula of `WeightStandardized` in the precision of `moments`.
 
     Only the gradient uses `center`; here `moments` already accounts for it.
@@ -44,38 +48,39 @@ def _standardize(rows, moments, gain, center, fan_in, scale, variance_eps, eps):
     mean, variance = moments[0], moments[1]
     variance = (variance + variance_eps) * fan_in
     gain = scale * _precise(gain)
-    return (_precise(rows) - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))
+    return (_precise(weights) - mean) * (gain * ops.rsqrt(ops.maximum(variance, eps)))
 
 
 def _standardize_gradient(arguments, constants, upstream):
-    """Compute the gradients of rows and gain in fewer passes than automatic gradients.
+    """Compute the gradients of weights and gain in fewer passes than automatic gradients.
 
-    Let `c` be the centered rows, `r` the reciprocal square root, `u` the gradient of the
-    result and `n` the number of rows, with sums and means over a column. The gradient of
-    the gain is `scale * r * sum(u * c)`. The gradient of the rows is
+    Let `c` be the centered weights, `r` the reciprocal square root, `u` the gradient of
+    the result and `n` the number of weights per unit, with sums and means over a unit. The
+    gradient of the gain is `scale * r * sum(u * c)`. The gradient of the weights is
     `scale * gain * r * (u - center * mean(u) - fan_in / n * r**2 * sum(u * c) * c)`,
     without the last term if the variance is at its lower bound `eps`. It includes the
-    dependence of the moments on the rows, so the gradient of `moments` is None.
+    dependence of the moments on the weights, so the gradient of `moments` is None.
     """
-    rows, moments, gain, *numbers = arguments
+    weights, moments, gain, *numbers = arguments
     dtype = upstream.dtype
     center, fan_in, scale, variance_eps, eps = (ops.cast(x, dtype) for x in numbers)
-    gain_dtype, rows_dtype = gain.dtype, rows.dtype
-    rows, gain = ops.cast(rows, dtype), ops.cast(gain, dtype)
-    count = rows.shape[0]
+    gain_dtype, weights_dtype = gain.dtype, weights.dtype
+    weights, gain = ops.cast(weights, dtype), ops.cast(gain, dtype)
+    count = _weights_per_unit(weights)
     mean, variance = moments[0], moments[1]
     variance = (variance + variance_eps) * fan_in
     r = ops.rsqrt(ops.maximum(variance, eps))
-    upstream_mean = fusion.sum_of_rows(lambda k, u: u, rows, upstream) / count * center
-    product = fusion.sum_of_rows(lambda k, u: (k - mean) * u, rows, upstream)
+    upstream_sum = fusion.sum_per_unit(lambda k, u: u, weights, upstream)
+    upstream_mean = upstream_sum / count * center
+    product = fusion.sum_per_unit(lambda k, u: (k - mean) * u, weights, upstream)
     through_variance = ops.where(
         variance > eps, product * r * r * (fan_in / count), 0.0
     )
-    rows_gradient = (scale * gain * r) * (
-        upstream - upstream_mean - through_variance * (rows - mean)
+    weights_gradient = (scale * gain * r) * (
+        upstream - upstream_mean - through_variance * (weights - mean)
     )
     return [
-        ops.cast(rows_gradient, rows_dtype),
+        ops.cast(weights_gradient, weights_dtype),
         None,
         ops.cast(scale * r * product, gain_dtype),
     ]
@@ -116,24 +121,31 @@ class Kernel(typing.NamedTuple):
         outputs = [axis % rank for axis in self.output_axes]
         return tuple(axis for axis in range(rank) if axis not in outputs)
 
-    def as_matrix(self, weights, ops=ops):
-        """Reshape a kernel to `(weights per unit, units)`.
+    def units_last(self, weights, ops=ops):
+        """Return a kernel with a single axis of units, the last.
 
         Args:
             weights: tensor; or array, with `ops=np`.
             ops: `keras.ops` or `numpy`.
         """
-        units = self.units(weights.shape)
         if self.is_transposed:
-            weights = ops.swapaxes(weights, -1, -2)
-        return ops.reshape(weights, (-1, units))
+            return ops.swapaxes(weights, -1, -2)
+        if self.is_depthwise:
+            return ops.reshape(weights, (*weights.shape[:-2], -1))
+        return weights
 
-    def from_matrix(self, matrix, shape, ops=ops):
-        """Reshape the result of `as_matrix` back to a kernel of this shape."""
+    def as_matrix(self, weights, ops=ops):
+        """Reshape a kernel to `(weights per unit, units)`; arguments of `units_last`."""
+        return ops.reshape(
+            self.units_last(weights, ops), (-1, self.units(weights.shape))
+        )
+
+    def from_units_last(self, weights, shape, ops=ops):
+        """Return the result of `units_last` or `as_matrix` as a kernel of this shape."""
         if not self.is_transposed:
-            return ops.reshape(matrix, shape)
+            return ops.reshape(weights, shape)
         *before, outputs, inputs = shape
-        return ops.swapaxes(ops.reshape(matrix, (*before, inputs, outputs)), -1, -2)
+        return ops.swapaxes(ops.reshape(weights, (*before, inputs, outputs)), -1, -2)
 
 
 class WeightStandardized:
@@ -272,7 +284,7 @@ class WeightStandardized:
         weights = ops.convert_to_tensor(self._weights(kernel))
         gain = ops.convert_to_tensor(getattr(self, kernel.gain))
         shape = tuple(weights.shape)
-        rows = kernel.as_matrix(weights)
+        weights = kernel.units_last(weights)
         center = float(self.center or kernel is not self.KERNELS[0])
         constants = (
             center,
@@ -282,18 +294,19 @@ class WeightStandardized:
             self.eps,
         )
         if training:
-            moments = fusion.saved(fusion.fused, _moments, rows, center)
-            rows = fusion.fused(
+            moments = fusion.saved(fusion.fused, _moments, weights, center)
+            weights = fusion.fused(
                 _standardize,
-                rows,
+                weights,
                 moments,
                 gain,
                 *constants,
                 gradient=_standardize_gradient,
             )
         else:
-            rows = _standardize(rows, _moments(rows, center), gain, *constants)
-        return kernel.from_matrix(rows, shape)
+            moments = _moments(weights, center)
+            weights = _standardize(weights, moments, gain, *constants)
+        return kernel.from_units_last(weights, shape)
 
     def precise_bias(self, *kernels):
         """Return the bias minus the response of the kernels to a constant `input_mean`.

@@ -1,10 +1,12 @@
 """Intermediate feature maps of a network, for detection and segmentation."""
 
-import itertools
+import re
+import typing
 
 import keras
 
 from keras_nfnets.backend import graph, keras_internals
+from keras_nfnets.layers.endpoint import Endpoint
 
 
 def feature_pyramid(model):
@@ -39,6 +41,24 @@ def feature_pyramid(model):
     return keras.Model(model.input, outputs)
 
 
+class Feature(typing.NamedTuple):
+    """Last feature map of a resolution: its layer, its stride and its channels."""
+
+    name: str
+    stride: int
+    channels: int
+
+
+def features(model):
+    """Return a list of `Feature`s of a network, see `Network.features`."""
+    axis = -1 if keras.config.image_data_format() == "channels_last" else 1
+    layers = layers_of_network(model)
+    return [
+        Feature(name, stride, layers[name].output.shape[axis])
+        for stride, name in _names_by_stride(model, layers).items()
+    ]
+
+
 def feature_maps(model):
     """Return the last feature map of each resolution, see `feature_pyramid`.
 
@@ -46,33 +66,70 @@ def feature_maps(model):
         A dict from strides (ints: sizes of the images divided by those of the feature
         map) to symbolic tensors, finest resolution first.
     """
+    layers = layers_of_network(model)
+    names = _names_by_stride(model, layers)
+    return {stride: layers[name].output for stride, name in names.items()}
+
+
+def layers_of_network(model, *more):
+    """Return the layers of a network by name, in order.
+
+    Args:
+        model: `keras.Model`.
+        *more: str. Names of endpoints that it needs besides `"stem"` and `"stage1"`.
+
+    Raises:
+        ValueError: the model is not a network of this package, or has no such endpoint.
+    """
     layers = {layer.name: layer for layer in model.layers}
-    if "stem" not in layers or "stage1" not in layers:
+    needed = ["stem", "stage1", *more]
+    if not set(needed) <= layers.keys():
         raise ValueError(
-            "feature_pyramid needs a network of this package. Received: a model of "
-            f"layers {list(layers)}"
+            "The model must be a network of this package, with the layers "
+            f"{', '.join(needed)}. Received: a model of layers {list(layers)}"
         )
-    # The stem halves the resolution twice in NFNets and NF-ResNets, once in NF-RegNets.
-    if "stem_conv3" in layers:
-        half, stride = layers["stem_conv2"], 4
-    elif "stem_pool" in layers:
-        half, stride = layers["stem_conv"], 4
-    else:
-        half, stride = layers["stem"], 2
-    outputs = {2: half.output}
-    for stage in itertools.count(1):
-        if f"stage{stage}" not in layers:
-            return outputs
-        stride *= _strides(layers[f"stage{stage}_block1"])
-        outputs[stride] = layers[f"stage{stage}"].output
+    return layers
 
 
-def _strides(block):
-    """Return the strides of an `NFBlock`, or of the model that `fold` makes of one."""
-    strides = [
-        getattr(layer, "strides", 1) for layer in keras_internals.layers_of(block)
-    ]
-    return max(keras.tree.flatten(strides))
+def _names_by_stride(model, layers):
+    """Return `{stride: name of the layer of the last feature map}`."""
+    if not isinstance(layers["stem"], Endpoint):
+        return _measured(model, layers)
+    names = {}
+    for layer in layers.values():
+        if isinstance(layer, Endpoint):
+            if layer.half is not None:
+                names[layer.stride // 2] = layer.half
+            names[layer.stride] = layer.name
+    return names
+
+
+def _measured(model, layers):
+    """Return what `_names_by_stride` does, where the layers do not record it.
+
+    Folded networks consist of plain Keras layers, and files of earlier versions have
+    nothing recorded. Strides are measured in the graph. Endpoints are known by their
+    names; in the stem, feature maps are taken before activations, after convolutions.
+    """
+    known = [name for name in layers if re.fullmatch(r"stem(_conv\d*)?|stage\d+", name)]
+    strides = _strides(model)
+    # Layers before the network do not count, as where strides are recorded.
+    before = strides[known[0]] // getattr(layers[known[0]], "strides", (1,))[0]
+    return {strides[name] // before: name for name in known}
+
+
+def _strides(model):
+    """Return `{name: stride}` of the operations of a model, in the order of its calls."""
+    strides, reached = {}, {}
+    for call in graph.Graph(model, opens=lambda operation: False).calls:
+        operation = call.operation
+        is_layer = isinstance(operation, keras.layers.Layer)
+        layers = keras_internals.layers_of(operation) if is_layer else []
+        own = keras.tree.flatten([getattr(layer, "strides", 1) for layer in layers])
+        stride = max(own, default=1) * max(reached.get(x, 1) for x in call.inputs)
+        reached |= dict.fromkeys(call.outputs, stride)
+        strides[operation.name] = stride
+    return strides
 
 
 def intermediate_features(model, names):

@@ -7,6 +7,7 @@ import keras
 
 from keras_nfnets import checks
 from keras_nfnets.models import network
+from keras_nfnets.models.feature_pyramid import layers_of_network
 from keras_nfnets.training.schedules import ScaledSchedule
 
 
@@ -34,7 +35,7 @@ def reset_classifier(model, classes, *, activation="softmax", drop_rate=None):
     >>> reset_classifier(model, classes=2).output.shape
     (None, 2)
     """
-    layers = _layers_of_network(model)
+    layers = layers_of_network(model, "features")
     if drop_rate is None:
         drop_rate = getattr(layers.get("top_dropout"), "rate", 0.0)
     head = network.Head(True, None, classes, activation, drop_rate).checked()
@@ -64,7 +65,7 @@ def freeze(model, until):
     >>> [layer.name for layer in model.layers if layer.trainable and layer.weights]
     ['stage3_block1', 'stage4_block1', 'final_conv', 'predictions']
     """
-    layers = _layers_of_network(model)
+    layers = layers_of_network(model, "features")
     checks.one_of("until", until, (None, *layers))
     model.trainable = True  # a frozen model would train none of its layers
     is_frozen = until is not None
@@ -117,7 +118,7 @@ def layerwise_optimizer(model, create, learning_rate, decay):
             "`create` must be a function from a learning rate to an optimizer, such as "
             f"the class keras.optimizers.SGD. Received: create={create!r}"
         )
-    groups = _by_depth(_layers_of_network(model))
+    groups = _by_depth(layers_of_network(model, "features"))
     optimizers = {}
     for distance, names in enumerate(reversed(groups)):
         factor = decay**distance
@@ -145,14 +146,3 @@ def _by_depth(layers):
     blocks = [i for i, n in enumerate(names) if re.fullmatch(r"stage\d+_block\d+", n)]
     bounds = [0, *blocks, blocks[-1] + 1, len(names)]
     return [names[start:end] for start, end in itertools.pairwise(bounds)]
-
-
-def _layers_of_network(model):
-    """Return the layers of a network by name, in order, or raise a ValueError."""
-    layers = {layer.name: layer for layer in model.layers}
-    if not {"stem", "stage1", "features"} <= layers.keys():
-        raise ValueError(
-            "The model must be a network of this package. Received: a model of layers "
-            f"{list(layers)}"
-        )
-    return layers

@@ -9,13 +9,27 @@ import keras
 import numpy as np
 
 from keras_nfnets import checks, layers, pretrained
-from keras_nfnets.models.feature_pyramid import feature_maps
+from keras_nfnets.layers.endpoint import Endpoint
+from keras_nfnets.models.feature_pyramid import feature_maps, features
 from keras_nfnets.training.agc_model import FunctionalAGCModel
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class Network(FunctionalAGCModel):
     """An `AGCModel` with feature maps: a network of this package."""
+
+    @property
+    def features(self):
+        """List of the feature maps that `feature_pyramid` gives, finest resolution first.
+
+        Each has the `name` of its layer, its `stride` (size of the images divided by that
+        of the feature map) and its number of `channels`, as timm's `feature_info` has.
+
+        >>> network = keras_nfnets.NFNetTiny(include_top=False)
+        >>> network.features[1]
+        Feature(name='stage1', stride=4, channels=32)
+        """
+        return features(self)
 
     @property
     def pyramid_outputs(self):
@@ -109,9 +123,9 @@ class Style:
         return layers.ScaledActivation(self.activation, gain=gain, name=name)(x)
 
 
-def endpoint(x, name):
-    """Name a symbolic tensor, so that `model.get_layer` finds it."""
-    return keras.layers.Identity(name=name)(x)
+def endpoint(x, name, stride, half=None):
+    """Name a symbolic tensor, so that `model.get_layer` finds it; see `Endpoint`."""
+    return Endpoint(stride, half, name=name)(x)
 
 
 def stages(
@@ -139,8 +153,8 @@ def stages(
         "stochastic_depth_rate", stochastic_depth_rate, below=1
     )
     alpha = checks.number("alpha", alpha, exclusive=True)
-    if output_stride is not None:
-        output_stride = checks.integer("output_stride", output_stride)
+    if isinstance(output_stride, np.integer):
+        output_stride = int(output_stride)
     checks.one_of("output_stride", output_stride, (None, 8, 16, 32))
     reached, dilation_rate = stem_strides, 1
     expected_std = 1.0
@@ -168,7 +182,7 @@ def stages(
             if block == 0:
                 expected_std = 1.0
             expected_std = (expected_std**2 + alpha**2) ** 0.5
-        x = endpoint(x, f"stage{stage}")
+        x = endpoint(x, f"stage{stage}", reached)
     return x
 
 
@@ -243,6 +257,7 @@ _FREE_ARGUMENTS = {
     "stochastic_depth_rate",
     "drop_rate",
     "output_stride",
+    "rematerialize",
 }
 
 

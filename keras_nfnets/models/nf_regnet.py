@@ -59,6 +59,7 @@ def NFRegNet(
     drop_rate=0.0,
     convention="authors",
     output_stride=None,
+    rematerialize=False,
 ):
     """Build a custom NF-RegNet.
 
@@ -79,7 +80,8 @@ def NFRegNet(
         attention: str or None. `"se"`, `"eca"` or None.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, convention, output_stride: see `NFNet`.
+            stochastic_depth_rate, drop_rate, convention, output_stride, rematerialize: see
+            `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.
@@ -121,13 +123,14 @@ def NFRegNet(
             channels = width
 
     x = style.convolution(inputs, widths[0], 3, 2, name="stem_conv")
-    x = network.endpoint(x, "stem")
+    x = network.endpoint(x, "stem", 2)
     x = network.stages(
         x,
         widths=widths,
         bottlenecks=bottlenecks,
         stem_strides=2,
         output_stride=output_stride,
+        rematerialize=rematerialize,
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=group_size,

@@ -74,6 +74,7 @@ def NFResNet(
     drop_rate=0.0,
     convention="authors",
     output_stride=None,
+    rematerialize=False,
 ):
     """Build a custom NF-ResNet.
 
@@ -92,7 +93,8 @@ def NFResNet(
             it is a strided projection.
         include_top, weights, input_tensor, input_shape, pooling, classes,
             classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, output_stride: see `NFNet`.
+            stochastic_depth_rate, drop_rate, output_stride, rematerialize: see
+            `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.
@@ -120,7 +122,7 @@ def NFResNet(
         pool = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")
     else:
         pool = SymmetricMaxPooling2D(3, strides=2, name="stem_pool")
-    x = network.endpoint(pool(x), "stem")
+    x = network.endpoint(pool(x), "stem", 4, half="stem_conv")
 
     x = network.stages(
         x,
@@ -128,6 +130,7 @@ def NFResNet(
         bottlenecks=[[width // 4] * depth for width, depth in zip(widths, depths)],
         stem_strides=4,
         output_stride=output_stride,
+        rematerialize=rematerialize,
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=None,

@@ -134,6 +134,7 @@ def NFNet(
     drop_rate=0.0,
     convention="authors",
     output_stride=None,
+    rematerialize=False,
 ):
     """Build a custom NFNet.
 
@@ -180,6 +181,9 @@ def NFNet(
         output_stride: int or None. 8, 16 or 32: bound of the size of the images divided
             by that of the last feature map. Stages that would exceed it are dilated
             instead of strided, for semantic segmentation. The weights are the same.
+        rematerialize: bool. Whether training saves only the inputs of the blocks and
+            computes the blocks again for the gradient (gradient checkpointing): less
+            memory, more time.
 
     Returns:
         An `AGCModel` from float images `(batch, height, width, channels)`, normalized
@@ -220,7 +224,7 @@ def NFNet(
         if i > 0:
             x = style.activate(x, name=f"stem_activation{i - 1}")
         x = style.convolution(x, filters, 3, strides, name=f"stem_conv{i}")
-    x = network.endpoint(x, "stem")
+    x = network.endpoint(x, "stem", 4, half="stem_conv2")
 
     x = network.stages(
         x,
@@ -230,6 +234,7 @@ def NFNet(
         ],
         stem_strides=4,
         output_stride=output_stride,
+        rematerialize=rematerialize,
         alpha=alpha,
         stochastic_depth_rate=stochastic_depth_rate,
         group_size=group_size,

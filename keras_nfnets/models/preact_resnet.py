@@ -61,13 +61,13 @@ def PreActResNet(
 
     x = style.convolution(inputs, 16 * width, 7, 2, name="stem_conv")
     x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
-    x = network.endpoint(x, "stem")
+    x = network.endpoint(x, "stem", 4, half="stem_conv")
     for stage, depth in enumerate(depths, start=1):
         filters = 64 * width * 2 ** (stage - 1)
         for block in range(1, depth + 1):
             strides = 2 if stage > 1 and block == 1 else 1
             x = _block(x, filters, strides, style, f"stage{stage}_block{block}")
-        x = network.endpoint(x, f"stage{stage}")
+        x = network.endpoint(x, f"stage{stage}", 2 ** (stage + 1))
     head = network.Head(include_top, pooling, classes, classifier_activation, drop_rate)
     return network.finish(inputs, x, head, style, name=name)
 

@@ -20,6 +20,34 @@ def image_sizes(recipe):
     return size, recipe.test_image_size or size
 
 
+def periods(recipe):
+    """Return the periods of a run, see `training.growing_image_sizes`.
+
+    Raises:
+        ValueError: `first_image_size` is larger than the image size, or there is only one
+            epoch.
+    """
+    size, _ = image_sizes(recipe)
+    first = size if recipe.first_image_size is None else recipe.first_image_size
+    if first > size:
+        raise ValueError(
+            f"`first_image_size` must be at most the image size in training, {size}. "
+            f"Received: first_image_size={first}"
+        )
+    if first < size and recipe.epochs < 2:
+        raise ValueError(
+            "Images need at least two epochs to grow. Received: epochs=1, "
+            f"first_image_size={first}, image_size={size}"
+        )
+    return training.growing_image_sizes(first, size, recipe.epochs)
+
+
+def training_size(recipe):
+    """Describe the size of the training images, such as `"from 128 x 128 to 224 x 224"`."""
+    sizes = [f"{period.image_size} x {period.image_size}" for period in periods(recipe)]
+    return f"from {sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else sizes[0]
+
+
 def with_parts(recipe, source):
     """Return the recipe with the data set's own name of the evaluation split.
 
@@ -86,8 +114,9 @@ def load(recipe, source, split, *, training=False, **options):
 
 def create_model(recipe, source):
     """Create the network for the classes of the data, not compiled."""
-    size, test_size = image_sizes(recipe)
-    sides = (size if size == test_size else None,) * 2
+    _, test_size = image_sizes(recipe)
+    sizes = {test_size, *(period.image_size for period in periods(recipe))}
+    sides = (test_size if len(sizes) == 1 else None,) * 2
     rates = {
         name: getattr(recipe, name)
         for name in ("drop_rate", "stochastic_depth_rate")
@@ -183,8 +212,9 @@ def memory_estimate(recipe, source):
     size, _ = image_sizes(recipe)
     with pretrained.without_memory():
         # The counts do not depend on the weights.
+        changes = {"first_image_size": None, "test_image_size": size}
         model = create_model(
-            dataclasses.replace(recipe, weights=None, test_image_size=size), source
+            dataclasses.replace(recipe, weights=None, **changes), source
         )
         parameters = model.count_params()
         saved = count_activations(model)

@@ -33,7 +33,7 @@ def plan(recipe):
     '23 of 64 images per epoch, 15 epochs: 345'
     """
     source, recipe = _source_of(recipe)
-    size, test_size = building.image_sizes(recipe)
+    _, test_size = building.image_sizes(recipe)
     examples = source.size_of(recipe.train_split) if source.splits else None
     rows = {"run": recipe.about}
     images = "all images" if examples is None else f"{examples:,} images"
@@ -42,7 +42,8 @@ def plan(recipe):
         f"{len(source.class_names)} classes; evaluated on {recipe.test_split}"
     )
     rows["sizes"] = (
-        f"{size} x {size} in training, {test_size} x {test_size} in evaluation"
+        f"{building.training_size(recipe)} in training, "
+        f"{test_size} x {test_size} in evaluation"
     )
     words = recipe.augmentation or source.augmentation
     preparation = building.preparation(recipe, source)
@@ -150,6 +151,7 @@ def try_steps(recipe):
         recipe,
         batch_size=_IMAGES,
         image_size=_SIZE,
+        first_image_size=None,
         test_image_size=None,
         weights=None,  # they would be downloaded
         train_split="train",

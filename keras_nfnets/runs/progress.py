@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_nfnets.printing import printable
-from keras_nfnets.runs import folder
+from keras_nfnets.runs import building, folder
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -69,7 +69,7 @@ class Progress(RunCallback):
 
     def on_run_begin(self, run):
         self._run = run
-        self._header = None
+        self._header = self._size = None
         if run.recipe.report:
             self.write("\n".join(_describe_data(run)))
 
@@ -86,6 +86,11 @@ class Progress(RunCallback):
         self.write(self._run.plan)
 
     def on_epoch_begin(self, epoch, logs=None):
+        periods = building.periods(self._run.recipe)
+        size = next(p.image_size for p in periods if epoch < p.epochs)
+        if len(periods) > 1 and size != self._size:
+            self.write(f"Images of {size} x {size} pixels")
+            self._size = size
         self._bar = tqdm(
             total=self._run.steps_per_epoch,
             desc=f"Epoch {epoch + 1}/{self._run.recipe.epochs}",

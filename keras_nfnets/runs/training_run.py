@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from keras_nfnets import data, files, settings, training
+from keras_nfnets.backend.dtype_policy import dtype_policy_is
 from keras_nfnets.backend.graph import activation_of_outputs
 from keras_nfnets.printing import printable
 from keras_nfnets.runs import (
@@ -106,11 +107,10 @@ class Run:
     @property
     def plan(self):
         """One line: the size of the network, of the data and of the run."""
-        size, _ = building.image_sizes(self.recipe)
         return (
             f"{self.title}: {self.model.count_params():,} parameters, "
             f"{self.steps_per_epoch} batches of {self.recipe.batch_size} images, "
-            f"{size} x {size} pixels, {self.recipe.epochs} epochs"
+            f"{building.training_size(self.recipe)} pixels, {self.recipe.epochs} epochs"
             + (f", on {self.replicas} replicas" if self.replicas > 1 else "")
             + (
                 f", resumed after epoch {self.resumed_after}"
@@ -182,7 +182,7 @@ def train(
         # TensorFlow requires that a strategy is created before anything else.
         strategy = training.strategy(strategy)
     chief = training.is_chief(strategy)
-    with _precision(recipe.precision), contextlib.ExitStack() as claim:
+    with dtype_policy_is(recipe.precision), contextlib.ExitStack() as claim:
         run = _prepare(recipe, output_dir, strategy, resume, overwrite, claim)
         checkpoints = training.Checkpoints(
             run.folder / folder.CHECKPOINTS, _identity(run), write=chief
@@ -212,17 +212,6 @@ def train(
     if stopped:
         raise stopped
     return run
-
-
-@contextlib.contextmanager
-def _precision(policy):
-    """Context with a global dtype policy."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _prepare(recipe, output_dir, strategy, resume, overwrite, claim):
@@ -354,7 +343,10 @@ def _fit(run, strategy, checkpoints, callbacks):
     """Train, and return the exception that ended training early, or None."""
     import tensorflow as tf
 
-    recipe, epochs = run.recipe, run.recipe.epochs
+    recipe = run.recipe
+    periods = [p for p in building.periods(recipe) if p.epochs > run.resumed_after]
+    # If the run was killed after its last epoch, nothing is left to do.
+    periods = periods or building.periods(recipe)[-1:]
     first = [training.TrainingLog(run.source.size_of(recipe.train_split))]
     if recipe.patience:
         keep_best = KeepBest(
@@ -365,7 +357,8 @@ def _fit(run, strategy, checkpoints, callbacks):
         )
         first.append(keep_best)
         if keep_best.is_over:
-            epochs = run.resumed_after  # the run was killed just before its end
+            # The run was killed just before its end.
+            periods = [periods[0]._replace(epochs=run.resumed_after)]
     try:
         with (
             explained(run.source),
@@ -374,16 +367,29 @@ def _fit(run, strategy, checkpoints, callbacks):
         ):
             # Keras warns if a split has fewer images than files: some were left out.
             warnings.filterwarnings("ignore", "Your input ran out of data")
-            run.model.fit(
-                workers.batches(recipe, run.source, run.resumed_after, strategy),
-                validation_data=building.load(recipe, run.source, recipe.test_split),
-                initial_epoch=run.resumed_after,
-                epochs=epochs,
-                steps_per_epoch=run.steps_per_epoch,
-                shuffle=False,  # the data set shuffles
-                callbacks=[*first, checkpoints, interrupt, *callbacks],
-                verbose=0,
+            listeners = _AcrossPeriods(
+                [*first, checkpoints, interrupt, *callbacks], recipe.epochs
             )
+            for period in periods:
+                start = max(period.initial_epoch, run.resumed_after)
+                of_period = dataclasses.replace(recipe, image_size=period.image_size)
+                # Compiled for each size: for unknown sizes, steps would be slower.
+                run.model.train_function = None
+                run.model.fit(
+                    workers.batches(of_period, run.source, start, strategy),
+                    validation_data=building.load(
+                        recipe, run.source, recipe.test_split
+                    ),
+                    initial_epoch=start,
+                    epochs=period.epochs,
+                    steps_per_epoch=run.steps_per_epoch,
+                    shuffle=False,  # the data set shuffles
+                    callbacks=[listeners],
+                    verbose=0,
+                )
+                if run.model.stop_training:
+                    break
+            listeners.end()
     except (KeyboardInterrupt, FloatingPointError, BrokenPipeError) as error:
         return error
     except tf.errors.OpError as error:
@@ -399,6 +405,31 @@ def _fit(run, strategy, checkpoints, callbacks):
     finally:
         run.history = checkpoints.history
     return None
+
+
+class _AcrossPeriods(keras.callbacks.CallbackList):
+    """Callbacks to which the calls of `fit` for several image sizes are one training.
+
+    Many callbacks start anew in `on_train_begin`: they would forget earlier epochs.
+    """
+
+    def __init__(self, callbacks, epochs):
+        super().__init__(callbacks)
+        self._epochs, self._has_begun, self._logs = epochs, False, None
+
+    def set_params(self, params):
+        super().set_params(params and {**params, "epochs": self._epochs})
+
+    def on_train_begin(self, logs=None):
+        if not self._has_begun:
+            self._has_begun = True
+            super().on_train_begin(logs)
+
+    def on_train_end(self, logs=None):
+        self._logs = logs
+
+    def end(self):
+        super().on_train_end(self._logs)
 
 
 class KeepBest(keras.callbacks.Callback):

@@ -25,6 +25,8 @@ class Recipe:
             depth; None for the network's defaults.
         image_size: int or None. Image size in training, in pixels; None for the
             network's default.
+        first_image_size: int or None. Image size at the beginning, from which it grows to
+            `image_size`, see `training.growing_image_sizes`; None for no growth.
         test_image_size: int or None. Image size in evaluation; None for `image_size`.
         augmentation: str or None. See `data.Augmentation`; None for the default of the
             data.
@@ -77,6 +79,7 @@ class Recipe:
     drop_rate: float | None = None
     stochastic_depth_rate: float | None = None
     image_size: int | None = None
+    first_image_size: int | None = None
     test_image_size: int | None = None
     augmentation: str | None = None
     crop_mode: str | None = None
@@ -101,7 +104,7 @@ class Recipe:
     def __post_init__(self):
         for name in ("batch_size", "epochs"):
             checks.integer(name, getattr(self, name))
-        for name in ("image_size", "test_image_size", "patience"):
+        for name in ("image_size", "first_image_size", "test_image_size", "patience"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name))
         for name in ("head_epochs", "seed"):

@@ -6,7 +6,7 @@ from keras_nfnets.training.agc_model import AGCModel
 from keras_nfnets.training.callbacks import TrainingLog
 from keras_nfnets.training.checkpoints import Checkpoints
 from keras_nfnets.training.clipping_optimizers import AGC, SGDAGC
-from keras_nfnets.training.schedules import warmup_cosine
+from keras_nfnets.training.schedules import growing_image_sizes, warmup_cosine
 from keras_nfnets.training.strategies import has_workers, is_chief, strategy
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoints",
     "TrainingLog",
     "adaptive_clip",
+    "growing_image_sizes",
     "has_workers",
     "is_chief",
     "strategy",

@@ -425,9 +425,8 @@ def _factors(norm, weights_norm, clip_factor, eps, loss_scale):
 def _norm(x, axes):
     if axes != tuple(range(len(x.shape) - 1)) or len(axes) == 0:
         return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
-    rows = ops.reshape(x, (-1, x.shape[-1]))
     shape = (*(1,) * len(axes), x.shape[-1])
-    return ops.reshape(ops.sqrt(fusion.sum_of_rows(ops.square, rows)), shape)
+    return ops.reshape(ops.sqrt(fusion.sum_per_unit(ops.square, x)), shape)
 
 
 def _scale_sparse(gradient, tensor, factor):

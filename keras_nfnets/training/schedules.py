@@ -1,4 +1,6 @@
-"""Learning rate schedules."""
+"""Schedules of learning rates and of image sizes."""
+
+import typing
 
 import keras
 
@@ -90,3 +92,66 @@ def warmup_cosine(
         warmup_target=peak,
         warmup_steps=warmup,
     )
+
+
+class Period(typing.NamedTuple):
+    """Consecutive epochs with images of one size.
+
+    Attributes:
+        image_size: int. Side length of the images, in pixels.
+        initial_epoch, epochs: int. Arguments of `fit`: epochs before, and at the end.
+    """
+
+    image_size: int
+    initial_epoch: int
+    epochs: int
+
+
+_PERIODS = 4
+
+
+def growing_image_sizes(first, last, epochs):
+    """Divide training into periods whose image sizes grow (progressive resizing).
+
+    There are four of them, or as many as epochs or different sizes if these are fewer.
+
+    Small images train faster. Convolutional networks take any size: leave height and width
+    of the `input_shape` open.
+
+    Args:
+        first: int. Side length of the images in the first period, in pixels.
+        last: int. Side length in the last period.
+        epochs: int. Length of the complete run. With a single one, all images have the
+            last size.
+
+    Returns:
+        A list of tuples `(image_size, initial_epoch, epochs)`, which are arguments of
+        `data.load` and of `fit`.
+
+    Raises:
+        ValueError: an argument is not a positive integer, or `first` is larger than `last`.
+
+    Example:
+
+    >>> for period in growing_image_sizes(128, 224, epochs=10):
+    ...     print(period)
+    Period(image_size=128, initial_epoch=0, epochs=2)
+    Period(image_size=160, initial_epoch=2, epochs=5)
+    Period(image_size=192, initial_epoch=5, epochs=7)
+    Period(image_size=224, initial_epoch=7, epochs=10)
+
+    Reference: Tan and Le (2021), arXiv 2104.00298, section 4, whose regularization also
+    grows; here it does not.
+    """
+    first, last = checks.integer("first", first), checks.integer("last", last)
+    epochs = checks.integer("epochs", epochs)
+    if first > last:
+        raise ValueError(
+            "Image sizes grow: `first` must be at most `last`. "
+            f"Received: first={first}, last={last}"
+        )
+    count = min(_PERIODS, epochs, last - first + 1)
+    step = (last - first) / max(count - 1, 1)
+    sizes = [last - round(step * i) for i in reversed(range(count))]
+    ends = [epochs * i // count for i in range(count + 1)]
+    return [Period(*period) for period in zip(sizes, ends, ends[1:])]

@@ -17,6 +17,10 @@ from keras_nfnets.tables import STRATEGIES
 START_TIMEOUT = 600
 COLLECTIVE_TIMEOUT = 600
 
+# Ports of workers under Slurm: a hundred for each of a hundred successive jobs, below the
+# ports that Linux gives to clients, so that two jobs on one machine do not meet.
+SLURM_PORT = 20000
+
 
 def strategy(name="auto", start_timeout=START_TIMEOUT):
     """Create a `tf.distribute` strategy by name.
@@ -30,10 +34,13 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
             - `"mirrored"`: all GPUs of this machine, or its (logical) CPU devices if
               there are no GPUs.
             - `"multi_worker"`: this process is one of the workers that the environment
-              variable `TF_CONFIG` lists.
+              variable `TF_CONFIG` lists. If it is not set and Slurm's `srun` started
+              several tasks, they are the workers, and `TF_CONFIG` is set to say so. Which
+              GPUs a task uses is left to Slurm.
             - `"tpu"`: the local TPU, or the one that `TPU_NAME` names.
-            - `"auto"`: `"multi_worker"` if `TF_CONFIG` lists several workers, `"tpu"` if
-              `TPU_NAME` is set, `"mirrored"` if there are several GPUs, else `"none"`.
+            - `"auto"`: `"multi_worker"` if `TF_CONFIG` or Slurm's step lists several
+              workers, `"tpu"` if `TPU_NAME` is set, `"mirrored"` if there are several
+              GPUs, else `"none"`.
         start_timeout: float. Seconds that `"multi_worker"` waits for the other workers
             to start; after that this process ends with exit status 1.
 
@@ -41,8 +48,9 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
         A `tf.distribute.Strategy`; for `"none"` TensorFlow's default strategy.
 
     Raises:
-        ValueError: the name is unknown, `TF_CONFIG` does not list the workers and say
-            which of them this process is, or there is no TPU.
+        ValueError: the name is unknown, `TF_CONFIG` or the variables of Slurm's step do
+            not list the workers and say which of them this process is, or there is no
+            TPU.
 
     Example:
 
@@ -52,6 +60,8 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
     import tensorflow as tf
 
     checks.one_of("strategy", name, STRATEGIES)
+    if name in ("auto", "multi_worker") and not os.environ.get("TF_CONFIG"):
+        _set_tf_config_from_slurm(tf)
     if name == "auto":
         name = _automatic(tf)
     if name == "mirrored":
@@ -114,6 +124,49 @@ def _automatic(tf):
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "none"
 
 
+def _set_tf_config_from_slurm(tf):
+    """Set `TF_CONFIG` if this process is one of several tasks of a Slurm step.
+
+    A variable, so that a worker that starts itself anew has it, too.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks == "1":
+        return
+    try:
+        port = SLURM_PORT + int(os.environ["SLURM_JOB_ID"]) % 100 * 100
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port,
+            # Slurm gives tasks their GPUs. The resolver needs numbers, and without them
+            # it would run nvidia-smi, which fails where there is none.
+            gpus_per_node=int(tasks),
+            gpus_per_task=1,
+            auto_set_gpu=False,
+        )
+        workers = resolver.cluster_spec().as_dict()["worker"]
+        # The resolver takes SLURM_PROCID for the index. But it sorts the nodes as text
+        # (n10 before n9) and fills one after the other, which Slurm does not always do.
+        own_port = port + int(os.environ["SLURM_LOCALID"])
+        index = workers.index(f"{os.environ['SLURMD_NODENAME']}:{own_port}")
+    except (KeyError, ValueError, RuntimeError) as error:
+        received = {
+            name: os.environ.get(name)
+            for name in (
+                *("SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"),
+                *("SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID"),
+                "SLURMD_NODENAME",
+            )
+        }
+        raise ValueError(
+            "SLURM_STEP_NUM_TASKS says that this process is one of several tasks, but "
+            "Slurm's variables do not list all of them and say which this one is. Start "
+            "the command with srun, set TF_CONFIG, or choose the strategy 'none'. "
+            f"Received: {received}"
+        ) from error
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+    )
+
+
 def _tf_config():
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
@@ -130,7 +183,8 @@ def _tf_config_error(received):
         "The environment variable TF_CONFIG must list the addresses of all workers and "
         "say which of them this process is, such as "
         '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-        '"task": {"type": "worker", "index": 0}}. '
+        '"task": {"type": "worker", "index": 0}}. Slurm\'s srun with several tasks needs '
+        "none. "
         f"Received: TF_CONFIG={received!r}"
     )
 

@@ -4,6 +4,7 @@ import pytest
 from comparing import assert_close
 from keras import ops
 
+import keras_nfnets
 from keras_nfnets import (
     EfficientChannelAttention,
     NFBlock,
@@ -31,6 +32,7 @@ LAYERS = {
     "dilated": lambda **kw: NFBlock(
         16, group_size=8, dilation_rate=2, first_dilation_rate=1, **kw
     ),
+    "rematerialized": lambda **kw: NFBlock(16, group_size=8, rematerialize=True, **kw),
     "squeeze_excite": lambda **kw: SqueezeExcite(0.25, **kw),
     "efficient_attention": lambda **kw: EfficientChannelAttention(**kw),
     "stochastic_depth": lambda **kw: StochasticDepth(0.5, **kw),
@@ -194,6 +196,8 @@ def test_bad_arguments_are_refused():
         NFBlock(16, group_size="8")
     with pytest.raises(ValueError, match=r"strides=\(2, 1\)"):
         NFBlock(16, group_size=8, strides=(2, 1))
+    with pytest.raises(ValueError, match="one must be 1.*first_dilation_rate=2"):
+        NFBlock(16, group_size=8, strides=2, dilation_rate=2)
     with pytest.raises(ValueError, match="channels of the input"):
         NFBlock(16, group_size=8).build((None, 8, 8, None))
     with pytest.raises(ValueError, match="data_format='channels'"):
@@ -225,3 +229,70 @@ def test_a_dilated_block_computes_every_second_output_of_a_strided_one(pooled):
     few, many = strided(x), dilated(x)
     assert many.shape == (2, 12, 12, 16)
     assert_close(many[:, ::2, ::2], few, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strides", "policy"), [(1, "float32"), (2, "float32"), (2, "mixed_bfloat16")]
+)
+def test_a_rematerialized_block_learns_the_same(strides, policy):
+    """Also which examples stochastic depth drops."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 6, 6, 16)).astype("float32")
+    y = rng.normal(size=(8, 1)).astype("float32")
+    updates = []
+    for rematerialize in (False, True):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input(x.shape[1:]),
+                NFBlock(
+                    16,
+                    group_size=8,
+                    strides=strides,
+                    stochastic_depth_rate=0.5,
+                    skip_gain_initializer="ones",
+                    rematerialize=rematerialize,
+                    dtype=policy,
+                ),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(1),
+            ]
+        )
+        before = model.get_weights()
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        for _ in range(2):  # the second step draws others
+            model.train_on_batch(x, y)
+        updates.append([a - b for a, b in zip(model.get_weights(), before)])
+    assert all(np.abs(update).max() > 1e-4 for update in updates[0])
+    for plain, rematerialized in zip(*updates):
+        assert_close(rematerialized, plain, atol=1e-5 if policy == "float32" else 1e-2)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX lists what is saved")
+def test_a_rematerialized_network_saves_a_fraction_for_the_gradient():
+    import jax
+
+    def saved_bytes(rematerialize):
+        with keras_nfnets.pretrained.without_memory():
+            model = keras_nfnets.NFNetF0(
+                input_shape=(64, 64, 3), rematerialize=rematerialize
+            )
+        state = [
+            [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+            for variables in (model.trainable_variables, model.non_trainable_variables)
+        ]
+        images = jax.ShapeDtypeStruct((16, 64, 64, 3), "float32")
+
+        def for_the_gradient(trainable, non_trainable, images):
+            def call(trainable):
+                return model.stateless_call(
+                    trainable, non_trainable, images, training=True
+                )
+
+            _, gradient, _ = jax.vjp(call, trainable, has_aux=True)
+            return gradient
+
+        saved = jax.tree.leaves(jax.eval_shape(for_the_gradient, *state, images))
+        return sum(x.size * x.dtype.itemsize for x in saved if x.shape[:1] == (16,))
+
+    assert saved_bytes(True) < 0.3 * saved_bytes(False)

@@ -13,7 +13,9 @@ from keras_nfnets import (
     feature_pyramid,
     fold,
     pretrained,
+    reset_classifier,
 )
+from keras_nfnets.models import PreActResNet
 from keras_nfnets.models.registered import FAMILIES
 
 
@@ -25,6 +27,7 @@ from keras_nfnets.models.registered import FAMILIES
         lambda **kw: NFResNet((1, 1, 1, 1), 1, convention="timm", **kw),
         lambda **kw: NFRegNet((1, 2, 1, 1), (16, 24, 32, 48), **kw),
         lambda **kw: NFRegNet((1, 1, 1, 1), (16, 24, 32, 48), convention="timm", **kw),
+        lambda **kw: PreActResNet((1, 1, 1, 1), 1, **kw),
     ],
 )
 def test_every_stride_from_2_to_32_is_there(make):
@@ -36,6 +39,8 @@ def test_every_stride_from_2_to_32_is_there(make):
         for stride in (2, 4, 8, 16, 32)
     }
     assert all(ops.convert_to_numpy(output).std() > 0 for output in maps.values())
+    listed = [(f"stride{f.stride}", f.channels) for f in model.features]
+    assert listed == [(name, output.shape[-1]) for name, output in maps.items()]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
@@ -46,6 +51,27 @@ def test_the_stem_of_every_family_is_known(family):
         pyramid = feature_pyramid(model)
     for name, output in pyramid.output.items():
         assert output.shape[1] == 64 // int(name.removeprefix("stride"))
+
+
+def test_copies_of_a_network_have_its_features(tmp_path):
+    model = NFRegNet((1, 1, 1), (16, 24, 32), include_top=False, output_stride=8)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for copy in (loaded, keras.models.clone_model(model), reset_classifier(model, 2)):
+        assert copy.features == model.features
+    names = [(feature.name, feature.stride) for feature in model.features]
+    assert names == [("stem", 2), ("stage1", 4), ("stage3", 8)]
+
+
+def test_networks_of_earlier_files_which_record_nothing_have_features():
+    model = NFNetTiny(include_top=False, output_stride=16)
+    config = model.get_config()
+    for layer in config["layers"]:
+        if layer["class_name"] == "Endpoint":
+            layer |= {"class_name": "Identity", "module": "keras.layers"}
+            layer["registered_name"] = None
+            layer["config"] = {"name": layer["name"]}
+    assert type(model).from_config(config).features == model.features
 
 
 def test_the_pyramid_has_the_weights_of_its_network():
@@ -62,6 +88,7 @@ def test_the_pyramid_has_the_weights_of_its_network():
         lambda **kw: NFNet((1, 1), (16, 32), group_size=8, **kw),
         lambda **kw: NFResNet((1, 1), 1, **kw),
         lambda **kw: NFRegNet((1, 2), (16, 24), **kw),
+        lambda convention, **kw: PreActResNet((1, 1), 1, **kw),
     ],
 )
 def test_the_pyramid_of_a_folded_network_is_the_same(make, convention, tmp_path):

@@ -232,5 +232,7 @@ def test_two_stages_can_be_dilated(images):
     for block in blocks:
         block.skip_gain.assign(0.7)
     assert_close(fold(model)(images), model(images), atol=1e-4)
-    with pytest.raises(ValueError, match=r"8, 16, 32. Received: output_stride=4"):
-        NFNetTiny(output_stride=4)
+    for wrong in (4, "8", 8.0):
+        message = rf"8, 16, 32. Received: output_stride={wrong!r}"
+        with pytest.raises(ValueError, match=message):
+            NFNetTiny(output_stride=wrong)

@@ -142,6 +142,8 @@ def test_a_recipe_that_cannot_be_started_says_why(capsys):
         (["--dry-run", "--set=weights=imagenet"], "no published ImageNet weights"),
         (["--dry-run", "--set=train_split=tset"], "`split` must be one of 'train'"),
         (["--dry-run", "--set=test_split=tset"], "must have a split tset"),
+        (["--dry-run", "--set=first_image_size=99"], "at most .*, 32. Received"),
+        (["--epochs=1", "--set=first_image_size=8"], "at least two epochs"),
         (["--set=crop_mode=center"], "`crop_mode` must be one of"),
         (["--dry-run", "--set=clip_factor=abc"], "--clip_factor must be"),
     ]:

@@ -3,6 +3,7 @@
 import csv
 import functools
 import os
+import re
 import shutil
 import signal
 import threading
@@ -18,7 +19,7 @@ from PIL import Image
 from quick import quick
 
 import keras_nfnets
-from keras_nfnets import data, plotting, pretrained, runs
+from keras_nfnets import data, plotting, pretrained, recipes, runs, training
 from keras_nfnets.runs import building
 from keras_nfnets.runs.training_run import KeepBest
 
@@ -550,3 +551,54 @@ def test_plots_that_do_not_fit_on_the_disk_leave_the_model(
     assert "Not all results could be drawn: OSError: " in caplog.text
     assert "training_curves.png" in caplog.text
     assert run.paths.keys() == {"model.keras", "model.json", "history.csv"}
+
+
+def test_images_grow_during_a_run_also_if_it_is_resumed(images, tmp_path, capsys):
+    recipe = recipe_for(images, "first_image_size=6", "epochs=2", "report=False")
+    # It empties its file when training begins.
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    run = runs.train(recipe, tmp_path / "whole", callbacks=[runs.Progress(), log])
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+    out = capsys.readouterr().out
+    assert "from 6 x 6 to 16 x 16 pixels, 2 epochs" in out
+    assert re.findall(r"Images of (\d+) x", out) == ["6", "16"]
+    assert run.preparation["size"] == 16
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(recipe, tmp_path / "stopped", callbacks=[InterruptAt(0, INTERRUPT)])
+    resumed = runs.train(recipe, tmp_path / "stopped", resume=True)
+
+    # The same by hand.
+    source = data.find(images)
+    keras.utils.set_random_seed(recipe.seed)
+    model = recipes.create_model(run.recipe, source)
+    recipes.compile_model(recipe, model, run.steps_per_epoch)
+    losses = []
+    for period in training.growing_image_sizes(6, 16, epochs=2):
+        batches = data.load(
+            source,
+            recipe.train_split,
+            period.image_size,
+            recipe.batch_size,
+            training=True,
+            augmentation=recipe.augmentation,
+            preparation=run.preparation,
+            seed=recipe.seed,
+            from_epoch=period.initial_epoch,
+        )
+        losses += model.fit(
+            batches,
+            steps_per_epoch=run.steps_per_epoch,
+            initial_epoch=period.initial_epoch,
+            epochs=period.epochs,
+            shuffle=False,
+            verbose=0,
+        ).history["loss"]
+    for history in (run.history, resumed.history):
+        np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
+
+
+def test_training_stops_without_improvement_also_while_images_grow(images, tmp_path):
+    settings = ["first_image_size=8", "epochs=8", "patience=1", "learning_rate=0"]
+    recipe = recipe_for(images, *settings, "report=False")
+    # The first two epochs have one image size, and the next two another.
+    assert runs.train(recipe, tmp_path).epochs == 2

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from keras_nfnets import training
+from keras_nfnets.training import strategies
 
 
 def test_strategies_by_name(monkeypatch):
@@ -30,6 +31,88 @@ def test_strategies_by_name(monkeypatch):
     assert isinstance(mirrored, tf.distribute.MirroredStrategy)
     assert mirrored.num_replicas_in_sync == 4
     assert training.is_chief(mirrored)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "123",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_NODELIST": "n[9-10],gpu",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURMD_NODENAME": "n9",
+}
+
+
+def slurm_task(monkeypatch, **variables):
+    """Set the variables of a task of a Slurm step; None removes one."""
+    monkeypatch.setenv("TF_CONFIG", "")
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    for name, value in {**SLURM, **variables}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("node", "local", "procid", "address"),
+    [
+        ("n9", "0", "0", "n9:22300"),
+        ("n9", "1", "1", "n9:22301"),
+        ("n10", "0", "2", "n10:22300"),
+        ("gpu", "0", "4", "gpu:22300"),
+        ("n10", "0", "1", "n10:22300"),  # --distribution=cyclic
+    ],
+)
+def test_each_task_of_slurm_is_the_worker_on_its_own_node(
+    node, local, procid, address, monkeypatch
+):
+    """Even where the order of Slurm's tasks is not that of the addresses."""
+    slurm_task(
+        monkeypatch, SLURM_PROCID=procid, SLURM_LOCALID=local, SLURMD_NODENAME=node
+    )
+    strategies._set_tf_config_from_slurm(tf)
+    config = json.loads(os.environ["TF_CONFIG"])
+    workers = config["cluster"]["worker"]
+    assert workers[config["task"]["index"]] == address
+    assert sorted(workers) == sorted(
+        ["gpu:22300", "n10:22300", "n10:22301", "n9:22300", "n9:22301"]
+    )
+
+
+@pytest.mark.parametrize("tasks", [None, "1"])
+def test_one_task_of_slurm_is_not_a_worker(tasks, monkeypatch):
+    """As in a batch script without `srun`, or in an interactive allocation."""
+    slurm_task(monkeypatch, SLURM_STEP_NUM_TASKS=tasks)
+    assert not training.has_workers(training.strategy("auto"))
+    assert not os.environ["TF_CONFIG"]
+    with pytest.raises(ValueError, match="TF_CONFIG must list .* srun"):
+        training.strategy("multi_worker")
+
+
+@pytest.mark.parametrize("name", ["auto", "multi_worker"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *((variable, None) for variable in SLURM if variable != "SLURM_STEP_NUM_TASKS"),
+        ("SLURM_JOB_ID", "x"),
+        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("SLURM_STEP_NUM_TASKS", "0"),
+        ("SLURM_STEP_NUM_TASKS", "two"),
+        ("SLURM_STEP_NODELIST", "n[9-"),
+        ("SLURM_STEP_NODELIST", "n9"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2(x2"),
+        ("SLURM_LOCALID", "2"),
+        ("SLURMD_NODENAME", "elsewhere"),
+    ],
+)
+def test_incomplete_variables_of_slurm_are_refused(variable, value, name, monkeypatch):
+    slurm_task(monkeypatch, **{variable: value})
+    with pytest.raises(ValueError, match="several tasks.*with srun.*Received") as error:
+        training.strategy(name)
+    assert f"'{variable}': {value!r}" in str(error.value)
+    assert not os.environ["TF_CONFIG"]
 
 
 @pytest.mark.parametrize("name", ["Mirrored", "", None, 3])
@@ -133,13 +216,19 @@ def addresses(count):
     return names
 
 
-def start(workers, index, *arguments, **options):
+def unused(port):
+    """Whether nothing listens on a local port."""
+    with socket.socket() as listener:
+        return listener.connect_ex(("localhost", port)) != 0
+
+
+def start(workers, index, *arguments, variables=None, **options):
     """Start a process as one of several workers, or as the only one."""
     config = {
         "cluster": {"worker": workers},
         "task": {"type": "worker", "index": index},
     }
-    environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+    environment = {**os.environ, "TF_CONFIG": json.dumps(config), **(variables or {})}
     if not workers:
         del environment["TF_CONFIG"]
     return subprocess.Popen(
@@ -189,6 +278,37 @@ def test_workers_compute_what_one_process_computes(monkeypatch, tmp_path):
         for a, b in zip(worker["weights"], expected["weights"]):
             scale = max(np.abs(b).max(), 1e-3)
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale)
+
+
+def test_two_tasks_of_slurm_are_two_workers():
+    """Real processes, with the variables of `srun --ntasks=2` on this machine."""
+    code = """
+import json, os
+from keras_nfnets import training
+strategy = training.strategy("auto")
+print("RESULT", json.dumps([
+    training.is_chief(strategy), training.has_workers(strategy),
+    strategy.num_replicas_in_sync, json.loads(os.environ["TF_CONFIG"])["task"]["index"],
+]))
+"""
+    job = next(
+        job
+        for job in range(os.getpid(), os.getpid() + 100)
+        if all(unused(strategies.SLURM_PORT + job % 100 * 100 + i) for i in range(2))
+    )
+    processes = []
+    for index in range(2):
+        variables = {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index),
+            "SLURMD_NODENAME": "localhost",
+        }
+        processes.append(start([], 0, "-c", code, variables=variables))
+    assert results(processes) == [[True, True, 2, 0], [False, True, 2, 1]]
 
 
 def test_ctrl_c_reaches_a_worker_that_waits():

@@ -12,7 +12,12 @@ from eager import eager_functions
 from keras import ops
 
 from keras_nfnets import AGC, SGDAGC, AGCModel, NFNetTiny
-from keras_nfnets.training import Checkpoints, TrainingLog, warmup_cosine
+from keras_nfnets.training import (
+    Checkpoints,
+    TrainingLog,
+    growing_image_sizes,
+    warmup_cosine,
+)
 
 X = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
 Y = np.zeros((2, 1), "float32")
@@ -380,6 +385,23 @@ def test_schedule_of_the_papers():
         arguments = {"steps_per_epoch": 10, "epochs": 10, **wrong}
         with pytest.raises(ValueError, match=next(iter(wrong))):
             warmup_cosine(0.1, 256, **arguments)
+
+
+def test_image_sizes_grow_in_quarters_of_a_run():
+    assert growing_image_sizes(128, 224, 360) == [
+        (128, 0, 90),
+        (160, 90, 180),
+        (192, 180, 270),
+        (224, 270, 360),
+    ]
+    assert growing_image_sizes(8, 32, 3) == [(8, 0, 1), (20, 1, 2), (32, 2, 3)]
+    assert growing_image_sizes(8, 32, 1) == [(32, 0, 1)]
+    assert growing_image_sizes(31, 32, 9) == [(31, 0, 4), (32, 4, 9)]
+    assert growing_image_sizes(32, 32, 9) == [(32, 0, 9)]
+    with pytest.raises(ValueError, match="first=33, last=32"):
+        growing_image_sizes(33, 32, 10)
+    with pytest.raises(ValueError, match="epochs=0"):
+        growing_image_sizes(8, 32, 0)
 
 
 class WithItsOwnMetrics(AGCModel):
