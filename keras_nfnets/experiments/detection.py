@@ -82,7 +82,7 @@ def _detector(settings, body):
             _FORMAT,
             *_LEVELS,
             num_scales=3,
-            aspect_ratios=[0.25, 0.5, 1.0, 2.0],
+            aspect_ratios=[1.0],
             anchor_size=2.0,
         ),
         pre_logits_num_conv_layers=1,
@@ -164,7 +164,7 @@ def _loss():
 
 _TASK = dense.Task(_body, _predictor, _loss, "logits_layer")
 
-_SETTINGS = {"score": "average_precision", "learning_rates": [0.05, 0.1, 0.2, 0.4, 1.6]}
+_SETTINGS = {"score": "average_precision", "learning_rates": [0.05, 0.1, 0.2, 0.4]}
 
 EXPERIMENT = Experiment(
     name="detection",
@@ -172,7 +172,7 @@ EXPERIMENT = Experiment(
 `keras_nfnets.normalizer_free` and with AGC, detects better than with batch norm and with
 frozen batch norm; at larger ones it is as good.""",
     how="""KerasHub's RetinaNet, with batch norm in the feature pyramid and none in the heads that
-predict, finds the box of each digit. The loss of an image is divided by the number of its
+predict, finds the box of each stamp, and its digit. The loss of an image is divided by the number of its
 own positive anchors, not by those of the batch. """
     + dense.HOW,
     beyond=dense.BEYOND,

@@ -1,8 +1,9 @@
-"""Photographs with characters pasted on them, whose masks and boxes are known exactly.
+"""Photographs with stamps pasted on them, whose masks and boxes are known exactly.
 
-Backgrounds are crops of the color photographs in scikit-learn and scikit-image. Characters
-are those of a data set of `images`, each with its own color, size and position. Splits have
-neither photographs nor characters in common.
+Backgrounds are crops of the color photographs in scikit-learn and scikit-image. A stamp is
+a square with a character, an image of a data set of `images`, in its middle; stamps have
+their own colors, sizes and positions. Splits have neither photographs nor characters in
+common.
 """
 
 import functools
@@ -21,15 +22,16 @@ PHOTOGRAPHS = {
     "test": ("chelsea", "rocket"),
 }
 
-# Longer side of a character, and side of the crop that becomes the background, as fractions
-# of the side of an image.
-_CHARACTER, _CROP = (0.3, 0.5), (1, 3)
-# Least distance of a character's color from the mean of its background, where black is 1.7
-# from white.
+# Side of a stamp, and side of the crop that becomes the background, as fractions of the side
+# of an image.
+_STAMP, _CROP = (0.3, 0.5), (1, 3)
+# Longer side of a character as a fraction of its stamp's.
+_CHARACTER = 0.8
+# Least distance between the two colors of a stamp, where black is 1.7 from white.
 _LEAST_CONTRAST = 0.5
-# Number of random positions that are tried for a character, so that it hides no other.
+# Number of random positions that are tried for a stamp, so that it hides no other.
 _TRIES = 20
-# Opacity from which a pixel belongs to a character.
+# Opacity from which a pixel belongs to a character, when margins are cut off.
 _OPAQUE = 0.5
 # Padding of boxes and labels.
 _NONE = -1
@@ -41,10 +43,10 @@ class Scenes(typing.NamedTuple):
     Attributes:
         images: float32 `(n, side, side, 3)`, about zero mean and unit variance.
         masks: uint8 `(n, side, side)`. Class of each pixel: 0 for the background, and one
-            more than the label of an object on its pixels.
-        boxes: float32 `(n, most objects, 4)`. Left, top, right and bottom edge in pixels of
-            the smallest box around each object's mask; -1 where there is no object.
-        labels: int32 `(n, most objects)`. Classes of the objects from 0; -1 where there is
+            more than the label of a stamp on its pixels.
+        boxes: float32 `(n, most objects, 4)`. Left, top, right and bottom edge of each
+            stamp in pixels; -1 where there is no stamp.
+        labels: int32 `(n, most objects)`. Classes of the stamps from 0; -1 where there is
             none.
     """
 
@@ -55,7 +57,7 @@ class Scenes(typing.NamedTuple):
 
 
 def scenes(settings, split, count, seed):
-    """Paste characters on photographs, at most `settings["objects"]` per image.
+    """Paste stamps on photographs, at most `settings["objects"]` per image.
 
     Args:
         settings: dict with `"dataset"`, the data set of the characters, `"classes"`, of
@@ -83,23 +85,23 @@ def scenes(settings, split, count, seed):
     for i in range(count):
         image = _background(photographs, side, generator)
         for j in range(generator.integers(1, objects + 1)):
-            opacity, label = _character(characters, side, generator)
-            place = _free_place(masks[i], opacity, generator)
+            stamp, label = _stamp(characters, side, generator)
+            place = _free_place(masks[i], stamp, generator)
             if place is None:
                 continue
-            _paste(image, opacity, place, generator)
-            pasted = np.zeros((side, side), bool)
-            pasted[place] = opacity >= _OPAQUE
-            masks[i][pasted] = 1 + label
-            boxes[i, j], labels[i, j] = _box(pasted), label
+            image[place] = stamp
+            masks[i][place] = 1 + label
+            rows, columns = place
+            boxes[i, j] = columns.start, rows.start, columns.stop, rows.stop
+            labels[i, j] = label
         pixels[i] = _normalized(image)
     return Scenes(pixels, masks, boxes, labels)
 
 
 def single(settings, split, count, seed):
-    """Paste one character on each image, for the training of classifiers.
+    """Paste one stamp on each image, for the training of classifiers.
 
-    The images have half the side of those of `scenes`, and the character is as large.
+    The images have half the side of those of `scenes`, and the stamp is as large.
 
     Args:
         settings, split, count, seed: see `scenes`.
@@ -115,8 +117,8 @@ def single(settings, split, count, seed):
     characters = _characters(settings["dataset"], split, settings["classes"])
     for i in range(count):
         image = _background(photographs, side, generator)
-        opacity, labels[i] = _character(characters, 2 * side, generator)
-        _paste(image, opacity, _place((side, side), opacity, generator), generator)
+        stamp, labels[i] = _stamp(characters, 2 * side, generator)
+        image[_place((side, side), stamp, generator)] = stamp
         pixels[i] = _normalized(image)
     return pixels, labels
 
@@ -174,44 +176,38 @@ def _background(photographs, side, generator):
     return np.array(resized, "float32") / 255
 
 
-def _character(characters, side, generator):
-    """Return the opacity of a random character at a random size, and its label."""
-    image, label = characters[generator.integers(len(characters))]
-    scale = side * generator.uniform(*_CHARACTER) / max(image.size)
-    size = [max(1, round(scale * length)) for length in image.size]
-    opacity = np.asarray(image.resize(size, Image.Resampling.BILINEAR), "float32")
+def _stamp(characters, side, generator):
+    """Return the pixels of a random stamp for images of a side, and its label."""
+    character, label = characters[generator.integers(len(characters))]
+    size = round(side * generator.uniform(*_STAMP))
+    scale = _CHARACTER * size / max(character.size)
+    width, height = (max(1, round(scale * length)) for length in character.size)
+    character = character.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (size - width) // 2, (size - height) // 2
+    opacity = np.zeros((size, size, 1), "float32")
+    opacity[top : top + height, left : left + width, 0] = character
     # Thin strokes get paler when they shrink.
-    return opacity / opacity.max(), label
+    opacity /= opacity.max()
+    paper = ink = generator.uniform(size=3)
+    while np.linalg.norm(ink - paper) < _LEAST_CONTRAST:
+        ink = generator.uniform(size=3)
+    return paper + opacity * (ink - paper), label
 
 
-def _free_place(mask, opacity, generator):
-    """Return slices where a character hides no other, or None if none is found."""
+def _free_place(mask, stamp, generator):
+    """Return slices where a stamp hides no other, or None if none is found."""
     for _ in range(_TRIES):
-        place = _place(mask.shape, opacity, generator)
+        place = _place(mask.shape, stamp, generator)
         if not mask[place].any():
             return place
     return None
 
 
-def _place(shape, opacity, generator):
+def _place(shape, stamp, generator):
     """Return slices of rows and columns of a random position inside an image."""
-    height, width = opacity.shape
-    top, left = generator.integers(np.array(shape) - opacity.shape + 1)
-    return slice(top, top + height), slice(left, left + width)
-
-
-def _paste(image, opacity, place, generator):
-    """Paste a character in a random color that differs from the background, in place."""
-    background = image[place].mean(axis=(0, 1))
-    color = background
-    while np.linalg.norm(color - background) < _LEAST_CONTRAST:
-        color = generator.uniform(size=3)
-    image[place] += opacity[..., None] * (color - image[place])
-
-
-def _box(mask):
-    rows, columns = np.nonzero(mask)
-    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    size = len(stamp)
+    top, left = map(int, generator.integers(np.array(shape) - size + 1))
+    return slice(top, top + size), slice(left, left + size)
 
 
 def _normalized(image):
