@@ -58,7 +58,8 @@ EXPERIMENT = Experiment(
     claim="""At batches of one and two images, DeepLabV3+ without normalization, after
 `keras_nfnets.normalizer_free` and with AGC, segments better than with batch norm and with
 frozen batch norm; at larger ones it is as good.""",
-    how="KerasHub's DeepLabV3+ finds the pixels of each stamp, and its digit. " + dense.HOW,
+    how="KerasHub's DeepLabV3+ finds the pixels of each stamp, and its digit. "
+    + dense.HOW,
     beyond="""\
 The mean IoU is 18% if every pixel is taken for background. """
     + dense.BEYOND,

@@ -14,27 +14,20 @@ def scenes():
 
 
 def objects(scenes):
-    """Yield the image, the mask and the box of each object, and its label."""
+    """Yield the image, the mask, the rows and columns, and the label of each object."""
     for image, mask, boxes, labels in zip(*scenes, strict=True):
         for box, label in zip(boxes.astype(int), labels, strict=True):
             if label >= 0:
-                yield image, mask == 1 + label, box, label
+                left, top, right, bottom = box
+                yield image, mask, (slice(top, bottom), slice(left, right)), label
 
 
-def test_boxes_are_the_smallest_around_the_masks(scenes):
-    for _, mask, (left, top, right, bottom), _ in objects(scenes):
-        inside = mask[top:bottom, left:right]
-        assert inside[0].any() and inside[-1].any()
-        assert inside[:, 0].any() and inside[:, -1].any()
-    for mask, boxes, labels in zip(*scenes[1:], strict=True):
-        remaining = mask.copy()
-        for (left, top, right, bottom), label in zip(
-            boxes.astype(int), labels, strict=True
-        ):
-            if label >= 0:
-                inside = remaining[top:bottom, left:right]
-                inside[inside == 1 + label] = 0
-        assert not remaining.any()
+def test_masks_are_the_boxes_filled_with_the_labels(scenes):
+    remaining = scenes.masks.copy()
+    for _, mask, place, label in objects(scenes._replace(masks=remaining)):
+        assert (mask[place] == 1 + label).all()  # also: no object hides another
+        mask[place] = 0
+    assert not remaining.any()
 
 
 def test_images_have_one_to_all_objects_of_the_first_classes(scenes):
@@ -44,19 +37,24 @@ def test_images_have_one_to_all_objects_of_the_first_classes(scenes):
     np.testing.assert_array_equal(scenes.labels < 0, (scenes.boxes < 0).all(axis=-1))
 
 
-def test_masks_are_where_the_characters_are(scenes):
-    """A character has one color, so its pixels vary more if the mask is moved."""
+def test_boxes_are_where_the_stamps_are(scenes):
+    """The edge of a stamp has one color; another is in its middle."""
 
-    def spread(image, mask):
-        return image[mask].std(axis=0).sum()
+    def edge(pixels):
+        sides = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
+        return np.concatenate(sides)
 
-    found = []
-    for image, mask, (left, top, right, bottom), _ in objects(scenes):
-        alone = np.zeros_like(mask)
-        alone[top:bottom, left:right] = mask[top:bottom, left:right]
-        around = [np.roll(alone, by, axis) for by in (-3, 3) for axis in (0, 1)]
-        found += [spread(image, alone) < spread(image, moved) for moved in around]
-    assert np.mean(found) > 0.95
+    around = []
+    for image, _, place, _ in objects(scenes):
+        inside = image[place]
+        assert np.ptp(edge(inside), axis=0).max() == 0
+        contrast = np.linalg.norm(inside - inside[0, 0], axis=-1).max()
+        assert contrast * 0.25 > 0.45  # images are divided by 0.25
+        rows, columns = place
+        if min(rows.start, columns.start) > 0:
+            wider = image[rows.start - 1 : rows.stop, columns.start - 1 : columns.stop]
+            around.append(np.ptp(edge(wider), axis=0).max() > 0)
+    assert all(around) and len(around) > 20
 
 
 def test_splits_share_neither_photographs_nor_characters():
@@ -83,7 +81,7 @@ def test_images_depend_on_seed_and_split_only(make):
         assert (made()[0] != others[0]).any(axis=(1, 2, 3)).all()
 
 
-def test_single_characters_are_labelled():
+def test_single_stamps_are_labelled():
     x, y = pasted.single(SETTINGS, "train", 40, 0)
     assert x.shape == (40, 24, 24, 3) and x.dtype == "float32"
     assert set(y) == {0, 1, 2, 3}
