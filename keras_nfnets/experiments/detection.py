@@ -164,7 +164,10 @@ def _loss():
 
 _TASK = dense.Task(_body, _predictor, _loss, "logits_layer")
 
-_SETTINGS = {"score": "average_precision", "learning_rates": [0.05, 0.1, 0.2, 0.4]}
+_SETTINGS = {
+    "score": "average_precision",
+    "learning_rates": [0.05, 0.1, 0.2, 0.4],
+}
 
 EXPERIMENT = Experiment(
     name="detection",
@@ -177,7 +180,7 @@ own positive anchors, not by those of the batch. """
     + dense.HOW,
     beyond=dense.BEYOND,
     scales={
-        "small": {**dense.SMALL, **_SETTINGS},
+        "small": {**dense.SMALL, **_SETTINGS, "examples": 1200},
         "full": {**dense.FULL, **_SETTINGS},
     },
     plan=dense.plan,
