@@ -159,6 +159,8 @@ def _command(experiment, settings):
     """Return the command line that reproduces a run."""
     scale, dataset = settings["scale"], settings.get("dataset")
     words = ["keras-nfnets", "experiment", experiment.name]
+    if settings["backend"] != "tensorflow":
+        words.insert(0, f"KERAS_BACKEND={settings['backend']}")
     if scale != "small":
         words.append(f"--scale={scale}")
     if dataset != experiments.settings_of(experiment, scale).get("dataset"):

@@ -501,6 +501,8 @@ def test_published_pages_agree_with_their_results(published, tmp_path, elsewhere
     cells = experiment.plan(settings, rows)
     assert all(results.has(cell) for cell in cells)
     command = f"keras-nfnets experiment {name}"
+    if settings["backend"] != "tensorflow":
+        command = f"KERAS_BACKEND={settings['backend']} {command}"
     if published != name:
         command += f" --dataset={settings['dataset']}"
     findings = experiments.write(
