@@ -4,13 +4,14 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
 import types
 import warnings
 
 import keras
 
 from keras_nfnets import checks
-from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend import keras_internals, processes
 from keras_nfnets.guards import model_files
 from keras_nfnets.layers.units import mark_units
 from keras_nfnets.training import replicas
@@ -716,8 +717,13 @@ class AGCModel(keras_internals.ModelWithHooks):
     @property
     def _trains_averages(self):
         """Whether the model is ready to be trained with `ema_decay`."""
-        is_ready = self.built and self.compiled and self.optimizer is not None
-        return is_ready and self._training_config["ema_decay"] is not None
+        return (
+            self._is_ready_to_train and self._training_config["ema_decay"] is not None
+        )
+
+    @property
+    def _is_ready_to_train(self):
+        return self.built and self.compiled and self.optimizer is not None
 
     @property
     def _is_trained(self):
@@ -731,7 +737,26 @@ class AGCModel(keras_internals.ModelWithHooks):
     def save(self, filepath, *args, **kwargs):
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(f"{_NOT_AS_H5} Received: filepath={filepath}")
+        self._check_values_are_here(filepath)
         return super().save(filepath, *args, **kwargs)
+
+    @functools.wraps(keras.Model.save_weights)
+    def save_weights(self, filepath, *args, **kwargs):
+        self._check_values_are_here(filepath)
+        return super().save_weights(filepath, *args, **kwargs)
+
+    def _check_values_are_here(self, filepath):
+        """Raise a ValueError if parts of the weights are in other processes."""
+        divided = [v.path for v in self.variables if processes.is_divided(v)]
+        if divided:
+            raise ValueError(
+                "The file was not written: this process has only parts of some weights, "
+                "which are divided among several processes. Save with "
+                "`training.Checkpoints` or `keras.callbacks.OrbaxCheckpoint` in all "
+                "processes, restore the checkpoint in one process, and save the model "
+                f"there. Received: filepath={filepath} for a model with divided weights: "
+                f"{', '.join(divided[:3])}{', ...' if len(divided) > 3 else ''}"
+            )
 
     @keras_internals.as_if_not_overridden
     @functools.wraps(keras.Model.get_config)
@@ -746,15 +771,18 @@ class AGCModel(keras_internals.ModelWithHooks):
         with model_files.checked(filepath):
             return self._load_weights(filepath, *args, **kwargs)
 
-    def _load_weights(self, *args, **kwargs):
-        if not self._trains_averages:
-            return super().load_weights(*args, **kwargs)
+    def _load_weights(self, filepath, *args, **kwargs):
+        is_of_orbax = os.path.isdir(filepath)
+        if not (self._trains_averages or (is_of_orbax and self._is_ready_to_train)):
+            return super().load_weights(filepath, *args, **kwargs)
         # Averages are in the state of the optimizer, which Keras loads only if it is
-        # built. The learning rate is not to change, as it would not without averages.
-        rates = {} if self.optimizer.built else self._constant_learning_rates()
+        # built; of an Orbax checkpoint it loads what has been built. From a file, the
+        # learning rate is not to change, as it would not without averages.
+        keeps_rates = not (self.optimizer.built or is_of_orbax)
+        rates = self._constant_learning_rates() if keeps_rates else {}
         self.build_training_state()
         with self._averages.loading() if self._averages else contextlib.nullcontext():
-            result = super().load_weights(*args, **kwargs)
+            result = super().load_weights(filepath, *args, **kwargs)
         for optimizer, rate in rates.items():
             optimizer.learning_rate = rate
         return result

@@ -8,9 +8,9 @@ import warnings
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_nfnets import files
+from keras_nfnets.backend import processes
 from keras_nfnets.guards import json_text
 from keras_nfnets.guards.archive import Archive
 from keras_nfnets.printing import printable
@@ -67,16 +67,21 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        if self.write:
-            self.save(epoch + 1)
+        self.save(epoch + 1)
 
     def save(self, epoch):
-        """Save the state after `epoch` epochs."""
-        about = {"epoch": epoch, "settings": self.settings, "history": self.history}
+        """Save the state after `epoch` epochs.
+
+        All workers call it: those that do not write may have parts of the weights.
+        """
         arrays = {
-            name: _as_storable(ops.convert_to_numpy(variable))
+            name: _as_storable(processes.to_numpy(variable))
             for name, variable in self._variables(self.model).items()
+            if self.write or processes.is_divided(variable)
         }
+        if not self.write:
+            return
+        about = {"epoch": epoch, "settings": self.settings, "history": self.history}
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_partial(self.folder)
         name = f"{_PREFIX}epoch-{epoch:06}.npz"

@@ -2,7 +2,6 @@
 
 import contextlib
 
-import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
@@ -32,7 +31,7 @@ class MovingAverages:
         self.variables = averaged_variables(variables)
         self.averages = [
             optimizer.add_variable_from_reference(
-                variable, "average", initializer=_value_of(variable)
+                variable, "moving_average", initializer=_value_of(variable)
             )
             for variable in self.variables
         ]
@@ -49,7 +48,7 @@ class MovingAverages:
     def restart(self):
         """Set the averages to the weights."""
         for average, variable in zip(self.averages, self.variables):
-            average.assign(ops.convert_to_numpy(variable))
+            average.assign(ops.copy(variable))
 
     @contextlib.contextmanager
     def loading(self):
@@ -57,24 +56,24 @@ class MovingAverages:
 
         Averages that are not loaded begin at the new weights.
         """
-        before = [ops.convert_to_numpy(average).copy() for average in self.averages]
-        marked, nan = self.averages[0], np.full_like(before[0], np.nan)
-        marked.assign(nan)
+        before = [ops.copy(average) for average in self.averages]
+        marked = self.averages[0]
+        marked.assign(before[0] * float("nan"))
         try:
             yield
         except BaseException:
             for average, value in zip(self.averages, before):
                 average.assign(value)
             raise
-        if np.isnan(np.float32(ops.convert_to_numpy(marked))).all():
+        if bool(ops.all(ops.isnan(marked))):
             self.restart()
 
     @contextlib.contextmanager
     def swapped_in(self):
         """Context in which the variables have the values of their averages."""
-        values = [ops.convert_to_numpy(variable).copy() for variable in self.variables]
+        values = [ops.copy(variable) for variable in self.variables]
         for variable, average in zip(self.variables, self.averages):
-            variable.assign(ops.convert_to_numpy(average))
+            variable.assign(ops.copy(average))  # JAX may reuse the memory of either
         try:
             yield
         finally:
