@@ -86,8 +86,8 @@ class AGCModel(keras_internals.ModelWithHooks):
     not change the result. `jit_compile=True` is supported.
 
     The model works on TensorFlow, JAX and PyTorch, and on several devices and machines
-    under `tf.distribute` strategies and `keras.distribution.DataParallel`. The result
-    does not depend on the number of devices: the gradient of the whole batch is clipped.
+    under `tf.distribute` strategies and those of `keras.distribution`. The result does
+    not depend on the number of devices: the gradient of the whole batch is clipped.
     (An exception under `tf.distribute`, as in Keras: a loss that divides by the sum of
     sample weights, or by the number of unmasked values, does so on each replica.)
 

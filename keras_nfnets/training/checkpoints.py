@@ -36,7 +36,8 @@ class Checkpoints(keras.callbacks.Callback):
         folder: str or `pathlib.Path`. Created if it does not exist.
         settings: dict of JSON types. Identifies the run. If it has `"epochs"`, a
             checkpoint that says it is of a later epoch is skipped.
-        write: bool. Whether to write: only one of several workers does, but all read.
+        write: bool. Whether to write: only one of several workers does, but all have the
+            callback, as each may have only parts of the weights, and all read.
 
     Raises:
         OSError: at the end of an epoch, if saving failed. The previous checkpoint is
