@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
@@ -29,12 +30,7 @@ class MovingAverages:
     def __init__(self, optimizer, variables, decay):
         self.decay = decay
         self.variables = averaged_variables(variables)
-        self.averages = [
-            optimizer.add_variable_from_reference(
-                variable, "moving_average", initializer=_value_of(variable)
-            )
-            for variable in self.variables
-        ]
+        self.averages = [_copy_in(optimizer, variable) for variable in self.variables]
 
     def update(self, step, changed):
         """Update the averages after step `step` if `changed`, a bool tensor."""
@@ -111,5 +107,21 @@ def averaged_variables(variables):
     return [variable for variable in variables if not is_overwritten(variable)]
 
 
-def _value_of(variable):
-    return lambda shape, dtype: ops.cast(ops.copy(variable), dtype)
+def _copy_in(optimizer, variable):
+    """Add a copy of a variable to the state of an optimizer.
+
+    Its name is another than that of Keras's own averages (`use_ema`).
+    """
+
+    def value(shape, dtype):
+        return ops.cast(ops.copy(variable), dtype)
+
+    # With a distribution, JAX compiles the initializers of large variables; values that
+    # several processes have cannot be in a program.
+    is_on_jax = keras.backend.backend() == "jax"
+    copy = optimizer.add_variable_from_reference(
+        variable, "moving_average", initializer="zeros" if is_on_jax else value
+    )
+    if is_on_jax:
+        copy.assign(ops.copy(variable))
+    return copy

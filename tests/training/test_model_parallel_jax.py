@@ -66,6 +66,20 @@ def test_divided_kernels_are_trained_as_on_one_device(
         assert_close(variable.numpy() / scale, other.numpy() / scale, atol=2e-6)
 
 
+def test_averages_of_large_weights_are_divided_and_begin_at_the_weights():
+    with divided((1, 8), "outputs"):
+        inputs = keras.Input((4096,))
+        # Keras creates variables of this size on all devices at once.
+        outputs = keras.layers.Dense(2048, name="predictions")(inputs)
+        model = keras_nfnets.AGCModel(inputs, outputs)
+        model.compile("sgd", "mse", ema_decay=0.9)
+        model.build_training_state()
+    kernel, _ = model.trainable_variables
+    [average] = [v for v in model.optimizer.variables if v.shape == kernel.shape]
+    assert average.value.sharding == kernel.value.sharding
+    np.testing.assert_array_equal(average.numpy(), kernel.numpy())
+
+
 def collectives(program):
     """Count the collective operations of a compiled program by name and operand's shape."""
     names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
