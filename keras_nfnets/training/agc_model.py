@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib
 import inspect
-import os
 import types
 import warnings
 
@@ -14,7 +13,7 @@ from keras_nfnets import checks
 from keras_nfnets.backend import keras_internals, processes
 from keras_nfnets.guards import model_files
 from keras_nfnets.layers.units import mark_units
-from keras_nfnets.training import replicas
+from keras_nfnets.training import replicas, state_trees
 from keras_nfnets.training.accumulation import Clipped, clip_mean
 from keras_nfnets.training.adaptive_clip import (
     CLASSIFIER_KERNEL,
@@ -44,6 +43,8 @@ _NOT_AS_H5 = (
     "the model to a path that ends in .keras, or its weights by `save_weights`, to "
     ".weights.h5."
 )
+# What `load_weights` of Keras takes for files.
+_ENDINGS_OF_FILES = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5")
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -366,6 +367,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     _fits = False  # whether `fit` is running
     _evaluates = False  # whether `evaluate` is running
+    _loads = False  # whether `load_weights` is running
 
     @property
     def _evaluates_averages(self):
@@ -772,20 +774,41 @@ class AGCModel(keras_internals.ModelWithHooks):
             return self._load_weights(filepath, *args, **kwargs)
 
     def _load_weights(self, filepath, *args, **kwargs):
-        is_of_orbax = os.path.isdir(filepath)
-        if not (self._trains_averages or (is_of_orbax and self._is_ready_to_train)):
+        # Keras knows files by their endings; folders may be remote, such as `gs://`.
+        is_of_orbax = not str(filepath).endswith(_ENDINGS_OF_FILES)
+        if is_of_orbax and not self._is_ready_to_train:
+            raise ValueError(
+                "Only a model that is built and compiled can load an Orbax checkpoint. "
+                f"(Files end in {', '.join(_ENDINGS_OF_FILES)}.) Received: filepath="
+                f"{filepath} for a model that is {'' if self.built else 'not '}built "
+                f"and {'' if self.compiled else 'not '}compiled"
+            )
+        if not (is_of_orbax or self._trains_averages):
             return super().load_weights(filepath, *args, **kwargs)
         # Averages are in the state of the optimizer, which Keras loads only if it is
         # built; of an Orbax checkpoint it loads what has been built. From a file, the
         # learning rate is not to change, as it would not without averages.
         keeps_rates = not (self.optimizer.built or is_of_orbax)
         rates = self._constant_learning_rates() if keeps_rates else {}
-        self.build_training_state()
-        with self._averages.loading() if self._averages else contextlib.nullcontext():
-            result = super().load_weights(filepath, *args, **kwargs)
+        with keras_internals.strategy_scope(self):
+            self.build_training_state()
+        self._loads = True
+        try:
+            with (
+                self._averages.loading() if self._averages else contextlib.nullcontext()
+            ):
+                result = super().load_weights(filepath, *args, **kwargs)
+        finally:
+            self._loads = False
         for optimizer, rate in rates.items():
             optimizer.learning_rate = rate
         return result
+
+    @functools.wraps(keras.Model.set_state_tree)
+    def set_state_tree(self, state_tree):
+        if self._loads:
+            state_trees.check(state_tree, self)
+        return super().set_state_tree(state_tree)
 
     def _constant_learning_rates(self):
         """Return `{optimizer: float}` for the optimizers without a schedule."""

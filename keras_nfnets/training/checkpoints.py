@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import files
-from keras_nfnets.backend import processes
+from keras_nfnets.backend import keras_internals, processes
 from keras_nfnets.guards import json_text
 from keras_nfnets.guards.archive import Archive
 from keras_nfnets.printing import printable
@@ -75,13 +75,16 @@ class Checkpoints(keras.callbacks.Callback):
 
         All workers call it: those that do not write may have parts of the weights.
         """
+        variables = self._variables(self.model)
+        if not self.write:
+            # One by one: the memory may be too small for all.
+            for variable in filter(processes.is_divided, variables.values()):
+                processes.to_numpy(variable)
+            return
         arrays = {
             name: _as_storable(processes.to_numpy(variable))
-            for name, variable in self._variables(self.model).items()
-            if self.write or processes.is_divided(variable)
+            for name, variable in variables.items()
         }
-        if not self.write:
-            return
         about = {"epoch": epoch, "settings": self.settings, "history": self.history}
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_partial(self.folder)
@@ -193,10 +196,11 @@ class Checkpoints(keras.callbacks.Callback):
     @staticmethod
     def _variables(model):
         """Return all variables that training changes, by names equal in all processes."""
-        if hasattr(model, "build_training_state"):
-            model.build_training_state()
-        elif not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+        with keras_internals.strategy_scope(model):
+            if hasattr(model, "build_training_state"):
+                model.build_training_state()
+            elif not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
         # The count of consecutive skipped steps continues across epochs.
         skipped = getattr(model, "skipped", None)
         groups = {
