@@ -1,17 +1,24 @@
 """Values that `keras.distribution` divides among several processes (JAX)."""
 
+import collections
+
 import keras
 from keras import ops
 
 
 def is_divided(variable):
-    """Whether this process has only a part of the value of a `keras.Variable`."""
+    """Whether some process has only a part of the value of a `keras.Variable`.
+
+    All processes get the same answer.
+    """
     if keras.backend.backend() != "jax":
         return False
     value = variable.value
-    # Each part once; devices may have copies of it.
-    sizes = {str(part.index): part.data.size for part in value.addressable_shards}
-    return sum(sizes.values()) < value.size
+    parts = collections.defaultdict(set)
+    for device, index in value.sharding.devices_indices_map(value.shape).items():
+        parts[device.process_index].add(str(index))
+    all_parts = set.union(*parts.values())
+    return any(own != all_parts for own in parts.values())
 
 
 def to_numpy(variable):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
 import types
 import warnings
 
@@ -752,8 +753,8 @@ class AGCModel(keras_internals.ModelWithHooks):
         divided = [v.path for v in self.variables if processes.is_divided(v)]
         if divided:
             raise ValueError(
-                "The file was not written: this process has only parts of some weights, "
-                "which are divided among several processes. Save with "
+                "The file was not written: some weights are divided among several "
+                "processes, which have only parts of them. Save with "
                 "`training.Checkpoints` or `keras.callbacks.OrbaxCheckpoint` in all "
                 "processes, restore the checkpoint in one process, and save the model "
                 f"there. Received: filepath={filepath} for a model with divided weights: "
@@ -783,6 +784,8 @@ class AGCModel(keras_internals.ModelWithHooks):
                 f"{filepath} for a model that is {'' if self.built else 'not '}built "
                 f"and {'' if self.compiled else 'not '}compiled"
             )
+        if is_of_orbax and "://" not in str(filepath):
+            filepath = os.path.abspath(filepath)  # Orbax takes no other paths
         if not (is_of_orbax or self._trains_averages):
             return super().load_weights(filepath, *args, **kwargs)
         # Averages are in the state of the optimizer, which Keras loads only if it is

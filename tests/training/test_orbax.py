@@ -60,6 +60,16 @@ def test_weights_that_would_be_ignored_are_an_error(create, saved):
             np.testing.assert_array_equal(weights, expected)
 
 
+def test_a_relative_path_will_do(saved, monkeypatch):
+    folder, weights = saved
+    keras.utils.clear_session(free_memory=False)
+    model = compiled(network())
+    monkeypatch.chdir(folder.parent)
+    model.load_weights(folder.name)
+    for loaded, expected in zip(model.get_weights(), weights):
+        np.testing.assert_array_equal(loaded, expected)
+
+
 def test_state_of_an_optimizer_that_is_ignored_is_a_warning(saved):
     keras.utils.clear_session(free_memory=False)
     model = compiled(network(), keras.optimizers.SGD(name="second"))
