@@ -4,16 +4,17 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
 import types
 import warnings
 
 import keras
 
 from keras_nfnets import checks
-from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend import keras_internals, processes
 from keras_nfnets.guards import model_files
 from keras_nfnets.layers.units import mark_units
-from keras_nfnets.training import replicas
+from keras_nfnets.training import replicas, state_trees
 from keras_nfnets.training.accumulation import Clipped, clip_mean
 from keras_nfnets.training.adaptive_clip import (
     CLASSIFIER_KERNEL,
@@ -43,6 +44,8 @@ _NOT_AS_H5 = (
     "the model to a path that ends in .keras, or its weights by `save_weights`, to "
     ".weights.h5."
 )
+# What `load_weights` of Keras takes for files.
+_ENDINGS_OF_FILES = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5")
 
 
 @keras.saving.register_keras_serializable("keras_nfnets")
@@ -85,8 +88,8 @@ class AGCModel(keras_internals.ModelWithHooks):
     not change the result. `jit_compile=True` is supported.
 
     The model works on TensorFlow, JAX and PyTorch, and on several devices and machines
-    under `tf.distribute` strategies and `keras.distribution.DataParallel`. The result
-    does not depend on the number of devices: the gradient of the whole batch is clipped.
+    under `tf.distribute` strategies and those of `keras.distribution`. The result does
+    not depend on the number of devices: the gradient of the whole batch is clipped.
     (An exception under `tf.distribute`, as in Keras: a loss that divides by the sum of
     sample weights, or by the number of unmasked values, does so on each replica.)
 
@@ -365,6 +368,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     _fits = False  # whether `fit` is running
     _evaluates = False  # whether `evaluate` is running
+    _loads = False  # whether `load_weights` is running
 
     @property
     def _evaluates_averages(self):
@@ -716,8 +720,13 @@ class AGCModel(keras_internals.ModelWithHooks):
     @property
     def _trains_averages(self):
         """Whether the model is ready to be trained with `ema_decay`."""
-        is_ready = self.built and self.compiled and self.optimizer is not None
-        return is_ready and self._training_config["ema_decay"] is not None
+        return (
+            self._is_ready_to_train and self._training_config["ema_decay"] is not None
+        )
+
+    @property
+    def _is_ready_to_train(self):
+        return self.built and self.compiled and self.optimizer is not None
 
     @property
     def _is_trained(self):
@@ -731,7 +740,26 @@ class AGCModel(keras_internals.ModelWithHooks):
     def save(self, filepath, *args, **kwargs):
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(f"{_NOT_AS_H5} Received: filepath={filepath}")
+        self._check_values_are_here(filepath)
         return super().save(filepath, *args, **kwargs)
+
+    @functools.wraps(keras.Model.save_weights)
+    def save_weights(self, filepath, *args, **kwargs):
+        self._check_values_are_here(filepath)
+        return super().save_weights(filepath, *args, **kwargs)
+
+    def _check_values_are_here(self, filepath):
+        """Raise a ValueError if parts of the weights are in other processes."""
+        divided = [v.path for v in self.variables if processes.is_divided(v)]
+        if divided:
+            raise ValueError(
+                "The file was not written: some weights are divided among several "
+                "processes, which have only parts of them. Save with "
+                "`training.Checkpoints` or `keras.callbacks.OrbaxCheckpoint` in all "
+                "processes, restore the checkpoint in one process, and save the model "
+                f"there. Received: filepath={filepath} for a model with divided weights: "
+                f"{', '.join(divided[:3])}{', ...' if len(divided) > 3 else ''}"
+            )
 
     @keras_internals.as_if_not_overridden
     @functools.wraps(keras.Model.get_config)
@@ -746,18 +774,44 @@ class AGCModel(keras_internals.ModelWithHooks):
         with model_files.checked(filepath):
             return self._load_weights(filepath, *args, **kwargs)
 
-    def _load_weights(self, *args, **kwargs):
-        if not self._trains_averages:
-            return super().load_weights(*args, **kwargs)
+    def _load_weights(self, filepath, *args, **kwargs):
+        # Keras knows files by their endings; folders may be remote, such as `gs://`.
+        is_of_orbax = not str(filepath).endswith(_ENDINGS_OF_FILES)
+        if is_of_orbax and not self._is_ready_to_train:
+            raise ValueError(
+                "Only a model that is built and compiled can load an Orbax checkpoint. "
+                f"(Files end in {', '.join(_ENDINGS_OF_FILES)}.) Received: filepath="
+                f"{filepath} for a model that is {'' if self.built else 'not '}built "
+                f"and {'' if self.compiled else 'not '}compiled"
+            )
+        if is_of_orbax and "://" not in str(filepath):
+            filepath = os.path.abspath(filepath)  # Orbax takes no other paths
+        if not (is_of_orbax or self._trains_averages):
+            return super().load_weights(filepath, *args, **kwargs)
         # Averages are in the state of the optimizer, which Keras loads only if it is
-        # built. The learning rate is not to change, as it would not without averages.
-        rates = {} if self.optimizer.built else self._constant_learning_rates()
-        self.build_training_state()
-        with self._averages.loading() if self._averages else contextlib.nullcontext():
-            result = super().load_weights(*args, **kwargs)
+        # built; of an Orbax checkpoint it loads what has been built. From a file, the
+        # learning rate is not to change, as it would not without averages.
+        keeps_rates = not (self.optimizer.built or is_of_orbax)
+        rates = self._constant_learning_rates() if keeps_rates else {}
+        with keras_internals.strategy_scope(self):
+            self.build_training_state()
+        self._loads = True
+        try:
+            with (
+                self._averages.loading() if self._averages else contextlib.nullcontext()
+            ):
+                result = super().load_weights(filepath, *args, **kwargs)
+        finally:
+            self._loads = False
         for optimizer, rate in rates.items():
             optimizer.learning_rate = rate
         return result
+
+    @functools.wraps(keras.Model.set_state_tree)
+    def set_state_tree(self, state_tree):
+        if self._loads:
+            state_trees.check(state_tree, self)
+        return super().set_state_tree(state_tree)
 
     def _constant_learning_rates(self):
         """Return `{optimizer: float}` for the optimizers without a schedule."""

@@ -8,9 +8,9 @@ import warnings
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_nfnets import files
+from keras_nfnets.backend import keras_internals, processes
 from keras_nfnets.guards import json_text
 from keras_nfnets.guards.archive import Archive
 from keras_nfnets.printing import printable
@@ -36,7 +36,8 @@ class Checkpoints(keras.callbacks.Callback):
         folder: str or `pathlib.Path`. Created if it does not exist.
         settings: dict of JSON types. Identifies the run. If it has `"epochs"`, a
             checkpoint that says it is of a later epoch is skipped.
-        write: bool. Whether to write: only one of several workers does, but all read.
+        write: bool. Whether to write: only one of several workers does, but all have the
+            callback, as each may have only parts of the weights, and all read.
 
     Raises:
         OSError: at the end of an epoch, if saving failed. The previous checkpoint is
@@ -67,16 +68,24 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        if self.write:
-            self.save(epoch + 1)
+        self.save(epoch + 1)
 
     def save(self, epoch):
-        """Save the state after `epoch` epochs."""
-        about = {"epoch": epoch, "settings": self.settings, "history": self.history}
+        """Save the state after `epoch` epochs.
+
+        All workers call it: those that do not write may have parts of the weights.
+        """
+        variables = self._variables(self.model)
+        if not self.write:
+            # One by one: the memory may be too small for all.
+            for variable in filter(processes.is_divided, variables.values()):
+                processes.to_numpy(variable)
+            return
         arrays = {
-            name: _as_storable(ops.convert_to_numpy(variable))
-            for name, variable in self._variables(self.model).items()
+            name: _as_storable(processes.to_numpy(variable))
+            for name, variable in variables.items()
         }
+        about = {"epoch": epoch, "settings": self.settings, "history": self.history}
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_partial(self.folder)
         name = f"{_PREFIX}epoch-{epoch:06}.npz"
@@ -187,10 +196,11 @@ class Checkpoints(keras.callbacks.Callback):
     @staticmethod
     def _variables(model):
         """Return all variables that training changes, by names equal in all processes."""
-        if hasattr(model, "build_training_state"):
-            model.build_training_state()
-        elif not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+        with keras_internals.strategy_scope(model):
+            if hasattr(model, "build_training_state"):
+                model.build_training_state()
+            elif not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
         # The count of consecutive skipped steps continues across epochs.
         skipped = getattr(model, "skipped", None)
         groups = {

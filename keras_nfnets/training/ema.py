@@ -2,7 +2,7 @@
 
 import contextlib
 
-import numpy as np
+import keras
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
@@ -30,12 +30,7 @@ class MovingAverages:
     def __init__(self, optimizer, variables, decay):
         self.decay = decay
         self.variables = averaged_variables(variables)
-        self.averages = [
-            optimizer.add_variable_from_reference(
-                variable, "average", initializer=_value_of(variable)
-            )
-            for variable in self.variables
-        ]
+        self.averages = [_copy_in(optimizer, variable) for variable in self.variables]
 
     def update(self, step, changed):
         """Update the averages after step `step` if `changed`, a bool tensor."""
@@ -49,7 +44,7 @@ class MovingAverages:
     def restart(self):
         """Set the averages to the weights."""
         for average, variable in zip(self.averages, self.variables):
-            average.assign(ops.convert_to_numpy(variable))
+            average.assign(ops.copy(variable))
 
     @contextlib.contextmanager
     def loading(self):
@@ -57,24 +52,24 @@ class MovingAverages:
 
         Averages that are not loaded begin at the new weights.
         """
-        before = [ops.convert_to_numpy(average).copy() for average in self.averages]
-        marked, nan = self.averages[0], np.full_like(before[0], np.nan)
-        marked.assign(nan)
+        before = [ops.copy(average) for average in self.averages]
+        marked = self.averages[0]
+        marked.assign(before[0] * float("nan"))
         try:
             yield
         except BaseException:
             for average, value in zip(self.averages, before):
                 average.assign(value)
             raise
-        if np.isnan(np.float32(ops.convert_to_numpy(marked))).all():
+        if bool(ops.all(ops.isnan(marked))):
             self.restart()
 
     @contextlib.contextmanager
     def swapped_in(self):
         """Context in which the variables have the values of their averages."""
-        values = [ops.convert_to_numpy(variable).copy() for variable in self.variables]
+        values = [ops.copy(variable) for variable in self.variables]
         for variable, average in zip(self.variables, self.averages):
-            variable.assign(ops.convert_to_numpy(average))
+            variable.assign(ops.copy(average))  # JAX may reuse the memory of either
         try:
             yield
         finally:
@@ -112,5 +107,21 @@ def averaged_variables(variables):
     return [variable for variable in variables if not is_overwritten(variable)]
 
 
-def _value_of(variable):
-    return lambda shape, dtype: ops.cast(ops.copy(variable), dtype)
+def _copy_in(optimizer, variable):
+    """Add a copy of a variable to the state of an optimizer.
+
+    Its name is another than that of Keras's own averages (`use_ema`).
+    """
+
+    def value(shape, dtype):
+        return ops.cast(ops.copy(variable), dtype)
+
+    # With a distribution, JAX compiles the initializers of large variables; values that
+    # several processes have cannot be in a program.
+    is_on_jax = keras.backend.backend() == "jax"
+    copy = optimizer.add_variable_from_reference(
+        variable, "moving_average", initializer="zeros" if is_on_jax else value
+    )
+    if is_on_jax:
+        copy.assign(ops.copy(variable))
+    return copy

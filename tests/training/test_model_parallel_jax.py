@@ -1,7 +1,7 @@
 """`keras.distribution.ModelParallel`: kernels divided among eight devices (JAX)."""
 
 import collections
-import contextlib
+import math
 import re
 
 import jax
@@ -9,89 +9,11 @@ import keras
 import numpy as np
 import pytest
 from comparing import assert_close
+from divided import LAYOUTS, compiled_network, divided, examples, most_parts
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import quick
 
 import keras_nfnets
-
-# Axes of kernels that are divided. `NFBlock`s multiply by kernels of alternating layouts
-# in "alternating", as one does to divide activations, too.
-LAYOUTS = {
-    "outputs": {
-        r".*conv\w*/kernel": (None, None, None, "model"),
-        r".*(fc\d|predictions)/kernel": (None, "model"),
-    },
-    "inputs": {
-        r".*(conv1|conv1b|conv2|final_conv)/kernel": (None, None, "model", None),
-        r".*(fc\d|predictions)/kernel": ("model", None),
-    },
-    "alternating": {
-        r".*(conv0|conv1b|final_conv|shortcut_conv)/kernel": (
-            None,
-            None,
-            None,
-            "model",
-        ),
-        r".*(conv1|conv2)/kernel": (None, None, "model", None),
-        r".*(fc0)/kernel": (None, "model"),
-        r".*(fc1|predictions)/kernel": ("model", None),
-    },
-}
-OPTIONS = {
-    "momentum": lambda: {"optimizer": keras.optimizers.SGD(0.1, momentum=0.9)},
-    "all at once": lambda: {
-        "optimizer": keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
-        "sam_rho": 0.05,
-        "ema_decay": 0.9,
-        "skip_nonfinite": True,
-    },
-}
-
-
-@contextlib.contextmanager
-def divided(mesh_shape, layout):
-    """Context in which kernels are divided over the second axis of a mesh of devices.
-
-    Without a shape, models are on one device.
-    """
-    distribution = None
-    if mesh_shape:
-        devices = keras.distribution.list_devices()
-        mesh = keras.distribution.DeviceMesh(mesh_shape, ["batch", "model"], devices)
-        layouts = keras.distribution.LayoutMap(mesh)
-        for pattern, axes in LAYOUTS[layout].items():
-            layouts[pattern] = axes
-        distribution = keras.distribution.ModelParallel(
-            layout_map=layouts, batch_dim_name="batch"
-        )
-    keras.distribution.set_distribution(distribution)
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(None)
-
-
-def compiled_network(options):
-    keras.utils.set_random_seed(0)
-    model = keras_nfnets.NFNet(
-        (1,),
-        (16,),
-        group_size=8,
-        stem_width=16,
-        classes=16,
-        classifier_activation=None,
-        drop_rate=0.2,
-        stochastic_depth_rate=0.2,
-        input_shape=(8, 8, 3),
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(loss=loss, clip_factor=0.001, **OPTIONS[options]())
-    return model
-
-
-def examples():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(32, 8, 8, 3)).astype("float32")
-    return x, rng.integers(0, 16, 32)
 
 
 def train(options, mesh_shape=None, layout=None):
@@ -135,9 +57,7 @@ def test_divided_kernels_are_trained_as_on_one_device(
     expected, one = on_one_device(options)
     assert expected["clip_share"][-1] > 0.5
     history, model = train(options, mesh_shape, layout)
-    kernels = [v.value for v in model.trainable_variables if v.name == "kernel"]
-    parts = {k.size // k.addressable_shards[0].data.size for k in kernels}
-    assert max(parts) == mesh_shape[1]
+    assert most_parts(model) == mesh_shape[1]
     assert set(history) == set(expected)
     for name, values in history.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, err_msg=name)
@@ -146,11 +66,66 @@ def test_divided_kernels_are_trained_as_on_one_device(
         assert_close(variable.numpy() / scale, other.numpy() / scale, atol=2e-6)
 
 
+def test_averages_of_large_weights_are_divided_and_begin_at_the_weights():
+    with divided((1, 8), "outputs"):
+        inputs = keras.Input((4096,))
+        # Keras creates variables of this size on all devices at once.
+        outputs = keras.layers.Dense(2048, name="predictions")(inputs)
+        model = keras_nfnets.AGCModel(inputs, outputs)
+        model.compile("sgd", "mse", ema_decay=0.9)
+        model.build_training_state()
+    kernel, _ = model.trainable_variables
+    [average] = [v for v in model.optimizer.variables if v.shape == kernel.shape]
+    assert average.value.sharding == kernel.value.sharding
+    np.testing.assert_array_equal(average.numpy(), kernel.numpy())
+
+
 def collectives(program):
-    """Count the collective operations of a compiled program by name."""
+    """Count the collective operations of a compiled program by name and operand's shape."""
     names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    pattern = rf"= [^=]*? ({names})(?:-start)?\("
-    return collections.Counter(re.findall(pattern, program.as_text()))
+    pattern = rf"= ([^=]*?) ({names})(?:-start)?\("
+    return collections.Counter(
+        (name, tuple(map(int, filter(None, shape.split(",")))))
+        for shapes, name in re.findall(pattern, program.as_text())
+        # Several operands may be reduced at once.
+        for shape in re.findall(r"\w\[([\d,]*)\]", shapes)
+    )
+
+
+def training_step(layout, clip_factor):
+    """Compile a training step as `fit` does."""
+    with divided((2, 4), layout):
+        model = compiled_network("momentum")
+        model.compile(model.optimizer, model.loss, clip_factor=clip_factor)
+        model.build_training_state()
+        state = tuple(
+            [variable.value for variable in variables]
+            for variables in (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.optimizer.variables,
+                model.metrics_variables,
+            )
+        )
+        shardings = jax.tree.map(lambda array: array.sharding, state)
+        mesh = shardings[0][0].mesh
+        data = jax.device_put(examples(16), NamedSharding(mesh, PartitionSpec("batch")))
+        step = jax.jit(model.train_step, out_shardings=(None, shardings))
+        units = {v.shape[-1] for v in model.trainable_variables if v.name == "kernel"}
+        return step.lower(state, data).compile(), max(units)
+
+
+@pytest.mark.parametrize("layout", quick(LAYOUTS, "alternating"))
+def test_clipping_adds_one_number_per_unit_to_what_a_step_communicates(layout):
+    step, _ = training_step(layout, None)
+    clipping_step, most_units = training_step(layout, 0.001)
+    before, after = collectives(step), collectives(clipping_step)
+    assert any(name == "all-gather" for name, _ in before)  # of activations
+    added = after - before
+    assert all(name == "all-reduce" for name, _ in added)
+    assert all(math.prod(shape) <= most_units for _, shape in added)
+    # Each device has whole units of kernels that are divided over outputs.
+    assert bool(added) == (layout != "outputs")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +158,7 @@ def test_norms_of_divided_kernels_gather_nothing(axes, sums):
     for function in (clip, standardize):
         program = jax.jit(function).lower(*arrays).compile()
         found = collectives(program)
-        assert set(found) <= {"all-reduce"}
+        assert all(name == "all-reduce" for name, _ in found)
         assert bool(found) == bool(sums)
         for result in jax.tree.leaves(program(*arrays)):
             assert result.sharding == sharding

@@ -11,7 +11,7 @@ from optimizer_maps import multi_optimizer
 from quick import quick
 
 from keras_nfnets import AGC, SGDAGC, AGCModel
-from keras_nfnets.training import replicas_tensorflow
+from keras_nfnets.training import Checkpoints, replicas_tensorflow
 
 CLIP = {"clip_factor": 0.02, "eps": 1e-3}
 
@@ -355,6 +355,27 @@ def test_sam_and_averages_do_not_depend_on_the_number_of_replicas():
     assert_same(result, expected, rtol=2e-5)
     for a, b in zip(result[1].optimizer.variables, expected[1].optimizer.variables):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_training_is_restored_on_all_replicas_outside_of_the_scope(tmp_path):
+    _, one = train(1, "model", ema_decay=0.9)
+    saved = Checkpoints(tmp_path, {})
+    saved.set_model(one)
+    saved.save(1)
+    one.save_weights(tmp_path / "one.weights.h5")
+    for restore in (
+        lambda model: Checkpoints(tmp_path, {}).restore(model),
+        lambda model: model.load_weights(tmp_path / "one.weights.h5"),
+    ):
+        with scope(2):
+            model = small_model(AGCModel)
+            model.compile(sgd(), "mse", ema_decay=0.9)
+        restore(model)
+        for trained, expected in ((model, one), (model.optimizer, one.optimizer)):
+            for variable, other in zip(trained.variables, expected.variables):
+                first, second = variable.value.values
+                np.testing.assert_array_equal(first, other.numpy())
+                np.testing.assert_array_equal(second, other.numpy())
 
 
 def with_statistics():
