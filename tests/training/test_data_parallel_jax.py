@@ -5,20 +5,16 @@ import contextlib
 import keras
 import numpy as np
 import pytest
+from divided import OPTIONS
 
 import keras_nfnets
 from keras_nfnets import AGC, SGDAGC
 
 WAYS = {
-    "model": lambda: {"optimizer": keras.optimizers.SGD(0.1, momentum=0.9)},
+    "model": OPTIONS["momentum"],
     "wrapper": lambda: {"optimizer": AGC(keras.optimizers.SGD(0.1, momentum=0.9))},
     "optimizer": lambda: {"optimizer": SGDAGC(0.1)},
-    "all at once": lambda: {
-        "optimizer": keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
-        "sam_rho": 0.05,
-        "ema_decay": 0.9,
-        "skip_nonfinite": True,
-    },
+    "all at once": OPTIONS["all at once"],
 }
 
 
