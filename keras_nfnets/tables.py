@@ -81,7 +81,11 @@ def known_network(name, known):
 
 
 def claims():
-    """Return `{name: claim}` of all experiments, two str, in the order of the list."""
+    """Return what is published of all experiments, in the order of the list.
+
+    Returns:
+        `{name: {"claim": str, "verdict": str, "scale": str, "minutes": int}}`.
+    """
     return json.loads(CLAIMS.read_text("utf-8"))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import shlex
+import sys
 import textwrap
 from concurrent.futures.process import BrokenProcessPool
 
@@ -17,11 +18,15 @@ def run(flags, names):
 
     Args:
         flags: flags of the command.
-        names: list of str. Names of experiments, or `["all"]` for those whose packages are
-            installed.
+        names: list of str. Names of experiments, or `["all"]` for those that have the
+            scale and whose packages are installed.
     """
     if names == ["all"]:
-        chosen = [e for e in experiments.EXPERIMENTS.values() if _can_run(e)]
+        chosen = [
+            experiment
+            for experiment in experiments.EXPERIMENTS.values()
+            if flags.scale in experiment.scales and _can_run(experiment)
+        ]
     else:
         chosen = [experiments.find(name) for name in names]
     if flags.dataset and all(experiment.measures_machine for experiment in chosen):
@@ -58,8 +63,9 @@ def _can_run(experiment):
 def _run_all(planned, flags, several):
     pages = []
     for experiment, settings, folder, results in planned:
-        findings = _run(experiment, settings, results, folder, flags.jobs)
-        pages.append((experiment.name, experiment.claim, findings))
+        pages.append(
+            (experiment, _run(experiment, settings, results, folder, flags.jobs))
+        )
     if several and flags.output_dir:
         index = _path(flags.output_dir) / experiments.PAGE
         experiments.write_index(pages, index)
@@ -112,7 +118,7 @@ def _folder(flags, settings, several):
 
 
 def _run(experiment, settings, results, folder, jobs):
-    """Measure the missing cells, write the page and return its findings."""
+    """Measure the missing cells, write the page and return its summary."""
     there = len(results.rows)
     print(
         f"{experiment.name}, {settings['scale']} scale"
@@ -144,7 +150,7 @@ def _run(experiment, settings, results, folder, jobs):
         )
         raise
     print(f"\nThe claim: {' '.join(experiment.claim.split())}")
-    print(f"Result: {experiments.verdict(findings)}, at this scale.\n")
+    print(f"Result: {experiments.verdict(findings)}.\n")
     for finding in findings:
         print(
             textwrap.fill(finding.text, 80, initial_indent="- ", subsequent_indent="  ")
@@ -152,7 +158,7 @@ def _run(experiment, settings, results, folder, jobs):
     print(
         f"\n{printable(folder / experiments.PAGE)} and {experiments.PICTURE} have the details."
     )
-    return findings
+    return experiments.summary(settings, rows, findings)
 
 
 def _command(experiment, settings):
@@ -203,4 +209,5 @@ class _Progress:
             f"[{done}/{planned}] {', '.join(words)}: {', '.join(shown) or 'done'} "
             f"({seconds:.0f} s)"
         )
+        sys.stdout.flush()  # it may be a file that is watched
         self._bar.refresh()

@@ -250,6 +250,8 @@ def draw_signal_propagation(figure, signals):
         signals: dict `{label: signal}`, see `plot_signal_propagation`. With the label
             None there is no legend.
 
+    The panels are side by side, or in a figure that is taller than wide one below another.
+
     Example:
 
     >>> from matplotlib.figure import Figure
@@ -269,7 +271,10 @@ def draw_signal_propagation(figure, signals):
         "avg_var": "variance of a channel",
         "res_avg_var": "variance of the residual branch",
     }
-    for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items()):
+    shape = (1, len(panels))
+    if figure.bbox.height > figure.bbox.width:
+        shape = shape[::-1]
+    for axes, (name, label) in zip(figure.subplots(*shape), panels.items()):
         for model, signal in signals.items():
             values = np.asarray(signal[name])
             # The stem is block 0; it has no residual branch.

@@ -26,12 +26,13 @@ from keras_nfnets.experiments import (
     small_batches,
     which_layers,
 )
-from keras_nfnets.experiments.experiment import Experiment, Finding
-from keras_nfnets.experiments.images import check_dataset
+from keras_nfnets.experiments.experiment import CANNOT_TELL, Experiment, Finding
+from keras_nfnets.experiments.images import check_dataset, write_dataset
 from keras_nfnets.experiments.page import (
     PAGE,
     PICTURE,
     check_index,
+    summary,
     verdict,
     write,
     write_index,
@@ -39,10 +40,12 @@ from keras_nfnets.experiments.page import (
 from keras_nfnets.experiments.results import Results
 from keras_nfnets.experiments.running import (
     RESULTS,
+    SETTINGS,
     check_folder,
     default_jobs,
     run,
 )
+from keras_nfnets.guards import json_text
 
 _MODULES = (
     batch_size,
@@ -67,6 +70,7 @@ _MODULES = (
 EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
 
 __all__ = [
+    "CANNOT_TELL",
     "EXPERIMENTS",
     "PAGE",
     "PICTURE",
@@ -80,10 +84,13 @@ __all__ = [
     "check_installed",
     "default_jobs",
     "find",
+    "published",
     "run",
     "settings_of",
+    "summary",
     "verdict",
     "write",
+    "write_dataset",
     "write_index",
 ]
 
@@ -113,7 +120,7 @@ def settings_of(experiment, scale, dataset=None, seeds=None):
 
     Args:
         experiment: `Experiment`.
-        scale: str. `"small"` or `"full"`.
+        scale: str. `"small"`, `"medium"` or `"full"`.
         dataset: str. Data set, see `images.load`; by default the scale's. Experiments
             that measure the machine ignore it.
         seeds: int. Number of seeds; by default the scale's.
@@ -128,4 +135,18 @@ def settings_of(experiment, scale, dataset=None, seeds=None):
         settings = images.with_dataset(settings, dataset)
     if seeds is not None:
         settings["seeds"] = seeds
+        settings.pop("seeds_at_largest", None)
     return settings
+
+
+def published(folder):
+    """Return the `summary` of the results in a folder.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+    settings = json_text.read(folder / SETTINGS)
+    experiment = find(settings["experiment"])
+    results = Results(folder / RESULTS)
+    rows = results.of(experiment.plan(settings, results.rows))
+    return summary(settings, rows, experiment.conclude(rows, settings))

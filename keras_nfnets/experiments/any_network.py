@@ -127,8 +127,8 @@ def _compared_layers(steps, original):
 
 def _draw(figure, rows, settings):
     networks = distinct(rows, "network")
-    grid = figure.subplots(2, -(-len(networks) // 2), sharey=True, squeeze=False)
-    styles = {_ORIGINAL: "C0", _DELETED: "C3", _NORMALIZER_FREE: "C2"}
+    grid = figure.subplots(-(-len(networks) // 3), 3, sharey=True, squeeze=False)
+    styles = {_ORIGINAL: "C0", _DELETED: "C3", _NORMALIZER_FREE: "C1"}
     for axes in grid.flat[len(networks) :]:
         axes.axis("off")
     for axes, network in zip(grid.flat, networks):
@@ -151,20 +151,18 @@ def _draw(figure, rows, settings):
         )
         axes.set_yscale("log")
         axes.set_ylim(1e-6, 1e6)
-        axes.set_title(network, fontsize=9)
+        axes.set_title(network, fontsize=10)
         axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=7)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("variance of a channel")
+        axes.tick_params(labelsize=9)
+    figure.supylabel("variance of a channel, from the first layer to the last")
     for version, color in styles.items():
-        grid[0, 0].plot([], [], color=color, label=version)
+        grid[0, 0].plot([], [], "-", color=color, label=version)
     grid[0, 0].plot([], [], "k.", label="expected")
     grid[0, 0].plot([], [], "k--", label="on images")
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=5,
-        fontsize=9,
+        ncols=2,
     )
 
 
@@ -239,6 +237,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="any_network",
+    title="normalizer_free keeps variances as expected in any network",
     claim="""\
 The papers analyze ResNets. With `keras_nfnets.normalizer_free` the analysis holds for
 networks of any shape: at initialization the variance after every layer is within a quarter
@@ -273,5 +272,5 @@ Test images are enlarged, and so smoother than photographs of that size.""",
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(16, 6),
+    figure_size=(6.8, 9.6),
 )

@@ -90,6 +90,7 @@ def draw(figure, rows, settings):
     networks = distinct(main, "network")
     sizes = settings["batch_sizes"]
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    figure.set_size_inches(4.2 + 2.2 * len(sizes), 6.4)
     styles = {
         ORIGINAL: (-0.2, "C0o"),
         _DELETED: (0, "C3x"),
@@ -101,7 +102,7 @@ def draw(figure, rows, settings):
                 error = 100 * (1 - row["accuracy"])
                 height = networks.index(row["network"]) + shift
                 axes.plot(error, height, style, markersize=4, alpha=0.7)
-        axes.set_title(f"batches of {size}", fontsize=10)
+        axes.set_title(f"batches of {size}")
         axes.set_xlabel("error (%)")
         # Failed runs and differences of a point between the others are both visible.
         axes.set_xscale("symlog", linthresh=1)
@@ -114,7 +115,7 @@ def draw(figure, rows, settings):
     panels[0].invert_yaxis()
     for version in distinct(main, "version"):
         panels[0].plot([], [], styles[version][1], label=version)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 def leads(rows, other, batch_size):
@@ -230,6 +231,7 @@ FULL_RUN = {
 
 EXPERIMENT = Experiment(
     name="any_network_training",
+    title="Any network trains as well without normalization",
     claim="""\
 With `keras_nfnets.normalizer_free` and AGC a network of any shape trains without
 normalization as well as with it, to within a point; with normalization deleted without

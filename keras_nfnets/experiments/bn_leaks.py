@@ -83,12 +83,14 @@ def _matrix(rows, network, mode):
 def _draw(figure, rows, settings):
     networks, modes = distinct(rows, "network"), distinct(rows, "mode")
     pairs = [(network, mode) for network in networks for mode in modes]
-    for axes, (network, mode) in zip(figure.subplots(1, len(pairs)), pairs):
+    panels = figure.subplots(len(networks), len(modes), sharex=True, sharey=True)
+    for axes, (network, mode) in zip(panels.flat, pairs):
         matrix = _matrix(rows, network, mode)
         shares = matrix / np.maximum(np.diag(matrix), 1e-30)[:, None]
         shown = axes.imshow(shares, vmin=0, vmax=1, cmap="magma")
-        axes.set(title=f"{network}, {mode}", xlabel="pixels of image")
-    figure.axes[0].set_ylabel("logits of image")
+        axes.set(title=f"{network}, {mode}")
+    figure.supxlabel("pixels of image")
+    figure.supylabel("logits of image")
     figure.colorbar(
         shown, ax=figure.axes, label="gradient, relative to the image's own", shrink=0.8
     )
@@ -166,6 +168,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="bn_leaks",
+    title="With batch normalization, images of a batch affect each other",
     claim="""\
 With batch normalization the output for one example depends on the other examples of its
 batch, so that networks can cheat in some tasks; without it, it does not (arXiv 2102.06171,
@@ -197,5 +200,5 @@ contrastive learning, is another question.""",
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(13, 3.6),
+    figure_size=(6.4, 6),
 )

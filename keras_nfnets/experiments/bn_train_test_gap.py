@@ -56,16 +56,15 @@ def _draw(figure, rows, settings):
         "difference": "change of the logits (relative)",
         "accuracy": "accuracy (%)",
     }
-    for axes, (value, label) in zip(figure.subplots(1, 2), panels.items()):
+    for axes, (value, label) in zip(figure.subplots(2, 1), panels.items()):
         for network in distinct(rows, "network"):
             runs = select(rows, network=network, mode="training")
             scale = 100 if value == "accuracy" else 1
             plots.line(axes, runs, "batch_size", value, network, scale)
         plots.factor_axis(axes, distinct(rows, "batch_size"))
         axes.set(xlabel="batch size, in training mode", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
         axes.set_ylim(bottom=0 if value == "difference" else None)
+        plots.label_lines(axes)
 
 
 def _conclude(rows, settings):
@@ -124,6 +123,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="bn_train_test_gap",
+    title="Batch normalization computes other outputs in training than in inference",
     claim="""\
 A batch-normalized network computes different outputs in inference and in training, and in
 training different ones for each batch size; a normalizer-free network always computes the
@@ -156,5 +156,5 @@ and is little here, where the classes are easy to distinguish.""",
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(10, 4.2),
+    figure_size=(6.4, 7),
 )

@@ -320,15 +320,8 @@ def draw(figure, rows, settings):
     axes = figure.subplots()
     for version in distinct(main, "network"):
         plots.line(axes, select(main, network=version), "batch_size", score, version)
-    plots.factor_axis(axes, distinct(main, "batch_size"))
-    axes.plot([], [], "kx", label="diverged")
-    axes.set(
-        xlabel="batch size (the learning rate is proportional to it)",
-        ylabel=f"{_NAMES[score]} on test images (%)",
-    )
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.set(xlabel="batch size (learning rate proportional to it)")
+    plots.accuracy_axis(axes, distinct(main, "batch_size"), f"{_NAMES[score]} (%)")
 
 
 # Rounding errors of gradients in float32 are smaller, effects of batch norm larger.

@@ -171,6 +171,7 @@ _SETTINGS = {
 
 EXPERIMENT = Experiment(
     name="detection",
+    title="Detection without normalization needs no large batches",
     claim="""At batches of one and two images, a RetinaNet without normalization, after
 `keras_nfnets.normalizer_free` and with AGC, detects better than with batch norm and with
 frozen batch norm; at larger ones it is as good.""",

@@ -3,12 +3,22 @@
 import dataclasses
 import typing
 
+# Value of `Finding.holds`.
+CANNOT_TELL = "cannot tell"
+
 
 class Finding(typing.NamedTuple):
-    """A result in words, and whether it supports the claim (None: it does neither)."""
+    """A result in words, and what it says of the claim.
+
+    Attributes:
+        text: str.
+        holds: True if it supports the claim, False if it contradicts it, `CANNOT_TELL` if
+            this scale cannot decide that part of the claim (then the text says why, and
+            which scale could), None if the claim says nothing of it.
+    """
 
     text: str
-    holds: bool | None
+    holds: bool | str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +31,12 @@ class Experiment:
 
     Attributes:
         name: str. Name on the command line.
+        title: str. The claim in a few words, for the figure.
         claim: str. The claim and its source.
         how: str. Description of the measurements.
-        beyond: str. Limits of the small scale, and what a larger one would show.
-        scales: `{"small": settings, "full": settings}`. The settings are
-            JSON-serializable dicts.
+        beyond: str. Limits of the scales that were run, and what a larger one would show.
+        scales: `{"small": settings, "full": settings}`, and `"medium"` if there is one.
+            The settings are JSON-serializable dicts.
         plan: callable `(settings, rows so far)` that returns the cells to measure that are
             known by then.
         measure: callable `(settings, cell)` that returns a row or a list of rows, without
@@ -40,6 +51,7 @@ class Experiment:
     """
 
     name: str
+    title: str
     claim: str
     how: str
     beyond: str
@@ -49,6 +61,6 @@ class Experiment:
     draw: typing.Callable
     conclude: typing.Callable
     tables: typing.Callable
-    figure_size: tuple = (8, 5)
+    figure_size: tuple = (6.8, 4.6)
     measures_machine: bool = False
     needs: tuple = ()

@@ -7,7 +7,7 @@ import keras
 
 from keras_nfnets import models, training
 from keras_nfnets.experiments import images
-from keras_nfnets.experiments.experiment import Finding
+from keras_nfnets.experiments.experiment import CANNOT_TELL, Finding
 from keras_nfnets.experiments.results import (
     accuracies,
     distinct,
@@ -32,6 +32,26 @@ SMALL = {
     "sweep_within": 0.01,
     "learning_rates": [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
 }
+# A medium run takes minutes on one core. Its largest batch, of 1,024, has 504 steps.
+MEDIUM_RUN = {
+    "dataset": "characters",
+    "shift": 1,
+    "depths": [2, 2, 2, 2],
+    "width": 1,
+    "epochs": 24,
+    "warmup_steps": 100,
+    "weight_decay": 5e-5,
+    "label_smoothing": 0.1,
+    "seeds": 3,
+}
+MEDIUM = {
+    **MEDIUM_RUN,
+    # A sixteenth of the largest batch, as in the paper.
+    "sweep_batch_size": 64,
+    "sweep_seeds": 1,
+    "sweep_within": 0.01,
+    "learning_rates": [0.1, 0.2, 0.4, 0.8, 1.6, 3.2],
+}
 # As in the papers: NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
 FULL_RUN = {
     "dataset": "imagenet2012",
@@ -55,8 +75,18 @@ FULL = {
     "tuning_test_split": "train[99%:]",
 }
 
-# AGC settings at each scale, and the text that explains them on the pages.
+# AGC settings at each scale, and the text that explains them on the pages. At the medium
+# scale the clip factor falls with the batch size, as in figure 2b of the paper.
 SMALL_CLIPPING = {"clip_factor": 0.02, "agc_eps": 0.1}
+MEDIUM_CLIPPING = {
+    "clip_factor": {
+        "at 64": 0.16,
+        "at 256": 0.08,
+        "at 512": 0.04,
+        "at 1024": 0.02,
+    },
+    "agc_eps": 0.1,
+}
 FULL_CLIPPING = {"clip_factor": 0.01, "agc_eps": 1e-3}
 AGC_AT_ZERO_TEXT = """
 AGC bounds the norm of weights from below, by 0.1 in the small runs and by 0.001 in the
@@ -129,8 +159,8 @@ def train(
 
     Returns:
         The trained model, and a row: `accuracy` and `loss` on test images, `train_loss` of
-        the last epoch, and `diverged`. A run diverges if its loss becomes NaN or infinite;
-        then its accuracy is that of guessing.
+        the last epoch, `diverged`, and the planned number of `steps`. A run diverges if its
+        loss becomes NaN or infinite; then its accuracy is that of guessing.
     """
     keras.utils.set_random_seed(seed)
     dataset = images.load(settings)
@@ -145,7 +175,7 @@ def train(
     )
     clipping = {"clip_factor": None}
     if network == CLIPPED:
-        clipping["clip_factor"] = clip_factor or settings["clip_factor"]
+        clipping["clip_factor"] = clip_factor or _clip_factor(settings, batch_size)
         clipping["agc_eps"] = settings["agc_eps"]
         if exclude is not None:
             clipping["agc_exclude"] = exclude
@@ -153,6 +183,11 @@ def train(
         settings, model, batches, batch_size, learning_rate, optimizer_options, clipping
     )
     return model, row
+
+
+def _clip_factor(settings, batch_size):
+    factor = settings["clip_factor"]
+    return factor[f"at {batch_size}"] if isinstance(factor, dict) else factor
 
 
 def fit(
@@ -175,7 +210,9 @@ def fit(
         optimizer(
             settings, learning_rate, batch_size, steps, **(optimizer_options or {})
         ),
-        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=settings.get("label_smoothing", 0.0)
+        ),
         metrics=["accuracy"],
         **(clipping or {}),
     )
@@ -190,6 +227,7 @@ def fit(
         "loss": round(loss, 5),
         "train_loss": round(float(history["loss"][-1]), 5),
         "diverged": diverged,
+        "steps": steps * epochs,
     }
 
 
@@ -197,17 +235,20 @@ def optimizer(settings, learning_rate, batch_size, steps_per_epoch, **options):
     """Create the optimizer of a run: SGD with warm-up and cosine decay.
 
     Args:
-        settings: dict with `"epochs"` and `"weight_decay"`.
+        settings: dict with `"epochs"` and `"weight_decay"`, and with `"warmup_steps"` if
+            the warm-up is not to be a tenth of the epochs.
         learning_rate: float. Peak for a batch of 256; it is scaled with the batch size.
         batch_size, steps_per_epoch: int.
         **options: more arguments of `keras.optimizers.SGD`.
     """
+    warmup = settings.get("warmup_steps")
     created = keras.optimizers.SGD(
         training.warmup_cosine(
             learning_rate,
             batch_size,
             steps_per_epoch=steps_per_epoch,
             epochs=settings["epochs"],
+            warmup_epochs=warmup and warmup / steps_per_epoch,
         ),
         momentum=0.9,
         nesterov=True,
@@ -249,6 +290,33 @@ class StopWhenDiverged(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
             self.diverged = self.model.stop_training = True
+
+
+# With fewer steps, what is seen is the warm-up more than the batch size. ImageNet has 28,000
+# at a batch of 4,096.
+ENOUGH_STEPS = 500
+
+
+def decided(main):
+    """Divide batch sizes into those whose runs had enough steps, and a `Finding` of others.
+
+    Args:
+        main: list of dicts. Rows of `train` with a batch size.
+
+    Returns:
+        Two lists: batch sizes, ascending, and `Finding`s, at most one.
+    """
+    steps = {row["batch_size"]: row["steps"] for row in main}
+    enough = sorted(size for size in steps if steps[size] >= ENOUGH_STEPS)
+    few = {size: steps[size] for size in sorted(set(steps) - set(enough))}
+    if not few:
+        return enough, []
+    shown = ", ".join(f"{size} ({count} steps)" for size, count in few.items())
+    text = (
+        f"At batches of {shown}: with fewer than {ENOUGH_STEPS} steps, a run says little of "
+        "the batch size. `--scale=medium` has enough up to 1,024."
+    )
+    return enough, [Finding(text, CANNOT_TELL)]
 
 
 def diverged_findings(rows):
@@ -331,12 +399,26 @@ def cells_by_batch_size(networks):
                 "learning_rate": rates[network],
                 "seed": seed,
             }
-            for seed in range(settings["seeds"])
-            for batch_size in settings["batch_sizes"]
+            for seed, batch_size in seeds_and_batch_sizes(settings)
             for network in networks
         ]
 
     return cells
+
+
+def seeds_and_batch_sizes(settings):
+    """Return pairs of a seed and a batch size: more seeds at the largest batch size.
+
+    There the settings may ask for `"seeds_at_largest"`.
+    """
+    sizes, seeds = settings["batch_sizes"], settings["seeds"]
+    most = max(seeds, settings.get("seeds_at_largest", 0))
+    return [
+        (seed, size)
+        for seed in range(most)
+        for size in sizes
+        if seed < seeds or size == max(sizes)
+    ]
 
 
 def plan_with_sweep(cells, networks=NETWORKS):

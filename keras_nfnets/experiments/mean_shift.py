@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_nfnets import models
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.experiments import images
+from keras_nfnets.experiments import images, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import (
     distinct,
@@ -102,6 +102,9 @@ def _draw(figure, rows, settings):
         for network in distinct(rows, "network")
     }
     models.draw_signal_propagation(figure, signals)
+    for axes in figure.axes:
+        axes.get_legend().remove()
+        plots.label_lines(axes)
 
 
 def _shift(rows, network):
@@ -188,6 +191,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="mean_shift",
+    title="Without standardized kernels, means grow with depth",
     claim="""\
 At initialization the squared mean of the activations grows with depth in a ReLU network
 whose kernels are not standardized; in an NF-ResNet it does not, and the variance is as
@@ -218,5 +222,5 @@ convolution sees mostly zeros, and so gives less variance than the analysis pred
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(14, 4.5),
+    figure_size=(7.6, 9.4),
 )

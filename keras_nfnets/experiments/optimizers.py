@@ -141,6 +141,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="optimizers",
+    title="AGC trains at more learning rates than other clipping",
     claim="""\
 AGC trains over a wider range of learning rates than no clipping, clipping each gradient by
 its norm, or clipping all gradients by their global norm, and is less sensitive to its
@@ -178,5 +179,5 @@ and over many thousand steps, this is not so. `--scale full` runs the paper's si
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(8, 7),
+    figure_size=(6.4, 8),
 )

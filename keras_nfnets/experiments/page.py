@@ -3,18 +3,25 @@
 import textwrap
 
 from keras_nfnets import files, plotting
+from keras_nfnets.experiments import plots
+from keras_nfnets.experiments.experiment import CANNOT_TELL
 
 PAGE, PICTURE = "README.md", "picture.png"
 
 
+SUPPORTED, PARTLY, NOT = "supported", "partly supported", "not supported"
+UNDECIDED = "this scale cannot tell"
+
+
 def verdict(findings):
-    """Summarize in a few words whether findings support the claim."""
-    judged = [finding.holds for finding in findings if finding.holds is not None]
-    if not judged:
-        return "inconclusive"
-    if all(judged):
-        return "supported"
-    return "partly supported" if any(judged) else "not supported"
+    """Return what the findings together say of the claim.
+
+    A claim that consists of several parts is partly supported if some of them are.
+    """
+    holds = {finding.holds for finding in findings} - {None}
+    if True in holds:
+        return SUPPORTED if holds == {True} else PARTLY
+    return NOT if False in holds else UNDECIDED
 
 
 def write(experiment, settings, rows, folder, command):
@@ -30,14 +37,14 @@ def write(experiment, settings, rows, folder, command):
     Returns:
         A list of `Finding`s.
     """
-    _draw(experiment, settings, rows, folder / PICTURE)
     findings = experiment.conclude(rows, settings)
+    _draw(experiment, settings, rows, findings, folder / PICTURE)
     lines = [
         f"# {_title(settings)}",
         "",
         f"**Claim.** {_one_line(experiment.claim)}",
         "",
-        f"**Result: {verdict(findings)}**, at this scale.",
+        f"**Result: {verdict(findings)}**.",
         "",
         f"![{experiment.name}]({PICTURE})",
         "",
@@ -64,19 +71,26 @@ def write(experiment, settings, rows, folder, command):
     return findings
 
 
-_MARKS = {True: "Supported:", False: "**Not supported:**", None: "Observed:"}
+_MARKS = {
+    True: "Supported:",
+    False: "**Not supported:**",
+    CANNOT_TELL: "**This scale cannot tell:**",
+    None: "Observed:",
+}
 
 
 _INDEX_TITLE = "# Reproducing the papers' claims"
 _INDEX = """\
-Each page has the claim, the method, a figure, the results and the limits of its scale."""
+Each page has the method, the results, the limits of its scale and the command that
+reproduces it. Minutes are those of all runs, one after another, on the machine that
+published them."""
 
 
 def write_index(rows, path):
     """Write a page that summarizes several experiments.
 
     Args:
-        rows: list of `(name, claim, findings)`.
+        rows: list of `(experiment, summary)`, see `summary`.
         path: `pathlib.Path` of the page. The experiments' folders are next to it.
     """
     lines = [
@@ -84,24 +98,27 @@ def write_index(rows, path):
         "",
         _one_line(_INDEX),
         "",
-        "| experiment | claim | result at this scale |",
-        "| --- | --- | --- |",
+        "| results | claim | verdict |",
+        "| :---: | --- | --- |",
     ]
-    for name, claim, findings in rows:
+    for experiment, found in rows:
+        name, page = experiment.name, f"{experiment.name}/{PAGE}"
         lines.append(
-            f"| [{name}]({name}/{PAGE}) | {_one_line(claim)} | {verdict(findings)} |"
+            f"| [![{name}]({name}/{PICTURE})]({page}) | [{name}]({page}): "
+            f"{_one_line(experiment.claim)} | **{found['verdict']}**; {found['scale']} "
+            f"scale, {found['minutes']} min |"
         )
-    lines.append("")
-    for name, _, findings in rows:
-        lines += [
-            f"## [{name}]({name}/{PAGE})",
-            "",
-            f"![{name}]({name}/{PICTURE})",
-            "",
-            *[f"- {_MARKS[f.holds]} {_one_line(f.text)}" for f in findings],
-            "",
-        ]
-    _replace(path, "\n".join(_wrapped(line) for line in lines))
+    _replace(path, "\n".join(_wrapped(line) for line in lines) + "\n")
+
+
+def summary(settings, rows, findings):
+    """Return the verdict, the scale and the minutes of an experiment, a dict."""
+    minutes = round(_minutes(rows))
+    return {
+        "verdict": verdict(findings),
+        "scale": settings["scale"],
+        "minutes": minutes,
+    }
 
 
 def check_index(path):
@@ -113,12 +130,21 @@ def check_index(path):
         )
 
 
-def _draw(experiment, settings, rows, path):
+def _draw(experiment, settings, rows, findings, path):
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=experiment.figure_size, layout="constrained")
-    experiment.draw(figure, rows, settings)
-    plotting.save(figure, path, dpi=110)
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=experiment.figure_size, layout="constrained")
+        experiment.draw(figure, rows, settings)
+        title = f"{experiment.title}: {verdict(findings)}"
+        width = round(_TITLE_CHARACTERS * figure.get_figwidth())
+        figure.suptitle(textwrap.fill(title, width), fontweight="bold")
+        plotting.save(figure, path, dpi=130)
+
+
+# Per inch, in the size of titles.
+_TITLE_CHARACTERS = 7.2
 
 
 def _title(settings):
@@ -140,8 +166,11 @@ def _described(settings):
 
 
 def _duration(rows):
-    minutes = sum(row.get("cell_seconds", 0) for row in rows) / 60
-    return f"Total time of all runs: {minutes:.0f} min."
+    return f"Total time of all runs: {_minutes(rows):.0f} min."
+
+
+def _minutes(rows):
+    return sum(row.get("cell_seconds", 0) for row in rows) / 60
 
 
 def _text(value):

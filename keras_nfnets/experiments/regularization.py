@@ -71,7 +71,7 @@ def _draw(figure, rows, settings):
 
 
 def _on_lines(name):
-    return name.replace(", ", ",\n").replace(" and ", "\nand ")
+    return name.replace(", ", ",\n").replace(" and ", "\nand ").replace("tic ", "tic\n")
 
 
 def _conclude(rows, settings):
@@ -128,6 +128,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="regularization",
+    title="Dropout and stochastic depth replace the noise of batch normalization",
     claim="""\
 Batch normalization regularizes through the noise of its batches, and a normalizer-free
 network catches up with explicit regularization: dropout and stochastic depth (arXiv
@@ -162,5 +163,5 @@ hundred times as large, trained for hundreds of epochs with strong augmentation.
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(9, 4.5),
+    figure_size=(8.6, 4.8),
 )

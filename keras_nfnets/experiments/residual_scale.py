@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_nfnets import models
-from keras_nfnets.experiments import fitting, images
+from keras_nfnets.experiments import fitting, images, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.fitting import CLIPPED
 from keras_nfnets.experiments.results import (
@@ -67,22 +67,26 @@ def _draw(figure, rows, settings):
     names = distinct(rows, "block")
     positions = range(len(names))
     predicted = [median(select(rows, block=name), "predicted") for name in names]
-    axes.plot(positions, predicted, "k--", label="predicted (1 / beta)")
+    axes.plot(positions, predicted, "k--", linewidth=3, label="predicted (1 / beta)")
     for when in distinct(rows, "when"):
         runs = select(rows, when=when)
         values = [median(select(runs, block=name), "measured") for name in names]
-        [line] = axes.plot(positions, values, marker="o", markersize=4, label=when)
+        [line] = axes.plot(positions, values, markersize=4, label=when)
         for row in runs:
             position = names.index(row["block"])
             axes.plot(position, row["measured"], ".", color=line.get_color(), alpha=0.5)
-    axes.set_xticks(positions, [n.replace("_", "\n") for n in names], fontsize=8)
-    axes.set(xlabel="input of", ylabel="standard deviation")
+    axes.set_xticks(positions, [_short(name) for name in names])
+    axes.set(xlabel="input of (stage.block)", ylabel="standard deviation")
     if max(row["measured"] for row in rows) > 10 * max(predicted):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    plots.label_lines(axes)
+
+
+def _short(block):
+    return block.replace("stage", "").replace("_block", ".")
 
 
 def _errors(rows, when):
@@ -174,6 +178,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="residual_scale",
+    title="Alpha and beta predict the variance of each block",
     claim="""\
 At initialization the variance of an NF-ResNet's signal grows by alpha squared per block and
 restarts from one in each stage; beta divides by the standard deviation predicted in this
@@ -210,5 +215,5 @@ NF-ResNet-50 on ImageNet.""",
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(9, 5),
+    figure_size=(8, 4.4),
 )

@@ -3,8 +3,12 @@
 import csv
 import math
 import statistics
+import typing
+
+import numpy as np
 
 from keras_nfnets import files
+from keras_nfnets.experiments.experiment import CANNOT_TELL
 
 
 class Results:
@@ -89,6 +93,52 @@ def median(rows, name):
     """Return the median of a column, or NaN without rows."""
     values = [row[name] for row in rows if name in row]
     return statistics.median(values) if values else math.nan
+
+
+class Difference(typing.NamedTuple):
+    """Difference between two kinds of runs, with its 95 % bootstrap interval.
+
+    The interval is that of the seeds (or networks) alone, and few of them show it only
+    roughly.
+    """
+
+    value: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, rows, others, name="accuracy"):
+        """Compare runs with runs of the same seeds, by the mean of the differences."""
+        other = {row["seed"]: row[name] for row in others}
+        return cls.typical([row[name] - other[row["seed"]] for row in rows], np.mean)
+
+    @classmethod
+    def typical(cls, differences, statistic=np.median):
+        """Return a statistic of differences, such as those of several networks."""
+        differences = np.asarray(differences)
+        count = len(differences)
+        drawn = np.random.default_rng(0).integers(count, size=(_DRAWS, count))
+        spread = np.quantile(statistic(differences[drawn], axis=1), [0.025, 0.975])
+        return cls(*map(float, (statistic(differences), *spread)))
+
+    def exceeds(self, bound):
+        """Whether the whole interval is above a bound: True, False or `CANNOT_TELL`."""
+        if self.least > bound:
+            return True
+        return False if self.most <= bound else CANNOT_TELL
+
+    def is_below(self, bound):
+        """Whether the whole interval is below a bound: True, False or `CANNOT_TELL`."""
+        if self.most < bound:
+            return True
+        return False if self.least >= bound else CANNOT_TELL
+
+    def __str__(self):
+        value, least, most = (f"{100 * share:+.1f}" for share in self)
+        return f"{value} points ({least} to {most})"
+
+
+_DRAWS = 10_000
 
 
 def with_spread(rows, name, show):

@@ -55,6 +55,7 @@ _SETTINGS = {
 
 EXPERIMENT = Experiment(
     name="segmentation",
+    title="Segmentation without normalization needs no large batches",
     claim="""At batches of one and two images, DeepLabV3+ without normalization, after
 `keras_nfnets.normalizer_free` and with AGC, segments better than with batch norm and with
 frozen batch norm; at larger ones it is as good.""",

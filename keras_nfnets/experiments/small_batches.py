@@ -44,6 +44,7 @@ def _conclude(rows, settings):
 
 EXPERIMENT = Experiment(
     name="small_batches",
+    title="Batch normalization fails at batches of a few images",
     claim="""\
 At batches of a few images the accuracy of batch-normalized networks collapses; that of
 normalizer-free networks does not (arXiv 2101.08692, section 1; 2102.06171, section 1).""",

@@ -3,9 +3,16 @@
 import itertools
 
 from keras_nfnets.experiments import fitting, plots
-from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.experiment import CANNOT_TELL, Experiment, Finding
 from keras_nfnets.experiments.fitting import CLIPPED, MAIN, NORMALIZER_FREE
-from keras_nfnets.experiments.results import distinct, grid, median, percent, select
+from keras_nfnets.experiments.results import (
+    Difference,
+    distinct,
+    grid,
+    median,
+    percent,
+    select,
+)
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
 _EVERYTHING, _NOT_CLASSIFIER = "everything", "all but the classifier"
@@ -34,8 +41,7 @@ def _cells(settings, rates):
             "learning_rate": rates[CLIPPED],
             "seed": seed,
         }
-        for seed in range(settings["seeds"])
-        for batch_size in settings["batch_sizes"]
+        for seed, batch_size in fitting.seeds_and_batch_sizes(settings)
         for clipped in _clipped_layers(_STAGES)
     ]
 
@@ -56,7 +62,7 @@ def _measure(settings, cell):
 def _draw(figure, rows, settings):
     main = select(rows, part=MAIN)
     sizes = distinct(main, "batch_size")
-    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes):
+    for axes, size in zip(figure.subplots(len(sizes), 1, sharex=True), sizes):
         runs = select(main, batch_size=size)
         clipped = distinct(runs, "clipped")[::-1]
         for height, name in enumerate(clipped):
@@ -64,56 +70,67 @@ def _draw(figure, rows, settings):
             axes.barh(
                 height,
                 100 * median(runs_of_name, "accuracy"),
-                color="tab:blue",
+                color="C0",
                 alpha=0.5,
             )
             for row in runs_of_name:
                 marker = "rx" if row["diverged"] else "k."
                 axes.plot(100 * row["accuracy"], height, marker)
         axes.set_yticks(range(len(clipped)), clipped)
-        axes.set(xlabel="test accuracy (%; x: diverged)", title=f"batch size {size}")
-        axes.set_xlim(0, 100)
+        axes.set(xlim=(0, 100), title=f"batches of {size}")
         axes.grid(alpha=0.3, axis="x")
+    axes.set_xlabel("test accuracy (%; x: diverged)")
 
 
 def _conclude(rows, settings):
     main = select(rows, part=MAIN)
+    sizes, undecided = fitting.decided(main)
     findings = []
-    sizes = distinct(main, "batch_size")
+    trained = max(row["accuracy"] for row in main) / 2
     for size in sizes:
         runs = select(main, batch_size=size)
-        accuracy = {
-            name: median(select(runs, clipped=name), "accuracy")
-            for name in distinct(runs, "clipped")
+        of = {name: select(runs, clipped=name) for name in distinct(runs, "clipped")}
+        accuracy = {name: median(of[name], "accuracy") for name in of}
+        if max(accuracy.values()) < trained:
+            text = f"At a batch of {size}, no choice reaches {percent(trained)}."
+            findings.append(Finding(text, CANNOT_TELL))
+            continue
+        most = of[_NOT_CLASSIFIER]
+        gain = Difference.of(most, of[_EVERYTHING])
+        without_stem = Difference.of(of[_NOT_STEM], most)
+        partly = {
+            name: Difference.of(of[name], most)
+            for name in of
+            if name.startswith("stage")
         }
-        most = accuracy[_NOT_CLASSIFIER]
-        gain = accuracy[_NOT_CLASSIFIER] - accuracy[_EVERYTHING]
-        trains = max(accuracy.values()) > 0.5
-        findings.append(
+        enough = [
+            n for n, difference in partly.items() if difference.value > -plots.NEAR
+        ]
+        best = max(partly, key=lambda name: partly[name].value)
+        findings += [
             Finding(
-                f"At a batch of {size}, clipping all but the classifier gives "
-                f"{percent(most)}, clipping the classifier too "
-                f"{percent(accuracy[_EVERYTHING])}.",
-                gain > plots.NEAR / 2 if trains else None,
-            )
-        )
-        partly = {n: v for n, v in accuracy.items() if n.startswith("stage")}
-        enough = [n for n, v in partly.items() if v > most - plots.NEAR]
-        best = max(partly, key=partly.get)
-        text = (
-            f"At {size}, the best of clipping only one or two stages is {best} "
-            f"({percent(partly[best])}), the worst {percent(min(partly.values()))}; "
-            f"{len(enough)} of {len(partly)} are within {percent(plots.NEAR)} of clipping "
-            f"all four. Without clipping: {percent(accuracy[_NOTHING])}."
-        )
-        largest = size == max(sizes)
-        holds = not enough if largest else bool(enough)
-        findings.append(Finding(text, holds if trains else None))
-        without_stem = accuracy[_NOT_STEM]
-        text = f"At {size}, clipping neither classifier nor stem gives {percent(without_stem)}."
-        holds = abs(without_stem - most) < plots.NEAR
-        findings.append(Finding(text, holds if trains else None))
-    return findings
+                f"Medians at a batch of {size}: everything but the classifier clipped "
+                f"{percent(accuracy[_NOT_CLASSIFIER])}, nothing clipped "
+                f"{percent(accuracy[_NOTHING])}.",
+                None,
+            ),
+            Finding(
+                f"To leave the classifier unclipped makes a difference of {gain} there.",
+                gain.exceeds(0),
+            ),
+            Finding(
+                "To leave the stem unclipped, too, makes a difference of "
+                f"{without_stem}; it is to be small.",
+                without_stem.exceeds(-plots.NEAR),
+            ),
+            Finding(
+                f"Of clipping only one or two stages, the best is {best}, with a difference "
+                f"of {partly[best]}; {len(enough)} of {len(partly)} lose less than "
+                f"{100 * plots.NEAR:g} points.",
+                not enough if size == max(sizes) else bool(enough),
+            ),
+        ]
+    return [*findings, *undecided]
 
 
 def _tables(rows, settings):
@@ -127,6 +144,7 @@ def _tables(rows, settings):
 
 EXPERIMENT = Experiment(
     name="which_layers",
+    title="Large batches need all stages clipped, and no classifier",
     claim="""\
 The classifier should not be clipped; clipping the stem makes no difference; small batches
 train with some of the stages clipped, large ones need all four clipped (arXiv 2102.06171,
@@ -152,6 +170,13 @@ ImageNet (`--scale full`).""",
             "seeds": 2,
             "batch_sizes": [256, 1000],
         },
+        "medium": {
+            **fitting.MEDIUM,
+            **fitting.MEDIUM_CLIPPING,
+            "batch_sizes": [64, 1024],
+            "seeds": 2,
+            "seeds_at_largest": 3,
+        },
         "full": {
             **fitting.FULL,
             **fitting.FULL_CLIPPING,
@@ -164,5 +189,5 @@ ImageNet (`--scale full`).""",
     draw=_draw,
     conclude=_conclude,
     tables=_tables,
-    figure_size=(11, 5),
+    figure_size=(6.4, 8.4),
 )

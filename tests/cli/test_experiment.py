@@ -2,17 +2,23 @@ import json
 import re
 import sys
 
+import pytest
 from full_disk import full_disk
 
 from keras_nfnets import experiments, files
 from keras_nfnets.cli.main import main
 
 
-def test_without_a_name_the_claims_are_listed(capsys):
-    assert main(["experiment"]) == 0
+@pytest.mark.parametrize("arguments", [[], ["--list"]])
+def test_claims_and_verdicts_are_listed(arguments, capsys):
+    assert main(["experiment", *arguments]) == 0
     out = capsys.readouterr().out
     for name, experiment in experiments.EXPERIMENTS.items():
-        assert f"\n{name}\n" in out
+        assert re.search(
+            rf"\n{name}: (partly |not )?(supported|this scale cannot tell) "
+            r"\((small|medium|full) scale, \d+ min\)\n",
+            out,
+        )
         assert " ".join(experiment.claim.split()) in " ".join(out.split())
 
 
@@ -53,12 +59,35 @@ def test_a_claim_is_tried_and_a_second_run_measures_nothing(
     assert (folder / "picture.png").read_bytes() == picture
 
 
+def test_a_data_set_is_carried_to_another_machine_as_a_file(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    file = "of digits.npz"
+    assert main(["experiment", "--dataset=digits", f"--write_dataset={file}"]) == 0
+    assert file in capsys.readouterr().out
+    small = experiments.find("mean_shift").scales["small"]
+    monkeypatch.setitem(small, "depths", [1])
+    arguments = ["experiment", "mean_shift", "--seeds=1", "--jobs=1"]
+    assert main([*arguments, f"--dataset={file}"]) == 0
+    page = (tmp_path / f"runs/mean_shift-small-{file}/README.md").read_text()
+    assert f"--dataset='{file}'" in page or f"'--dataset={file}'" in page
+
+
 def test_wrong_usage_is_explained_and_nothing_is_lost(tmp_path, capsys):
     def error(*arguments):
         assert main(["experiment", *arguments]) == 2
         return capsys.readouterr().err
 
     assert "no experiment 'batchsize'; perhaps batch_size?" in error("batchsize")
+    assert "--list lists all" in error("--list", "bn_leaks")
+    assert "must be one of 'small', 'full'" in error("bn_leaks", "--scale=medium")
+    assert "needs --dataset" in error("--write_dataset=x.npz")
+    assert "needs --dataset" in error("--write_dataset=x.npz", "bn_leaks")
+    write = ("--dataset=digits", f"--write_dataset={tmp_path / 'digits.csv'}")
+    assert "must end in .npz" in error(*write)
+    write = ("--dataset=mnist", f"--write_dataset={tmp_path / 'mnist.npz'}")
+    assert "must be one of" in error(*write)
     assert "--seeds must be a positive integer" in error("bn_leaks", "--seeds=0")
     folder = f"--output_dir={tmp_path / 'new'}"
     assert "perhaps" in error("bn_leaks", "--dataset=mnsit", folder)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from quick import quick
 
 from keras_nfnets import experiments, plotting, tables
-from keras_nfnets.experiments import fitting, glyphs, images
-from keras_nfnets.experiments.results import Results
+from keras_nfnets.experiments import fitting, glyphs, images, plots
+from keras_nfnets.experiments.results import Difference, Results
+from keras_nfnets.training import AGCModel
 
 # Settings of runs that take seconds.
 TINY = {
@@ -42,10 +43,13 @@ def nothing(*_, **__):
     pass
 
 
-@pytest.mark.parametrize("scale", ["small", "full"])
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_plans_end_and_repeat_no_cell(name, scale):
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [(n, scale) for n, e in experiments.EXPERIMENTS.items() for scale in e.scales],
+)
+def test_plans_end_and_repeat_no_cell(name, scale, elsewhere):
     """With any results of the sweep, each planned cell runs once, with several seeds."""
+    elsewhere(100)
     experiment = experiments.find(name)
     settings = experiments.settings_of(experiment, scale)
     rows, accuracies = [], itertools.cycle([0.3, 0.9, 0.5])
@@ -59,7 +63,8 @@ def test_plans_end_and_repeat_no_cell(name, scale):
         rows += [{**cell, score: next(accuracies), "loss": 1.0} for cell in new]
     assert not new
     seeds = {row.get("seed", row.get("round")) for row in rows}
-    assert len(seeds) == settings["seeds"] > 1
+    assert settings["seeds"] > 1
+    assert len(seeds) == max(settings["seeds"], settings.get("seeds_at_largest", 0))
     assert settings == json.loads(json.dumps(settings))
 
 
@@ -219,6 +224,99 @@ def test_a_sweep_can_have_fewer_epochs(monkeypatch):
     assert epochs == [3, 5]
 
 
+def test_the_largest_batch_size_can_have_more_seeds():
+    settings = {"batch_sizes": [8, 32, 16], "seeds": 1, "seeds_at_largest": 3}
+    pairs = fitting.seeds_and_batch_sizes(settings)
+    assert pairs == [(0, 8), (0, 32), (0, 16), (1, 32), (2, 32)]
+    experiment = experiments.find("batch_size")
+    settings = experiments.settings_of(experiment, "medium", "digits", seeds=2)
+    assert {seed for seed, _ in fitting.seeds_and_batch_sizes(settings)} == {0, 1}
+
+
+def test_the_warm_up_can_be_given_in_steps():
+    settings = {"epochs": 4, "weight_decay": None, "warmup_steps": 10}
+    rate = fitting.optimizer(settings, 0.1, 256, 25)._learning_rate
+    assert float(rate(5)) == pytest.approx(0.05)
+    assert float(rate(10)) == pytest.approx(0.1)
+    assert float(rate(100)) == pytest.approx(0, abs=1e-6)
+
+
+def test_clip_factor_and_label_smoothing_are_those_of_the_settings(monkeypatch):
+    _, settings = tiny("batch_size")
+    settings |= {"clip_factor": {"at 128": 0.3, "at 256": 0.7}, "label_smoothing": 0.2}
+    compiled = []
+
+    def stop(model, optimizer, loss, **options):
+        compiled.append((options["clip_factor"], loss.label_smoothing))
+        raise InterruptedError
+
+    monkeypatch.setattr(AGCModel, "compile", stop)
+    for size in (128, 256):
+        with pytest.raises(InterruptedError):
+            fitting.train(
+                settings, fitting.CLIPPED, batch_size=size, learning_rate=0.1, seed=0
+            )
+    assert compiled == [(0.3, 0.2), (0.7, 0.2)]
+
+
+def test_batch_sizes_with_few_steps_decide_nothing():
+    rows = [{"batch_size": b, "steps": s} for b, s in ((8, 900), (64, 500), (512, 40))]
+    sizes, [finding] = fitting.decided(rows)
+    assert sizes == [8, 64] and "512 (40 steps)" in finding.text
+    assert finding.holds == experiments.CANNOT_TELL
+    assert fitting.decided(rows[:2]) == ([8, 64], [])
+
+
+@pytest.mark.parametrize(
+    ("holds", "verdict"),
+    [
+        ([True, True, None], "supported"),
+        ([True, False, None], "partly supported"),
+        ([True, "cannot tell"], "partly supported"),
+        ([False, "cannot tell", None], "not supported"),
+        (["cannot tell", None], "this scale cannot tell"),
+        ([None], "this scale cannot tell"),
+    ],
+)
+def test_the_verdict_follows_from_the_findings(holds, verdict):
+    findings = [experiments.Finding("", value) for value in holds]
+    assert experiments.verdict(findings) == verdict
+
+
+accuracies = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+
+
+@given(accuracies, st.floats(-1, 1))
+def test_differences_are_of_the_same_seeds(values, shift):
+    rows = [{"seed": i, "accuracy": value} for i, value in enumerate(values)]
+    others = [{**row, "accuracy": row["accuracy"] - shift} for row in rows]
+    difference = Difference.of(rows, others[::-1])
+    assert difference == pytest.approx((shift,) * 3, abs=1e-9)
+    assert difference.exceeds(shift - 0.1) is True
+    assert difference.exceeds(shift + 0.1) is False
+    assert difference.is_below(shift + 0.1) is True
+    assert difference.is_below(shift - 0.1) is False
+
+
+def test_a_difference_within_the_spread_of_the_seeds_decides_nothing():
+    spread = np.array([-0.02, -0.01, 0.0, 0.02, 0.03])
+    difference = Difference.typical(spread, np.mean)
+    # The bootstrap distribution of a mean is nearly normal, with this deviation.
+    deviation = spread.std() / np.sqrt(len(spread))
+    assert difference.least == pytest.approx(0.004 - 1.96 * deviation, abs=0.002)
+    assert difference.most == pytest.approx(0.004 + 1.96 * deviation, abs=0.002)
+    assert difference.exceeds(0) == difference.is_below(0) == experiments.CANNOT_TELL
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_labels_of_lines_do_not_overlap(heights):
+    heights = np.sort(heights)
+    placed = plots._apart(heights)
+    assert (np.diff(placed) >= plots._LABEL_HEIGHT - 1e-9).all()
+    if (np.diff(heights) >= plots._LABEL_HEIGHT).all():
+        np.testing.assert_allclose(placed, heights, atol=1e-9)
+
+
 def test_no_batch_is_larger_than_the_training_set():
     experiment = experiments.find("batch_size")
     sizes = experiments.settings_of(experiment, "small", "digits")["batch_sizes"]
@@ -233,6 +331,56 @@ def test_settings_for_one_data_set_take_precedence():
         found = images.with_dataset(settings, dataset)
         assert found == {"dataset": dataset, "epochs": epochs}
     assert settings["epochs"] == 6
+
+
+def test_a_data_set_is_read_from_the_file_that_was_written_of_it(tmp_path):
+    path = tmp_path / "digits.npz"
+    images.write_dataset("digits", path)
+    ours, theirs = (images.load({"dataset": d}) for d in (str(path), "digits"))
+    assert ours.classes == theirs.classes == 10
+    for one, other in zip(
+        ours.batches(50, 0)[0][3], theirs.batches(50, 0)[0][3], strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    settings = images.with_dataset({"batch_sizes": [64, 5000]}, str(path))
+    assert settings["batch_sizes"] == [64, 1438]
+    same = images.with_dataset({}, str(path))["pictures_checksum"]
+    x, y, groups = np.load(path).values()
+    np.savez(path, images=255 - x, labels=y, groups=groups)
+    assert images.with_dataset({}, str(path))["pictures_checksum"] != same
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8)), "labels": np.zeros(4)}, "without groups"),
+        (dict.fromkeys(("images", "labels", "groups"), np.zeros(4)), "shapes"),
+        (
+            {
+                "images": np.zeros((1, 8, 8)),
+                "labels": np.array([{}], dtype=object),
+                "groups": np.zeros(1),
+            },
+            "Object arrays",
+        ),
+    ],
+    ids=["incomplete", "of other shapes", "with pickles"],
+)
+def test_a_file_with_other_arrays_is_refused(arrays, message, tmp_path):
+    path = tmp_path / "file.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=rf"images \(n, height, width\).*{message}"):
+        images.load({"dataset": str(path)})
+
+
+def test_a_broken_file_is_refused(tmp_path):
+    path = tmp_path / "file.npz"
+    images.write_dataset("digits", path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="An .npz data set must have"):
+        images.load({"dataset": str(path)})
+    with pytest.raises(ValueError, match="no such file|No such file"):
+        images.load({"dataset": str(tmp_path / "gone.npz")})
 
 
 def test_another_data_set_is_read_by_its_own_splits():
@@ -271,6 +419,7 @@ def test_no_claim_is_supported_if_all_networks_are_equal(name, value, tmp_path):
         "encoder_accuracy": value,
         "gradient_difference": value,
         "step_seconds": 1.0,
+        "steps": 1000,
         "peak_mib": 100,
         "own_mib": 10,
         "cell_seconds": 1.0,
@@ -448,15 +597,19 @@ def elsewhere(monkeypatch):
     """Function that fakes a number of installed fonts, with dummy images of letters."""
 
     def as_if(fonts, **described):
-        count = fonts * len(glyphs.LETTERS)
-        letter = (np.arange(28 * 28) % 256).astype("uint8").reshape(1, 28, 28)
-        letters = np.broadcast_to(letter, (count, 28, 28))
-        classes, groups = np.arange(count) % 26, np.arange(count) // 52
         monkeypatch.setattr(images, "_splits", images._splits.__wrapped__)  # no cache
-        monkeypatch.setitem(
-            images._IN_MEMORY, "glyphs", lambda: (letters, classes, groups)
+        monkeypatch.setattr(
+            images, "_described", lambda dataset: {"fonts": fonts, **described}
         )
-        monkeypatch.setattr(glyphs, "described", lambda: {"fonts": fonts, **described})
+        for dataset, of_font, classes, side in (
+            ("glyphs", glyphs.LETTERS, 26, 28),
+            ("characters", glyphs.CHARACTERS, 62, 16),
+        ):
+            number = np.arange(fonts * len(of_font))
+            letter = (np.arange(side**2) % 256).astype("uint8").reshape(1, side, side)
+            letters = np.broadcast_to(letter, (len(number), side, side))
+            found = letters, number % classes, number // len(of_font)
+            monkeypatch.setitem(images._IN_MEMORY, dataset, lambda found=found: found)
 
     return as_if
 
@@ -472,9 +625,17 @@ def test_each_experiment_is_listed():
         assert experiment is None or experiment.name in experiments.EXPERIMENTS
 
 
-def test_the_list_of_the_command_is_that_of_the_experiments():
-    claims = [(name, e.claim) for name, e in experiments.EXPERIMENTS.items()]
-    assert list(tables.claims().items()) == claims
+def test_the_list_and_the_index_are_those_of_the_published_results(tmp_path):
+    """`python -m keras_nfnets.experiments experiments` writes the list and the index."""
+    expected = {
+        name: {"claim": experiment.claim, **experiments.published(PAGES / name)}
+        for name, experiment in experiments.EXPERIMENTS.items()
+    }
+    assert list(tables.claims().items()) == list(expected.items())
+    index = tmp_path / experiments.PAGE
+    rows = [(experiments.find(name), found) for name, found in expected.items()]
+    experiments.write_index(rows, index)
+    assert index.read_text() == (PAGES / experiments.PAGE).read_text()
 
 
 def test_each_experiment_is_published():
@@ -488,11 +649,12 @@ def test_published_pages_agree_with_their_results(published, tmp_path, elsewhere
     folder = PAGES / published
     settings = json.loads((folder / "settings.json").read_text())
     name = settings["experiment"]
-    assert published in (name, f"{name}-{settings.get('dataset')}")
+    scale, dataset = settings["scale"], settings.get("dataset")
+    assert published in (name, f"{name}-{dataset}")
     if "fonts" in settings:
         elsewhere(settings["fonts"], pictures_checksum=settings["pictures_checksum"])
     experiment = experiments.find(name)
-    usual = experiments.settings_of(experiment, "small", settings.get("dataset"))
+    usual = experiments.settings_of(experiment, scale, dataset)
     # The results come from another machine.
     usual |= {key: settings[key] for key in ("backend", "machine") if key in usual}
     assert settings == usual
@@ -501,17 +663,12 @@ def test_published_pages_agree_with_their_results(published, tmp_path, elsewhere
     cells = experiment.plan(settings, rows)
     assert all(results.has(cell) for cell in cells)
     command = f"keras-nfnets experiment {name}"
+    if scale != "small":
+        command += f" --scale={scale}"
     if settings["backend"] != "tensorflow":
         command = f"KERAS_BACKEND={settings['backend']} {command}"
     if published != name:
-        command += f" --dataset={settings['dataset']}"
-    findings = experiments.write(
-        experiment, settings, results.of(cells), tmp_path, command
-    )
+        command += f" --dataset={dataset}"
+    experiments.write(experiment, settings, results.of(cells), tmp_path, command)
     page = (folder / experiments.PAGE).read_text()
     assert (tmp_path / experiments.PAGE).read_text() == page
-    index = (PAGES / experiments.PAGE).read_text()
-    if published == name:
-        assert f"[{name}]({name}/README.md)" in index
-        text = " ".join(index.split())
-        assert all(" ".join(f.text.split()) in text for f in findings)

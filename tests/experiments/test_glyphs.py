@@ -40,6 +40,7 @@ def installed(monkeypatch):
 
 def forget():
     glyphs.read.cache_clear()
+    glyphs.read_characters.cache_clear()
     images._splits.cache_clear()
 
 
@@ -49,6 +50,10 @@ def changed(path, change):
         change(font)
         font.save(path)
     return path
+
+
+def nothing(font):
+    pass
 
 
 def renamed(name):
@@ -106,12 +111,12 @@ def blank(font):
 
 def test_images_depend_only_on_the_fonts():
     x, y, group = glyphs.read()
-    before = glyphs.described()
+    before = images._described("glyphs")
     forget()
     again = glyphs.read()
     for one, other in zip((x, y, group), again, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert glyphs.described() == before
+    assert images._described("glyphs") == before
     assert before["fonts"] == len(glyphs.fonts()) == len(np.unique(group))
 
 
@@ -123,7 +128,7 @@ def test_images_of_a_font_do_not_depend_on_other_fonts(installed, tmp_path):
     forget()
     more, _, more_group = glyphs.read()
     assert set(glyphs.fonts()) == {*before, added}
-    assert glyphs.described()["fonts"] == len(before) + 1
+    assert images._described("glyphs")["fonts"] == len(before) + 1
     left = more_group != glyphs.fonts().index(added)
     np.testing.assert_array_equal(more[left], x)
 
@@ -192,7 +197,7 @@ def normalized(x):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda font: None, renamed("Another"), slanted],
+    [nothing, renamed("Another"), slanted],
     ids=["a copy", "another name", "another look"],
 )
 def test_fonts_of_one_name_or_shape_are_one_family(change, installed, tmp_path):
@@ -265,6 +270,36 @@ def test_results_of_other_fonts_are_not_continued(installed, tmp_path):
     settings = experiments.settings_of(experiment, "small", "glyphs")
     with pytest.raises(ValueError, match="Received: fonts="):
         experiments.check_folder(tmp_path, settings)
+
+
+def test_characters_are_drawn_on_one_line_at_one_size():
+    x, y, group = glyphs.read_characters()
+    fonts = len(np.unique(group))
+    assert x.shape[1:] == (16, 16) and x.dtype == np.uint8
+    np.testing.assert_array_equal(y.reshape(fonts, 62)[0], np.arange(62))
+    np.testing.assert_array_equal(group.reshape(fonts, 62)[:, 0], np.arange(fonts))
+    assert (x.max(axis=(1, 2)) > 100).all()
+    heights = (x.max(axis=2) > 60).sum(axis=1).reshape(fonts, 62)
+    small, capital = (
+        np.median(heights[:, [glyphs.CHARACTERS.index(c) for c in letters]])
+        for letters in ("cosvwxz", "COSVWXZ")
+    )
+    assert capital > 1.2 * small
+
+
+def test_fonts_without_digits_have_no_characters(tmp_path):
+    def no_digit(font):
+        font["glyf"]["seven"] = font["glyf"]["space"]
+
+    def boxed_digits(font):
+        for name in ("zero", "one", "two"):
+            font["glyf"][name] = font["glyf"]["H"]
+            font["hmtx"][name] = font["hmtx"]["H"]
+
+    whole = glyphs._lines(changed(tmp_path / "whole.ttf", nothing))
+    assert whole.shape == (62, 16, 16)
+    for change in (no_digit, boxed_digits):
+        assert glyphs._lines(changed(tmp_path / "other.ttf", change)) is None
 
 
 @pytest.mark.slow
