@@ -36,7 +36,7 @@ SMALL = {
 MEDIUM_RUN = {
     "dataset": "characters",
     "shift": 1,
-    "depths": [2, 2, 2, 2],
+    "depths": [3, 3, 2],
     "width": 1,
     "epochs": 24,
     "warmup_steps": 100,
@@ -50,7 +50,7 @@ MEDIUM = {
     "sweep_batch_size": 64,
     "sweep_seeds": 1,
     "sweep_within": 0.01,
-    "learning_rates": [0.1, 0.2, 0.4, 0.8, 1.6, 3.2],
+    "learning_rates": [0.2, 0.4, 0.8, 1.6, 3.2],
 }
 # As in the papers: NF-ResNet-50, 90 epochs (arXiv 2102.06171, section 4.1).
 FULL_RUN = {

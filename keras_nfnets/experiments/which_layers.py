@@ -14,13 +14,13 @@ from keras_nfnets.experiments.results import (
     select,
 )
 
-_STAGES = ("stage1", "stage2", "stage3", "stage4")
 _EVERYTHING, _NOT_CLASSIFIER = "everything", "all but the classifier"
 _NOT_STEM, _NOTHING = "all but classifier and stem", "nothing"
 
 
-def _clipped_layers(stages):
+def _clipped_layers(settings):
     """Return `{what is clipped: prefixes of variable paths}`; None is AGC's default."""
+    stages = [f"stage{i + 1}" for i in range(len(settings["depths"]))]
     pairs = itertools.combinations(stages, 2)
     return {
         _EVERYTHING: ("",),
@@ -42,12 +42,12 @@ def _cells(settings, rates):
             "seed": seed,
         }
         for seed, batch_size in fitting.seeds_and_batch_sizes(settings)
-        for clipped in _clipped_layers(_STAGES)
+        for clipped in _clipped_layers(settings)
     ]
 
 
 def _measure(settings, cell):
-    prefixes = _clipped_layers(_STAGES)[cell["clipped"]]
+    prefixes = _clipped_layers(settings)[cell["clipped"]]
     if prefixes is None:
         return fitting.train_cell(settings, cell)
     if not prefixes:
@@ -147,7 +147,7 @@ EXPERIMENT = Experiment(
     title="Large batches need all stages clipped, and no classifier",
     claim="""\
 The classifier should not be clipped; clipping the stem makes no difference; small batches
-train with some of the stages clipped, large ones need all four clipped (arXiv 2102.06171,
+train with some of the stages clipped, large ones need all of them clipped (arXiv 2102.06171,
 section 4.1).""",
     how="""\
 The NF-ResNet with AGC for all its layers, for all but the classifier, for all but
