@@ -128,7 +128,7 @@ def _compared_layers(steps, original):
 def _draw(figure, rows, settings):
     networks = distinct(rows, "network")
     grid = figure.subplots(-(-len(networks) // 3), 3, sharey=True, squeeze=False)
-    styles = {_ORIGINAL: "C0", _DELETED: "C3", _NORMALIZER_FREE: "C1"}
+    styles = {_ORIGINAL: "C0", _DELETED: "C1", _NORMALIZER_FREE: "C4"}
     for axes in grid.flat[len(networks) :]:
         axes.axis("off")
     for axes, network in zip(grid.flat, networks):
@@ -146,7 +146,8 @@ def _draw(figure, rows, settings):
         axes.plot(
             [row["place"] for row in expected],
             [row["expected"] for row in expected],
-            "k.",
+            "o",
+            color="gray",
             markersize=3,
         )
         axes.set_yscale("log")
@@ -157,7 +158,7 @@ def _draw(figure, rows, settings):
     figure.supylabel("variance of a channel, from the first layer to the last")
     for version, color in styles.items():
         grid[0, 0].plot([], [], "-", color=color, label=version)
-    grid[0, 0].plot([], [], "k.", label="expected")
+    grid[0, 0].plot([], [], "o", color="gray", markersize=3, label="expected")
     grid[0, 0].plot([], [], "k--", label="on images")
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(),

@@ -113,7 +113,7 @@ def write_index(rows, path):
 
 def summary(settings, rows, findings):
     """Return the verdict, the scale and the minutes of an experiment, a dict."""
-    minutes = round(_minutes(rows))
+    minutes = max(1, round(_minutes(rows)))
     return {
         "verdict": verdict(findings),
         "scale": settings["scale"],

@@ -57,6 +57,7 @@ def label_lines(axes):
 
     A line may be drawn by `line` or by `axes.plot`.
     """
+    axes.autoscale_view()  # matplotlib postpones it
     ends = []
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
         drawn = handle[0] if isinstance(handle, tuple) else handle

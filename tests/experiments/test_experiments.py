@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from quick import quick
 
 from keras_nfnets import experiments, plotting, tables
@@ -306,6 +307,24 @@ def test_a_difference_within_the_spread_of_the_seeds_decides_nothing():
     assert difference.least == pytest.approx(0.004 - 1.96 * deviation, abs=0.002)
     assert difference.most == pytest.approx(0.004 + 1.96 * deviation, abs=0.002)
     assert difference.exceeds(0) == difference.is_below(0) == experiments.CANNOT_TELL
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_labels_are_at_the_ends_of_their_lines(scale):
+    axes = Figure().subplots()
+    values = {"low": [5, 1], "high": [2, 1000], "middle": [2, 200]}
+    for label, heights in values.items():
+        axes.plot([0, 1], heights, label=label)
+    axes.set_yscale(scale)
+    plots.label_lines(axes)
+    found = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    least, most = axes.transData.inverted().transform(
+        axes.transAxes.transform([(0, 0), (0, 1)])
+    )[:, 1]
+    scaled = {"linear": float, "log": np.log}[scale]
+    for label, (_, end) in values.items():
+        expected = (scaled(end) - scaled(least)) / (scaled(most) - scaled(least))
+        assert found[label] == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
