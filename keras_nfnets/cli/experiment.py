@@ -16,7 +16,7 @@ def run(flags, arguments):
     if flags.list or not (given or arguments):
         _list_all()
         return 0
-    if flags.write_dataset:
+    if flags.write_dataset is not None:
         if arguments or set(given) != {"--dataset", "--write_dataset"}:
             raise UsageError(
                 "--write_dataset needs --dataset, and takes nothing else. Received: "
@@ -83,9 +83,9 @@ Tests a claim of the papers.
 
 It trains networks or measures their costs, and writes the results (CSV), a plot
 and a page that says what was run, what the results are and whether they support
-the claim. Without NAME it lists the experiments; 'all' runs all of them whose
-packages are installed, in about four hours on two cores. If it is stopped, the
-same command continues.
+the claim. Without NAME it lists the experiments; 'all' runs all that have the
+scale and whose packages are installed, in about four hours on two cores. If it
+is stopped, the same command continues.
 """,
     run,
 )

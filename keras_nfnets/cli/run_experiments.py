@@ -169,10 +169,12 @@ def _command(experiment, settings):
         words.insert(0, f"KERAS_BACKEND={settings['backend']}")
     if scale != "small":
         words.append(f"--scale={scale}")
-    if dataset != experiments.settings_of(experiment, scale).get("dataset"):
+    # (The usual data set may not be available here.)
+    usual = experiments.usual_dataset(experiment.scales[scale])
+    if dataset not in (None, usual):
         words.append(f"--dataset={dataset}")
     usual = experiments.settings_of(experiment, scale, dataset)
-    if settings["seeds"] != usual["seeds"]:
+    if any(settings.get(name) != usual.get(name) for name in experiments.SEEDS):
         words.append(f"--seeds={settings['seeds']}")
     return shlex.join(words)
 

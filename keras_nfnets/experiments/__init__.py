@@ -27,7 +27,11 @@ from keras_nfnets.experiments import (
     which_layers,
 )
 from keras_nfnets.experiments.experiment import CANNOT_TELL, Experiment, Finding
-from keras_nfnets.experiments.images import check_dataset, write_dataset
+from keras_nfnets.experiments.images import (
+    check_dataset,
+    usual_dataset,
+    write_dataset,
+)
 from keras_nfnets.experiments.page import (
     PAGE,
     PICTURE,
@@ -40,6 +44,7 @@ from keras_nfnets.experiments.page import (
 from keras_nfnets.experiments.results import Results
 from keras_nfnets.experiments.running import (
     RESULTS,
+    SEEDS,
     SETTINGS,
     check_folder,
     default_jobs,
@@ -75,6 +80,7 @@ __all__ = [
     "PAGE",
     "PICTURE",
     "RESULTS",
+    "SEEDS",
     "Experiment",
     "Finding",
     "Results",
@@ -88,6 +94,7 @@ __all__ = [
     "run",
     "settings_of",
     "summary",
+    "usual_dataset",
     "verdict",
     "write",
     "write_dataset",

@@ -29,4 +29,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(*sys.argv[1:]))
+    if len(sys.argv) != 2:
+        sys.exit("python -m keras_nfnets.experiments FOLDER_WITH_PUBLISHED_RESULTS")
+    main(pathlib.Path(sys.argv[1]))

@@ -151,7 +151,7 @@ def _draw(figure, rows, settings):
             markersize=3,
         )
         axes.set_yscale("log")
-        axes.set_ylim(1e-6, 1e6)
+        axes.set_ylim(1e-6, 1e2)
         axes.set_title(network, fontsize=10)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=9)

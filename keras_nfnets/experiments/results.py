@@ -6,6 +6,7 @@ import statistics
 import typing
 
 import numpy as np
+import scipy.stats
 
 from keras_nfnets import files
 from keras_nfnets.experiments.experiment import CANNOT_TELL
@@ -96,11 +97,7 @@ def median(rows, name):
 
 
 class Difference(typing.NamedTuple):
-    """Difference between two kinds of runs, with its 95 % bootstrap interval.
-
-    The interval is that of the seeds (or networks) alone, and few of them show it only
-    roughly.
-    """
+    """Difference of accuracy between two kinds of runs, with its 95 % interval."""
 
     value: float
     least: float
@@ -108,34 +105,45 @@ class Difference(typing.NamedTuple):
 
     @classmethod
     def of(cls, rows, others, name="accuracy"):
-        """Compare runs with runs of the same seeds, by the mean of the differences."""
+        """Return the mean difference between runs of the same seeds.
+
+        Its interval is Student's, as a bootstrap of so few values would be too narrow. One
+        seed has an infinite one.
+        """
         other = {row["seed"]: row[name] for row in others}
-        return cls.typical([row[name] - other[row["seed"]] for row in rows], np.mean)
+        differences = [row[name] - other[row["seed"]] for row in rows]
+        mean, half = float(np.mean(differences)), math.inf
+        if len(differences) > 1:
+            error = np.std(differences, ddof=1) / math.sqrt(len(differences))
+            half = float(error * scipy.stats.t.ppf(0.975, len(differences) - 1))
+        return cls(mean, mean - half, mean + half)
 
     @classmethod
-    def typical(cls, differences, statistic=np.median):
-        """Return a statistic of differences, such as those of several networks."""
+    def typical(cls, differences):
+        """Return the median of differences, such as those of networks: a bootstrap."""
         differences = np.asarray(differences)
         count = len(differences)
         drawn = np.random.default_rng(0).integers(count, size=(_DRAWS, count))
-        spread = np.quantile(statistic(differences[drawn], axis=1), [0.025, 0.975])
-        return cls(*map(float, (statistic(differences), *spread)))
+        medians = np.median(differences[drawn], axis=1)
+        ends = np.quantile(medians, [0.025, 0.975])
+        return cls(*map(float, (np.median(differences), *ends)))
 
     def exceeds(self, bound):
-        """Whether the whole interval is above a bound: True, False or `CANNOT_TELL`."""
+        """Return True if the interval is above a bound, False if below, or `CANNOT_TELL`."""
         if self.least > bound:
             return True
         return False if self.most <= bound else CANNOT_TELL
 
-    def is_below(self, bound):
-        """Whether the whole interval is below a bound: True, False or `CANNOT_TELL`."""
-        if self.most < bound:
+    def is_small(self, bound):
+        """Return True if it is between -bound and bound, False if not, or `CANNOT_TELL`."""
+        if -bound < self.least and self.most < bound:
             return True
-        return False if self.least >= bound else CANNOT_TELL
+        outside = self.most <= -bound or self.least >= bound
+        return False if outside else CANNOT_TELL
 
     def __str__(self):
         value, least, most = (f"{100 * share:+.1f}" for share in self)
-        return f"{value} points ({least} to {most})"
+        return f"{value} points (95 % interval {least} to {most})"
 
 
 _DRAWS = 10_000

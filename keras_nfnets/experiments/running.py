@@ -21,7 +21,7 @@ from keras_nfnets.guards import json_text
 SETTINGS, RESULTS = "settings.json", "results.csv"
 
 # Settings that decide how many cells there are, not how they are measured.
-_SEEDS = {"seeds", "seeds_at_largest"}
+SEEDS = {"seeds", "seeds_at_largest"}
 
 # Each process has its own TensorFlow in memory.
 _MAX_PROCESSES = 8
@@ -64,8 +64,8 @@ def check_folder(folder, settings):
         raise ValueError(
             f"{path} does not contain settings. Give another folder. Received: {error}"
         ) from None
-    if differing - _SEEDS:
-        name = min(differing - _SEEDS)
+    if differing - SEEDS:
+        name = min(differing - SEEDS)
         raise ValueError(
             f"{folder} contains results with other settings. Give another folder, or move "
             f"that one away. Received: {name}={settings.get(name)!r}, but "

@@ -2,9 +2,10 @@
 
 import itertools
 
-from keras_nfnets.experiments import fitting, plots
+from keras_nfnets.experiments import fitting
 from keras_nfnets.experiments.experiment import CANNOT_TELL, Experiment, Finding
 from keras_nfnets.experiments.fitting import CLIPPED, MAIN, NORMALIZER_FREE
+from keras_nfnets.experiments.plots import NEAR
 from keras_nfnets.experiments.results import (
     Difference,
     distinct,
@@ -62,7 +63,9 @@ def _measure(settings, cell):
 def _draw(figure, rows, settings):
     main = select(rows, part=MAIN)
     sizes = distinct(main, "batch_size")
-    for axes, size in zip(figure.subplots(len(sizes), 1, sharex=True), sizes):
+    for axes, size in zip(
+        figure.subplots(len(sizes), 1, sharex=True, squeeze=False)[:, 0], sizes
+    ):
         runs = select(main, batch_size=size)
         clipped = distinct(runs, "clipped")[::-1]
         for height, name in enumerate(clipped):
@@ -84,7 +87,9 @@ def _draw(figure, rows, settings):
 
 def _conclude(rows, settings):
     main = select(rows, part=MAIN)
-    sizes, undecided = fitting.decided(main)
+    if undecided := fitting.undecided(main, settings):
+        return undecided
+    sizes = sorted(distinct(main, "batch_size"))
     findings = []
     trained = max(row["accuracy"] for row in main) / 2
     for size in sizes:
@@ -92,7 +97,7 @@ def _conclude(rows, settings):
         of = {name: select(runs, clipped=name) for name in distinct(runs, "clipped")}
         accuracy = {name: median(of[name], "accuracy") for name in of}
         if max(accuracy.values()) < trained:
-            text = f"At a batch of {size}, no choice reaches {percent(trained)}."
+            text = f"At a batch of {size} no choice reaches {percent(trained)}."
             findings.append(Finding(text, CANNOT_TELL))
             continue
         most = of[_NOT_CLASSIFIER]
@@ -103,10 +108,16 @@ def _conclude(rows, settings):
             for name in of
             if name.startswith("stage")
         }
-        enough = [
-            n for n, difference in partly.items() if difference.value > -plots.NEAR
-        ]
         best = max(partly, key=lambda name: partly[name].value)
+        enough = {difference.exceeds(-NEAR) for difference in partly.values()}
+        if True in enough:
+            some_suffice = True
+        else:
+            some_suffice = CANNOT_TELL if CANNOT_TELL in enough else False
+        if size == sizes[-1] and some_suffice != CANNOT_TELL:
+            holds = not some_suffice
+        else:
+            holds = some_suffice
         findings += [
             Finding(
                 f"Medians at a batch of {size}: everything but the classifier clipped "
@@ -115,22 +126,22 @@ def _conclude(rows, settings):
                 None,
             ),
             Finding(
-                f"To leave the classifier unclipped makes a difference of {gain} there.",
+                f"At {size}, to leave the classifier unclipped makes a mean difference of "
+                f"{gain}.",
                 gain.exceeds(0),
             ),
             Finding(
-                "To leave the stem unclipped, too, makes a difference of "
-                f"{without_stem}; it is to be small.",
-                without_stem.exceeds(-plots.NEAR),
+                f"At {size}, to leave the stem unclipped, too, makes one of {without_stem}; it "
+                f"is to be within {100 * NEAR:g}.",
+                without_stem.is_small(NEAR),
             ),
             Finding(
-                f"Of clipping only one or two stages, the best is {best}, with a difference "
-                f"of {partly[best]}; {len(enough)} of {len(partly)} lose less than "
-                f"{100 * plots.NEAR:g} points.",
-                not enough if size == max(sizes) else bool(enough),
+                f"At {size}, the best of clipping only one or two stages is {best}, with a "
+                f"difference of {partly[best]} from clipping all.",
+                holds,
             ),
         ]
-    return [*findings, *undecided]
+    return findings
 
 
 def _tables(rows, settings):
@@ -154,6 +165,7 @@ The NF-ResNet with AGC for all its layers, for all but the classifier, for all b
 classifier and stem, for each stage alone, for each pair of stages, and for none, at a small
 and a large batch size. The learning rate is the one tuned with all but the classifier
 clipped."""
+    + fitting.BY_BATCH_SIZE_TEXT
     + fitting.AGC_AT_ZERO_TEXT,
     beyond="""\
 A batch of 256 is not small compared with 4,000 images, and at the learning rate tuned for
@@ -174,8 +186,6 @@ ImageNet (`--scale full`).""",
             **fitting.MEDIUM,
             **fitting.MEDIUM_CLIPPING,
             "batch_sizes": [64, 1024],
-            "seeds": 2,
-            "seeds_at_largest": 3,
         },
         "full": {
             **fitting.FULL,

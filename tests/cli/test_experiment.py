@@ -7,6 +7,7 @@ from full_disk import full_disk
 
 from keras_nfnets import experiments, files
 from keras_nfnets.cli.main import main
+from keras_nfnets.experiments import glyphs
 
 
 @pytest.mark.parametrize("arguments", [[], ["--list"]])
@@ -69,8 +70,16 @@ def test_a_data_set_is_carried_to_another_machine_as_a_file(
     small = experiments.find("mean_shift").scales["small"]
     monkeypatch.setitem(small, "depths", [1])
     arguments = ["experiment", "mean_shift", "--seeds=1", "--jobs=1"]
+    # Without the fonts, the usual data set of a scale is not available.
+    monkeypatch.setattr(glyphs, "_paths", list)
+    monkeypatch.setitem(
+        experiments.find("mean_shift").scales,
+        "medium",
+        {**small, "dataset": "characters"},
+    )
+    arguments.append("--scale=medium")
     assert main([*arguments, f"--dataset={file}"]) == 0
-    page = (tmp_path / f"runs/mean_shift-small-{file}/README.md").read_text()
+    page = (tmp_path / f"runs/mean_shift-medium-{file}/README.md").read_text()
     assert f"--dataset='{file}'" in page or f"'--dataset={file}'" in page
 
 

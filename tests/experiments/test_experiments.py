@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -262,10 +263,122 @@ def test_clip_factor_and_label_smoothing_are_those_of_the_settings(monkeypatch):
 
 def test_batch_sizes_with_few_steps_decide_nothing():
     rows = [{"batch_size": b, "steps": s} for b, s in ((8, 900), (64, 500), (512, 40))]
-    sizes, [finding] = fitting.decided(rows)
-    assert sizes == [8, 64] and "512 (40 steps)" in finding.text
+    [finding] = fitting.undecided(rows, {"scale": "small"})
+    assert "512 (40 steps)" in finding.text and "64" not in finding.text
+    assert "--scale=medium" in finding.text
     assert finding.holds == experiments.CANNOT_TELL
-    assert fitting.decided(rows[:2]) == ([8, 64], [])
+    [finding] = fitting.undecided(rows, {"scale": "medium"})
+    assert "--scale=medium" not in finding.text
+    assert fitting.undecided(rows[:2], {"scale": "small"}) == []
+
+
+CANNOT_TELL = experiments.CANNOT_TELL
+
+
+def rows_of(accuracies, **others):
+    """Return rows of five seeds for `{(value, ...): accuracy}` of named columns."""
+    noise = [-0.002, -0.001, 0, 0.001, 0.002]
+    return [
+        {"part": "main", "seed": seed, "steps": 600, **others, **cell}
+        | {"accuracy": accuracy + (0.1 * accuracy + noise[seed]) % 0.003}
+        for seed in range(5)
+        for cell, accuracy in accuracies
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "holds"),
+    [
+        # Accuracies of BN-ResNet, NF-ResNet and the latter with AGC at three batch sizes.
+        ([(0.9, 0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.1, 0.9)], [True, None, True, True]),
+        (
+            [(0.9, 0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.1, 0.8)],
+            [True, None, True, False],
+        ),
+        # Fails with AGC at smaller batches.
+        (
+            [(0.9, 0.9, 0.5), (0.9, 0.9, 0.5), (0.9, 0.1, 0.9)],
+            [False, None, True, False],
+        ),
+        # Nothing fails without AGC.
+        ([(0.9, 0.9, 0.9)] * 3, [CANNOT_TELL, None, None, True]),
+        ([(0.9, 0.9, 0.7)] * 3, [CANNOT_TELL, None, None, False]),
+        # Only batch normalization fails.
+        ([(0.9, 0.9, 0.9)] * 2 + [(0.1, 0.9, 0.9)], [CANNOT_TELL, None, None, True]),
+        # All fail.
+        ([(0.9, 0.9, 0.9)] * 2 + [(0.1, 0.1, 0.1)], [CANNOT_TELL]),
+    ],
+)
+def test_conclusions_on_batch_sizes(accuracies, holds):
+    cells = [
+        ({"network": network, "batch_size": size}, accuracy)
+        for size, at in zip((64, 256, 1024), accuracies, strict=True)
+        for network, accuracy in zip(fitting.NETWORKS, at, strict=True)
+    ]
+    findings = experiments.find("batch_size").conclude(
+        rows_of(cells), {"scale": "medium"}
+    )
+    assert [finding.holds for finding in findings] == holds
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "holds"),
+    [
+        ([0.9, 0.9, 0.9], [0.8, 0.8, 0.2], [None, True, True]),
+        ([0.9, 0.9, 0.9], [0.8, 0.8, 0.8], [None, True, False]),
+        # The smallest factor, one in between, the largest is too small or too large.
+        ([0.8, 0.9, 0.9], [0.8, 0.8, 0.2], [None, False, True]),
+        ([0.9, 0.5, 0.9], [0.8, 0.8, 0.2], [None, False, True]),
+        ([0.9, 0.9, 0.5], [0.8, 0.8, 0.2], [None, False, True]),
+        ([0.9, 0.9, 0.9], [0.1, 0.1, 0.1], [CANNOT_TELL]),
+    ],
+)
+def test_conclusions_on_clip_factors(small, large, holds):
+    cells = [
+        ({"batch_size": size, "clip_factor": factor}, accuracy)
+        for size, at in ((64, small), (1024, large))
+        for factor, accuracy in zip((0.01, 0.04, 0.16), at, strict=True)
+    ]
+    findings = experiments.find("clip_factor").conclude(
+        rows_of(cells), {"scale": "medium"}
+    )
+    assert [finding.holds for finding in findings] == holds
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "holds"),
+    [
+        # Accuracy with everything clipped, all but the classifier, neither it nor the stem,
+        # two stages, nothing.
+        (
+            (0.8, 0.9, 0.9, 0.9, 0.1),
+            (0.8, 0.9, 0.9, 0.5, 0.1),
+            [None, True, True, True, None, True, True, True],
+        ),
+        (
+            (0.9, 0.8, 0.9, 0.5, 0.1),
+            (0.8, 0.9, 0.7, 0.9, 0.1),
+            [None, False, False, False, None, True, False, False],
+        ),
+        (
+            (0.8, 0.9, 0.9, 0.9, 0.1),
+            (0.1, 0.1, 0.1, 0.1, 0.1),
+            [None, True, True, True, CANNOT_TELL],
+        ),
+    ],
+)
+def test_conclusions_on_layers(small, large, holds):
+    names = ("everything", "all but the classifier", "all but classifier and stem")
+    names += ("stage1 and stage2", "nothing")
+    cells = [
+        ({"batch_size": size, "clipped": name}, accuracy)
+        for size, at in ((64, small), (1024, large))
+        for name, accuracy in zip((*names, "stage3"), (*at, 0.1), strict=True)
+    ]
+    findings = experiments.find("which_layers").conclude(
+        rows_of(cells), {"scale": "medium"}
+    )
+    assert [finding.holds for finding in findings] == holds
 
 
 @pytest.mark.parametrize(
@@ -284,10 +397,7 @@ def test_the_verdict_follows_from_the_findings(holds, verdict):
     assert experiments.verdict(findings) == verdict
 
 
-accuracies = st.lists(st.floats(0, 1), min_size=1, max_size=6)
-
-
-@given(accuracies, st.floats(-1, 1))
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.floats(-1, 1))
 def test_differences_are_of_the_same_seeds(values, shift):
     rows = [{"seed": i, "accuracy": value} for i, value in enumerate(values)]
     others = [{**row, "accuracy": row["accuracy"] - shift} for row in rows]
@@ -295,18 +405,39 @@ def test_differences_are_of_the_same_seeds(values, shift):
     assert difference == pytest.approx((shift,) * 3, abs=1e-9)
     assert difference.exceeds(shift - 0.1) is True
     assert difference.exceeds(shift + 0.1) is False
-    assert difference.is_below(shift + 0.1) is True
-    assert difference.is_below(shift - 0.1) is False
+    assert difference.is_small(abs(shift) + 0.1) is True
+    if abs(shift) > 0.1:
+        assert difference.is_small(abs(shift) - 0.1) is False
 
 
-def test_a_difference_within_the_spread_of_the_seeds_decides_nothing():
-    spread = np.array([-0.02, -0.01, 0.0, 0.02, 0.03])
-    difference = Difference.typical(spread, np.mean)
-    # The bootstrap distribution of a mean is nearly normal, with this deviation.
-    deviation = spread.std() / np.sqrt(len(spread))
-    assert difference.least == pytest.approx(0.004 - 1.96 * deviation, abs=0.002)
-    assert difference.most == pytest.approx(0.004 + 1.96 * deviation, abs=0.002)
-    assert difference.exceeds(0) == difference.is_below(0) == experiments.CANNOT_TELL
+def test_intervals_contain_the_difference_in_95_of_100_cases():
+    generator = np.random.default_rng(0)
+    for seeds in (2, 3, 5):
+        noise = generator.normal(size=(2000, seeds))
+        zeros = [{"seed": seed, "accuracy": 0} for seed in range(seeds)]
+        found = [
+            Difference.of(
+                [{"seed": i, "accuracy": x} for i, x in enumerate(sample)], zeros
+            )
+            for sample in noise
+        ]
+        share = np.mean([d.least < 0 < d.most for d in found])
+        assert share == pytest.approx(0.95, abs=0.015)
+
+
+def test_one_seed_decides_nothing():
+    difference = Difference.of(
+        [{"seed": 0, "accuracy": 0.9}], [{"seed": 0, "accuracy": 0.1}]
+    )
+    assert difference.value == pytest.approx(0.8)
+    assert difference.exceeds(0) == difference.is_small(0.1) == CANNOT_TELL
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=13))
+def test_the_interval_of_a_median_is_within_the_values(values):
+    difference = Difference.typical(values)
+    assert min(values) <= difference.least <= difference.value <= difference.most
+    assert difference.most <= max(values)
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
@@ -363,39 +494,74 @@ def test_a_data_set_is_read_from_the_file_that_was_written_of_it(tmp_path):
         np.testing.assert_array_equal(one, other)
     settings = images.with_dataset({"batch_sizes": [64, 5000]}, str(path))
     assert settings["batch_sizes"] == [64, 1438]
-    same = images.with_dataset({}, str(path))["pictures_checksum"]
+    written = images.with_dataset({}, str(path))
+    assert written["groups"] == len(ours.batches(50, 0)[0]._x) + 359
     x, y, groups = np.load(path).values()
-    np.savez(path, images=255 - x, labels=y, groups=groups)
-    assert images.with_dataset({}, str(path))["pictures_checksum"] != same
+    for others in ((16 - x, y, groups), (x, 9 - y, groups), (x, y, groups[::-1])):
+        np.savez(path, **dict(zip(("images", "labels", "groups"), others, strict=True)))
+        changed = images.with_dataset({}, str(path))
+        assert changed["pictures_checksum"] != written["pictures_checksum"]
+
+
+VALID = {
+    "images": np.arange(6 * 64, dtype="uint8").reshape(6, 8, 8),
+    "labels": np.arange(6),
+    "groups": np.arange(6),
+}
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("others", "message"),
     [
-        ({"images": np.zeros((4, 8, 8)), "labels": np.zeros(4)}, "without groups"),
-        (dict.fromkeys(("images", "labels", "groups"), np.zeros(4)), "shapes"),
+        ({"groups": None}, "without groups"),
+        ({"images": np.zeros((6, 8, 8, 3))}, "shapes"),
+        ({"labels": np.arange(5)}, "shapes"),
+        ({"labels": np.array([{}] * 6, dtype=object)}, "Object arrays"),
+        ({"labels": np.arange(6) - 1}, "labels"),
+        ({"labels": np.arange(6) / 2}, "labels"),
+        ({"labels": np.array(list("abcdef"))}, "labels"),
+        ({"images": np.full((6, 8, 8), np.nan)}, "finite"),
+        ({"images": np.zeros((6, 8, 8))}, "all alike"),
+        ({"images": np.zeros((6, 8, 8), complex)}, "finite"),
+        ({"groups": np.zeros(6, int)}, "at least 5"),
         (
             {
-                "images": np.zeros((1, 8, 8)),
-                "labels": np.array([{}], dtype=object),
-                "groups": np.zeros(1),
+                "images": np.zeros((0, 8, 8)),
+                "labels": np.arange(0),
+                "groups": np.arange(0),
             },
-            "Object arrays",
+            "empty|zero-size",
         ),
     ],
-    ids=["incomplete", "of other shapes", "with pickles"],
 )
-def test_a_file_with_other_arrays_is_refused(arrays, message, tmp_path):
+def test_a_file_with_other_arrays_is_refused(others, message, tmp_path):
     path = tmp_path / "file.npz"
+    np.savez(path, **VALID)
+    assert images.load({"dataset": str(path)}).classes == 6
+    images._splits.cache_clear()
+    arrays = {k: v for k, v in (VALID | others).items() if v is not None}
     np.savez(path, **arrays)
-    with pytest.raises(ValueError, match=rf"images \(n, height, width\).*{message}"):
+    with pytest.raises(ValueError, match=rf"images \(n, height, width\).*({message})"):
         images.load({"dataset": str(path)})
 
 
 def test_a_broken_file_is_refused(tmp_path):
     path = tmp_path / "file.npz"
     images.write_dataset("digits", path)
-    path.write_bytes(path.read_bytes()[:-100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="An .npz data set must have"):
+        images.load({"dataset": str(path)})
+    header = (
+        b"\x93NUMPY\x01\x00\x76\x00"
+        + (
+            b"{'descr': '|u1', 'fortran_order': False, 'shape': (9999999, 9999, 9999)}"
+        ).ljust(117)
+        + b"\n"
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("images", "labels", "groups"):
+            archive.writestr(f"{name}.npy", header)
     with pytest.raises(ValueError, match="An .npz data set must have"):
         images.load({"dataset": str(path)})
     with pytest.raises(ValueError, match="no such file|No such file"):
