@@ -78,7 +78,8 @@ Tests a claim of the papers.
 
   keras-nfnets experiment --list
   keras-nfnets experiment bn_leaks
-  keras-nfnets experiment batch_size --seeds=5
+  keras-nfnets experiment small_batches --seeds=5
+  keras-nfnets experiment batch_size --scale=medium
   keras-nfnets experiment batch_size --scale=full --dataset=imagenet2012
 
 It trains networks or measures their costs, and writes the results (CSV), a plot

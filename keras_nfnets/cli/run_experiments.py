@@ -126,6 +126,8 @@ def _run(experiment, settings, results, folder, jobs):
         + f", into {printable(folder)}"
         + (f": {there} rows are there already" if there else "")
     )
+    for finding in experiment.undecided(settings):
+        print(f"This scale cannot tell: {finding.text}")
     try:
         with _Progress() as progress:
             rows = experiments.run(

@@ -131,5 +131,6 @@ least 500, at the small scale only those up to 64. `--scale full` runs the paper
     measure=fitting.measure_with_sweep(fitting.train_cell),
     draw=_draw,
     conclude=_conclude,
+    undecided=fitting.undecided_before,
     tables=fitting.accuracy_tables("network", "batch_size"),
 )

@@ -149,5 +149,6 @@ the paper's values are for ImageNet (`--scale full`).""",
     measure=fitting.measure_with_sweep(_measure),
     draw=_draw,
     conclude=_conclude,
+    undecided=fitting.undecided_before,
     tables=fitting.accuracy_tables("batch_size", "clip_factor"),
 )

@@ -44,6 +44,8 @@ class Experiment:
         draw: callable `(matplotlib figure, rows, settings)` that draws the figure.
         conclude: callable `(rows, settings)` that returns `Finding`s.
         tables: callable `(rows, settings)` that returns `{caption: lines of Markdown}`.
+        undecided: callable `(settings)` that returns the `Finding`s with `CANNOT_TELL` that
+            the settings imply, for a warning before the run.
         figure_size: tuple. Width and height in inches.
         measures_machine: bool. Whether time and memory are measured. Then each cell runs
             alone in a new process.
@@ -61,6 +63,7 @@ class Experiment:
     draw: typing.Callable
     conclude: typing.Callable
     tables: typing.Callable
+    undecided: typing.Callable = lambda settings: []
     figure_size: tuple = (6.8, 4.6)
     measures_machine: bool = False
     needs: tuple = ()

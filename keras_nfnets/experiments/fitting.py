@@ -311,7 +311,17 @@ def undecided(main, settings):
         main: list of dicts. Rows of `train` with a batch size.
         settings: dict.
     """
-    steps = {row["batch_size"]: row["steps"] for row in main}
+    return _few_steps({row["batch_size"]: row["steps"] for row in main}, settings)
+
+
+def undecided_before(settings):
+    """Return what `undecided` will, before there are rows."""
+    examples = images.load(settings).training_examples
+    steps = {b: examples // b * settings["epochs"] for b in settings["batch_sizes"]}
+    return _few_steps(steps, settings)
+
+
+def _few_steps(steps, settings):
     few = [size for size in sorted(steps) if steps[size] < ENOUGH_STEPS]
     if not few:
         return []

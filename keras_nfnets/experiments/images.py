@@ -229,6 +229,7 @@ class _OnDisk:
         for name in settings:
             if name.endswith("_split"):
                 self._source.size_of(settings[name])  # raises if there is no such split
+        self.training_examples = self._source.size_of(settings["train_split"])
         size = settings["image_size"]
         self.input_shape = (size, size, self._source.channels)
 

@@ -198,6 +198,7 @@ ImageNet (`--scale full`).""",
     measure=fitting.measure_with_sweep(_measure),
     draw=_draw,
     conclude=_conclude,
+    undecided=fitting.undecided_before,
     tables=_tables,
     figure_size=(6.4, 8.4),
 )

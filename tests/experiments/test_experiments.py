@@ -272,6 +272,19 @@ def test_batch_sizes_with_few_steps_decide_nothing():
     assert fitting.undecided(rows[:2], {"scale": "small"}) == []
 
 
+def test_what_cannot_be_told_is_known_before_the_run():
+    experiment, settings = tiny("batch_size", epochs=16, batch_sizes=[32, 256])
+    [before] = experiment.undecided(settings)
+    rows = [
+        {"batch_size": b, "steps": images.load(settings).batches(b, 0)[2] * 16}
+        for b in (32, 256)
+    ]
+    assert [before] == fitting.undecided(rows, settings)
+    assert "256 (80 steps)" in before.text and "32 (" not in before.text
+    settings = experiments.settings_of(experiment, "full")
+    assert experiments.find("bn_leaks").undecided(settings) == []
+
+
 CANNOT_TELL = experiments.CANNOT_TELL
 
 
