@@ -30,7 +30,8 @@ _LABEL_HEIGHT = 0.085
 def line(axes, rows, across, value="accuracy", label=None, scale=100):
     """Plot the median of a value over a column, with its range, and x for diverged runs.
 
-    Values are multiplied by `scale`; the default shows shares in percent.
+    Values are multiplied by `scale`; the default shows shares in percent. Returns the
+    `matplotlib.lines.Line2D` of the medians.
     """
     positions = sorted(distinct(rows, across))
     values = [
@@ -50,6 +51,7 @@ def line(axes, rows, across, value="accuracy", label=None, scale=100):
         color=drawn[0].get_color(),
         zorder=3,
     )
+    return drawn[0]
 
 
 def label_lines(axes):
