@@ -246,16 +246,26 @@ def test_command_lines_of_the_pages_parse(page, line):
 
 
 def test_figures_of_the_readme_are_those_of_the_networks():
-    rows = re.findall(
-        r"\| (NF\w+) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) \| (\d+) \|",
-        README.read_text(),
-    )
-    assert len(rows) >= 9
-    for name, millions, billions, *sizes in rows:
+    head = ["Network", "Parameters (M)", "FLOPs (G)", "Test size (px)", "Top-1 (%)"]
+    head = f"| {' | '.join([*head, 'Latency (ms)'])} |\n"
+    _, _, table = README.read_text().partition(head)
+    lines = table.partition("\n\n")[0].splitlines()[1:]
+    assert len(lines) >= 7
+    with open(DOCS / "latency.csv", newline="") as file:
+        milliseconds = {r["network"]: r["milliseconds"] for r in csv.DictReader(file)}
+    for line in lines:
+        name, *figures = line.strip("| ").split(" | ")
         variant, (parameters, flops) = variants()[name], costs()[name]
-        assert [variant.train_size, variant.test_size] == list(map(int, sizes))
-        assert f"{parameters / 1e6:.1f}" == millions
-        assert f"{flops / 1e9:.1f}" == billions
+        # The first is that of weights="imagenet".
+        published = pretrained.published(getattr(keras_nfnets, name).architecture())
+        assert all(c.size == variant.test_size for c in published[:1])
+        assert figures == [
+            f"{parameters / 1e6:.1f}",
+            f"{flops / 1e9:.1f}",
+            f"{variant.test_size}",
+            f"{published[0].top1:.2f}" if published else "–",
+            milliseconds.get(name, "–"),
+        ]
 
 
 def test_latencies_were_measured_at_the_networks_own_sizes():
