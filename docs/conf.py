@@ -40,7 +40,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-add_module_names = False
+# Long signatures have a line per argument.
+python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = f"keras_nfnets {version}"

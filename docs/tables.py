@@ -251,14 +251,15 @@ def checkpoints():
     return _markdown([*head, "source", "release"], rows, "llrlrll")
 
 
+def names_of(family):
+    """Return the names of the networks of a family, a list of str."""
+    module = getattr(keras_nfnets, family).__module__
+    return [n for n in variants() if getattr(keras_nfnets, n).__module__ == module]
+
+
 def constructors(family):
     """Return a table of the constructors of a family, with the arguments they fix."""
-    module = getattr(keras_nfnets, family).__module__
-    members = {
-        name: variant
-        for name, variant in variants().items()
-        if getattr(keras_nfnets, name).__module__ == module
-    }
+    members = {name: variants()[name] for name in names_of(family)}
     # In some families the widths follow from the depths or from a factor.
     fixed = [
         key
@@ -293,7 +294,7 @@ def _markdown(head, rows, alignment):
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-_FAMILIES = {pretrained.find_network(name).architecture.builder for name in variants()}
+FAMILIES = {pretrained.find_network(name).architecture.builder for name in variants()}
 
 TABLES = {
     "pretrained-networks": pretrained_networks,
@@ -305,7 +306,7 @@ TABLES = {
     "recipe-images": recipe_images,
     "recipe-settings": recipe_settings,
     "checkpoints": checkpoints,
-    **{family: functools.partial(constructors, family) for family in _FAMILIES},
+    **{family: functools.partial(constructors, family) for family in FAMILIES},
 }
 
 
