@@ -9,10 +9,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import directives
 import docstrings
 import keras
 import repository
-import tables
 
 import keras_nfnets
 
@@ -40,7 +40,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-add_module_names = False
+# Long signatures have a line per argument.
+python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = f"keras_nfnets {version}"
@@ -54,4 +55,4 @@ def setup(app):
     # Run before napoleon, which has the default priority of 500.
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
     app.connect("autodoc-process-signature", docstrings.signature)
-    app.add_directive("generated-table", tables.GeneratedTable)
+    app.add_directive("generated-table", directives.GeneratedTable)

@@ -1,4 +1,7 @@
-"""Directive for the tables of the documentation that are generated from the package."""
+"""Tables of the documentation that are generated from the package.
+
+As a program, `python docs/tables.py` writes the tables that are committed in pages.
+"""
 
 import csv
 import dataclasses
@@ -8,86 +11,139 @@ import pathlib
 import re
 import sys
 
-from docutils import nodes
-from docutils.statemachine import StringList
-from sphinx.util.docutils import SphinxDirective
-
 import keras_nfnets
 from keras_nfnets import pretrained, recipes
 from keras_nfnets.models.costs import costs, count_flops, variants
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+_DOCS = pathlib.Path(__file__).parent
+sys.path.append(str(_DOCS.parent / "benchmarks"))
 
 import gpu_results
 
-_LATENCY = pathlib.Path(__file__).parent / "latency.csv"
+_LATENCY = _DOCS / "latency.csv"
+# Pages with committed tables, each between two comments.
+PAGES = (
+    _DOCS / "zoo.md",
+    _DOCS / "recipes.md",
+    _DOCS / "guides" / "which_network.md",
+    _DOCS.parent / "weights" / "README.md",
+)
+_COMMITTED = re.compile(
+    r"(<!-- Table (\S+), written by docs/tables\.py -->\n).*?(<!-- End of table -->)",
+    re.DOTALL,
+)
 
 
-class GeneratedTable(SphinxDirective):
-    """`{generated-table} NAME`, where NAME is a function of this module."""
+def with_tables(text):
+    """Return the text of a page with its committed tables as the package has them.
 
-    required_arguments = 1
-
-    def run(self):
-        lines = TABLES[self.arguments[0]]()
-        container = nodes.container()
-        self.state.nested_parse(StringList(lines, "tables.py"), 0, container)
-        for table in container.findall(nodes.table):
-            table["classes"].append("generated")
-        return container.children
+    Raises:
+        ValueError: a table is unknown, or the page has no table.
+    """
+    names = [name for _, name, _ in _COMMITTED.findall(text)]
+    if not names or not TABLES.keys() >= set(names):
+        raise ValueError(f"Tables must be among {sorted(TABLES)}. Received: {names}")
+    return _COMMITTED.sub(_with_rows, text)
 
 
-def zoo():
-    """Return a table of all networks, with their costs and published accuracy."""
-    latency, known = {row["network"]: row for row in latencies()}, costs()
-    rows, listed = [], []
-    for name, variant in variants().items():
-        constructor = getattr(keras_nfnets, name)
-        published = pretrained.published(constructor.architecture())
-        listed += published
-        rows.append(
-            _zoo_row(
-                f"`{name}`",
-                known[name],
-                (variant.train_size, variant.test_size),
-                published,
-                latency.get(name),
-            )
-        )
+def _with_rows(match):
+    start, name, end = match.groups()
+    return "\n".join([start, *TABLES[name](), "", end])
+
+
+def pretrained_networks():
+    """Return a table of the networks that have published weights, family by family."""
+    rows = [
+        [f"`{network}`", _accuracy(checkpoint), *_costs_and_sizes(network)]
+        for network, checkpoint in _best_checkpoints().items()
+    ]
     # Checkpoints of networks that are built by a constructor with another convention.
+    listed = {c for name in variants() for c in _published(name)}
     for checkpoint in pretrained.list_checkpoints():
         if checkpoint not in listed:
-            network = pretrained.find_network(checkpoint.network)
-            name = f"`{network.constructor.__name__}`, timm's"
-            size = checkpoint.size
-            with pretrained.without_memory():
-                model = network.build(input_shape=(size, size, 3))
-                cost = model.count_params(), count_flops(model)
-            sizes = (checkpoint.train_size, size)
-            rows.append(_zoo_row(name, cost, sizes, [checkpoint], None))
-    return _markdown(
+            rows.append(_row_of_timm(checkpoint))
+    head = ["network", "top-1, %", *_COSTS_AND_SIZES]
+    return _markdown(head, rows, "lrrrrr")
+
+
+def other_networks():
+    """Return a table of the networks without published weights, family by family."""
+    rows = [
+        [f"`{network}`", *_costs_and_sizes(network)]
+        for network in variants()
+        if network not in _best_checkpoints()
+    ]
+    return _markdown(["network", *_COSTS_AND_SIZES], rows, "lrrrr")
+
+
+def accuracy_and_time():
+    """Return a table of the networks with ImageNet weights and a measured time."""
+    milliseconds = _milliseconds()
+    rows = [
         [
-            *("network", "parameters, M", "FLOPs, G", "float32 file, MB"),
-            *("train / test size", "top-1, %", "one picture, ms"),
-        ],
-        rows,
-        "lrrrrrr",
-    )
+            f"`{network}`",
+            _accuracy(checkpoint),
+            milliseconds[network],
+            _formatted(*costs()[network])[0],
+        ]
+        for network, checkpoint in _best_checkpoints().items()
+        if network in milliseconds and checkpoint.class_names is None
+    ]
+    rows.sort(key=lambda row: float(row[2]))
+    return _markdown(["network", "top-1, %", "CPU, ms", "parameters, M"], rows, "lrrr")
 
 
-def _zoo_row(name, cost, sizes, published, latency):
-    (parameters, flops), (train, test) = cost, sizes
-    on_imagenet = [c for c in published if c.class_names is None]
+def _milliseconds():
+    return {row["network"]: row["milliseconds"] for row in latencies()}
+
+
+_COSTS_AND_SIZES = ("parameters, M", "FLOPs, G", "train / test size", "CPU, ms")
+
+
+@functools.cache
+def _best_checkpoints():
+    """Return `{network: checkpoint}` of the networks with published weights."""
+    found = {name: _published(name) for name in variants()}
+    return {name: checkpoints[0] for name, checkpoints in found.items() if checkpoints}
+
+
+def _published(name):
+    return pretrained.published(getattr(keras_nfnets, name).architecture())
+
+
+def _accuracy(checkpoint):
+    on_imagenet = checkpoint.class_names is None
+    return f"{checkpoint.top1:.2f}" + ("" if on_imagenet else " (digits)")
+
+
+def _costs_and_sizes(name):
+    variant = variants()[name]
     return [
-        name,
+        *_formatted(*costs()[name]),
+        f"{variant.train_size} / {variant.test_size}",
+        _milliseconds().get(name, ""),
+    ]
+
+
+def _row_of_timm(checkpoint):
+    network = pretrained.find_network(checkpoint.network)
+    size = checkpoint.size
+    with pretrained.without_memory():
+        model = network.build(input_shape=(size, size, 3))
+        cost = model.count_params(), count_flops(model)
+    return [
+        f"`{network.constructor.__name__}`, timm's",
+        _accuracy(checkpoint),
+        *_formatted(*cost),
+        f"{checkpoint.train_size} / {size}",
+        "",
+    ]
+
+
+def _formatted(parameters, flops):
+    return [
         f"{parameters / 1e6:.2f}" if parameters < 1e7 else f"{parameters / 1e6:.1f}",
         f"{flops / 1e9:.2f}" if flops < 1e9 else f"{flops / 1e9:.1f}",
-        f"{4 * parameters / 1e6:,.1f}"
-        if parameters < 1e6
-        else f"{parameters / 250e3:,.0f}",
-        f"{train} / {test}",
-        f"{on_imagenet[0].top1:.2f}" if on_imagenet else "",
-        latency["milliseconds"] if latency else "",
     ]
 
 
@@ -121,7 +177,6 @@ def recipe_table():
         rows.append(
             [
                 f"`{name}`",
-                f"`{recipe.model}`",
                 f"{recipe.batch_size:,}",
                 _number(recipe.clip_factor),
                 _number(recipe.learning_rate),
@@ -130,27 +185,24 @@ def recipe_table():
                 str(recipe.epochs),
             ]
         )
-    return _markdown(
-        [
-            *("recipe", "network", "batch", "clip factor", "learning rate"),
-            *("weight decay", "train / test size", "epochs"),
-        ],
-        rows,
-        "llrrrrrr",
-    )
+    head = ["recipe", "batch", "clip factor", "learning rate", "weight decay"]
+    return _markdown([*head, "train / test size", "epochs"], rows, "lrrrrrr")
 
 
-def recipe_pictures():
-    """Return a table of preprocessing, augmentation and precision of all recipes."""
-    rows = [
-        [
-            f"`{name}`",
-            recipe.crop_mode or "the data's own",
+def recipe_images():
+    """Return a table of preprocessing, precision and augmentation of all recipes.
+
+    Recipes that agree in these share a row.
+    """
+    names = {}
+    for name, recipe in recipes.RECIPES.items():
+        settings = (
+            recipe.crop_mode or "default",
             recipe.precision,
-            recipe.augmentation or "the data's own",
-        ]
-        for name, recipe in recipes.RECIPES.items()
-    ]
+            recipe.augmentation or "default",
+        )
+        names.setdefault(settings, []).append(f"`{name}`")
+    rows = [[", ".join(same), *settings] for settings, same in names.items()]
     head = ["recipe", "evaluation", "precision", "augmentation"]
     return _markdown(head, rows, "llll")
 
@@ -190,28 +242,24 @@ def checkpoints():
             f"{c.train_size} / {c.size}",
             f"{c.crop:g} {c.crop_mode}",
             f"{c.top1:.2f}",
-            f"`{c.authors_file}`" if c.authors_file else "",
+            f"[timm](https://huggingface.co/{c.repo})" if c.repo else "bundled",
+            f"`{c.release_sha256}`" if c.release_sha256 else "",
         ]
         for c in pretrained.list_checkpoints()
     ]
-    return _markdown(
-        [
-            *("name", "network", "train / test size", "crop", "top-1, %"),
-            "the authors' file",
-        ],
-        rows,
-        "llrlrl",
-    )
+    head = ["name", "network", "train / test size", "crop", "top-1, %"]
+    return _markdown([*head, "source", "release"], rows, "llrlrll")
+
+
+def names_of(family):
+    """Return the names of the networks of a family, a list of str."""
+    module = getattr(keras_nfnets, family).__module__
+    return [n for n in variants() if getattr(keras_nfnets, n).__module__ == module]
 
 
 def constructors(family):
     """Return a table of the constructors of a family, with the arguments they fix."""
-    module = getattr(keras_nfnets, family).__module__
-    members = {
-        name: variant
-        for name, variant in variants().items()
-        if getattr(keras_nfnets, name).__module__ == module
-    }
+    members = {name: variants()[name] for name in names_of(family)}
     # In some families the widths follow from the depths or from a factor.
     fixed = [
         key
@@ -235,7 +283,9 @@ def _numbers(values):
 
 
 def _number(value):
-    return "none" if value is None else f"{value:g}"
+    if value is None:
+        return "none"
+    return f"{value:g}" if value > 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _markdown(head, rows, alignment):
@@ -244,15 +294,22 @@ def _markdown(head, rows, alignment):
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-_FAMILIES = {pretrained.find_network(name).architecture.builder for name in variants()}
+FAMILIES = {pretrained.find_network(name).architecture.builder for name in variants()}
 
 TABLES = {
-    "zoo": zoo,
+    "pretrained-networks": pretrained_networks,
+    "other-networks": other_networks,
+    "accuracy-and-time": accuracy_and_time,
     "measured-on": measured_on,
     "gpu": gpu,
     "recipes": recipe_table,
-    "recipe-pictures": recipe_pictures,
+    "recipe-images": recipe_images,
     "recipe-settings": recipe_settings,
     "checkpoints": checkpoints,
-    **{family: functools.partial(constructors, family) for family in _FAMILIES},
+    **{family: functools.partial(constructors, family) for family in FAMILIES},
 }
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text("utf-8")), "utf-8")

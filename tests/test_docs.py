@@ -268,6 +268,14 @@ def test_figures_of_the_readme_are_those_of_the_networks():
         ]
 
 
+def test_committed_tables_are_those_of_the_package(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    tables = importlib.import_module("tables")
+    for page in tables.PAGES:
+        text = page.read_text("utf-8")
+        assert tables.with_tables(text) == text, "Write it by: python docs/tables.py"
+
+
 def test_latencies_were_measured_at_the_networks_own_sizes():
     with open(DOCS / "latency.csv", newline="") as file:
         rows = list(csv.DictReader(file))
