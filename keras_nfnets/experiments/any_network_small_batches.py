@@ -1,5 +1,6 @@
 """Small batches with and without normalization, in small networks of many families."""
 
+from keras_nfnets.experiments import plots
 from keras_nfnets.experiments.any_network_training import (
     FULL_RUN,
     NORMALIZER_FREE,
@@ -18,8 +19,6 @@ from keras_nfnets.experiments.results import Difference
 
 # The batch size for which the claim is that networks train better, not only as well.
 _SMALLEST = 2
-# As well as the original: at most this much lower accuracy.
-_AS_GOOD = 0.01
 
 
 def _conclude(rows, settings):
@@ -29,12 +28,12 @@ def _conclude(rows, settings):
         behind = {network: by for network, by in over_original.items() if by <= 0}
         difference = Difference.typical(list(over_original.values()))
         better = size == _SMALLEST
-        bound = "zero" if better else f"{-100 * _AS_GOOD:g}"
+        bound = "zero" if better else f"{-100 * plots.AS_GOOD:g}"
         findings += [
             Finding(
                 f"At batches of {size}, the median difference from the original is "
                 f"{difference} over the networks; it is to be above {bound}.",
-                difference.exceeds(0 if better else -_AS_GOOD),
+                difference.exceeds(0 if better else -plots.AS_GOOD),
             ),
             Finding(
                 f"{len(over_original) - len(behind)} of {len(over_original)} networks are "

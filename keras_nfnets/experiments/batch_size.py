@@ -21,8 +21,6 @@ from keras_nfnets.experiments.results import (
 
 # A network fails at a batch size if its accuracy is this much below the best there.
 _FAILURE_GAP = 0.1
-# A network matches another if its accuracy is at most this much lower.
-_AS_GOOD = 0.01
 
 
 def _draw(figure, rows, settings):
@@ -59,8 +57,8 @@ def _conclude(rows, settings):
         size: Difference.of(runs(CLIPPED, size), runs(BATCH_NORM, size))
         for size in sizes
     }
-    matches = over_batch_norm[largest].exceeds(-_AS_GOOD)
-    if any(d.exceeds(-_AS_GOOD) is False for d in over_batch_norm.values()):
+    matches = over_batch_norm[largest].exceeds(-plots.AS_GOOD)
+    if any(d.exceeds(-plots.AS_GOOD) is False for d in over_batch_norm.values()):
         matches = False
     shown = ", ".join(
         f"{network} {percent(accuracy(network, largest))}" for network in NETWORKS
@@ -83,7 +81,7 @@ def _conclude(rows, settings):
         ),
         Finding(
             "Mean difference of the NF-ResNet with AGC from the BN-ResNet by batch size; to "
-            f"match, it is to be above {-100 * _AS_GOOD:g}: {differences}.",
+            f"match, it is to be above {-100 * plots.AS_GOOD:g}: {differences}.",
             matches,
         ),
     ]

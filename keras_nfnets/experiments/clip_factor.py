@@ -8,6 +8,7 @@ from keras_nfnets.experiments.results import (
     Difference,
     distinct,
     median,
+    opposite,
     percent,
     select,
 )
@@ -96,13 +97,9 @@ def _conclude(rows, settings):
         Finding(
             f"At a batch of {large} the largest factor, {factors[-1]:g}, makes a mean "
             f"difference of {at_large} from the best; it is to be below {-100 * NEAR:g}.",
-            _opposite(at_large.exceeds(-NEAR)),
+            opposite(at_large.exceeds(-NEAR)),
         ),
     ]
-
-
-def _opposite(holds):
-    return holds if holds == CANNOT_TELL else not holds
 
 
 EXPERIMENT = Experiment(

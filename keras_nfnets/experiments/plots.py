@@ -7,6 +7,8 @@ from keras_nfnets.experiments.results import distinct, median, select
 
 # Smaller differences of accuracy are noise, of 1,000 test images and of the seeds.
 NEAR = 0.02
+# A network is as good as another if its accuracy is at most this much lower.
+AS_GOOD = 0.01
 
 # Text is readable on a phone. Series differ in brightness, marker and line, so that they can
 # be told apart in black and white, too; the colors are those of Okabe and Ito.

@@ -149,6 +149,11 @@ class Difference(typing.NamedTuple):
 _DRAWS = 10_000
 
 
+def opposite(holds):
+    """Return the other verdict; `CANNOT_TELL` has none."""
+    return holds if holds == CANNOT_TELL else not holds
+
+
 def with_spread(rows, name, show):
     """Format a column as `median (minimum to maximum)`, each number with `show`."""
     values = [row[name] for row in rows if name in row]

@@ -11,6 +11,7 @@ from keras_nfnets.experiments.results import (
     distinct,
     grid,
     median,
+    opposite,
     percent,
     select,
 )
@@ -114,10 +115,7 @@ def _conclude(rows, settings):
             some_suffice = True
         else:
             some_suffice = CANNOT_TELL if CANNOT_TELL in enough else False
-        if size == sizes[-1] and some_suffice != CANNOT_TELL:
-            holds = not some_suffice
-        else:
-            holds = some_suffice
+        holds = opposite(some_suffice) if size == sizes[-1] else some_suffice
         findings += [
             Finding(
                 f"Medians at a batch of {size}: everything but the classifier clipped "
