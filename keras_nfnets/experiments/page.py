@@ -40,11 +40,11 @@ def write(experiment, settings, rows, folder, command):
     findings = experiment.conclude(rows, settings)
     _draw(experiment, settings, rows, findings, folder / PICTURE)
     lines = [
-        f"# {_title(settings)}",
+        f"# {experiment.title}",
         "",
         f"**Claim.** {_one_line(experiment.claim)}",
         "",
-        f"**Result: {verdict(findings)}**.",
+        f"**Result{_on(settings)}: {verdict(findings)}**.",
         "",
         f"![{experiment.name}]({PICTURE})",
         "",
@@ -152,9 +152,9 @@ def _draw(experiment, settings, rows, findings, path):
 _TITLE_CHARACTERS = 7.2
 
 
-def _title(settings):
+def _on(settings):
     on = f" on {settings['dataset']}" if "dataset" in settings else ""
-    return settings["experiment"] + on
+    return f" at {settings['scale']} scale{on}"
 
 
 def _described(settings):
