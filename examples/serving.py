@@ -28,9 +28,9 @@ from PIL import Image, ImageOps
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 2**24
-# Sides count as at least this: the memory to resize grows with the longer one.
+# Shorter sides count as this, because the memory for resizing grows with the longer side.
 LEAST_SIDE = 1024
-# Decoders of other formats are used less, and have had more faults.
+# Decoders of other formats are less used and have had more bugs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 CLIENTS = (1, 8, 32)  # each waits for an answer before the next request
 REQUESTS = 160  # per measurement
@@ -43,25 +43,25 @@ class Network:
         path: str. ONNX file, written with preprocessing.
 
     Raises:
-        ValueError: the file takes prepared images, or is no ONNX file.
+        ValueError: the file expects preprocessed images, or is not an ONNX file.
     """
 
     def __init__(self, path):
         try:
             self._session = onnxruntime.InferenceSession(path)
-        except Exception as error:  # of classes that ONNX Runtime does not name
+        except Exception as error:  # ONNX Runtime does not document the classes
             raise ValueError(f"{path} cannot be loaded: {error}") from error
         [self._input] = self._session.get_inputs()
         if self._input.type != "tensor(uint8)":
             raise ValueError(
-                f"{path} takes prepared images. Export it with --preprocessing. "
+                f"{path} expects preprocessed images. Export it with --preprocessing. "
                 f"Received: a file with inputs of {self._input.type}"
             )
         names = self._session.get_modelmeta().custom_metadata_map.get("class_names")
         self._names = json.loads(names) if names else None
 
     def classify(self, image, top=3):
-        """Return the most probable classes of an RGB image of Pillow, a list of dicts."""
+        """Return the most probable classes of a Pillow RGB image, a list of dicts."""
         x = np.asarray(image)[np.newaxis]
         [[probabilities]] = self._session.run(None, {self._input.name: x})
         return [
@@ -104,7 +104,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         try:
             classes = self.server.network.classify(image)
-        except Exception as error:  # noqa: BLE001  (ONNX Runtime names none)
+        except Exception as error:  # noqa: BLE001  (as above)
             self.log_error("%s", error)
             self._answer(500, {"error": "The network failed."})
             return
@@ -120,7 +120,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if status in (405, 411, 413):  # what was sent is left unread
+        if status in (405, 411, 413):  # the body was not read
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
@@ -143,7 +143,7 @@ def read(content):
     """Decode an image file to RGB, upright and on white.
 
     Raises:
-        ValueError: it is not an image of a known format, or too large.
+        ValueError: the content is not an image of an accepted format, or is too large.
     """
     try:
         # Pillow warns of large images, which are refused here.

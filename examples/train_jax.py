@@ -1,7 +1,7 @@
 """Train on several processes with JAX, started by Slurm or Kubernetes.
 
-slurm/train_jax.sbatch and kubernetes/train_jax.yaml start it. Started again with the same
-folder, it continues after the last complete epoch.
+slurm/train_jax.sbatch and kubernetes/train_jax.yaml start it. If it is started again with
+the same folder, it continues after the last complete epoch.
 """
 
 import argparse
@@ -25,11 +25,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=pathlib.Path, required=True)
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--batch_size", type=int, default=64, help="of all processes")
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="total of all processes"
+    )
     flags = parser.parse_args()
 
-    # JAX finds the processes of a Slurm step by itself; elsewhere Keras reads
-    # KERAS_DISTRIBUTION_*. Nothing may use a device before.
+    # JAX detects the processes of a Slurm step; elsewhere Keras reads
+    # KERAS_DISTRIBUTION_*. Nothing may use a device before this call.
     keras.distribution.initialize()
     if flags.batch_size % jax.device_count():
         parser.error(
@@ -41,7 +43,7 @@ def main():
     )
 
     images, labels = digits()
-    # Complete batches: all processes must take the same number of steps.
+    # Only complete batches: all processes must take the same number of steps.
     steps = TRAINING_IMAGES // flags.batch_size
     x, y = own_part(images, labels, 0, steps * flags.batch_size)
     test = (len(images) - TRAINING_IMAGES) // jax.device_count() * jax.device_count()
@@ -79,25 +81,25 @@ def main():
         callbacks=[checkpoints],
         verbose=2 if first else 0,
     )
-    # In one batch, whose size each process knows.
+    # In one batch, so that all processes know its size.
     results = model.evaluate(
         x_test, y_test, batch_size=len(x_test), verbose=0, return_dict=True
     )
     if first:
-        # Saving creates variables, for which it would wait for the other processes.
+        # With a distribution, saving would create variables and wait for the other processes.
         keras.distribution.set_distribution(None)
         model.save(flags.output_dir / "model.keras")
         print(f"Test accuracy: {results['accuracy']:.4f}")
 
 
 def digits():
-    """Return scikit-learn's digits, of 32 x 32 pixels from -1 to 1, and their labels."""
+    """Return scikit-learn's digits as 32 x 32 pixels in [-1, 1], and their labels."""
     x, y = load_digits(return_X_y=True)
     return x.reshape(-1, 8, 8, 1).repeat(4, 1).repeat(4, 2) / 8 - 1, y
 
 
 def own_part(x, y, start, stop):
-    """Return the share of this process in the images and labels between two indices."""
+    """Return the images and labels of this process between two indices."""
     own = slice(jax.process_index(), None, jax.process_count())
     return x[start:stop][own], y[start:stop][own]
 

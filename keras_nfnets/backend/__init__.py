@@ -1,1 +1,1 @@
-"""What depends on the device or on the internals of Keras. Imports nothing of ours."""
+"""Code that depends on the device or on Keras internals; imports no other package here."""

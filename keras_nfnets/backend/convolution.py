@@ -1,4 +1,4 @@
-"""The fastest way to compute a convolution on this device."""
+"""Convolutions, computed in the fastest way on this device."""
 
 import math
 
@@ -71,8 +71,8 @@ def convolve(convolution, inputs, kernel, strides, groups, data_format):
     """Compute `convolution(inputs, kernel)` in the fastest way on this device.
 
     Args:
-        convolution: callable of inputs and kernel. Given inputs of more channels than the
-            kernel takes, it computes a grouped convolution.
+        convolution: callable of inputs and kernel. If the inputs have more channels than
+            the kernel, it computes a grouped convolution.
         inputs: tensor `(batch, ..., channels)`, or `(batch, channels, ...)`.
         kernel: tensor `(..., channels / groups, filters)`.
         strides: tuple of ints, one per spatial axis.

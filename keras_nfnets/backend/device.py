@@ -1,4 +1,4 @@
-"""The devices of this process."""
+"""Devices of this process."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Keras's global dtype policy, for a while."""
+"""Temporary changes of Keras's global dtype policy."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import keras
 
 @contextlib.contextmanager
 def dtype_policy_is(policy):
-    """Context with a global dtype policy; None for the one that there is."""
+    """Context in which the global dtype policy is `policy`; None keeps the current one."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(before if policy is None else policy)
     try:

@@ -200,7 +200,7 @@ _memory = contextvars.ContextVar("memory", default=None)
 
 
 def saved(function, *arguments):
-    """Call a function of small result, once also inside a `rematerialized` function.
+    """Call a function whose small result a `rematerialized` function saves.
 
     Args:
         function: callable without side effects.
@@ -221,9 +221,9 @@ def saved(function, *arguments):
 def rematerialized(function, inputs):
     """Call a function whose gradient recomputes it and saves only `inputs`.
 
-    For functions whose intermediate results are cheap to compute. Operations that only lead
-    to the final result, such as a last convolution, are not recomputed, nor are the results
-    of `saved`.
+    Use it for functions whose intermediate results are cheap to compute. Operations that
+    only lead to the final result, such as a last convolution, are not recomputed, nor are
+    the results of `saved`.
 
     Args:
         function: callable of a tensor without side effects; it may read variables.
@@ -241,8 +241,8 @@ def rematerialized(function, inputs):
         memory = []
 
         def gradient(upstream, variables=()):
-            # Not before the upstream gradient is there: else TensorFlow would recompute
-            # at once and keep the results in memory.
+            # Recompute only when the upstream gradient is available: otherwise TensorFlow
+            # would recompute at once and keep the results in memory.
             with tf.control_dependencies([upstream]), tf.GradientTape() as tape:
                 again = tf.identity(inputs)
                 tape.watch(again)

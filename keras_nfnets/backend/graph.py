@@ -28,8 +28,9 @@ def ends(model):
 def outputs_by_name(model):
     """Return the output of each operation in the graph of a model, by its name.
 
-    `layer.output` of a nested model would be the tensor inside it. Operations with several
-    outputs have a list of them; of those called more than once, it is the last call's.
+    `layer.output` of a nested model would be the tensor inside it. An operation with several
+    outputs has a list of them. If an operation is called more than once, the last call
+    counts.
     """
     inputs, outputs = ends(model)
     known = {id(x) for x in keras.tree.flatten(inputs)}

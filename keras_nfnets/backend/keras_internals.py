@@ -1,7 +1,7 @@
 """Private and undocumented names of Keras, each used by one function here.
 
-A new Keras may break these functions and `tests/backend/test_keras_internals.py`, and
-nothing else. Seen to work: Keras 3.9 and 3.15.
+A new version of Keras may break these functions and
+`tests/backend/test_keras_internals.py`, but nothing else. They work with Keras 3.9 and 3.15.
 """
 
 import contextlib
@@ -259,8 +259,8 @@ def runs_its_graph(model):
 def kind_of(operation):
     """Return the name of the class of a layer or operation, such as `"Add"`.
 
-    Operations of `keras.ops` have no public classes; those that a layer does too have the
-    name of the layer.
+    Operations of `keras.ops` have no public classes. The class of an operation that also
+    exists as a layer has the name of the layer.
     """
     return type(operation).__name__
 
@@ -362,7 +362,7 @@ def rename(operation, name):
 def weights_in_memory(model):
     """Return the content of the file that `model.save_weights` writes, in memory.
 
-    On a disk that gets full, libhdf5 crashes when the process ends.
+    If libhdf5 writes to a disk that gets full, it crashes when the process ends.
 
     Returns:
         A memoryview of bytes.
@@ -380,7 +380,7 @@ def weights_in_memory(model):
     return content.getbuffer()
 
 
-# Held while something of another package is replaced, so that all is put back in order.
+# Held while an attribute of another package is replaced, so that originals are restored.
 _REPLACING = threading.RLock()
 
 
@@ -404,10 +404,10 @@ def replacing(owner, name, replacement):
 
 @contextlib.contextmanager
 def dates_of_archives():
-    """Context in which Keras saves models, whatever the clock says.
+    """Context in which Keras can save models even if the clock is before 1980.
 
-    The dates in zip archives begin with 1980, and a machine without a battery for its
-    clock starts in 1970.
+    Dates in ZIP archives begin with 1980, and the clock of a machine without a battery for
+    it starts in 1970.
     """
     earliest = time.struct_time((1980, 1, 1, 0, 0, 0, 1, 1, 0))
     if time.localtime(time.time()) >= earliest:
@@ -459,15 +459,15 @@ def limited_variables(most):
 class WeightFile:
     """Names in the HDF5 file of `save_weights`, which is in a `.keras` archive too.
 
-    Keras documents no way to read a file but into a model, and does so by the order of
-    layers. Each layer is a group, in that of its model or layer. The group is not called
-    as the layer is, but its variables have an attribute with that name.
+    Keras documents no way to read a file except into a model, by the order of layers. Each
+    layer is a group inside the group of its model or layer. The name of the group is not
+    that of the layer, which is an attribute of the group of its variables.
 
     Attributes:
         IN_ARCHIVE: name of the file in the archive.
         LAYERS: group of the layers of a model.
-        VARIABLES: group, in that of a layer, of its variables. They are called as
-            `save_own_variables` does: `"0"`, `"1"`, ...
+        VARIABLES: group of the variables of a layer, with the names that
+            `save_own_variables` gives: `"0"`, `"1"`, ...
         LAYER_NAME: attribute of that group.
         DTYPE: attribute of a variable with a dtype that HDF5 lacks, such as
             `"bfloat16"`; its values are stored as bytes.
@@ -540,7 +540,7 @@ def has_weight_decay(optimizer, variable):
 
 
 class JaxState(typing.NamedTuple):
-    """The state that a training step on JAX takes and returns, lists of arrays."""
+    """State that a training step on JAX takes and returns, lists of arrays."""
 
     trainable: list
     non_trainable: list
@@ -549,7 +549,7 @@ class JaxState(typing.NamedTuple):
 
 
 class JaxUpdates(typing.NamedTuple):
-    """What `jax_loss` computes with the loss: its unscaled value, predictions and state."""
+    """Results of `jax_loss` besides the scaled loss: loss, predictions and new state."""
 
     loss: typing.Any
     y_pred: typing.Any
@@ -558,7 +558,7 @@ class JaxUpdates(typing.NamedTuple):
 
 
 def jax_loss(model, state, x, y, sample_weight):
-    """Compute the loss of a batch, by an overridden `compute_loss` too, without side effects.
+    """Compute the loss of a batch without side effects, also by an overridden `compute_loss`.
 
     Args:
         model: a compiled `keras.Model`.

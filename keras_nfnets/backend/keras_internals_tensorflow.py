@@ -130,9 +130,9 @@ def taking_sums(optimizers):
 
 @contextlib.contextmanager
 def updating_in_place(optimizer):
-    """Context in which an optimizer's updates use as little memory as they can.
+    """Context in which an optimizer's updates use as little memory as possible.
 
-    An update starts when its gradient is there, and SGD's momentum is updated in place.
+    An update starts when its gradient is available, and SGD's momentum is updated in place.
     TensorFlow runs an operation as soon as it can: it would compute 0.9 times the momentum
     of all variables at the beginning of a step and keep the results until the end.
 
@@ -156,9 +156,9 @@ def updating_in_place(optimizer):
 
 
 def _momentum_step(sgd, gradient, variable, learning_rate):
-    """`SGD.update_step` with momentum, in place.
+    """Apply `SGD.update_step` with momentum in place.
 
-    Keras's has nine operations, each of which writes a tensor of the variable's size: 6 %
+    Keras's version has nine operations, each of which writes a tensor of the variable's size: 6 %
     of a training step of ECANFNetL0 (batch 16, 128 x 128).
     """
     if isinstance(gradient, tf.IndexedSlices):

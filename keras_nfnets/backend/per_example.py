@@ -14,7 +14,7 @@ from keras import ops
 
 
 class BatchSlice(typing.NamedTuple):
-    """A replica's examples in the batch of all replicas.
+    """Slice of a replica in the batch of all replicas.
 
     Attributes:
         offset: int or scalar integer tensor. Index of its first example in the batch.

@@ -139,7 +139,7 @@ def activation_gain(activation):
 
 
 def serialize_activation(activation):
-    """Serialize an activation for a layer's config: names as they are, else objects.
+    """Serialize an activation for a layer's config; a name remains a name.
 
     Keras would serialize a function as its name, but `"gelu"` is the tanh form here and
     the exact form in Keras.
@@ -181,10 +181,10 @@ def _scaled(function, inputs, gain):
 
 @functools.cache
 def _scaled_by_name(name):
-    """Return `_scaled` for an activation, as one object: `fusion.fused` compiles each once.
+    """Return `_scaled` for an activation, the same object for the same name.
 
-    By name only: a cache of functions would keep custom activations alive, and the layers
-    they may be.
+    `fusion.fused` compiles each object once. Activations that are not names are not cached,
+    because the cache would keep custom functions and layers alive.
     """
     return functools.partial(_scaled, _resolve(name))
 

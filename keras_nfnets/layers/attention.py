@@ -120,8 +120,8 @@ class SqueezeExcite(_ChannelAttention):
 class EfficientChannelAttention(_ChannelAttention):
     """Efficient channel attention (ECA) that preserves the signal's scale.
 
-    It is like `SqueezeExcite`, but the gate is a convolution over the channels without
-    bias, followed by a sigmoid.
+    It is like `SqueezeExcite`, but the gate is a convolution over the channels,
+    without bias and followed by a sigmoid.
 
     Args:
         kernel_size: int, odd. Number of neighboring channels that determine a gate. By

@@ -1,4 +1,4 @@
-"""The normalizer-free residual block."""
+"""Normalizer-free residual block."""
 
 import functools
 
@@ -28,8 +28,8 @@ class NFBlock(keras.layers.Layer):
         x = scaled_activation(inputs) * beta
         outputs = shortcut + alpha * skip_gain * f(x)
 
-    where `f` consists of 1x1, 3x3 (strided), [3x3,] and 1x1 convolutions with a scaled
-    activation between each two, then attention and stochastic depth. `shortcut` is
+    where `f` consists of 1x1, 3x3 (strided), [3x3,] and 1x1 convolutions with scaled
+    activations between them, then attention and stochastic depth. `shortcut` is
     `inputs`, or, if the shape changes, `x` after average pooling and a 1x1 convolution
     (or after a strided 1x1 convolution).
 
@@ -44,7 +44,7 @@ class NFBlock(keras.layers.Layer):
         alpha: float. Scale of the residual branch.
         beta: float. Scale of the block's input: the reciprocal of its expected standard
             deviation.
-        activation: see `ScaledActivation`.
+        activation: str or callable. See `ScaledActivation`.
         attention: str or None. `"se"` (squeeze-and-excitation), `"eca"` (efficient
             channel attention) or None.
         attention_on: str. `"output"`, after the last convolution, or `"bottleneck"`,
@@ -159,7 +159,7 @@ class NFBlock(keras.layers.Layer):
         self._create_layers()
 
     def _create_layers(self):
-        """Create the layers but those of the shortcut, which depend on the input."""
+        """Create all layers except those of the shortcut, which depend on the input."""
         width, groups = self.bottleneck_filters, self._groups()
         self.gain = activation_gain(self.activation)
         self.input_activation = self._activation("input_activation", self.beta)
@@ -277,7 +277,7 @@ class NFBlock(keras.layers.Layer):
                 self.strides, padding="same", name="shortcut_pool", **options
             )
             return [pool]
-        # As in timm, zeros beyond the last row and column count.
+        # As in timm, averages include zeros after the last row and column.
         return [
             keras.layers.ZeroPadding2D(
                 ((0, 1), (0, 1)), name="shortcut_padding", **options
@@ -332,7 +332,7 @@ class NFBlock(keras.layers.Layer):
     def call(self, inputs, training=False):
         arguments = [inputs]
         if training and self.stochastic_depth.rate:
-            # Drawn here, as a second computation would draw others.
+            # Drawn here, because rematerialization would draw other values.
             arguments.append(self.stochastic_depth.factors(inputs))
 
         def outputs(inputs, kept=None):
@@ -351,7 +351,7 @@ class NFBlock(keras.layers.Layer):
         # Multiply the factors first: they are small tensors, and `out` is large.
         scale = ops.cast(self.alpha, out.dtype)
         if self.skip_gain is not None:
-            # A second computation has no autocast.
+            # Keras does not autocast variables during rematerialization.
             scale = scale * ops.cast(self.skip_gain, out.dtype)
         if kept is not None:
             scale = scale * kept

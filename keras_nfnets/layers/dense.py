@@ -15,8 +15,8 @@ class WSDense(WeightStandardized, keras.layers.Dense):
 
     Takes every argument of `keras.layers.Dense` except `use_bias=False`, and
     `gain_initializer`, `eps`, `scale`, `variance_eps`, `center` and `input_mean` of
-    `WSConv2D`.
-    It cannot be quantized, but the layer that `keras_nfnets.fold` replaces it by can.
+    `WSConv2D`. The layer cannot be quantized, but the `Dense` layer by which
+    `keras_nfnets.fold` replaces it can.
 
     Input: `(batch, ..., inputs)` with at least two inputs.
     Output: `(batch, ..., units)`.

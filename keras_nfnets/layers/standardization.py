@@ -109,7 +109,7 @@ class Kernel(typing.NamedTuple):
 
     @property
     def is_transposed(self):
-        """Whether it is the kernel of a transposed convolution."""
+        """Whether the kernel is that of a transposed convolution."""
         return self.output_axes == (-2,)
 
     def units(self, shape):
@@ -164,7 +164,7 @@ class WeightStandardized:
     nine weights can then neither blur nor pass its input. `center=False` keeps the mean:
     in the formula `mean(w)` is then zero and `var(w)` is the mean square. The mean of the
     inputs then reaches the outputs, and each step that changes `mean(w)` would shift
-    these. To prevent this, `input_mean` times the sum of the standardized weights is
+    them. To prevent this, `input_mean` times the sum of the standardized weights is
     subtracted from the bias. The layer can represent the same functions with and without
     `input_mean`, but learns faster with it.
 

@@ -76,7 +76,7 @@ def layers_of_network(model, *more):
 
     Args:
         model: `keras.Model`.
-        *more: str. Names of endpoints that it needs besides `"stem"` and `"stage1"`.
+        *more: str. Names of endpoints that are required besides `"stem"` and `"stage1"`.
 
     Raises:
         ValueError: the model is not a network of this package, or has no such endpoint.
@@ -105,10 +105,10 @@ def _names_by_stride(model, layers):
 
 
 def _measured(model, layers):
-    """Return what `_names_by_stride` does, where the layers do not record it.
+    """Return the result of `_names_by_stride` for models that do not record strides.
 
-    Folded networks consist of plain Keras layers, and files of earlier versions have
-    nothing recorded. Strides are measured in the graph. Endpoints are known by their
+    Folded networks consist of plain Keras layers, and files of earlier versions have no
+    record. Strides are measured in the graph. Endpoints are known by their
     names; in the stem, feature maps are taken before activations, after convolutions.
     """
     known = [name for name in layers if re.fullmatch(r"stem(_conv\d*)?|stage\d+", name)]
@@ -145,8 +145,8 @@ def intermediate_features(model, names):
     Returns:
         A `keras.Model` that shares the layers and weights. It maps images to a dict from
         the names to tensors. Folded networks lack the layers that `fold` merges into
-        others, such as activations. An activation that is left may lack a constant factor,
-        which is in the weights of the next layer.
+        others, such as activations. A remaining activation may lack a constant factor, which
+        `fold` has moved into the weights of the next layer.
 
     Raises:
         ValueError: the model has no layer of a given name, or no graph.

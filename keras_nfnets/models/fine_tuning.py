@@ -47,7 +47,7 @@ def freeze(model, until):
     """Freeze the first layers of a network, and unfreeze the others.
 
     Compile the model afterwards: Keras reads `trainable` in `compile`. Call `enable_lora`
-    afterwards, too: this function would unfreeze the kernels that it freezes.
+    afterwards, too: `freeze` would unfreeze the kernels that LoRA has frozen.
 
     Args:
         model: `keras.Model`. A network of this package, with or without top.
@@ -141,7 +141,7 @@ def layerwise_optimizer(model, create, learning_rate, decay):
 
 
 def _by_depth(layers):
-    """Return lists of names of layers: the stem, each block, and what follows."""
+    """Return lists of layer names: the stem, each block, and the layers after them."""
     names = list(layers)
     blocks = [i for i, n in enumerate(names) if re.fullmatch(r"stage\d+_block\d+", n)]
     bounds = [0, *blocks, blocks[-1] + 1, len(names)]

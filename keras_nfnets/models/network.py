@@ -352,8 +352,8 @@ def variant_constructor(builder, variants, fixed, reference, name):
     shape = ", ".join(f"{argument}={value}" for argument, value in fixed.items())
     constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.
 
-    Trained at {sizes[0]} and tested at {sizes[1]} pixels a side. The other arguments,
-    the result and the errors are those of `{builder.__name__}`, but for defaults.
+    Trained at {sizes[0]} and tested at {sizes[1]} pixels per side. The other arguments,
+    the result and the errors are those of `{builder.__name__}`, except for defaults.
 
     Reference: {reference}
     """

@@ -152,8 +152,8 @@ def NFNet(
             `pretrained.list_checkpoints()`; or the path of a weight file of the same
             network: a `.keras` or `.weights.h5` file, a `.safetensors` file with timm's
             names or an `.npz` file of the authors. If the number of classes differs,
-            the classifier stays random, with a warning. For other than three input
-            channels, the first kernel is adapted as timm does, see `pretrained.load`.
+            the classifier stays random, with a warning. If there are not three
+            input channels, the first kernel is adapted as in timm, see `pretrained.load`.
         input_tensor: `keras.KerasTensor`. Symbolic tensor to use as the input.
         input_shape: tuple `(height, width, channels)`, without the batch. Height and
             width may be None. RGB images of any size by default.

@@ -65,7 +65,7 @@ def clip_mean(clip, optimizer, gradients, variables, loss_scale=1.0, finite=True
     summed = [
         i
         for i, variable in enumerate(variables)
-        # Keras itself accumulates what is not a gradient.
+        # Keras itself accumulates values that are not gradients.
         if gradients[i] is not None and not is_overwritten(variable)
     ]
     for i in summed:

@@ -47,17 +47,18 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
     | kernel of another `EinsumDense` | any | the axes that its equation sums | an output |
     | `PReLU` and normalization weights | any | everything | itself |
 
-    The layer of a variable says what kind it is. Factors of LoRA count as dense or
-    convolution kernels; `W` for a unit of the second one, which is zero at first, are the
-    weights that it changes: those of the same output in the kernel or the embeddings
-    (`W[..., output]`), with both factors. A custom layer can say so by an attribute `unit_norm_axes`, a dict
-    from names of its variables to the axes of the norm, such as
-    `{"kernel": (0, 2)}`. Its other variables, and plain tensors, count as dense or
-    convolution kernels, depending on their rank. A variable of TensorFlow, or of a layer
-    that no longer exists, is recognized by the names that Keras gives layers and variables
-    ("depthwise_conv2d", "embeddings", "query" of an attention, ...). A variable with
-    `overwrite_with_gradient` (a scale of float8 training), whose "gradient" is its new
-    value, is not clipped.
+    The layer of a variable determines its kind. A custom layer can define the units by an
+    attribute `unit_norm_axes`, a dict from names of its variables to the axes of the norm,
+    such as `{"kernel": (0, 2)}`. Its other variables, and plain tensors, count as dense or
+    convolution kernels, depending on their rank. A TensorFlow variable, or a variable of a
+    layer that no longer exists, is recognized by the names that Keras gives layers and
+    variables ("depthwise_conv2d", "embeddings", "query" of an attention, ...).
+
+    Factors of LoRA count as dense or convolution kernels. The second factor is zero at
+    first. `W` for one of its units is therefore the weights that it changes: those of the
+    same output in the kernel or the embeddings (`W[..., output]`), with both factors. A
+    variable with `overwrite_with_gradient` (a scale of float8 training), whose "gradient"
+    is its new value, is not clipped.
 
     Norms are computed in float32 or better, whatever the dtype of the gradient, and the
     result has the gradient's dtype. A `None` gradient stays `None`. A sparse gradient
@@ -74,10 +75,10 @@ def adaptive_clip(gradients, variables, clip_factor=0.01, eps=1e-3, exclude=None
         clip_factor: float. Largest ratio of a gradient's norm to its weights' norm.
         eps: float. Lower bound of the weights' norm, so that zero-initialized weights
             can move.
-        exclude: variables that are not clipped: the name of a layer
-            (`"predictions"`), a glob pattern of variable paths (`"stage1_*/gain"`; the
-            beginning of the path may be omitted), a list of these, or a callable from
-            variable to bool.
+        exclude: str, list of str, callable or None. Variables that are not clipped: the
+            name of a layer (`"predictions"`), a glob pattern of variable paths
+            (`"stage1_*/gain"`; the beginning of the path may be omitted), a list of
+            these, or a callable from variable to bool. None clips all.
 
     Returns:
         A list of clipped gradients, in the same order.
@@ -196,7 +197,7 @@ def check_exclude(exclude, variables):
 
 
 def warn_of_classifier(model, exclude, argument):
-    """Warn of classifiers of a model that are clipped only because of their names.
+    """Warn about classifiers of a model that are clipped only because of their names.
 
     A classifier is the last layer with a kernel before an output whose loss is a
     cross-entropy; in a model without a graph, the last layer with a kernel.
@@ -204,7 +205,7 @@ def warn_of_classifier(model, exclude, argument):
     Args:
         model: a compiled `keras.Model`.
         exclude: see `adaptive_clip`.
-        argument: str. Name of the argument that was `exclude`, for the message.
+        argument: str. Name of the user's argument for `exclude`, for the message.
     """
     if exclude != CLASSIFIER_KERNEL:
         return
@@ -256,7 +257,7 @@ def _with_losses(outputs, losses):
 
 
 def _kernel_before(tensor):
-    """Return the last kernel on the way to a symbolic tensor; None if the way divides."""
+    """Return the last kernel before a symbolic tensor; None if its path branches first."""
     while True:
         node = keras_internals.node_of(tensor)
         kernels = _kernels(node.operation)
@@ -411,7 +412,7 @@ def _factors(norm, weights_norm, clip_factor, eps, loss_scale):
     clip_factor, eps, loss_scale = (
         ops.cast(number, norm.dtype) for number in (clip_factor, eps, loss_scale)
     )
-    # Finite, so that a gradient whose norm is infinite is larger.
+    # The limit must be finite, so that an infinite gradient norm exceeds it.
     most = float(np.finfo(keras.backend.standardize_dtype(norm.dtype)).max)
     weights_norm = ops.minimum(weights_norm, math.sqrt(most))
     largest = clip_factor * loss_scale * ops.maximum(weights_norm, eps)

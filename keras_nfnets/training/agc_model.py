@@ -44,7 +44,7 @@ _NOT_AS_H5 = (
     "the model to a path that ends in .keras, or its weights by `save_weights`, to "
     ".weights.h5."
 )
-# What `load_weights` of Keras takes for files.
+# Endings of the paths that Keras's `load_weights` treats as files.
 _ENDINGS_OF_FILES = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5")
 
 
@@ -130,7 +130,7 @@ class AGCModel(keras_internals.ModelWithHooks):
         if is_functional and not issubclass(cls, functional):
             keras_internals.replace_base(cls, AGCModel, FunctionalAGCModel)
         super().__init__(*args, **kwargs)
-        # Not attributes of the model, as Keras would list replaced ones too.
+        # Not attributes of the model: Keras would also list metrics that were replaced.
         self._metrics_of_training = types.SimpleNamespace(
             clip_share=ClipShare(), skipped=SkippedSteps()
         )
@@ -223,7 +223,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
     @property
     def training_settings(self):
-        """Settings of `compile` that `keras.Model` does not have, for logs of experiments.
+        """Settings of `compile` that `keras.Model` does not have, for experiment tracking.
 
         Tools such as MLflow know only Keras's settings, and those of the optimizer.
 
@@ -231,8 +231,8 @@ class AGCModel(keras_internals.ModelWithHooks):
             A dict from the names of the arguments to floats, bools, strings, lists of
             strings or None. A function as `agc_exclude` is given by its name, another
             callable by its `repr`.
-            `clip_factor` is None if the model does not clip, so also if its optimizer
-            does.
+            `clip_factor` is None if the model does not clip, which includes models
+            whose optimizer clips.
 
         Raises:
             ValueError: the model is not compiled.
@@ -343,7 +343,7 @@ class AGCModel(keras_internals.ModelWithHooks):
             self._averaged.begin(self._variables_of_metrics)
 
     def symbolic_batch(self, iterator, is_distributed):
-        # Without a strategy only where it is of use: otherwise the first step builds.
+        # Without a strategy, the first step builds the model where this cannot.
         if is_distributed or self._can_build_without_batch(iterator):
             return replicas.symbolic_batch(iterator)
         return None
@@ -475,7 +475,7 @@ class AGCModel(keras_internals.ModelWithHooks):
     def check_train_step(self):
         """Report settings that a `train_step` of a subclass has ignored.
 
-        Called after the first step. Clipping, which nobody asked for, is worth a warning.
+        Called after the first step. Clipping is the default, so ignoring it only warns.
 
         Raises:
             ValueError: other settings of `compile` had no effect.
@@ -625,7 +625,7 @@ class AGCModel(keras_internals.ModelWithHooks):
 
         They are statistics of layers, such as those of batch normalization, and metrics.
         Trainable weights and the optimizer are not updated in a skipped step. The state
-        of random numbers may go on.
+        of random generators may change.
         """
         own = {id(variable) for variable in self._own_variables}
         metrics = [v for v in self.metrics_variables if id(v) not in own]
@@ -788,9 +788,9 @@ class AGCModel(keras_internals.ModelWithHooks):
             filepath = os.path.abspath(filepath)  # Orbax takes no other paths
         if not (is_of_orbax or self._trains_averages):
             return super().load_weights(filepath, *args, **kwargs)
-        # Averages are in the state of the optimizer, which Keras loads only if it is
-        # built; of an Orbax checkpoint it loads what has been built. From a file, the
-        # learning rate is not to change, as it would not without averages.
+        # Averages are in the state of the optimizer. Keras loads that state only if the
+        # optimizer is built, and from an Orbax checkpoint only what is built. A file must
+        # not change the learning rate, as it would not without averages.
         keeps_rates = not (self.optimizer.built or is_of_orbax)
         rates = self._constant_learning_rates() if keeps_rates else {}
         with keras_internals.strategy_scope(self):

@@ -7,7 +7,7 @@ from keras_nfnets.backend import keras_internals
 
 
 class AveragedEvaluation:
-    """Second state of an evaluation: that of the predictions with averaged weights.
+    """State of an evaluation with averaged weights, next to that of the usual evaluation.
 
     For each batch, the test step of Keras runs twice: as it is, and with the averages and
     this state in place of the weights and of the state of metrics and layers.
@@ -104,7 +104,7 @@ class AveragedEvaluation:
             data: the batch.
 
         Returns:
-            As the test step.
+            Logs and state, as the test step returns them.
         """
         trainable, non_trainable, metrics = state
         number = len(self._of_layers) + len(self._averages.averages)

@@ -29,15 +29,15 @@ class Checkpoints(keras.callbacks.Callback):
     A checkpoint contains the weights, the state of random generators, the optimizer with
     averaged weights, the number of epochs and the history. A file appears under its
     name, such as `keras_nfnets-epoch-000012.npz`, only when it is complete; the last two
-    files are kept. `restore` loads the last one. Files that are torn, or no checkpoints,
-    are skipped with a warning.
+    files are kept. `restore` loads the last one. Incomplete files,
+    and files that are not checkpoints, are skipped with a warning.
 
     Args:
         folder: str or `pathlib.Path`. Created if it does not exist.
-        settings: dict of JSON types. Identifies the run. If it has `"epochs"`, a
-            checkpoint that says it is of a later epoch is skipped.
-        write: bool. Whether to write: only one of several workers does, but all have the
-            callback, as each may have only parts of the weights, and all read.
+        settings: dict of JSON types. Identifies the run. If it has `"epochs"`,
+            checkpoints of later epochs are skipped.
+        write: bool. Whether to write files. With several workers, all need the callback,
+            as each may have only parts of the weights and all read, but only one writes.
 
     Raises:
         OSError: at the end of an epoch, if saving failed. The previous checkpoint is
@@ -47,7 +47,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> for epochs in (2, 4):  # the second time it goes on at the third epoch
+    >>> for epochs in (2, 4):  # the second run continues at the third epoch
     ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     ...     model.compile("adam", "mse")
     ...     checkpoints = Checkpoints(folder, settings={"optimizer": "adam"})
@@ -178,7 +178,7 @@ class Checkpoints(keras.callbacks.Callback):
         return None
 
     def _about(self, path, archive):
-        """Read and check what a checkpoint says of itself."""
+        """Read and check the description in a checkpoint."""
         about = json_text.parse(str(_array(archive, _ABOUT, _MOST_ABOUT)))
         epoch, history, settings = _epoch_of(path), about["history"], about["settings"]
         if not isinstance(settings, dict):

@@ -70,7 +70,7 @@ def _check_inner(optimizer):
 
 
 def prepare_clipping(optimizer, variables):
-    """Find the units of an optimizer's variables, and warn of what is hardly meant.
+    """Find the units of an optimizer's variables, and warn about likely mistakes.
 
     A name in `exclude` that matches no variable is not an error: frozen variables may be
     excluded too, and an optimizer does not see them.
@@ -94,9 +94,9 @@ def prepare_clipping(optimizer, variables):
 class AGC(keras.optimizers.Optimizer):
     """Wrapper that clips gradients by AGC and passes them to another optimizer.
 
-    Use it for models that are not `AGCModel`s and for custom training loops. All its other
-    attributes (learning rate, iterations, variables, `momentum`, ...) are those of the
-    inner optimizer, which may be a `MultiOptimizer`. Under `mixed_float16`, wrap it in a
+    Use it for models that are not `AGCModel`s and for custom training loops. Except for the
+    arguments below, its attributes (learning rate, iterations, variables, `momentum`, ...)
+    are those of the inner optimizer, which may be a `MultiOptimizer`. Under `mixed_float16`, wrap it in a
     `LossScaleOptimizer` (`compile` of Keras does so automatically), not the reverse.
 
     Under a `tf.distribute` strategy, gradients are summed over replicas and then clipped.
@@ -106,8 +106,9 @@ class AGC(keras.optimizers.Optimizer):
     Args:
         optimizer: a `keras.optimizers.Optimizer`, its name or its config.
         clip_factor, eps: float. See `adaptive_clip`.
-        exclude: see `adaptive_clip`. By default the kernel of a layer named
-            `"predictions"`, the classifier of this package's networks.
+        exclude: str, list of str, callable or None. See `adaptive_clip`. By default the
+            kernel of a layer named `"predictions"`, the classifier of this package's
+            networks.
         name: str. Name of this optimizer.
 
     Raises:
@@ -175,7 +176,7 @@ class AGC(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         if not self._is_prepared:
-            # Again, as a `MultiOptimizer` is complete only now.
+            # Checked again, as a `MultiOptimizer` is complete only now.
             _check_inner(self.inner_optimizer)
             prepare_clipping(self, variables)
             self._is_prepared = True
@@ -203,7 +204,7 @@ class AGC(keras.optimizers.Optimizer):
 
         replicas.sum_and_update(self, clip_and_apply, gradients, variables)
 
-    # What the base class defines, but an inner optimizer may define otherwise.
+    # Names that the base class defines, so that `__getattr__` does not forward them.
 
     @property
     def variables(self):
@@ -305,15 +306,15 @@ class SGDAGC(keras.optimizers.Optimizer):
     replicas of a `tf.distribute` strategy, and the mean of accumulated gradients.
 
     Args:
-        learning_rate: float or `LearningRateSchedule`.
-        momentum: float in [0, 1); 0 or None for none.
+        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
+        momentum: float in [0, 1). 0 or None disables momentum.
         nesterov: bool. Whether to use Nesterov momentum.
-        weight_decay: float; 0 or None for none.
+        weight_decay: float. 0 or None disables weight decay.
         clip_factor: float or None. See `adaptive_clip`; None disables clipping.
         eps: float. See `adaptive_clip`.
-        exclude: variables that are not clipped, see `adaptive_clip`. By default the
-            kernel of a layer named `"predictions"`, the classifier of this package's
-            networks.
+        exclude: str, list of str, callable or None. Variables that are not clipped, see
+            `adaptive_clip`. By default the kernel of a layer named `"predictions"`, the
+            classifier of this package's networks.
         **kwargs: see `keras.optimizers.Optimizer` (`use_ema`, `name`, ...).
 
     Raises:
@@ -410,7 +411,7 @@ class SGDAGC(keras.optimizers.Optimizer):
         self.assign(variable, new)
 
     def _velocity(self, index):
-        """Return a list of the momentum of a variable, empty if there is none."""
+        """Return a list with the momentum of a variable, empty if there is none."""
         return [self.momentums[index]] if self.momentum else []
 
     def _decays(self, variable):

@@ -84,12 +84,12 @@ def averages_in(optimizer, variables, decay):
 
     Args:
         optimizer, variables: see `MovingAverages`.
-        decay: float, or None: averages that are there are deleted.
+        decay: float or None. None deletes existing averages.
     """
     optimizer = innermost(optimizer)
     found = vars(optimizer).get("moving_averages")
     variables = averaged_variables(variables)
-    # (Comparing variables compares their values.)
+    # By identity, because comparing variables compares their values.
     is_same = found and [*map(id, found.variables)] == [*map(id, variables)]
     if found and (decay is None or not is_same):
         keras_internals.delete_variables(optimizer, found.averages)

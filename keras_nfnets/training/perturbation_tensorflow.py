@@ -10,8 +10,8 @@ from keras_nfnets.training.sam import perturbed
 class Perturbation:
     """SAM's perturbation of weights, which can be undone when a step has failed.
 
-    Nothing of a compiled step runs after an operation that fails. So the weights are
-    copied into variables, from which Python can restore them.
+    After an operation fails, nothing else in a compiled step runs. Therefore the weights
+    are copied into variables, from which Python can restore them.
 
     Args:
         variables: list of `keras.Variable`. The weights.

@@ -33,7 +33,7 @@ def perturbed(values, gradients, variables, rho):
 
 
 def gradients_of_sam(first, at_worst, variables):
-    """Return the gradients at the worst point; of float8 scales the first ones.
+    """Return the gradients at the worst point, but the first ones of float8 scales.
 
     Args:
         first: list of gradients at the weights.

@@ -9,7 +9,7 @@ from keras_nfnets import checks
 
 @keras.saving.register_keras_serializable("keras_nfnets")
 class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate schedule times a constant factor.
+    """Learning rate schedule times a constant factor.
 
     Args:
         schedule: `keras.optimizers.schedules.LearningRateSchedule` or its config.
@@ -43,7 +43,7 @@ def warmup_cosine(
     warmup_epochs=None,
     final_learning_rate=0.0,
 ):
-    """Create the papers' schedule: linear warm-up, then cosine decay to (almost) zero.
+    """Create the papers' schedule: linear warm-up, then cosine decay.
 
     Args:
         learning_rate: float. Peak for a batch size of 256; it is scaled by
@@ -113,10 +113,9 @@ _PERIODS = 4
 def growing_image_sizes(first, last, epochs):
     """Divide training into periods whose image sizes grow (progressive resizing).
 
-    There are four of them, or as many as epochs or different sizes if these are fewer.
-
-    Small images train faster. Convolutional networks take any size: leave height and width
-    of the `input_shape` open.
+    There are four periods, or fewer if there are fewer epochs or image sizes. Training on
+    small images is faster. The network must accept all sizes: height and width of its
+    `input_shape` must be None.
 
     Args:
         first: int. Side length of the images in the first period, in pixels.

@@ -35,8 +35,8 @@ def strategy(name="auto", start_timeout=START_TIMEOUT):
               there are no GPUs.
             - `"multi_worker"`: this process is one of the workers that the environment
               variable `TF_CONFIG` lists. If it is not set and Slurm's `srun` started
-              several tasks, they are the workers, and `TF_CONFIG` is set to say so. Which
-              GPUs a task uses is left to Slurm.
+              several tasks, they are the workers, and `TF_CONFIG` is set accordingly.
+              Slurm decides which GPUs a task uses.
             - `"tpu"`: the local TPU, or the one that `TPU_NAME` names.
             - `"auto"`: `"multi_worker"` if `TF_CONFIG` or Slurm's step lists several
               workers, `"tpu"` if `TPU_NAME` is set, `"mirrored"` if there are several
@@ -127,7 +127,7 @@ def _automatic(tf):
 def _set_tf_config_from_slurm(tf):
     """Set `TF_CONFIG` if this process is one of several tasks of a Slurm step.
 
-    A variable, so that a worker that starts itself anew has it, too.
+    Being an environment variable, it is inherited by a worker that restarts itself.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks == "1":
