@@ -1,10 +1,10 @@
-"""Runs notebooks from top to bottom and keeps what they show.
+"""Run notebooks from top to bottom and store their outputs.
 
     python colab/execute.py                        # all of them
     python colab/execute.py colab/3_agc.ipynb
 
-Needs the packages of the extra "test". Each notebook runs in a folder of its own, which
-is deleted, and is written back only if no cell fails.
+Needs the packages of the extra "test". Each notebook runs in a temporary folder, and is
+written back only if no cell fails.
 """
 
 import os
@@ -21,17 +21,20 @@ NOTEBOOKS = tuple(sorted(HERE.glob("*.ipynb")))
 
 
 def execute(notebook, folder, timeout=600):
-    """A notebook with the outputs that its cells give, run in `folder`.
+    """Run a notebook and store its outputs in it.
 
     Args:
-        notebook: an `nbformat` notebook, which is changed.
-        folder: the working directory.
-        timeout: seconds that a cell may take.
+        notebook: `nbformat` notebook. It is modified.
+        folder: path. The working directory.
+        timeout: int. Seconds that a cell may take.
+
+    Returns:
+        The notebook.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    # The package of this repository, whatever else is installed.
+    # Use the package of this repository, even if another version is installed.
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     nbclient.NotebookClient(
@@ -43,13 +46,13 @@ def execute(notebook, folder, timeout=600):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _tidied(cell.outputs)
-    # The version of the Python that ran it would change with every machine.
+    # The Python version would differ between machines.
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 
 
 def _tidied(outputs):
-    """Without what libraries log; text that came in pieces, in one."""
+    """Return outputs without stderr, with adjacent pieces of stdout joined."""
     kept = []
     for output in outputs:
         if output.get("name") == "stderr":
