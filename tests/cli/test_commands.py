@@ -129,7 +129,7 @@ def test_list_selects_rows_by_a_part_of_a_name(capsys):
             "--set=model and --model",
         ),
         (["train", "--set=epochs=3", "--set=epochs=4"], "--set=epochs is given twice"),
-        (["train", "--agc", "--noagc"], "--agc and --noagc contradict"),
+        (["train", "--agc", "--noagc"], "--agc and --noagc contradict each other"),
         (["train", "--output-dir="], "--output_dir must be a folder"),
         (["predict", "digits", "--", "--a-b.png"], "There is no file '--a-b.png'"),
         (["--verison"], "perhaps --version?"),

@@ -95,7 +95,7 @@ def test_plot_draws_the_pictures(digits, capsys, tmp_path):
     for wrong in (f"{tmp_path}/no/sheet.png", f"{tmp_path}/sheet.xyz", ""):
         status, _, err = outputs(capsys, "predict", "digits", digits, f"--plot={wrong}")
         assert status == 2
-        assert "--plot must be a file in a folder that is there" in err
+        assert "--plot must be a file in an existing folder" in err
 
 
 @pytest.mark.parametrize(

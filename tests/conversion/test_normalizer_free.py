@@ -265,10 +265,10 @@ def test_report_has_every_layer_and_says_what_is_left_alone():
     steps = model.conversion.steps
     assert {layer.name for layer in original.layers[1:]} <= {s.layer for s in steps}
     actions = {(s.kind, s.action) for s in steps if "left alone" in s.action}
-    assert ("Dense", "left alone: gives the output") in actions
+    assert ("Dense", "left alone: computes an output of the model") in actions
     assert (
         "Conv2D",
-        "left alone: in a gate, where no normalization follows",
+        "left alone: in a gate, with no normalization after it",
     ) in actions
     # Two per block, in squeeze-and-excitation.
     assert kinds(model).count("Conv2D") == 2 * 3

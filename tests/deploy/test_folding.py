@@ -387,7 +387,9 @@ def test_refuses_what_has_no_graph():
         def call(self, inputs):
             return self.convolution(inputs)
 
-    with pytest.raises(ValueError, match="graph of others is not known.*Subclassed"):
+    with pytest.raises(
+        ValueError, match="graph of other models is not known.*Subclassed"
+    ):
         fold(Subclassed())
     with pytest.raises(ValueError, match="functional and sequential"):
         fold("model.keras")

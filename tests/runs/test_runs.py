@@ -287,7 +287,7 @@ def move_a_file(images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename_a_class, "classes are others, without digit 1 and with one"),
+        (rename_a_class, "classes differ, without digit 1 and with one"),
         (rename_a_file, "some images were renamed, replaced or moved"),
         (add_a_file, r"the splits had \{.*\} images, and have"),
         (move_a_file, "images were renamed|the splits had"),
@@ -548,7 +548,7 @@ def test_plots_that_do_not_fit_on_the_disk_leave_the_model(
     monkeypatch.setattr(plotting, "save", save_on_full_disk)
     recipe = recipe_for(images, "epochs=1", "report=False", "patience=None")
     run = runs.train(recipe, tmp_path / "run")
-    assert "Not all results could be drawn: OSError: " in caplog.text
+    assert "Not all plots could be drawn: OSError: " in caplog.text
     assert "training_curves.png" in caplog.text
     assert run.paths.keys() == {"model.keras", "model.json", "history.csv"}
 
