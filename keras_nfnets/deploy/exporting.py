@@ -255,8 +255,7 @@ def _ending(path):
 def _check_whether_free(path, ending, overwrite):
     if ending and path.is_dir():
         raise ValueError(
-            f"`path` is a folder, which a file does not replace. Choose another `path`. "
-            f"Received: {path}"
+            f"{path} is a folder, which a file must not replace. Choose another `path`."
         )
     if os.path.lexists(path) and not overwrite:
         raise ValueError(
@@ -265,8 +264,8 @@ def _check_whether_free(path, ending, overwrite):
         )
     if path.is_dir() and any(path.iterdir()) and not _is_saved_model(path):
         raise ValueError(
-            "`path` is a folder with other files than those of a SavedModel, which are not "
-            f"replaced. Choose another `path`. Received: {path}"
+            f"{path} is a folder with other files than those of a SavedModel, which must "
+            "not be replaced. Choose another `path`."
         )
 
 

@@ -131,7 +131,7 @@ def doubts(model, folded, file, examples, are_noise):
     if not found:
         return ""
     if are_noise:
-        cause = "Images of the kind that it is for, `examples`, may give a better file"
+        cause = "Images like those that it will be used for, as `examples`, may give a better file"
     else:
         cause = (
             "The likely cause: the examples are not preprocessed as in training, too few, "

@@ -67,8 +67,11 @@ def test_no_arguments_and_version(capsys):
         (["train", "--ema_decay=1"], "--ema_decay must be between 0 and 1"),
         (["train", "--output_dir=/proc/nowhere"], "Cannot write into --output_dir"),
         (["list", "NFNetF0", "F1"], "one part of a name. Received: NFNetF0 F1"),
-        (["list", "NFNetF9"], "'NFNetF9' in it; perhaps NFNetF"),
-        (["list", "--weights", "regnet_b2"], "'regnet_b2' in it; perhaps nf_regnet_b1"),
+        (["list", "NFNetF9"], "contains 'NFNetF9'; perhaps NFNetF"),
+        (
+            ["list", "--weights", "regnet_b2"],
+            "contains 'regnet_b2'; perhaps nf_regnet_b1",
+        ),
         (["summary"], "takes the name of one network. Received: none"),
         (["summary", "ResNet50"], "no network 'ResNet50'; perhaps NFResNet50"),
         (["summary", "NFNetF0", "--image_size=-3"], "positive integer. Received: -3"),

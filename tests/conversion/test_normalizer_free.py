@@ -501,11 +501,11 @@ def test_what_cannot_be_handled_is_an_error_that_names_the_layer(make, message):
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((4, SIZE, SIZE, 3)), "ends at 'conv2d"),
-        (np.full((4, SIZE, SIZE, 3), np.nan), "ends at 'conv2d"),
+        (np.zeros((4, SIZE, SIZE, 3)), "not finite at 'conv2d"),
+        (np.full((4, SIZE, SIZE, 3), np.nan), "not finite at 'conv2d"),
         (np.zeros((4, SIZE, SIZE)), "Received: shape"),
-        (np.zeros((0, SIZE, SIZE, 3)), "at least one"),
-        ([noise(2, SIZE, SIZE, 3)] * 2, "1 tensors"),
+        (np.zeros((0, SIZE, SIZE, 3)), "one or more images"),
+        ([noise(2, SIZE, SIZE, 3)] * 2, "1 in all"),
     ],
 )
 def test_images_of_which_nothing_can_be_found_are_refused(images, message):

@@ -523,7 +523,7 @@ def test_what_has_no_statistics_is_refused_by_name(layer):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"images": None}, "pass `images`"),
+        ({"images": None}, "needs `images`"),
         ({"tolerance": -1.0}, "`tolerance` must be"),
         ({"images": np.full((4, SIZE, SIZE, 3), np.nan)}, "variance there is nan"),
     ],

@@ -96,7 +96,7 @@ def test_several_inputs_and_outputs(runtime):
     for name in expected:
         close(found[name], expected[name])
     for wrong in (list(x.values()), {"a": x["a"]}):
-        with pytest.raises(ValueError, match=r"its own: \['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"the model's inputs, \['a', 'b'\]"):
             predict(wrong)
 
 
