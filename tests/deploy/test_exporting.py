@@ -438,7 +438,9 @@ def test_noise_for_a_network_that_is_not_normalizer_free_is_a_warning(tmp_path):
     inputs = keras.Input((8, 8, 3))
     # The range of the first channel leaves no bits to the others.
     x = inputs * np.array([1e6, 1, 1], "float32") * np.array([0, 1, 1], "float32")
-    with pytest.warns(UserWarning, match="relative error .*, `examples`, may give"):
+    with pytest.warns(
+        UserWarning, match="relative error .*, passed as `examples`, may give"
+    ):
         export(keras.Model(inputs, x), tmp_path / "m.onnx", quantize="int8")
 
 

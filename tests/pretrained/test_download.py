@@ -359,7 +359,7 @@ def test_a_file_in_the_cache_with_another_checksum(url, server):
     path = url.fetch()
     path.write_bytes(b"old")
     assert url.fetch().read_bytes() == b"old"
-    with pytest.warns(UserWarning, match=f"is not {MD5}: moved to .*wrong"):
+    with pytest.warns(UserWarning, match=f"is not {MD5}. It was moved to .*wrong"):
         assert url.fetch(md5=MD5) == path
     assert path.read_bytes() == CONTENT
     assert path.with_name("F0.npz.wrong").read_bytes() == b"old"
