@@ -372,7 +372,7 @@ def test_what_is_overwritten_stays_until_the_new_results_stand(stopped):
 def test_images_in_the_folder_of_the_results_are_refused(images, tmp_path):
     inside = shutil.copytree(images, tmp_path / "run" / "checkpoints")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ValueError, match="is in that of the results"):
+        with pytest.raises(ValueError, match="is in the folder of the results"):
             runs.train(recipe_for(inside), tmp_path / "run", **options)
     assert len(list(inside.rglob("*.png"))) == 80
 
