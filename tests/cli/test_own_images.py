@@ -172,7 +172,12 @@ def test_the_page_needs_nothing_else_and_tells_all(run):
     )
     for name in NAMES:
         assert name in page.text
-    for heading in ("Accuracy per class", "Confusion matrix", "Images left out", "How to use the model"):
+    for heading in (
+        "Accuracy per class",
+        "Confusion matrix",
+        "Images left out",
+        "How to use the model",
+    ):
         assert heading in page.text
     assert "keras-nfnets predict" in page.text and "load_classifier" in page.text
     best = max(row["val_accuracy"] for row in history_of(out))
