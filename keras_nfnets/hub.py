@@ -16,8 +16,8 @@ import keras_hub
 
 if tuple(map(int, keras_hub.__version__.split(".")[:2])) < (0, 32):
     raise ValueError(
-        "keras_nfnets.hub needs KerasHub 0.32 or later: earlier ones would not standardize "
-        "images as the networks want. Run: pip install --upgrade keras-hub. "
+        "keras_nfnets.hub needs KerasHub 0.32 or later: earlier versions do not standardize "
+        "images as the networks need. Run: pip install --upgrade keras-hub. "
         f"Received: KerasHub {keras_hub.__version__}"
     )
 

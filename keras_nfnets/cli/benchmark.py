@@ -32,7 +32,7 @@ def run(flags, arguments):
         progress=lambda steps: progress_bar(steps, "measuring", "steps"),
     )
     for peer, reason in times.missing.items():
-        print(f"{peer} is left out: {printable(reason)}.")
+        print(f"{peer} was not measured: {printable(reason)}.")
     size = times.image_size
     print(f"{network}, {size} x {size} pixels, {os.cpu_count()} cores, milliseconds:\n")
     columns = [f"batch {n}" for n in batches] + ["images/s"]
@@ -42,7 +42,8 @@ def run(flags, arguments):
         cells = [f"{1e3 * s:.1f}" for s in seconds.values()]
         cells.append(f"{times.images_per_second(label):.1f}")
         print(f"{label:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
-    print(f"\nMedians of {flags.rounds} calls, in turns; random weights.")
+    print(f"\nMedians of {flags.rounds} rounds; each round times every row once.")
+    print("The weights are random.")
     return 0
 
 
@@ -55,9 +56,10 @@ Measures the inference time of a network on this machine.
   keras-nfnets benchmark NFNetF0
   keras-nfnets benchmark ECANFNetL0 --image_size=192 --peers
 
-NAME is one of 'keras-nfnets list'. The time is that of one image and of a
-batch: unfolded and folded (keras_nfnets.fold), on TensorFlow each as a graph
-and compiled by XLA, and by keras_nfnets.inference_function.
+NAME is a network of 'keras-nfnets list'. The command times one image and one
+batch of images: with the network as built, with the folded network
+(keras_nfnets.fold) and with keras_nfnets.inference_function. On TensorFlow,
+the first two are timed both as a graph and compiled by XLA.
 """,
     run,
 )
@@ -66,7 +68,7 @@ _flag(
     "integer",
     "batch_size",
     8,
-    "Images per batch, measured in addition to one.",
+    "Images per batch; a single image is measured too.",
     lower_bound=1,
 )
 _flag(
@@ -77,10 +79,16 @@ _flag(
     lower_bound=32,
     upper_bound=4096,
 )
-_flag("integer", "rounds", 7, "Number of measurements of each.", lower_bound=1)
+_flag(
+    "integer",
+    "rounds",
+    7,
+    "Number of measurements per row of the table.",
+    lower_bound=1,
+)
 _flag(
     "boolean",
     "peers",
     False,
-    "Also measure the same network of timm and kecam, if they are installed.",
+    "Also measure the same network in timm and kecam, if they are installed.",
 )

@@ -30,7 +30,7 @@ class Failure(Exception):
 
 
 class _Flag(typing.NamedTuple):
-    """What absl does not know of a flag: see `Command.define`."""
+    """Properties of a flag that absl does not store: see `Command.define`."""
 
     help: str  # absl changes its own
     group: str
@@ -63,7 +63,7 @@ class Command:
         for name in self._known:
             if {f"--{name}", f"--no{name}"} <= set(named):
                 raise UsageError(
-                    f"--{name} and --no{name} contradict. Give one of them."
+                    f"--{name} and --no{name} contradict each other. Give one of them."
                 )
         try:
             positional = values([self.name, *arguments])[1:]
@@ -87,7 +87,10 @@ class Command:
         for name in given:
             flag = self._known[name]
             if flag.needs and flag.needs not in given:
-                raise UsageError(f"--{name} has no effect without --{flag.needs}.")
+                raise UsageError(
+                    f"--{name} has no effect without --{flag.needs}. Add "
+                    f"--{flag.needs}, or remove --{name}."
+                )
             for other in flag.excludes:
                 if other in given:
                     raise UsageError(
@@ -95,7 +98,7 @@ class Command:
                     )
 
     def help_text(self):
-        """Return what --help prints: usage, examples, description and flags."""
+        """Return the help text: usage, examples, description and flags."""
         lines = [f"usage: keras-nfnets {self.usage}", "", self.help.strip()]
         heading = None
         for name, known in self._known.items():
@@ -176,7 +179,7 @@ class Command:
 
 
 def is_given(values, name):
-    """Return whether a flag is on the command line, and does not just say no."""
+    """Return whether a flag is on the command line and is not set to false."""
     flag = values[name]
     return bool(flag.present) and not (flag.boolean and flag.value is False)
 
@@ -242,10 +245,10 @@ def received(arguments):
 
 
 def tell_data(name):
-    """Say that 'digits' is taken for the bundled data, where a folder has the name too."""
+    """Print a note that 'digits' is the bundled data, if a folder has that name too."""
     if name == "digits" and pathlib.Path(name).is_dir():
         # The standard output may be JSON.
         print(
-            "'digits' is the bundled data set. For the folder of that name: ./digits",
+            "'digits' is the bundled data set. To use the folder of that name, write ./digits.",
             file=sys.stderr,
         )

@@ -30,9 +30,14 @@ def run(flags, arguments):
     if out.is_dir():
         raise UsageError(f"OUT must be a file. Received: the folder {out}")
     if out.exists() and not flags.overwrite:
-        raise UsageError(f"{out} exists; --overwrite replaces it.")
+        raise UsageError(
+            f"{out} exists already. Choose another OUT, or add --overwrite to replace it."
+        )
     if not out.parent.is_dir():
-        raise UsageError(f"There is no folder {out.parent} to write into.")
+        raise UsageError(
+            f"The folder of OUT does not exist. Create {out.parent}, or choose another "
+            f"OUT. Received: {arguments[1]}"
+        )
     import_keras()
     try:
         model, name = _read(source)
@@ -81,16 +86,16 @@ COMMAND = Command(
     "convert",
     "convert SOURCE OUT [--overwrite]",
     """\
-Converts a weight file to Keras's formats.
+Converts a weight file to a Keras format.
 
   keras-nfnets convert digits digits.keras
   keras-nfnets convert F0_haiku.npz f0.keras
   keras-nfnets convert model.safetensors l0.weights.h5
 
-SOURCE is a .safetensors with timm's names, an .npz of the authors, a
-.weights.h5 or .keras file, or the name of a checkpoint of 'keras-nfnets list
---weights', which is downloaded; the network is recognized by its weights. OUT
-ends in .weights.h5 (only weights) or .keras (the complete model).
+SOURCE is a .safetensors file with timm's parameter names, an .npz file of the
+authors, a .weights.h5 or .keras file, or a checkpoint of 'keras-nfnets list
+--weights', which is downloaded. The network is recognized from its weights.
+OUT ends in .weights.h5 (only weights) or .keras (the complete model).
 """,
     run,
 )

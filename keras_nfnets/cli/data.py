@@ -102,8 +102,10 @@ Lists the classes and splits of a data set, or draws its augmented images.
   keras-nfnets data holiday/ --preview --recipe=nfnet_f0_imagenet
 
 The data set is a folder with one subfolder of images per class, 'digits', which
-is bundled (./digits is the folder of that name), or one of TensorFlow Datasets.
-With --preview it draws training images after augmentation.
+is bundled (./digits is the folder of that name), or a data set of TensorFlow
+Datasets. A folder without splits is divided: about a fifth of all images,
+chosen by their file names, is 'test', the others are 'train'. With --preview
+it draws training images after augmentation.
 """,
     run,
 )
@@ -114,7 +116,7 @@ _flag(
     "string",
     "recipe",
     None,
-    "Recipe whose data and augmentation to show; see 'keras-nfnets list --recipes'.",
+    "Recipe with the data and augmentation to show; see 'keras-nfnets list --recipes'.",
 )
 _flag("boolean", "preview", False, "Draw augmented training images.", group="preview")
 _preview_flag = functools.partial(_flag, group="preview", needs="preview")
@@ -123,13 +125,13 @@ _preview_flag(
     "string",
     "augmentation",
     None,
-    f"One or more of {data.WORDS}; by default that of the recipe or of the data.",
+    f"One or more of {data.WORDS}; by default that of the recipe or the data.",
 )
 _preview_flag("integer", "image_size", None, "Image size in pixels.", lower_bound=8)
 _preview_flag(
     "integer",
     "seed",
     0,
-    "Seed of the choice of images and of the augmentation.",
+    "Random seed for the choice of images and the augmentation.",
     lower_bound=0,
 )

@@ -79,7 +79,7 @@ def _print(name, evaluation, flags):
         print(f"    {class_name.ljust(width)}  {accuracy:7.2%} of {count:,}")
     if evaluation.source.left_out:
         left_out = len(evaluation.source.left_out)
-        print(f"  {left_out} images were left out, with the warnings above.")
+        print(f"  {left_out} images were left out; the warnings above say why.")
 
 
 COMMAND = Command(
@@ -92,9 +92,9 @@ Evaluates a network on labeled images.
   keras-nfnets evaluate runs/holiday-NFNetL0-1
   keras-nfnets evaluate NFNetF0 --data=imagenet2012 --split=validation
 
-NETWORK is as in 'keras-nfnets predict'. A model that 'keras-nfnets train' has
-written is evaluated on its validation images by default, with the same results
-as at the end of training.
+NETWORK is as in 'keras-nfnets predict'. A model written by 'keras-nfnets train'
+is evaluated on its validation images by default, with the same results as at
+the end of training.
 """,
     run,
 )
@@ -104,7 +104,7 @@ _flag(
     "data",
     None,
     "Folder with one subfolder of images per class, 'digits' or a data set of TensorFlow "
-    "Datasets; by default what the network was trained on.",
+    "Datasets; by default the data that the network was trained on.",
 )
 _flag(
     "string",
@@ -113,5 +113,11 @@ _flag(
     "Split of the data set; by default the validation split of training, or 'test'.",
 )
 _flag("integer", "batch_size", 64, "Images per batch.", lower_bound=1)
-_flag("integer", "worst", 10, "Number of classes to list.", lower_bound=0)
+_flag(
+    "integer",
+    "worst",
+    10,
+    "Number of classes to list, lowest accuracy first.",
+    lower_bound=0,
+)
 _flag("boolean", "json", False, "Print JSON, with all classes.", excludes=["worst"])

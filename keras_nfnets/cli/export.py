@@ -27,7 +27,10 @@ def run(flags, arguments):
         )
     name, out = arguments
     if flags.quantize != "int8" and flags.examples is not None:
-        raise UsageError("--examples, a folder of images, is for --quantize=int8.")
+        raise UsageError(
+            "--examples has no effect without --quantize=int8, which measures ranges on "
+            f"these images. Received: --examples={flags.examples}"
+        )
     import_keras()
     from keras_nfnets import runs
 
@@ -49,7 +52,7 @@ def run(flags, arguments):
             overwrite=flags.overwrite,
         )
     except (ValueError, OSError, ImportError) as error:
-        raise Failure(str(error)) from error
+        raise Failure(str(error).replace("`path`", "OUT")) from error
     path = pathlib.Path(out).expanduser()
     files = [path, *path.rglob("*")]
     if path.suffix.lower() == ".xml":
@@ -62,7 +65,9 @@ def run(flags, arguments):
 
 def _describe(classifier, has_preprocessing):
     if has_preprocessing:
-        print("It takes uint8 images (batch, height, width, 3) of any size.")
+        print(
+            "The input is a batch of uint8 images (batch, height, width, 3) of any size."
+        )
     else:
         print(f"Images must be preprocessed as in training: {classifier.preparation}")
     names = classifier.class_names
@@ -102,7 +107,7 @@ Folds a network and writes it for another runtime.
 
 NETWORK is as in 'keras-nfnets predict'. OUT ends in .onnx (ONNX Runtime and
 others), .tflite (LiteRT, formerly TensorFlow Lite), .xml (OpenVINO, with the
-weights in a .bin file), or is the folder of a TensorFlow SavedModel.
+weights in a .bin file), or OUT is the folder of a TensorFlow SavedModel.
 """,
     run,
 )
@@ -111,7 +116,7 @@ _flag(
     "enum",
     "format",
     None,
-    f"Format: {', '.join(tables.FORMATS)}. By default that of the extension of OUT.",
+    f"Format: {', '.join(tables.FORMATS)}. By default the extension of OUT decides.",
     enum_values=tables.FORMATS,
 )
 _flag(
@@ -126,14 +131,14 @@ _flag(
     "string",
     "examples",
     None,
-    f"Folder of images to measure the ranges for --quantize=int8 on; up to {_EXAMPLES} "
-    "are used. By default, they are measured on normal noise.",
+    f"Folder of images on which --quantize=int8 measures the ranges of the activations; up "
+    f"to {_EXAMPLES} images are used. By default they are measured on normal noise.",
 )
 _flag(
     "integer",
     "batch_size",
     None,
-    "Images per batch, if the file is for one size of batches only.",
+    "Fixed number of images per batch; by default that of the model, usually any.",
     lower_bound=1,
 )
 _flag(
@@ -148,14 +153,12 @@ _flag(
     None,
     "For .onnx and .xml: name of the output instead of 'predictions'.",
 )
-_flag(
-    "integer", "opset", None, "For .onnx and .xml: version of ONNX's set of operations."
-)
+_flag("integer", "opset", None, "For .onnx and .xml: version of the ONNX operator set.")
 _flag(
     "boolean",
     "preprocessing",
     False,
-    "Let the file take images as they are and give probabilities. By default its metadata "
-    "describe the preprocessing.",
+    "Include the preprocessing: the file takes unprocessed images and returns "
+    "probabilities. By default its metadata describe the preprocessing.",
 )
 _flag("boolean", "overwrite", False, "Replace OUT if it exists.")

@@ -20,7 +20,7 @@ def run(flags, arguments):
 
 
 def _chosen(part, rows):
-    """Return the rows that have a name with this part in it.
+    """Return the rows that have a name which contains this part.
 
     `rows` is a list of (row, names).
     """
@@ -30,7 +30,7 @@ def _chosen(part, rows):
     if not chosen:
         suggestion = checks.perhaps(part, [n for _, names in rows for n in names if n])
         raise UsageError(
-            f"No name has {part!r} in it{suggestion or '.'} Received: {part!r}"
+            f"No name contains {part!r}{suggestion or '.'} Received: {part!r}"
         )
     return chosen
 
@@ -85,16 +85,17 @@ Lists the networks; each is a function of the same name in keras_nfnets.
   keras-nfnets list --weights
   keras-nfnets list nfnet_f0 --recipes
 
-PART selects the rows with that part in a name. The columns are
+PART selects the rows with a name that contains it. The columns are
 
   parameters   with the 1000 classes of ImageNet
   FLOPs        multiply-adds for one image of the test size, in billions
   train, test  image sizes of the published training and evaluation; others
                work too
 
-With --weights it lists the published checkpoints, by the names that weights=,
-'keras-nfnets predict' and pretrained.create accept, with their networks, image
-sizes and published accuracies on ImageNet (for digits: on its test set).
+With --weights it lists the published checkpoints by name, with their networks,
+image sizes and published accuracies on ImageNet (for digits: on its test set).
+The names are accepted by weights=, 'keras-nfnets predict' and
+pretrained.create.
 """,
     run,
 )

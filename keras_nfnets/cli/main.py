@@ -40,9 +40,8 @@ usage: keras-nfnets COMMAND [FLAGS]
 
 Normalizer-free networks for Keras.
 
-  train       train a network with adaptive gradient clipping: without flags a
-              small one on handwritten digits, in half a minute; or on a folder
-              of images
+  train       train a network with adaptive gradient clipping on a folder of
+              images; without flags, a small network on handwritten digits
   evaluate    measure the accuracy of a network
   predict     classify images, with published or your own weights
   data        list the classes of a data set, or draw its augmented images

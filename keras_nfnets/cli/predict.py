@@ -78,13 +78,13 @@ def _check_plot(path):
     path = pathlib.Path(path)
     if path.suffix[1:].lower() not in kinds or not path.parent.is_dir():
         raise UsageError(
-            f"--plot must be a file in a folder that is there, ending in one of "
+            "--plot must be a file in an existing folder, ending in one of "
             f"{', '.join(sorted(kinds))}. Received: {str(path)!r}"
         )
 
 
 def _row(prediction):
-    """Return what --json prints of an image."""
+    """Return the JSON object of an image, for --json."""
     row = {"image": str(prediction.path)}
     if prediction.error:
         return {**row, "error": prediction.error}
@@ -117,21 +117,21 @@ Predicts the classes of images.
   keras-nfnets predict NFNetL0 holiday/ --plot=holiday.png
   keras-nfnets predict runs/digits-NFNetTiny-1 scan.png --json
 
-NETWORK is the folder of a run of 'keras-nfnets train' or a .keras file, a
+NETWORK is the folder of a run of 'keras-nfnets train', a .keras file, a
 checkpoint or a network with published weights ('keras-nfnets list --weights'),
-or a weight file. If a folder has a published name, ./NAME is the folder. IMAGE
-is an image file or a folder of them. Images are preprocessed as in the training
-of the network. Those that cannot be read are reported and left out; the exit
+or a weight file. To use a folder with a published name, write ./NAME. IMAGE is
+an image file or a folder of images. Images are preprocessed as in the training
+of the network. Images that cannot be read are reported and left out; the exit
 status is then 1.
 """,
     run,
 )
 _flag = COMMAND.define
-_flag("integer", "top", 3, "Number of classes per image.", lower_bound=1)
-_flag("boolean", "json", False, "Print JSON, with class indices.")
+_flag("integer", "top", 3, "Number of predicted classes per image.", lower_bound=1)
+_flag("boolean", "json", False, "Print JSON, which also has the class indices.")
 _flag(
     "string",
     "plot",
     None,
-    f"Image file to draw the first {_IMAGES_PER_PLOT} images into, with their classes.",
+    f"Draw the first {_IMAGES_PER_PLOT} images with their predicted classes into this image file.",
 )

@@ -11,7 +11,7 @@ import tempfile
 from keras_nfnets.cli import streams
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-# Shows only what ends the process: TensorFlow logs what its exceptions say too.
+# Shows only fatal errors: TensorFlow also logs the messages of its exceptions.
 _FATAL = "3"
 
 

@@ -47,7 +47,7 @@ def run(flags, names):
         try:
             _run_all(planned, flags, several)
         except OSError as error:
-            raise Failure(f"{error}. The same command continues from there.") from error
+            raise Failure(f"{error}. To continue, repeat the command.") from error
     return 0
 
 
@@ -69,7 +69,7 @@ def _run_all(planned, flags, several):
     if several and flags.output_dir:
         index = _path(flags.output_dir) / experiments.PAGE
         experiments.write_index(pages, index)
-        print(f"\nOf all: {printable(index)}")
+        print(f"\nSummary of all experiments: {printable(index)}")
 
 
 def _prepared(flags, experiment, several, claims):
@@ -124,7 +124,7 @@ def _run(experiment, settings, results, folder, jobs):
         f"{experiment.name}, {settings['scale']} scale"
         + (f", on {printable(settings['dataset'])}" if "dataset" in settings else "")
         + f", into {printable(folder)}"
-        + (f": {there} rows are there already" if there else "")
+        + (f": {there} rows exist already" if there else "")
     )
     for finding in experiment.undecided(settings):
         print(f"This scale cannot tell: {finding.text}")
@@ -137,18 +137,18 @@ def _run(experiment, settings, results, folder, jobs):
         findings = experiments.write(experiment, settings, rows, folder, command)
     except OSError as error:
         raise Failure(
-            f"Stopped: {error}. The results so far are in {folder}; the same command "
-            "continues from there."
+            f"Stopped: {error}. The results so far are in {folder}. To continue, repeat the "
+            "command."
         ) from error
     except BrokenProcessPool as error:
         raise Failure(
-            "A process was killed, perhaps because there was not enough memory. The same "
-            "command continues; --jobs=1 needs the least memory."
+            "A process was killed, perhaps because there was not enough memory. To continue, "
+            "repeat the command; with --jobs=1 it needs the least memory."
         ) from error
     except KeyboardInterrupt:
         print(
-            f"\nStopped. The results so far are in {printable(folder)}; the same command continues "
-            "from there."
+            f"\nStopped. The results so far are in {printable(folder)}. To continue, repeat the "
+            "command."
         )
         raise
     print(f"\nThe claim: {' '.join(experiment.claim.split())}")
@@ -158,7 +158,7 @@ def _run(experiment, settings, results, folder, jobs):
             textwrap.fill(finding.text, 80, initial_indent="- ", subsequent_indent="  ")
         )
     print(
-        f"\n{printable(folder / experiments.PAGE)} and {experiments.PICTURE} have the details."
+        f"\nDetails: {printable(folder / experiments.PAGE)} and {experiments.PICTURE}"
     )
     return experiments.summary(settings, rows, findings)
 

@@ -10,7 +10,7 @@ from keras_nfnets.printing import printable
 
 
 def run(recipe, flags, with_flags):
-    """Train, print what happens and return the exit status.
+    """Train, print the progress and return the exit status.
 
     `with_flags` writes the names of arguments in a message as flags.
     """
@@ -80,21 +80,21 @@ class _Progress(runs.Progress):
             model = shlex.quote(_path(run.folder))
             print(f"Next, use it:  keras-nfnets predict {printable(model)} IMAGE...")
         elif run.recipe.clip_factor:
-            print("Next, see what clipping does:  keras-nfnets train --noagc")
+            print("Next, train without clipping:  keras-nfnets train --noagc")
         else:
-            print("Next, the same with clipping:  keras-nfnets train")
+            print("Next, train with clipping:  keras-nfnets train")
 
 
 def _path(folder):
-    """Return the path of a folder, so that it is no name of a published network."""
+    """Return the path of a folder in a form that is no name of a published network."""
     return str(folder) if os.sep in str(folder) else os.path.join(os.curdir, folder)
 
 
 def _start_again():
     """Replace this process by one that resumes, after another worker was lost."""
     print(
-        "Another worker was lost. This one waits for it to be started again with "
-        "--resume, and continues from the last checkpoint.",
+        "Another worker was lost. Start it again with --resume. This worker waits for it, "
+        "and then continues from the last checkpoint.",
         file=sys.stderr,
         flush=True,
     )

@@ -6,7 +6,7 @@ import sys
 
 
 class Output(io.FileIO):
-    """A stream whose errors are kept, as results must not be lost for lack of a log.
+    """A stream that stores its errors, so that a failing log does not lose results.
 
     Args:
         descriptor: int. The stream, which stays open.

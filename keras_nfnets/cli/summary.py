@@ -47,7 +47,7 @@ Prints a network layer by layer, with shapes, parameters and FLOPs.
   keras-nfnets summary NFNetF0
   keras-nfnets summary NFResNet26 --image_size=64
 
-NAME is one of 'keras-nfnets list', or its name in timm.
+NAME is a network of 'keras-nfnets list', or its name in timm.
 """,
     run,
 )

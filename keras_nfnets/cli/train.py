@@ -82,8 +82,8 @@ def _recipe(flags):
     check_network(recipe.model)
     if flags.agc and not recipe.clip_factor:
         raise UsageError(
-            "--agc needs --clip_factor, as the recipe does not clip: about 0.01 "
-            "for large batches, up to 0.16 for small ones."
+            "--agc needs --clip_factor, because the recipe does not clip. Add --clip_factor: "
+            "about 0.01 for large batches, up to 0.16 for small ones."
         )
     if "head_epochs" in _assigned(flags) and recipe.head_epochs and not recipe.weights:
         raise UsageError(
@@ -104,11 +104,15 @@ def _check_contradictions(flags):
     given = [name for name in (*_SETTINGS, "model") if is_given(flags, name)]
     for name in assigned:
         if assigned.count(name) > 1:
-            raise UsageError(f"--set={name} is given twice. Give one of them.")
+            raise UsageError(f"--set={name} is given twice. Give it once.")
         if name in given:
-            raise UsageError(f"--set={name} and --{name} contradict. Give one of them.")
+            raise UsageError(
+                f"--set={name} and --{name} contradict each other. Give one of them."
+            )
     if flags.agc is False and "clip_factor" in assigned + given:
-        raise UsageError("--noagc and a clip factor contradict. Give one of them.")
+        raise UsageError(
+            "--noagc and a clip factor contradict each other. Give one of them."
+        )
 
 
 COMMAND = Command(
@@ -122,13 +126,14 @@ Trains a network on labeled images, with adaptive gradient clipping (AGC).
   keras-nfnets train --dataset=cifar10 --batch_size=512 --strategy=mirrored
   keras-nfnets train --recipe=nfnet_f0_imagenet --set=epochs=90 --dry-run
 
-Without flags it trains on scikit-learn's handwritten digits, in half a minute.
-With --data=FOLDER, a folder with one subfolder of images per class, it trains
-on your images: a fifth of them is the validation set, training stops when the
-validation accuracy no longer improves, and a report shows the results.
+Without flags it trains a small network on scikit-learn's handwritten digits, in
+half a minute. With --data=FOLDER, a folder with one subfolder of images per
+class, it trains on your images. If the folder has no splits, about a fifth of
+all images, chosen by their file names, is the validation set. Training stops
+when the validation accuracy no longer improves, and a report shows the results.
 
 A run writes the model, its history and plots into one folder. Ctrl-C ends
-training early and writes the results so far; with --resume and the same flags
+training early and writes the results so far. With --resume and the same flags,
 the run continues after its last completed epoch.
 """,
     run,
@@ -164,14 +169,14 @@ _flag(
     "string",
     "recipe",
     None,
-    "Complete run, such as those of the papers: see 'keras-nfnets list --recipes'. By "
-    "default 'digits', or 'finetune' for folders.",
+    "Recipe with the settings of a complete run, such as those of the papers; see "
+    "'keras-nfnets list --recipes'. By default 'digits', or 'finetune' for folders.",
 )
 _flag(
     "multi_string",
     "set",
     [],
-    "key=value: any other setting of the recipe. May be repeated.",
+    "key=value: change any other setting of the recipe. May be repeated.",
 )
 _flag("integer", "epochs", None, "Passes over the training images.", lower_bound=1)
 _flag(
@@ -197,13 +202,15 @@ _flag(
     wanted="more than 0, or --noagc for no clipping",
     lower_bound=1e-9,
 )
-_flag("boolean", "agc", None, "Whether to clip gradients adaptively.")
+_flag(
+    "boolean", "agc", None, "Adaptive gradient clipping; by default as in the recipe."
+)
 _flag(
     "float",
     "ema_decay",
     None,
-    "Decay of a moving average of the weights, such as 0.99 (the paper's 0.99999 is for "
-    "long runs). The averaged weights are evaluated and written too.",
+    "Decay of an exponential moving average of the weights, such as 0.99 (0.99999 in the "
+    "paper is for long runs). The averaged weights are evaluated and written too.",
     wanted="between 0 and 1",
     lower_bound=1e-9,
     upper_bound=1 - 1e-9,
@@ -212,7 +219,7 @@ _flag(
     "integer",
     "seed",
     None,
-    "Seed of initialization, data order and regularization.",
+    "Random seed for initialization, data order and regularization.",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
@@ -230,7 +237,7 @@ _flag(
     "boolean",
     "dry_run",
     False,
-    "Print the plan and train two steps on noise; nothing is written.",
+    "Print the plan and train two steps on noise, without writing anything.",
     excludes=["output_dir", "overwrite", "resume", "tensorboard", "strategy"],
 )
 _flag = functools.partial(COMMAND.define, group="devices")
@@ -247,8 +254,8 @@ _flag(
     "auto",
     "auto (all available devices), none (one device), mirrored (all GPUs of this "
     "machine), multi_worker (the machines in TF_CONFIG, or the tasks of Slurm's srun) or "
-    "tpu (the one in TPU_NAME). On several machines, start the same command on all of "
-    "them with the same --output_dir; the first one writes. If one is lost, the others wait ten minutes "
-    "for it to be started again with --resume.",
+    "tpu (the TPU in TPU_NAME). On several machines, start the same command with the same "
+    "--output_dir on each; the first machine writes the results. If a machine is lost, "
+    "the others wait ten minutes for it to be started again with --resume.",
     enum_values=tables.STRATEGIES,
 )

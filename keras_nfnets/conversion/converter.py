@@ -143,7 +143,7 @@ class Converter(abc.ABC):
         elif self._is_activation(call) and reason is None:
             self._activation(call)
         else:
-            self._keep(call, reason or "not of a kind that is changed")
+            self._keep(call, reason or "no conversion for this kind of layer")
 
     def _is_activation(self, call):
         operation = call.operation
@@ -193,9 +193,9 @@ class Converter(abc.ABC):
         hidden = hidden_layer(operation)
         if hidden is not None and _package(operation) != "keras_nfnets":
             raise ValueError(
-                f"normalizer_free cannot see into {operation.name!r}, a "
-                f"{type(operation).__name__}, which hides {hidden.name!r}, a "
-                f"{type(hidden).__name__}: call that by itself instead."
+                f"normalizer_free cannot convert {hidden.name!r}, a "
+                f"{type(hidden).__name__}, inside another layer. Call it in the model "
+                f"itself. Received: {operation.name!r}, a {type(operation).__name__}"
             )
         new = self._made.get(id(operation))
         if new is None:
@@ -222,10 +222,10 @@ class Converter(abc.ABC):
         """Return the class with standardized weights that replaces a layer."""
         if type(old) not in STANDARDIZED:
             raise ValueError(
-                f"There is no layer with standardized weights in place of {old.name!r}, "
-                f"a {type(old).__name__}: normalizer_free knows "
-                f"{', '.join(cls.__name__ for cls in STANDARDIZED)}, themselves, not "
-                "classes derived from them."
+                "normalizer_free standardizes the weights of the layers "
+                f"{', '.join(cls.__name__ for cls in STANDARDIZED)}, but not of classes "
+                "derived from them or of other layers. Received: "
+                f"{old.name!r}, a {type(old).__name__}"
             )
         return STANDARDIZED[type(old)]
 
@@ -323,9 +323,9 @@ class Converter(abc.ABC):
     def _check(self, name, variance):
         if not (np.isfinite(variance) and variance > 1e-12):
             raise ValueError(
-                f"The signal ends at {name!r}: of the images it sees, the variance there "
-                f"is {variance:g}. Pass `images` that are not constant, of a size at "
-                "which something is left there, and finite."
+                f"The signal vanishes or is not finite at {name!r}. Pass `images` that are "
+                "finite, not constant, and large enough for the feature maps there. "
+                f"Received: images for which the variance there is {variance:g}"
             )
 
     def _name(self, name):

@@ -38,14 +38,14 @@ class NewWeightsConverter(Converter):
 
     def _layer_scale(self, call):
         self._signals[call.outputs[0]] = self._signals[call.inputs[0]]
-        self._note(call, "removed: the gain of the branch is there for it")
+        self._note(call, "removed: the skip gain of the branch replaces it")
 
     def _normalization(self, call):
         layer, signal = call.operation, self._signals[call.inputs[0]]
         output = call.outputs[0]
         if signal.is_unit:
             self._signals[output] = signal
-            self._note(call, "removed: the variance before it is one")
+            self._note(call, "removed: the variance of its input is one")
             return
         signal = signal._replace(shortcut=None)
         variance = self._seen_by(layer, signal.samples[0])
@@ -53,17 +53,17 @@ class NewWeightsConverter(Converter):
         shifted = self._mean_square(signal.samples[0]) > _SHIFTED * variance
         if abs(variance - 1) < _NEAR and not shifted:
             self._signals[output] = signal
-            self._note(call, f"removed: the variance before it is {variance:.2f}")
+            self._note(call, f"removed: the variance of its input is {variance:.2f}")
             return
         offset, centred = 0.0, ""
         if shifted:
             offset = self._mean(signal.samples[0]) * -(variance**-0.5)
-            centred = ", and one against the mean of each channel"
+            centred = ", and an offset per channel that removes the mean"
         signal = self._rescaled(signal, variance**-0.5, layer.name, offset)
         self._signals[output] = signal
         # After global pooling the variance depends on the content of the images.
         pooled = output in self._roles.pooled
-        how = f"a constant, {variance**-0.5:.3g}{centred}"
+        how = f"replaced by the constant factor {variance**-0.5:.3g}{centred}"
         self._note(call, how, None if pooled else signal)
 
     def _seen_by(self, layer, sample):
@@ -87,18 +87,18 @@ class NewWeightsConverter(Converter):
             new = self._made[id(old)] = self._standardized(old, signal.tensor)
             if new is None:
                 del self._made[id(old)]
-                self._keep(call, "one weight a unit: nothing to standardize")
+                self._keep(call, "one weight per unit: nothing to standardize")
                 return
             how = self._calibrate(new, signal.samples[0])
         else:
-            how = "as before"
+            how = "shared with an earlier call"
         signal = self._applied(new, signal)._replace(is_unit=first)
         self._note(call, f"{type(new).__name__}, {how}", signal, new.name)
         if old.activation is not keras.activations.linear:
             function = old.activation
             name = f"{new.name}_{getattr(function, '__name__', 'activation')}"
             signal, how = self._activated(function, signal, self._name(name))
-            self._note(call, f"its activation, {how}", signal, name)
+            self._note(call, f"activation of the layer, {how}", signal, name)
         self._signals[call.outputs[0]] = signal
 
     def _calibrate(self, layer, sample):
@@ -113,7 +113,7 @@ class NewWeightsConverter(Converter):
         how = f"scale {layer.scale:.3g}"
         if self._mean_square(outputs) > _SHIFTED * variance:
             layer.bias.assign(-layer.scale * self._mean(outputs))
-            how += ", bias against the mean"
+            how += ", bias that removes the mean"
         if not layer.center:
             # No change of the output yet, as filters start with a mean of zero.
             layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
@@ -130,7 +130,7 @@ class NewWeightsConverter(Converter):
             # shortcut of the next block: preserve the variance from one to the other.
             gain = self._keeping(function, signal.shortcut[0])
             signal = self._scaled_activation(function, gain, signal, name)
-            how = f"gain {gain:.3g}, which keeps the variance of the shortcut"
+            how = f"gain {gain:.3g}, which preserves the variance of the shortcut"
         else:
             signal, how = self._activated(function, signal, name)
         self._signals[call.outputs[0]] = signal
@@ -145,7 +145,7 @@ class NewWeightsConverter(Converter):
         if self._mean_square(signal.samples[0]) > _SHIFTED:  # the variance is one
             # Already rectified, as in the first block of a pre-activation network.
             gain = self._keeping(function, signal.samples[0])
-            how = f"gain {gain:.3g}, of what has a mean already"
+            how = f"gain {gain:.3g}, measured, as the mean of the input is not zero"
         else:
             # A gain that is not published takes half a second to compute.
             if function not in self._gains:
@@ -189,7 +189,7 @@ class NewWeightsConverter(Converter):
         ]
         self._note(
             call,
-            f"residual: alpha {self._alpha:.3g} over a deviation of "
+            f"residual: alpha {self._alpha:.3g} over a standard deviation of "
             f"{variance**0.5:.3g}, skip gain {start:.3g}",
             signal,
             name,
@@ -204,7 +204,7 @@ class NewWeightsConverter(Converter):
         self._check(call.operation.name, variance)
         name = self._name(f"{name}_scaled")
         signal = self._rescaled(signal, variance**-0.5, name)
-        how = f"a sum of {len(signals)}, none a shortcut, times {variance**-0.5:.3g}"
+        how = f"sum of {len(signals)} without a shortcut, times {variance**-0.5:.3g}"
         self._note(call, how, signal, name)
         self._signals[call.outputs[0]] = signal
 
@@ -217,8 +217,8 @@ class NewWeightsConverter(Converter):
                 name = self._name(f"{call.operation.name}_part{i}")
                 parts[value] = self._rescaled(parts[value], variance**-0.5, name)
                 scaled.append(f"{variance**-0.5:.3g}")
-        how = ", its parts scaled by " + ", ".join(scaled) if scaled else ""
-        self._keep(call, f"a concatenation{how}", parts)
+        how = ", inputs scaled by " + ", ".join(scaled) if scaled else ""
+        self._keep(call, f"concatenation{how}", parts)
 
     def _rescaled(self, signal, factor, name, offset=0.0):
         dtype = keras.backend.standardize_dtype(signal.tensor.dtype)

@@ -118,13 +118,13 @@ def normalizer_free(
     tolerance = checks.number("tolerance", tolerance)
     if trained and images is None:
         raise ValueError(
-            "With `trained=True` pass `images`, some of those that the model is for: "
-            "how far layers are off is found by them. Received: images=None"
+            "`trained=True` needs `images`, a batch of images of the model's data: the "
+            "errors of the new layers are measured on them. Received: images=None"
         )
     if not (isinstance(model, keras.Model) and model.built):
         raise ValueError(
-            "normalizer_free takes Keras models that are built: call yours on some "
-            f"inputs first. Received: {model!r}"
+            "normalizer_free needs a built Keras model. Call the model on some inputs "
+            f"first. Received: {model!r}"
         )
     graph = Graph(model, opens=lambda x: has_graph(x) or is_custom_and_hides(x))
     if trained:
@@ -146,8 +146,8 @@ def _samples(graph, images):
     arrays = keras.tree.flatten(images)
     if len(arrays) != len(values):
         raise ValueError(
-            f"`images` must be what the model takes: {len(values)} tensors. "
-            f"Received: {len(arrays)}"
+            "`images` must have one array for each input of the model, "
+            f"{len(values)} in all. Received: {len(arrays)}"
         )
     for value, array in zip(values, arrays):
         shape, expected = tuple(ops.shape(array)), value.shape
@@ -156,8 +156,8 @@ def _samples(graph, images):
         )
         if not fits or not shape[0]:
             raise ValueError(
-                f"`images` must be a batch of what the model takes, {expected} with "
-                f"at least one in it. Received: shape {shape}"
+                f"`images` must be a batch of one or more images, of shape {expected}. "
+                f"Received: shape {shape}"
             )
     return {
         value: ops.convert_to_tensor(array, dtype=value.spec.dtype)
@@ -168,8 +168,9 @@ def _samples(graph, images):
 def _noise(value, graph):
     if not keras.backend.is_float_dtype(value.spec.dtype):
         raise ValueError(
-            f"The input {value.spec.name!r} is of dtype {value.spec.dtype}, for which "
-            "there is no noise: pass `images`, some of what the model takes."
+            f"The input {value.spec.name!r} has the dtype {value.spec.dtype}, for which "
+            "noise cannot be generated. Pass a batch of the model's inputs as `images`. "
+            "Received: images=None"
         )
     size = _OPEN_SIZES.get(len(value.shape), 1)
     shape = [size if n is None else n for n in value.shape[1:]]

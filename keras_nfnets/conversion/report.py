@@ -51,7 +51,7 @@ class Conversion:
     ... ])
     >>> conversion = keras_nfnets.normalizer_free(model).conversion
     >>> {step.layer: step.action for step in conversion.steps}["norm"]
-    'removed: the variance before it is one'
+    'removed: the variance of its input is one'
     >>> conversion.summary
     'layers: 1 replaced, 1 removed, 2 left alone'
     """
@@ -66,7 +66,7 @@ class Conversion:
 
     @property
     def summary(self):
-        """One line: the number of layers that were replaced, removed and left alone."""
+        """Numbers of layers that were replaced, removed and left alone, in one line."""
         removed, kept = (
             sum(step.action.startswith(words) for step in self.steps)
             for words in (("removed", "folded"), "left alone")
@@ -75,7 +75,7 @@ class Conversion:
         return f"layers: {replaced} replaced, {removed} removed, {kept} left alone"
 
     def __str__(self):
-        heads = ["layer", "kind", "variance", "at start", "what was done"]
+        heads = ["layer", "kind", "variance", "at start", "action"]
         rows = [
             [
                 *(step.layer, step.kind),
@@ -88,7 +88,7 @@ class Conversion:
             heads[3] = "error"
             for step, row in zip(self.steps, rows):
                 row[3] = f"{step.error:.2g}" if step.error else "exact"
-            end = ["outputs", "", "", f"{self.error:.2g}", "from the original's"]
+            end = ["outputs", "", "", f"{self.error:.2g}", "compared with the original"]
             rows.append(end)
         rows = [heads, *rows]
         widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]

@@ -161,7 +161,7 @@ class Roles:
             if is_normalization(call):
                 continue
             if not self._reaches_normalization(call, region):
-                self.alone.setdefault(call, f"{where}, where no normalization follows")
+                self.alone.setdefault(call, f"{where}, with no normalization after it")
 
     def _reaches_normalization(self, call, region):
         found, stack = set(), [call]
@@ -183,7 +183,7 @@ class Roles:
             ends[call] = all(ends[c] and _may_end(c) for c in later)
             function = activation_of(call.operation)
             if is_weighted(call) and ends[call] and _name(function) in _OF_OUTPUTS:
-                self.alone[call] = "gives the output"
+                self.alone[call] = "computes an output of the model"
 
 
 def _name(function):

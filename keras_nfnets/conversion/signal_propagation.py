@@ -62,8 +62,8 @@ def signal_propagation(model, images, training=False, layers=None):
     if layers is not None:
         if missing := [name for name in layers if not recorder.named[name]]:
             raise ValueError(
-                "`layers` must be names of layers that give one tensor of floats. "
-                f"Received: {missing[:10]}, of which there are none in {model.name!r}"
+                "`layers` must be names of layers with one output, a tensor of floats. "
+                f"Received: {missing[:10]}, which {model.name!r} does not have"
             )
         means, variances = np.array([recorder.named[name] for name in layers]).T
         return {"avg_sq_mean": means, "avg_var": variances, "res_avg_var": np.array([])}

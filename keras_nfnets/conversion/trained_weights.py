@@ -77,7 +77,7 @@ class TrainedWeightsConverter(Converter):
     # Conversion of each kind of call.
 
     def _as_it_is(self, call):
-        self._keep(call, "computes what it did")
+        self._keep(call, "needs no conversion")
 
     _activation = _merge = _concatenation = _layer_scale = _as_it_is
 
@@ -85,9 +85,9 @@ class TrainedWeightsConverter(Converter):
         layer, value = call.operation, call.inputs[0]
         if not isinstance(layer, keras.layers.BatchNormalization):
             raise ValueError(
-                f"There are no trained statistics in {layer.name!r}, a "
-                f"{type(layer).__name__}, which takes them of each example: with "
-                "`trained=True` all normalization has to be batch normalization."
+                "With `trained=True` all normalization layers must be batch "
+                "normalization: others have no trained statistics, as they compute them "
+                f"per example. Received: {layer.name!r}, a {type(layer).__name__}"
             )
         signal = self._signals[value]
         if value.call and self._folded(value.call) is layer:
@@ -100,7 +100,12 @@ class TrainedWeightsConverter(Converter):
             name = self._name(layer.name)
             constants = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
             signal = self._applied(constants, signal)
-            self._note(call, "a constant factor and offset a channel", signal, name)
+            self._note(
+                call,
+                "replaced by a constant factor and offset per channel",
+                signal,
+                name,
+            )
         self._signals[call.outputs[0]] = signal
 
     def _folded(self, call):
@@ -140,8 +145,8 @@ class TrainedWeightsConverter(Converter):
         add = keras.layers.Add(name=name)
         signal = self._applied(add, self._applied(gain, branch), shortcut)
         how = (
-            f"residual: alpha {self._alpha:.3g} over a deviation of {deviation:.3g}, "
-            f"skip gain {deviation / self._alpha:.3g}"
+            f"residual: alpha {self._alpha:.3g} over a standard deviation of "
+            f"{deviation:.3g}, skip gain {deviation / self._alpha:.3g}"
         )
         self._signals[call.outputs[0]] = signal
         self._note(call, how, signal, name)
@@ -154,7 +159,7 @@ class TrainedWeightsConverter(Converter):
             parts = self._parts[id(old)] = [(plain, None) for plain in layers]
         for i, (plain, new) in enumerate(parts):
             before, original = signal.samples
-            how, error = "as before", None
+            how, error = "shared with an earlier call", None
             if new is None:
                 new, how, error = self._nearest(plain, signal)
                 parts[i] = plain, new
@@ -223,14 +228,14 @@ class TrainedWeightsConverter(Converter):
         new = self._standardized(plain, signal.tensor)
         self._names.add(plain.name)
         if new is None:
-            return plain, "left plain: one weight a unit, nothing to standardize", 0.0
+            return plain, "not standardized: one weight per unit", 0.0
         x = ops.cast(signal.samples[0], new.compute_dtype)
         target = self._at(plain, x)
         variance = self._variance(target)
         if not np.isfinite(variance):
             self._check(plain.name, variance)
         if variance == 0:
-            return plain, "left plain: all images give the same", 0.0
+            return plain, "not standardized: its output is the same for all images", 0.0
         [info] = new.KERNELS
         kernel = ops.convert_to_numpy(getattr(plain, info.name))
         error = 0.0
@@ -238,7 +243,7 @@ class TrainedWeightsConverter(Converter):
             kernel, square = self._centered(kernel, new, x, target.shape)
             error = float(square / (info.units(kernel.shape) * variance)) ** 0.5
             if error > self._tolerance:
-                how = f"left plain: standardized it would be off by {error:.2g}"
+                how = f"not standardized: the error would be {error:.2g}"
                 return plain, how, 0.0
         _assign(new, info, kernel)
         new.bias.assign(plain.bias)

@@ -99,7 +99,7 @@ def labeled_images(folder, divide=True):
         if not files[split]:
             raise _error(
                 folder,
-                f"There are too few images in {folder} for two splits. Add some.",
+                f"{folder} has too few images for a training and a test split. Add images.",
                 f"no images for split {split!r}",
             )
     notes += _notes_on_class_names(class_names)
@@ -134,7 +134,7 @@ def _labeled(files_by_split, class_names):
 
 
 def _split_named(name):
-    """Return the split that a folder's name says, or None."""
+    """Return the split that a folder's name denotes, or None."""
     plain = re.sub(r"[-_ .]", "", name.lower())
     for split, names in _SPLIT_NAMES.items():
         if re.fullmatch(rf"\d*{_WORD}({names}){_WORD}\d*", plain):
@@ -170,8 +170,8 @@ def _split_folders(folder, needs_train):
         if has_splits and len(by_split) > 1:
             raise _error(
                 folder,
-                "There is no folder of training images next to those of other splits. "
-                "Add one, or name it 'train'.",
+                "There are folders of other splits, but none of training images. Add a folder "
+                "'train', or give the folder of the training images this name.",
                 _names(named, folder),
             )
         return {}, []
@@ -184,9 +184,9 @@ def _split_folders(folder, needs_train):
         if len(others) > 1 or any(map(subfolders, others)):
             raise _error(
                 folder,
-                f"Next to {printable(train.name)!r}, which looks like the folder of a "
-                "split, are folders whose names are not those of splits. Name these "
-                "'validation' or 'test', or move them elsewhere; or, if it is a class, move "
+                f"The folder {printable(train.name)!r} looks like a split, but other "
+                "folders next to it do not have the name of a split. Name these "
+                "'validation' or 'test', or move them elsewhere. If it is a class, move "
                 "its images out of its subfolders.",
                 _names(others, folder),
             )
@@ -199,7 +199,7 @@ def _split_folders(folder, needs_train):
             chosen[split] = path
     for path in others:
         if _has_only_unlabeled_images(path):
-            reason = "has no class folders, so that its images have no labels"
+            reason = "has no class folders, so its images have no labels"
         else:
             reason = "does not have the name of a split"
         notes.append(f"Folder {_shown(path, folder)} was left out, as it {reason}.")
@@ -264,8 +264,8 @@ def _with_classes_of_train(files_of, class_names, root, split, notes):
         elif len(alike) == 1:
             files_by_name[alike[0]] += files
             notes.append(
-                f"Class {printable(name)!r} of split {split!r} was taken for "
-                f"{printable(alike[0])!r}, whose name differs in case."
+                f"Class {printable(name)!r} of split {split!r} was treated as class "
+                f"{printable(alike[0])!r}, whose name differs only in case."
             )
         else:
             unknown.append(name)
@@ -314,7 +314,7 @@ def _notes_on_images_without_class(folders, root):
     paths = [folder / name for folder in folders for name in _images_in(folder)]
     if paths:
         yield (
-            f"Skipped {counted(len(paths), 'image')} in no class folder, such as "
+            f"Skipped {counted(len(paths), 'image')} outside of class folders, such as "
             f"{_shown(paths[0], root)}."
         )
 
@@ -365,8 +365,8 @@ def _notes_on_shared_images(files, root):
     if copies:
         original, copy = (_shown(path, root) for path in copies[0])
         yield (
-            f"{counted(len(copies), 'image')} of one split can be found in another too, "
-            f"such as {copy}, which equals {original}. Results for them mean little: "
+            f"{counted(len(copies), 'image')} of one split also occur in another, such as "
+            f"{copy}, which equals {original}. Results on such images are misleading: "
             "remove the copies."
         )
 
@@ -407,18 +407,18 @@ def _content(path):
 
 
 def _without_classes(folder, class_names):
-    """Say why there are not two classes; return the reason and what was received."""
+    """Describe why there are not two classes; return the reason and what was received."""
     here, inner = printable(folder), folder
     while len(inside := subfolders(inner)) == 1 and not _images_in(inner):
         [inner] = inside
     if inner != folder and len(inside) > 1:
         return (
-            f"The class folders are in {printable(inner)!r}. Give that, or move them up.",
+            f"The class folders are in {printable(inner)!r}. Give that folder, or move them up.",
             here,
         )
     if images := not class_names and _images_in(folder):
         return (
-            f"{here} has no class folders, from which images get their classes.",
+            f"{here} has no class folders, so the classes of its images are not known.",
             f"{counted(len(images), 'image')} without a class",
         )
     return (
@@ -431,15 +431,15 @@ def _error(root, reason, received):
     """Create an error that shows a folder's layout and the layouts that are expected."""
     return ValueError(
         f"{reason} Received: {received}\n"
-        f"In the folder are\n{_tree(root)}\n"
-        "Expected are class folders, directly or in a folder for each split, such as\n"
+        f"The folder contains\n{_tree(root)}\n"
+        "A data set needs class folders, directly or in one folder per split, such as\n"
         "  cats/1.jpg, dogs/2.jpg\n"
         "  train/cats/1.jpg, train/dogs/2.jpg, validation/cats/3.jpg, ..."
     )
 
 
 def _tree(folder, depth=2, indent="  ", names_split=False):
-    """Draw folders with their numbers of images, and what splits their names say."""
+    """Draw folders with their numbers of images and the splits that their names denote."""
     count = len(Listing(folder).images_below(folder))
     split = _split_named(folder.name) if names_split else None
     of_split = f", split {split!r}" if split else ""

@@ -147,8 +147,8 @@ class Listing:
         if self._links:
             count = counted(len(self._links), "link")
             notes.append(
-                f"Skipped {count} to nothing or to a folder that is listed already, such "
-                f"as {self._shown(self._links[0])}."
+                f"Skipped {count} to a missing file or to a folder that is listed already, "
+                f"such as {self._shown(self._links[0])}."
             )
         return notes
 
@@ -240,6 +240,6 @@ def find_pictures(paths):
 
 
 def with_other_files(listing):
-    """Return what an error message adds about the files that are no images."""
+    """Describe the files that are not images, for an error message."""
     others = listing.other_files()
     return f", which has {others}" if others else ""

@@ -124,7 +124,7 @@ def is_large(path):
 
 
 class _TooLarge(Exception):
-    """An image or its file is above the limit."""
+    """Error for an image or a file above the limit."""
 
 
 @contextlib.contextmanager
@@ -279,7 +279,7 @@ def _turned(pixels, orientation):
 
 
 def _range_of_values(image):
-    """Return the maximum of an image with more than 8 bits, and whether it means black.
+    """Return the maximum of an image with more than 8 bits, and whether it is black.
 
     Pillow would clip such values at 255. The result is None for images of 8 bits.
     """

@@ -195,9 +195,10 @@ def find(name, download=True, divide=True):
               class.
             - a folder with one subfolder per class. If it has folders such as `train`,
               `validation` and `test` (`training_set`, `Val`, `dev`, ...) that contain
-              the class folders, these are its splits. Otherwise about a fifth of each
-              class is `"test"`, chosen by the files' names, so that adding files does
-              not move others to another split. Images in subfolders of a class folder
+              the class folders, these are its splits. Otherwise about a fifth of all
+              images is `"test"`, and the others are `"train"`. The file names alone
+              decide, so adding files does not move others to another split; both splits
+              get at least one image of each class with two or more. Images in subfolders of a class folder
               belong to the class. Hidden files, and thumbnails and other files that
               systems add, are skipped. Linked files and folders are followed.
             - a classification data set of TensorFlow Datasets, such as
@@ -245,8 +246,9 @@ def find(name, download=True, divide=True):
             and name in _names_in_tfds()
         ):
             source.notes.append(
-                f"this folder is used, and not the data set {name!r} of TensorFlow "
-                f"Datasets, which has the same name (./{name} means the folder)"
+                f"This folder is used, not the data set {name!r} of TensorFlow Datasets, "
+                f"which has the same name. Write ./{name} to use the folder without this "
+                "note."
             )
         for note in source.notes:
             warn_once(f"{printable(folder)}: {note}")
@@ -444,7 +446,7 @@ def _checked_arrays(split, x, y):
         )
     if y.max() >= _MOST_CLASSES:
         raise ValueError(
-            f"Labels must be numbers of classes, less than {_MOST_CLASSES:,}. "
+            f"Labels must be class indices less than {_MOST_CLASSES:,}. "
             "`np.unique(y, return_inverse=True)[1]` numbers the values of y from 0. "
             f"Received: {y.max()}, the label of image {y.argmax()} of split {split!r}"
         )

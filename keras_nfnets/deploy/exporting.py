@@ -143,7 +143,7 @@ def export(
                 os.replace(exported.with_suffix(known.second_ending), second_partial)
         os.replace(exported, partial)
     if doubts:
-        warnings.warn(f"{path} is written, but {doubts}", stacklevel=2)
+        warnings.warn(f"{path} was written, but {doubts}", stacklevel=2)
 
 
 def _checked_path(path):
@@ -170,8 +170,9 @@ def _checked_format(path, format):
         )
     if not ending and looks_like_file:
         raise ValueError(
-            f"A SavedModel is a folder, and {path} looks like a file. Files end in "
-            f"{' or '.join(_FORMAT_OF)}; Keras writes its own, `fold(model).save(...)`."
+            "A SavedModel is a folder, but `path` looks like a file. Files end in "
+            f"{' or '.join(_FORMAT_OF)}. For Keras files, use `fold(model).save(...)`. "
+            f"Received: path={path}"
         )
     return format
 
@@ -213,8 +214,8 @@ def _check_preprocessing(format, quantize, preprocessing, preparation):
         return
     if preparation is None:
         raise ValueError(
-            "`preprocessing=True` needs `preparation`, which says how images are "
-            "preprocessed. Received: None"
+            "`preprocessing=True` needs `preparation`, the preprocessing of the images. "
+            "Received: preparation=None"
         )
     if format == "litert" and quantize == "int8":
         raise ValueError(
@@ -228,15 +229,15 @@ def _check_whether_possible(format, quantize):
     known = BY_NAME[format]
     if not known.by_onnx and keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"The format {format!r} is written on Keras's TensorFlow backend. Received: "
-            f"{keras.backend.backend()!r}; save the model, set KERAS_BACKEND=tensorflow "
-            "and load it there."
+            f"The format {format!r} needs the TensorFlow backend of Keras. Save the model, "
+            "set KERAS_BACKEND=tensorflow and load it there. Received: the backend "
+            f"{keras.backend.backend()!r}"
         )
     version = tuple(map(int, keras.__version__.split(".")[:2]))
     if format == "litert" and version < (3, 13):
         raise ValueError(
-            "The format 'litert' is written by Keras 3.13 and newer. Received: Keras "
-            f"{keras.__version__}; fold the network, save it as .keras and load it there."
+            "The format 'litert' needs Keras 3.13 or newer. Fold the network, save it as "
+            f".keras and load it there. Received: Keras {keras.__version__}"
         )
     packages = known.packages
     if format == "onnx" and quantize:
@@ -254,19 +255,22 @@ def _ending(path):
 def _check_whether_free(path, ending, overwrite):
     if ending and path.is_dir():
         raise ValueError(
-            f"{path} is a folder, and is left as it is. Choose another `path`."
+            f"{path} is a folder, which a file must not replace. Choose another `path`."
         )
     if os.path.lexists(path) and not overwrite:
-        raise ValueError(f"{path} is there already; `overwrite=True` replaces it.")
+        raise ValueError(
+            f"{path} exists already. Choose another `path`, or use `overwrite=True` to "
+            "replace it."
+        )
     if path.is_dir() and any(path.iterdir()) and not _is_saved_model(path):
         raise ValueError(
-            f"{path} is a folder, with something other than a SavedModel in it, and is "
-            "left as it is. Choose another `path`."
+            f"{path} is a folder with other files than those of a SavedModel, which must "
+            "not be replaced. Choose another `path`."
         )
 
 
 def _is_saved_model(folder):
-    """Whether a folder has what Keras exports, and nothing else."""
+    """Whether a folder contains only the files that Keras exports."""
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
     ours = r"saved_model\.pb|fingerprint\.pb|assets(/keras_nfnets\.json)?|variables(/variables\..*)?"
     return "saved_model.pb" in files and all(re.fullmatch(ours, f) for f in files)

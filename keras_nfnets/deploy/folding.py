@@ -71,8 +71,8 @@ def fold(model):
     """
     if not has_graph(model):
         raise ValueError(
-            "fold takes functional and sequential Keras models, built: the graph of "
-            f"others is not known. Received: {model!r}"
+            "fold needs a functional or sequential Keras model that is built: the graph of "
+            f"other models is not known. Received: {model!r}"
         )
     graph = Graph(model, opens=lambda operation: False)
     inputs, outputs = _Folding(graph).run()
@@ -148,7 +148,7 @@ class _Folding:
 
 
 def _counterpart(operation):
-    """Return what computes the same: a folded model, a new layer or operation."""
+    """Return the counterpart of an operation: a folded model, a new layer or operation."""
     if has_graph(operation):
         return fold(operation)
     if not isinstance(operation, keras.layers.Layer):
@@ -160,9 +160,9 @@ def _counterpart(operation):
         if isinstance(inner, (*REPLACEMENTS, StochasticDepth, Dropout)):
             hidden = f" inside of {operation!r}" if inner is not operation else ""
             raise ValueError(
-                f"{inner!r} cannot be folded{hidden}: only layers of this package "
-                "itself (not of classes derived from them) in functional and "
-                "sequential models can."
+                f"{inner!r} cannot be folded{hidden}. Only layers of this package, not of "
+                "derived classes, can be folded, and only in functional and sequential "
+                "models."
             )
     try:
         return type(operation).from_config(operation.get_config())

@@ -1,4 +1,4 @@
-"""Formats of exported files: what each needs, and how it is written."""
+"""Formats of exported files: their requirements and their writers."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from keras_nfnets.tables import QUANTIZATIONS
 
 @dataclasses.dataclass
 class Content:
-    """What is to be in a file.
+    """Content of an exported file.
 
     Attributes:
         model: `keras.Model`, as given by the user.
@@ -42,7 +42,7 @@ class Content:
 
     @property
     def complete(self):
-        """The network with its preprocessing, if it is to have some."""
+        """The network, with its preprocessing if that is included."""
         return self.folded if self.front is None else joined(self.front, self.folded)
 
     @property

@@ -95,7 +95,7 @@ def _checked(inputs, images):
     if len(given) != len(expected):
         wanted = list(inputs) if isinstance(inputs, dict) else len(expected)
         raise ValueError(
-            f"The network takes inputs in the structure of its own: {wanted}. Received: "
+            f"`images` must have the structure of the model's inputs, {wanted}. Received: "
             f"{type(images).__name__}"
         )
     return keras.tree.pack_sequence_as(inputs, list(map(_tensor, expected, given)))
@@ -115,8 +115,8 @@ def _tensor(expected, images):
         or 0 in shape
     ):
         raise ValueError(
-            f"The network takes images of shape {tuple(expected.shape)}, the first axis "
-            "being that of the batch (for one image, `image[None]`). Received: "
+            f"`images` must be a batch of shape {tuple(expected.shape)} (for one image, "
+            "pass `image[None]`). Received: "
             + (type(images).__name__ if shape is None else f"shape {shape}")
         )
     return images

@@ -14,7 +14,7 @@ FILE_NAME = "keras_nfnets.json"
 
 
 def checked_metadata(model, preparation=None, class_names=None, licence=None):
-    """Return what was given of the metadata of a file, as a JSON-serializable dict.
+    """Return the given metadata of a file as a JSON-serializable dict.
 
     Args:
         model: `keras.Model`.

@@ -1,4 +1,4 @@
-"""Arrays of an ONNX model: what is computed with them becomes nodes."""
+"""Arrays that record computations as nodes of an ONNX model."""
 
 import numpy as np
 import onnx

@@ -64,7 +64,8 @@ def _tensor_names(model, input_name, output_name):
             continue
         if name is not None:
             raise ValueError(
-                f"`{argument}` is for models of one. Several keep their names in Keras. "
+                f"`{argument}` needs a model with only one {argument.removesuffix('_name')}; "
+                "several keep their Keras names. "
                 f"Received: {argument}={name!r}, a model of {len(tensors)}"
             )
         taken = {name for earlier in names for name in earlier}
@@ -298,8 +299,8 @@ def compare(model, file, outputs_of):
         found = outputs_of(file, trials)
     except Exception as error:  # runtimes raise exceptions of many types
         raise ValueError(
-            "The file fails in its runtime, and is not kept. A SavedModel or LiteRT file "
-            f"can hold more operations. Received: {str(error)[:500]}"
+            "The written file fails in its runtime and was deleted. A SavedModel or LiteRT "
+            f"file can hold more operations. Received: {str(error)[:500]}"
         ) from error
     for inputs, *both in zip(trials, found, expected):
         for a, b in zip(*both, strict=True):
@@ -312,8 +313,8 @@ def compare(model, file, outputs_of):
                 equal_nan=True,
             ):
                 raise ValueError(
-                    "The file computes something else than the network, and is not kept. "
-                    "Please report it, with the network's layers. Received: outputs of "
+                    "The written file does not compute the outputs of the network and was "
+                    "deleted. Please report it, with the network's layers. Received: outputs of "
                     f"shape {a.shape}, for inputs of shape {inputs[0].shape}, that differ "
                     f"from those of shape {b.shape} by more than {_LARGEST_DIFFERENCE} of "
                     "the largest"

@@ -21,7 +21,7 @@ class UnknownOperation(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Tensor of an ONNX model, and what it lacks of a tensor of the Keras model.
+    """Tensor of an ONNX model, with its differences from the Keras tensor.
 
     Constant factors and zero padding are left to the next layer, whose kernel or
     attributes can take them in.

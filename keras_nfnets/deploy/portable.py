@@ -44,7 +44,7 @@ def _other_operations(model):
 
 
 def _save(model):
-    """Return what is to be the method `save` of a model."""
+    """Return a replacement of the method `save` of a model."""
 
     @functools.wraps(keras.Model.save)
     def save(filepath, *args, **kwargs):
@@ -61,7 +61,7 @@ def _save(model):
 
 
 def _portable_config(operation):
-    """Return what is to be the method `get_config` of an operation."""
+    """Return a replacement of the method `get_config` of an operation."""
 
     @functools.wraps(type(operation).get_config)
     def get_config():

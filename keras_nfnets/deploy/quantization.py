@@ -131,11 +131,11 @@ def doubts(model, folded, file, examples, are_noise):
     if not found:
         return ""
     if are_noise:
-        cause = "Images of the kind that it is for, `examples`, may give a better file"
+        cause = "Images like those of its later use, passed as `examples`, may give a better file"
     else:
         cause = (
             "The likely cause: the examples are not preprocessed as in training, too few, "
-            "or unlike the images that it is for"
+            "or unlike the images of its later use"
         )
     return (
         f"{'; and '.join(found)}. Its accuracy may be low. {cause}. Received: "

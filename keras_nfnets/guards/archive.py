@@ -15,7 +15,7 @@ _PIECE = 2**20
 
 
 class Archive:
-    """ZIP archive whose members have been compared with what it says of them.
+    """ZIP archive whose members have been compared with its directory.
 
     Python's `zipfile` unpacks a member completely before it looks at the size.
 
@@ -72,7 +72,7 @@ class Archive:
             raise ValueError(f"an archive without {name}")
         if most is not None and member.file_size > most:
             raise ValueError(
-                f"{name} of {member.file_size:,} bytes, of which {most:,} are read at most"
+                f"{name} of {member.file_size:,} bytes, more than the limit of {most:,}"
             )
         content = io.BytesIO()
         for piece in _unpacked(self._file, member):
@@ -82,23 +82,21 @@ class Archive:
 
 
 def _check_directory(members, size):
-    """Check what an archive of `size` bytes says of its members."""
+    """Check the directory of an archive of `size` bytes."""
     if len(members) > _MAX_MEMBERS:
         raise ValueError(f"an archive of {len(members):,} members")
     if len({member.filename for member in members}) < len(members):
         raise ValueError("an archive with two members of one name")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(
-                f"{member.filename}, which is compressed other than by deflate"
-            )
+            raise ValueError(f"{member.filename}, which is not compressed by deflate")
         if member.flag_bits & _ENCRYPTED:
             raise ValueError(f"{member.filename}, which is encrypted")
         is_stored = member.compress_type == zipfile.ZIP_STORED
         if is_stored and member.compress_size != member.file_size:
             raise ValueError(f"{member.filename}, which has two sizes")
     if sum(member.compress_size for member in members) > size:
-        raise ValueError("an archive whose members share their bytes, or are not there")
+        raise ValueError("an archive whose members overlap or are missing")
     check_content(sum(member.file_size for member in members), most_content(size))
 
 

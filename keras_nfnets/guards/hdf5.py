@@ -153,7 +153,7 @@ class _Check:
                 self._attributes(item)
                 self._array(item)
             else:
-                raise ValueError(f"{item.name}, which is no array")
+                raise ValueError(f"{item.name}, which is not an array")
 
     def _attributes(self, item):
         """Check the attributes of a group or array, which no other may be."""
@@ -216,7 +216,7 @@ def _check_filters(name, filters, size):
     kinds = [kind for kind, *_ in filters]
     is_known = not set(kinds) - {_DEFLATE, _SHUFFLE, _FLETCHER32, _LZF}
     if not is_known or len(kinds) > len(set(kinds)) or {_DEFLATE, _LZF} <= set(kinds):
-        raise ValueError(f"{name}, which is compressed other than by gzip or LZF")
+        raise ValueError(f"{name}, which is not compressed by gzip or LZF")
     # A checksum follows what it is of.
     if _FLETCHER32 in kinds[:-1]:
         raise ValueError(f"{name}, whose checksum is compressed")
@@ -277,7 +277,7 @@ def _lzf_size(content, most):
             length += content[at]
             at += 1
         if ((control & 31) << 8 | content[at]) >= size:
-            raise ValueError("a repetition of what is not there")
+            raise ValueError("a repetition of bytes that do not exist")
         at += 1
         size += length + 2
     return size if at == len(content) else most

@@ -18,7 +18,7 @@ def parse(content):
     """
     if len(content) > MAX_BYTES:
         raise ValueError(
-            f"JSON of {len(content):,} bytes, of which {MAX_BYTES:,} are read at most"
+            f"JSON of {len(content):,} bytes, more than the limit of {MAX_BYTES:,}"
         )
     try:
         return json.loads(content)

@@ -1,4 +1,4 @@
-"""How much the content of a file may exceed the file."""
+"""Limits of the content of a file, relative to its size."""
 
 # Content of this size is read from a file of any size.
 _HARMLESS = 64 * 2**20
@@ -21,7 +21,7 @@ def most_content(size):
 
 
 class TooMuchContent(ValueError):
-    """A file that may be complete has more content than its size allows."""
+    """Error for a file, maybe complete, with more content than its size allows."""
 
 
 def check_content(content, limit):

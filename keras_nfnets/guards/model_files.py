@@ -1,4 +1,4 @@
-"""Model and weight files of unknown origin: the one door through which they are read."""
+"""Model and weight files of unknown origin: the only module that reads them."""
 
 import contextlib
 import os
@@ -114,7 +114,7 @@ def weights(path):
 
 
 def reason(error):
-    """Return what is wrong with a file, given the exception that it has caused."""
+    """Describe the error in a file, given the exception that it has caused."""
     if isinstance(error, RecursionError):
         return "content that is nested too deep"
     if isinstance(error, MemoryError):

@@ -148,7 +148,7 @@ def assign(variables, arrays, source, progress=iter):
         ours, theirs = other_classes
         warnings.warn(
             f"The classifier of {printable(source)} has {theirs} classes, that of the "
-            f"network {ours}, so it was not loaded. All other weights were.",
+            f"network has {ours}, so it was not loaded. All other weights were loaded.",
             stacklevel=2,
         )
 

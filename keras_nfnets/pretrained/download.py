@@ -132,7 +132,7 @@ def _in_hub_cache(cache, repo_id, filename, revision, remove=False):
         return pointer, True
     if remove:
         warnings.warn(
-            f"{printable(found)} is corrupt: removed; it will be downloaded again",
+            f"{printable(found)} is corrupt. It was removed and is downloaded again",
             stacklevel=3,
         )
         for path in (blob, pointer):
@@ -158,7 +158,7 @@ def _from_hub(repo, staging, repo_id, filename, revision):
         kind = hub_cache.algorithm(digest)
         if not (kind and re.fullmatch("[0-9a-f]{40}", commit)):
             raise ConnectionError(
-                f"an answer that is not of a hub: ETag {digest}, X-Repo-Commit {commit}"
+                f"an answer that does not come from a hub: ETag {digest}, X-Repo-Commit {commit}"
             )
         if known.size is None:
             raise ConnectionError("no size of the file")
@@ -169,7 +169,7 @@ def _from_hub(repo, staging, repo_id, filename, revision):
     is_there = pointer.is_file() and _digest(pointer, kind) == digest
     if pointer.is_file() and not is_there:
         warnings.warn(
-            f"{printable(pointer)} is not the file of the hub: it is replaced",
+            f"{printable(pointer)} differs from the file on the hub and is replaced",
             stacklevel=4,
         )
     if not is_there and not (target.is_file() and _digest(target, kind) == digest):
@@ -253,8 +253,8 @@ def url_file(url, md5=None):
             backup = final.with_name(final.name + ".wrong")
             os.replace(final, backup)
             warnings.warn(
-                f"The MD5 of {printable(final)} is not {md5}: moved to "
-                f"{printable(backup)}; it will be downloaded again",
+                f"The MD5 of {printable(final)} is not {md5}. It was moved to "
+                f"{printable(backup)} and is downloaded again",
                 stacklevel=2,
             )
         _from_url(url, final, md5)

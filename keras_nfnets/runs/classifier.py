@@ -85,7 +85,7 @@ class Classifier:
 
     @property
     def gives_probabilities(self):
-        """Whether it is known how to convert the outputs to probabilities."""
+        """Whether the outputs can be converted to probabilities."""
         return self._activation is not None
 
     def preprocess(self, image):
@@ -371,7 +371,8 @@ def load_classifier(name):
     paths = pathlib.Path(name), pathlib.Path(name, folder.MODEL)
     if isinstance(name, str) and paths[1].is_file() and _is_published(name):
         logging.warning(
-            "'%s' is the published network. For the run in the folder of that name: ./%s",
+            "'%s' is the published network. To use the run in the folder of that name, write "
+            "./%s.",
             printable(name),
             printable(name),
         )

@@ -170,7 +170,8 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
         data = metadata.get("data")
     if data is None:
         raise ValueError(
-            "`data` must be given: it is not known what the classifier was trained on."
+            "`data` must be given, as the classifier does not contain the name of its training "
+            "data. Received: data=None"
         )
     # What a file from elsewhere says must not start a download.
     source, split = _source_and_split(data, split, metadata, download=is_given)
@@ -213,8 +214,8 @@ def _source_and_split(data, split, metadata, download):
             source = find(data)  # of a folder without splits, a part is asked for
     if source.needs_download:
         raise ValueError(
-            f"The classifier was trained on {data!r}, a data set that has to be downloaded "
-            f"first. To do so, give `data`. Received: no data, metadata with data={data!r}"
+            f"The classifier was trained on {data!r}, which is not downloaded yet. Give `data` to "
+            f"download it. Received: no data, metadata with data={data!r}"
         )
     if split is None:
         # (The test labels of ImageNet are secret.)
@@ -226,7 +227,7 @@ def _source_and_split(data, split, metadata, download):
 
 
 def _is_of_training(data, is_folder, metadata):
-    """Whether `data` are those that a classifier was trained on, maybe moved since."""
+    """Whether a classifier was trained on `data`, which may have been moved since."""
     trained_on = metadata.get("data")
     if trained_on is None or not isinstance(data, (str, os.PathLike)):
         return False

@@ -75,7 +75,10 @@ def _last_unfinished(name):
         )
     ]
     if not unfinished:
-        raise ValueError(f"There is no unfinished run {runs / name}-N to resume")
+        raise ValueError(
+            f"There is no unfinished run {runs / name}-N to resume. Start a new one without "
+            "`resume`, or give the folder of a run as `output_dir`."
+        )
     return max(unfinished, key=lambda path: path.stat().st_mtime)
 
 
@@ -161,7 +164,7 @@ def _files_of_run(folder, name):
 
 
 def remove_files(folder, name):
-    """Remove what a run has written into a folder, and nothing else that may be there."""
+    """Remove the files that a run has written into a folder, and no others."""
     paths = _files_of_run(folder, name)
     for path in paths:
         path.unlink(missing_ok=True)
@@ -172,7 +175,7 @@ def remove_files(folder, name):
 
 
 def remove_earlier(folder):
-    """Remove what was put aside, as the new results stand."""
+    """Remove the files that were set aside, as the new results are complete."""
     for name in _FILES:
         remove_files(folder, _EARLIER + name)
 
@@ -188,7 +191,7 @@ def _put_aside(folder):
 
 
 def _put_back(folder):
-    """Restore what was put aside, if any, unless the new run has a checkpoint."""
+    """Restore the files that were set aside, unless the new run has a checkpoint."""
     is_aside = any(_files_of_run(folder, _EARLIER + name) for name in _FILES)
     if is_aside and not _files_of_run(folder, CHECKPOINTS):
         for name in _FILES:
@@ -225,7 +228,10 @@ def _check_results(folder, resume, overwrite):
     # Without a history, the run was stopped before its first epoch ended.
     finished = MODEL in found and HISTORY in found
     if resume and finished and CHECKPOINTS not in found:
-        raise ValueError(f"The run in {folder} is finished; there is nothing to resume")
+        raise ValueError(
+            f"The run in {folder} is finished; there is nothing to resume. Use `overwrite` "
+            "to replace it, or choose another `output_dir`."
+        )
     foreign = [
         name
         for name in found
@@ -235,9 +241,9 @@ def _check_results(folder, resume, overwrite):
         foreign = [name for name in found if name != CHECKPOINTS]
     if foreign:
         raise ValueError(
-            f"{folder} holds {', '.join(foreign)}, which may be yours, as there is no "
-            f"{MODEL} of a training run. Choose another `output_dir`, or move what is "
-            "there away."
+            f"{folder} holds {', '.join(foreign)}, but no {MODEL} of a training run: these "
+            "files may be yours and are not replaced. Choose another `output_dir`, or move "
+            "them elsewhere."
         )
 
 

@@ -28,14 +28,14 @@ def page(run, results):
     epoch = run.epochs if best is None else best + 1
     facts = (
         f"{results.accuracy:.1%} of {len(results.labels):,} validation images are "
-        f"classified correctly, {int(wrong.sum()):,} are not. The run had {run.epochs} "
-        f"epochs; the model is that of epoch {epoch}"
-        + ("." if best is None else ", the best.")
+        f"classified correctly, {int(wrong.sum()):,} are not. The run completed {run.epochs} "
+        f"epochs. The model is that of epoch {epoch}"
+        + ("." if best is None else ", which has the highest validation accuracy.")
     )
     sections = [
         f"<h1>{_text(run.title)}</h1><p class=lead>{_text(facts)}</p>",
         "<h2>Training</h2>" + _curves(run),
-        "<h2>Classes</h2>" + _classes(run, results),
+        "<h2>Accuracy per class</h2>" + _classes(run, results),
         "<h2>Confusion matrix</h2>" + _confusion(run.source.class_names, results),
         "<h2>Worst mistakes</h2>" + _worst_mistakes(run, results),
         _left_out(run.source),
@@ -64,7 +64,7 @@ def _left_out(source):
         f"<li>{_text(name)}: {_text(why)}</li>" for name, why in source.left_out.items()
     )
     return (
-        f"<h2>Left out</h2><p>{len(source.left_out)} images could not be read:</p>"
+        f"<h2>Images left out</h2><p>{len(source.left_out)} images could not be read:</p>"
         f"<ul>{rows}</ul>"
     )
 
@@ -175,8 +175,8 @@ def _worst_mistakes(run, results):
             f"<small>{_text(name.rpartition('/')[2])}</small></figcaption></figure>"
         )
     return (
-        "<p>Validation images whose true class has the lowest predicted probability. Some "
-        f"may be in the wrong folder.</p><div class=sheet>{shown}</div>"
+        "<p>Misclassified validation images, lowest predicted probability of the true class "
+        f"first. Some may be in the wrong folder.</p><div class=sheet>{shown}</div>"
     )
 
 
@@ -204,7 +204,7 @@ def _usage(path):
     )
     commands, code = (_text(text, keep="\n") for text in (commands, code))
     return (
-        "<p>On the command line, in the folder where it was trained:</p>"
+        "<p>On the command line, in the folder where training was started:</p>"
         f"<pre>{commands}</pre><p>In Python:</p><pre>{code}</pre>"
     )
 

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: at the end of the batch, and not while files are written."""
+"""Handling of Ctrl-C: at the end of the batch, and never while files are written."""
 
 import contextlib
 import signal

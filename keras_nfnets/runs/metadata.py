@@ -1,4 +1,4 @@
-"""Metadata that are saved with a model: checks of what a file from elsewhere says."""
+"""Checks of the metadata in model files of unknown origin."""
 
 from keras_nfnets import checks
 from keras_nfnets.data.preparation import checked_preparation

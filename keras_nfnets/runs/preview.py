@@ -1,4 +1,4 @@
-"""A sheet of training images as the network sees them."""
+"""Sheet of augmented training images."""
 
 import numpy as np
 

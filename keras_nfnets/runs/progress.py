@@ -11,7 +11,7 @@ from keras_nfnets.runs import building, folder
 
 
 class RunCallback(keras.callbacks.Callback):
-    """Keras callback that `train` also tells about the run: base class of `Progress`.
+    """Keras callback with more events of a run: base class of `Progress`.
 
     With several workers, only the first one calls it.
 
@@ -79,7 +79,7 @@ class Progress(RunCallback):
     def on_head_end(self, accuracy, val_accuracy):
         self.write(
             f"  accuracy {accuracy:.1%}, on validation images {val_accuracy:.1%}; "
-            "now the complete network."
+            "now training the complete network."
         )
 
     def on_train_begin(self, logs=None):
@@ -186,7 +186,7 @@ def _columns(logs):
 
 
 def _results(run, stopped):
-    """Return the lines that say how a run ended."""
+    """Return the lines that describe the end of a run."""
     history, epochs = run.history, run.epochs
     lines = []
     if isinstance(stopped, FloatingPointError):
@@ -217,7 +217,7 @@ def _results(run, stopped):
         names = [printable(name) for name in run.source.left_out]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         lines.append(
-            f"{len(names)} images were left out, with the warnings above: "
+            f"{len(names)} images were left out (see the warnings above): "
             f"{', '.join(names[:5])}{more}"
         )
     return lines + [

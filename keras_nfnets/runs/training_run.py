@@ -99,14 +99,14 @@ class Run:
 
     @property
     def title(self):
-        """One line: the network, the data and the clipping."""
+        """Network, data and clipping, in one line."""
         factor = self.recipe.clip_factor
         clipping = f"AGC, clip factor {factor:g}" if factor else "no clipping"
         return f"{self.recipe.model} on {_short(self.recipe.data)}, {clipping}"
 
     @property
     def plan(self):
-        """One line: the size of the network, of the data and of the run."""
+        """Sizes of the network, the data and the run, in one line."""
         return (
             f"{self.title}: {self.model.count_params():,} parameters, "
             f"{self.steps_per_epoch} batches of {self.recipe.batch_size} images, "
@@ -249,12 +249,12 @@ def _check_not_in_data(output_dir, images):
     out = pathlib.Path(output_dir or "runs").expanduser().resolve()
     if out.is_relative_to(images.resolve()):
         raise ValueError(
-            f"The results would be in the folder of images, {images}, and would be taken "
-            "for a class. Choose another `output_dir`, or start in another folder."
+            f"The results would be in the folder of images, {images}, and would be "
+            "treated as a class. Choose another `output_dir`, or start in another folder."
         )
     if output_dir and images.resolve().is_relative_to(out):
         raise ValueError(
-            f"The folder of images, {images}, is in that of the results, whose files a run "
+            f"The folder of images, {images}, is in the folder of the results, whose files a run "
             f"may replace. Choose another `output_dir`. Received: {output_dir}"
         )
 
@@ -312,7 +312,7 @@ def _check_same_data(saved, now):
         new = [name for name in after if name not in before]
         changes = [f"without {', '.join(missing)}"] if missing else []
         changes += [f"with {', '.join(new)}"] if new else []
-        what = f"the classes are others, {' and '.join(changes) or 'in another order'}"
+        what = f"the classes differ, {' and '.join(changes) or 'in another order'}"
     elif saved["numbers_of_images"] != now["numbers_of_images"]:
         what = (
             f"the splits had {saved['numbers_of_images']} images, and have "
@@ -408,7 +408,7 @@ def _fit(run, strategy, checkpoints, callbacks):
 
 
 class _AcrossPeriods(keras.callbacks.CallbackList):
-    """Callbacks to which the calls of `fit` for several image sizes are one training.
+    """Callbacks that see the calls of `fit` for several image sizes as one training.
 
     Many callbacks start anew in `on_train_begin`: they would forget earlier epochs.
     """
@@ -492,7 +492,7 @@ def _write_all(run, stopped, listeners):
 
 
 def _restore_best(run):
-    """Give the model the weights of its best epoch; if they are lost, say so."""
+    """Restore the weights of the best epoch, or warn if they are lost."""
     path, last = run.folder / folder.BEST, run.model.get_weights()
     try:
         if not path.is_file():
@@ -543,7 +543,7 @@ def _write_pictures(run, partial, listeners):
             report(run, partial / folder.REPORT, progress=track)
     except Exception as error:  # noqa: BLE001 (a failed drawing must not lose the model)
         logging.warning(
-            "Not all results could be drawn: %s: %s",
+            "Not all plots could be drawn: %s: %s",
             type(error).__name__,
             printable(error),
         )

@@ -1,4 +1,4 @@
-"""What several workers share: batches in shards, and the epoch they start with."""
+"""Batches in shards, and a common first epoch, for several workers."""
 
 from keras_nfnets import data, training
 from keras_nfnets.runs import building

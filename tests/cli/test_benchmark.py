@@ -24,8 +24,10 @@ def test_measures_a_network_and_says_which_peer_is_missing(capsys, monkeypatch):
         # The command prints one decimal place.
         best = max(1e3 / one, 2e3 / two)
         assert one > 0 and two > 0 and pictures == pytest.approx(best, rel=0.1)
-    assert re.search("timm is left out: .*timm", out)
-    assert re.search("kecam is left out: .*(keras_cv_attention|LEGACY_KERAS=1)", out)
+    assert re.search("timm was not measured: .*timm", out)
+    assert re.search(
+        "kecam was not measured: .*(keras_cv_attention|LEGACY_KERAS=1)", out
+    )
 
 
 def test_wrong_usage(capsys):

@@ -85,7 +85,7 @@ def test_a_published_name_is_not_the_folder_of_that_name(
     shutil.copytree(trained[1], "digits")
     assert runs.load_classifier("digits").classes == 10
     assert "'digits' is the published network" in caplog.text
-    assert "in the folder of that name: ./digits" in caplog.text
+    assert "the run in the folder of that name, write ./digits." in caplog.text
     caplog.clear()
     for folder in ("./digits", pathlib.Path("digits"), "digits/model.keras"):
         assert runs.load_classifier(folder).classes == 2
@@ -96,5 +96,5 @@ def test_a_published_name_is_not_the_folder_of_that_name(
     assert "10 classes" in out
     assert (
         err
-        == "'digits' is the bundled data set. For the folder of that name: ./digits\n"
+        == "'digits' is the bundled data set. To use the folder of that name, write ./digits.\n"
     )

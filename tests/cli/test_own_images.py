@@ -172,7 +172,12 @@ def test_the_page_needs_nothing_else_and_tells_all(run):
     )
     for name in NAMES:
         assert name in page.text
-    for heading in ("Classes", "Confusion matrix", "Left out", "How to use the model"):
+    for heading in (
+        "Accuracy per class",
+        "Confusion matrix",
+        "Images left out",
+        "How to use the model",
+    ):
         assert heading in page.text
     assert "keras-nfnets predict" in page.text and "load_classifier" in page.text
     best = max(row["val_accuracy"] for row in history_of(out))
@@ -219,7 +224,7 @@ def test_published_weights_begin_with_a_new_classifier(from_weights):
         if warning.category is UserWarning
     )
     assert "Training the new classifier alone, 3 epochs" in printed
-    assert "now the complete network" in printed
+    assert "now training the complete network" in printed
     with zipfile.ZipFile(out / "model.keras") as archive:
         about = json.loads(archive.read("keras_nfnets.json"))
     assert about["class_names"] == ["b", "cost_$5_to_$10"]
@@ -327,7 +332,7 @@ def test_nothing_but_broken_images_is_an_error(tmp_path, capsys):
 def test_results_are_not_put_among_the_images(folder, monkeypatch, capsys):
     before = sorted(folder.iterdir())
     assert main(["train", f"--data={folder}", f"--output_dir={folder}/model"]) == 2
-    assert "be taken for a class" in capsys.readouterr().err
+    assert "be treated as a class" in capsys.readouterr().err
     monkeypatch.chdir(folder)
     assert main(["train", "--data=."]) == 2
     assert sorted(folder.iterdir()) == before

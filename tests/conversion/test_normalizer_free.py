@@ -265,10 +265,10 @@ def test_report_has_every_layer_and_says_what_is_left_alone():
     steps = model.conversion.steps
     assert {layer.name for layer in original.layers[1:]} <= {s.layer for s in steps}
     actions = {(s.kind, s.action) for s in steps if "left alone" in s.action}
-    assert ("Dense", "left alone: gives the output") in actions
+    assert ("Dense", "left alone: computes an output of the model") in actions
     assert (
         "Conv2D",
-        "left alone: in a gate, where no normalization follows",
+        "left alone: in a gate, with no normalization after it",
     ) in actions
     # Two per block, in squeeze-and-excitation.
     assert kinds(model).count("Conv2D") == 2 * 3
@@ -501,11 +501,11 @@ def test_what_cannot_be_handled_is_an_error_that_names_the_layer(make, message):
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((4, SIZE, SIZE, 3)), "ends at 'conv2d"),
-        (np.full((4, SIZE, SIZE, 3), np.nan), "ends at 'conv2d"),
+        (np.zeros((4, SIZE, SIZE, 3)), "not finite at 'conv2d"),
+        (np.full((4, SIZE, SIZE, 3), np.nan), "not finite at 'conv2d"),
         (np.zeros((4, SIZE, SIZE)), "Received: shape"),
-        (np.zeros((0, SIZE, SIZE, 3)), "at least one"),
-        ([noise(2, SIZE, SIZE, 3)] * 2, "1 tensors"),
+        (np.zeros((0, SIZE, SIZE, 3)), "one or more images"),
+        ([noise(2, SIZE, SIZE, 3)] * 2, "1 in all"),
     ],
 )
 def test_images_of_which_nothing_can_be_found_are_refused(images, message):

@@ -416,7 +416,7 @@ def test_report_names_layers_that_are_off_and_tolerance_leaves_them_plain():
     limit = sorted(off.values())[-2]
     some = normalizer_free(original, x, trained=True, tolerance=0.99 * limit)
     assert some.conversion.error < loose.conversion.error
-    left = {s.layer for s in some.conversion.steps if "would be off by" in s.action}
+    left = {s.layer for s in some.conversion.steps if "the error would be" in s.action}
     assert left and all(off[name] > 0.5 * limit for name in left)
     none = normalizer_free(original, x, trained=True, tolerance=0)
     standardized = [x for x in none.layers if type(x).__name__.startswith("WS")]
@@ -523,7 +523,7 @@ def test_what_has_no_statistics_is_refused_by_name(layer):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"images": None}, "pass `images`"),
+        ({"images": None}, "needs `images`"),
         ({"tolerance": -1.0}, "`tolerance` must be"),
         ({"images": np.full((4, SIZE, SIZE, 3), np.nan)}, "variance there is nan"),
     ],

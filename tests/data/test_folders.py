@@ -106,7 +106,7 @@ def test_a_folder_of_unlabeled_images_next_to_train_is_left_out(name, tmp_path):
         assert source.files(split) == alone.files(split)
     [note] = source.notes
     assert note == (
-        f"Folder {name} was left out, as it has no class folders, so that its images have "
+        f"Folder {name} was left out, as it has no class folders, so its images have "
         "no labels."
     )
     # Other splits with labels are used.
@@ -128,7 +128,9 @@ def test_folders_without_images_next_to_splits_do_not_matter(tmp_path):
 def test_a_split_with_an_unknown_name_is_an_error(tmp_path):
     write_classes(tmp_path / "train")
     write_classes(tmp_path / "holdout")
-    with pytest.raises(ValueError, match="'train', which .* Received: holdout\n"):
+    with pytest.raises(
+        ValueError, match="'train' looks like a split.* Received: holdout\n"
+    ):
         data.find(tmp_path)
 
 
@@ -148,7 +150,7 @@ def test_a_missing_folder_of_training_images_is_an_error(tmp_path):
     write_classes(tmp_path / "val")
     write_classes(tmp_path / "test")
     with pytest.raises(
-        ValueError, match="no folder of training .* Received: test, val"
+        ValueError, match="none of training images.* Received: test, val"
     ):
         data.find(tmp_path)
 
@@ -165,7 +167,9 @@ def test_class_folders_further_inside_are_named(inner, tmp_path):
         inner = f"download/{inner}"
     with pytest.raises(ValueError, match="class folders are in ") as error:
         data.find(received)
-    assert f"Give that, or move them up. Received: {received}\n" in str(error.value)
+    assert f"Give that folder, or move them up. Received: {received}\n" in str(
+        error.value
+    )
     assert repr(str(tmp_path / inner)) in str(error.value)
     assert data.find(tmp_path / inner).class_names == ["cats", "dogs"]
 
@@ -190,7 +194,7 @@ def test_errors_show_the_folder_and_the_layouts_that_are_expected(tmp_path):
         ".heic (1), .txt (1)"
     )
     assert lines[:4] == [
-        "In the folder are",
+        "The folder contains",
         "  animals/  21 images",
         "    train/  20 images, split 'train'",
         "      a/  2 images",
@@ -228,7 +232,7 @@ def test_images_in_subfolders_belong_to_the_class_and_are_noted(tmp_path):
 def test_folders_without_training_images_are_for_evaluation_only(tmp_path):
     write_classes(tmp_path / "val", ("cats", "dogs"))
     write_classes(tmp_path / "test", ("dogs",))
-    with pytest.raises(ValueError, match="no folder of training images"):
+    with pytest.raises(ValueError, match="none of training images"):
         data.find(tmp_path)
     source = data.find(tmp_path, divide=False)
     assert source.class_names == ["cats", "dogs"]
@@ -258,7 +262,7 @@ def test_class_names_may_differ_in_case_or_in_unicode_form_in_another_split(tmp_
     assert source.counts("validation") == [0, 2, 2, 2]
     assert source.notes == [
         (
-            "Class 'cats' of split 'validation' was taken for 'Cats', whose name differs "
+            "Class 'cats' of split 'validation' was treated as class 'Cats', whose name differs only "
             "in case."
         ),
         "The names of classes A, a differ only in case.",
@@ -283,7 +287,7 @@ def test_skipped_files_are_counted(tmp_path, caplog):
     source = data.find(tmp_path)
     assert sum(source.splits.values()) == 11
     assert source.notes == [
-        "Skipped 1 image in no class folder, such as stray.png.",
+        "Skipped 1 image outside of class folders, such as stray.png.",
         "Skipped 24 files with other extensions: .heic (20), .txt (3), none (1).",
         "Skipped 4 hidden files or system thumbnails, such as cats/._1.jpg.",
     ]
@@ -315,7 +319,9 @@ def test_linked_files_and_folders_are_followed_once(tmp_path):
     assert total == [2, 22, 21]
     for split in ("train", "test"):
         assert set(names_of(before, split)) <= set(names_of(source, split))
-    assert any(note.startswith("Skipped 6 links to nothing") for note in source.notes)
+    assert any(
+        note.startswith("Skipped 6 links to a missing file") for note in source.notes
+    )
     # A folder that is linked next to its own name keeps it.
     (root / "dogs" / "z").mkdir()
     write(root, "dogs/z/1.jpg")
@@ -347,8 +353,8 @@ def test_images_in_two_splits_are_counted(tmp_path):
         (tmp_path / split / "cats" / "empty.jpg").touch()
     [note] = data.find(tmp_path).notes
     assert note == (
-        "3 images of one split can be found in another too, such as test/cats/0.jpg, "
-        "which equals train/cats/1.jpg. Results for them mean little: remove the copies."
+        "3 images of one split also occur in another, such as test/cats/0.jpg, "
+        "which equals train/cats/1.jpg. Results on such images are misleading: remove the copies."
     )
 
 
@@ -360,5 +366,5 @@ def test_a_folder_called_as_a_data_set_of_tfds_is_used_and_says_so(
     source = data.find("cifar10")
     assert source.class_names == ["cats", "dogs"]
     assert any("not the data set 'cifar10' of TensorFlow" in x for x in source.notes)
-    assert "cifar10: this folder is used" in caplog.text
+    assert "cifar10: This folder is used" in caplog.text
     assert data.find("./cifar10").notes == []

@@ -34,7 +34,7 @@ def test_images_in_subfolders_are_found_as_in_training(tmp_path, caplog):
         f"{tmp_path}: Skipped 1 file with other extensions: .heic (1).",
         f"{tmp_path}: Skipped 4 hidden files or system thumbnails, such as .cache.",
         (
-            f"{tmp_path}: Skipped 1 link to nothing or to a folder that is listed already, "
+            f"{tmp_path}: Skipped 1 link to a missing file or to a folder that is listed already, "
             "such as cats/all."
         ),
     ]

@@ -96,7 +96,7 @@ def test_several_inputs_and_outputs(runtime):
     for name in expected:
         close(found[name], expected[name])
     for wrong in (list(x.values()), {"a": x["a"]}):
-        with pytest.raises(ValueError, match=r"its own: \['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"the model's inputs, \['a', 'b'\]"):
             predict(wrong)
 
 
@@ -109,7 +109,7 @@ def test_integers_become_the_dtype_of_the_input(network, predict):
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32, 1), (1, 16, 32, 3)])
 def test_other_shapes_are_refused(predict, shape):
-    with pytest.raises(ValueError, match=r"takes images of shape.*Received: shape"):
+    with pytest.raises(ValueError, match=r"must be a batch of shape.*Received: shape"):
         predict(images(*shape))
 
 
@@ -133,7 +133,7 @@ def test_a_model_without_a_graph_is_refused():
         def call(self, x):
             return x
 
-    with pytest.raises(ValueError, match="fold takes functional"):
+    with pytest.raises(ValueError, match="fold needs a functional"):
         keras_nfnets.inference_function(Subclass())
 
 

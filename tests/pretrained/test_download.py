@@ -273,7 +273,7 @@ def test_a_corrupt_file_in_the_cache_is_downloaded_again(hub):
     path = hub.fetch()
     before = files_in(hub.cache)
     path.resolve().write_bytes(CONTENT[:-1])
-    with pytest.warns(UserWarning, match="is corrupt: removed"):
+    with pytest.warns(UserWarning, match="is corrupt. It was removed"):
         assert hub.fetch() == path
     assert files_in(hub.cache) == before
 
@@ -284,7 +284,7 @@ def test_a_corrupt_file_is_not_used_if_the_server_is_down(hub, server):
     path.resolve().write_bytes(CONTENT[:-1])
     server.files.clear()
     with (
-        pytest.warns(UserWarning, match="is corrupt: removed"),
+        pytest.warns(UserWarning, match="is corrupt. It was removed"),
         pytest.raises(ConnectionError, match="HTTP 404"),
     ):
         hub.fetch()
@@ -359,7 +359,7 @@ def test_a_file_in_the_cache_with_another_checksum(url, server):
     path = url.fetch()
     path.write_bytes(b"old")
     assert url.fetch().read_bytes() == b"old"
-    with pytest.warns(UserWarning, match=f"is not {MD5}: moved to .*wrong"):
+    with pytest.warns(UserWarning, match=f"is not {MD5}. It was moved to .*wrong"):
         assert url.fetch(md5=MD5) == path
     assert path.read_bytes() == CONTENT
     assert path.with_name("F0.npz.wrong").read_bytes() == b"old"

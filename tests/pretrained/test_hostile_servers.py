@@ -212,7 +212,7 @@ def test_copies_and_links_in_the_cache_are_checked(hub, kind):
     pointer = copied(hub, SECOND, kind)
     with hub() as server:
         with pytest.warns(
-            UserWarning, match="is not the file of the hub: it is replaced"
+            UserWarning, match="differs from the file on the hub and is replaced"
         ):
             assert from_hub().read_bytes() == FIRST
         asked = len(server.requests)

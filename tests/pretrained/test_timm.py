@@ -76,7 +76,7 @@ def test_networks_without_or_with_another_classifier_load_the_rest(file, paramet
     body = NFNetTest(weights=file, include_top=False)
     for a, b in zip(body.weights, whole.weights):
         np.testing.assert_array_equal(a, b)
-    with pytest.warns(UserWarning, match="has 1000 classes, that of the network 7"):
+    with pytest.warns(UserWarning, match="has 1000 classes, that of the network has 7"):
         other = NFNetTest(weights=file, classes=7)
     for a, b in zip(other.weights[:-2], whole.weights):
         np.testing.assert_array_equal(a, b)

@@ -116,7 +116,7 @@ def test_a_mismatch_of_one_parameter_changes_nothing(saved):
 
 def test_a_classifier_of_another_size_is_skipped(saved):
     model, path = saved
-    with pytest.warns(UserWarning, match="has 3 classes, that of the network 4"):
+    with pytest.warns(UserWarning, match="has 3 classes, that of the network has 4"):
         other = network(weights=path, classes=4)
     for a, b in zip(other.trainable_variables[:-2], model.trainable_variables[:-2]):
         np.testing.assert_array_equal(a, b)

@@ -46,7 +46,7 @@ def test_files_that_no_run_has_written_are_refused(names, flag, tmp_path):
     before = contents(tmp_path)
     flags = {"resume": False, "overwrite": False, flag: True}
     with (
-        pytest.raises(ValueError, match=f"{names[0]}.*, which may be yours"),
+        pytest.raises(ValueError, match=f"{names[0]}.*files may be yours"),
         folders.claimed(tmp_path, **flags),
     ):
         pass

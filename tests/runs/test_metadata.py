@@ -121,9 +121,7 @@ def test_metadata_start_no_download(split, model, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     path = saved(model, tmp_path, {**hostile.SOUND, "data": "mnist", "split": "test"})
-    with pytest.raises(
-        ValueError, match="trained on 'mnist', .*to be downloaded first"
-    ):
+    with pytest.raises(ValueError, match="trained on 'mnist', .*not downloaded yet"):
         runs.evaluate(path, split=split)
 
 

@@ -287,7 +287,7 @@ def move_a_file(images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename_a_class, "classes are others, without digit 1 and with one"),
+        (rename_a_class, "classes differ, without digit 1 and with one"),
         (rename_a_file, "some images were renamed, replaced or moved"),
         (add_a_file, r"the splits had \{.*\} images, and have"),
         (move_a_file, "images were renamed|the splits had"),
@@ -372,7 +372,7 @@ def test_what_is_overwritten_stays_until_the_new_results_stand(stopped):
 def test_images_in_the_folder_of_the_results_are_refused(images, tmp_path):
     inside = shutil.copytree(images, tmp_path / "run" / "checkpoints")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ValueError, match="is in that of the results"):
+        with pytest.raises(ValueError, match="is in the folder of the results"):
             runs.train(recipe_for(inside), tmp_path / "run", **options)
     assert len(list(inside.rglob("*.png"))) == 80
 
@@ -548,7 +548,7 @@ def test_plots_that_do_not_fit_on_the_disk_leave_the_model(
     monkeypatch.setattr(plotting, "save", save_on_full_disk)
     recipe = recipe_for(images, "epochs=1", "report=False", "patience=None")
     run = runs.train(recipe, tmp_path / "run")
-    assert "Not all results could be drawn: OSError: " in caplog.text
+    assert "Not all plots could be drawn: OSError: " in caplog.text
     assert "training_curves.png" in caplog.text
     assert run.paths.keys() == {"model.keras", "model.json", "history.csv"}
 
