@@ -241,6 +241,9 @@ def _check_run(walk, printed):
     }
     for path in paths:
         check_opens(walk.folder / path)
+    [history] = [path for path in paths if path.endswith("/history.csv")]
+    epochs = re.findall(r"^Epoch \d+/", printed, re.MULTILINE)
+    assert len(history_of(walk.folder / history)) == len(epochs)
 
 
 def trains_on_images(walk, step):
