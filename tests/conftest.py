@@ -61,6 +61,7 @@ _ON_TENSORFLOW = [
     "backend/test_fusion.py",
     "backend/test_keras_internals_tensorflow.py",
     "test_files.py",
+    "test_newcomer.py",
     "test_package.py",  # a process of its own chooses JAX
     "test_plotting.py",
     "test_printing.py",
