@@ -7,6 +7,7 @@ import sys
 import time
 
 import keras
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -163,24 +164,34 @@ def show(rows, across, measures, chosen):
         measures: dict. Columns of the rows to show, and their descriptions.
         chosen: result of `options`.
     """
-    figure = Figure(figsize=(4.5 * len(measures), 3.3), layout="constrained")
-    axes = figure.subplots(1, len(measures), squeeze=False)[0]
-    for axis, (name, what) in zip(axes, measures.items(), strict=True):
+    for name, what in measures.items():
         print(f"\n{what} (median of the seeds, minimum to maximum), by {across}:\n")
         show_percent = functools.partial(
             results.with_spread, name=name, show=results.percent
         )
         print("\n".join(results.grid(rows, "network", across, show_percent)))
+    path = chosen.output_dir / "picture.png"
+    with matplotlib.rc_context(plots.STYLE):
+        figure = _figure(rows, across, measures)
+        plotting.save(figure, path, dpi=100)
+    print(f"\nFigure: {path}")
+
+
+def _figure(rows, across, measures):
+    figure = Figure(figsize=(6.8, 3.2 * len(measures)), layout="constrained")
+    panels = figure.subplots(len(measures), 1, squeeze=False)[:, 0]
+    for axes, (name, what) in zip(panels, measures.items(), strict=True):
         for network in results.distinct(rows, "network"):
             of_network = results.select(rows, network=network)
-            line = plots.line(axis, of_network, across, name, label=network)
+            line = plots.line(axes, of_network, across, name, label=network)
             if len(results.distinct(of_network, across)) == 1:
                 # Extend a single point to a line, to compare it with the other network.
-                axis.axhline(*line.get_ydata(), color=line.get_color())
-        plots.factor_axis(axis, results.distinct(rows, across))
-        axis.set(xlabel=across, ylabel=f"{what} (%)", ylim=(0, 100))
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    path = chosen.output_dir / "picture.png"
-    plotting.save(figure, path, dpi=100)
-    print(f"\nFigure: {path}")
+                axes.axhline(*line.get_ydata(), color=line.get_color(), marker="")
+        plots.factor_axis(axes, results.distinct(rows, across))
+        values = [100 * row[name] for row in rows]
+        # A margin, up to multiples of ten.
+        least, most = 10 * (min(values) // 10) - 5, 10 * (max(values) // 10) + 15
+        axes.set(title=f"{what} (%)", ylim=(max(0, least), min(100, most)))
+        plots.label_lines(axes)
+    panels[-1].set_xlabel(across)
+    return figure
