@@ -7,19 +7,16 @@ experiments' plots; text, hatching and line styles carry the meaning without col
 import pathlib
 
 import keras
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 import keras_nfnets
-from keras_nfnets.experiments import plots
+from keras_nfnets import plotting
 
 _DOCS = pathlib.Path(__file__).parent
 _PIXELS_PER_INCH = 200
-_BLUE, _ORANGE, _BLACK = (
-    cycle["color"] for cycle in list(plots.STYLE["axes.prop_cycle"])[:3]
-)
+_BLUE, _ORANGE, _BLACK = plotting.COLORS[:3]
 _BLUE_FILL, _ORANGE_FILL, _GRAY_FILL = "#CCE3F0", "#FBE9C6", "#EDEDED"
 
 # Positions in the diagram of the block, in inches.
@@ -176,5 +173,5 @@ def unitwise_clipping():
 
 if __name__ == "__main__":
     for draw in (nf_block, unitwise_clipping):
-        with mpl.rc_context(plots.STYLE):
+        with plotting.styled():
             draw().savefig(_DOCS / f"{draw.__name__}.png", dpi=_PIXELS_PER_INCH)

@@ -7,7 +7,6 @@ import sys
 import time
 
 import keras
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -171,7 +170,7 @@ def show(rows, across, measures, chosen):
         )
         print("\n".join(results.grid(rows, "network", across, show_percent)))
     path = chosen.output_dir / "picture.png"
-    with matplotlib.rc_context(plots.STYLE):
+    with plotting.styled():
         figure = _figure(rows, across, measures)
         plotting.save(figure, path, dpi=100)
     print(f"\nFigure: {path}")
@@ -192,6 +191,6 @@ def _figure(rows, across, measures):
         # A margin, up to multiples of ten.
         least, most = 10 * (min(values) // 10) - 5, 10 * (max(values) // 10) + 15
         axes.set(title=f"{what} (%)", ylim=(max(0, least), min(100, most)))
-        plots.label_lines(axes)
+        plotting.label_lines(axes)
     panels[-1].set_xlabel(across)
     return figure

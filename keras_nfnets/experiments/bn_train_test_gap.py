@@ -3,6 +3,7 @@
 import numpy as np
 from keras import ops
 
+from keras_nfnets import plotting
 from keras_nfnets.experiments import fitting, images, plots
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.fitting import BATCH_NORM, NORMALIZER_FREE
@@ -64,7 +65,7 @@ def _draw(figure, rows, settings):
         plots.factor_axis(axes, distinct(rows, "batch_size"))
         axes.set(xlabel="batch size, in training mode", ylabel=label)
         axes.set_ylim(bottom=0 if value == "difference" else None)
-        plots.label_lines(axes)
+        plotting.label_lines(axes)
 
 
 def _conclude(rows, settings):

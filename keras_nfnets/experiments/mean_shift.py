@@ -5,9 +5,9 @@ import functools
 import keras
 import numpy as np
 
-from keras_nfnets import models
+from keras_nfnets import models, plotting
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.experiments import images, plots
+from keras_nfnets.experiments import images
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.results import (
     distinct,
@@ -104,7 +104,7 @@ def _draw(figure, rows, settings):
     models.draw_signal_propagation(figure, signals)
     for axes in figure.axes:
         axes.get_legend().remove()
-        plots.label_lines(axes)
+        plotting.label_lines(axes)
 
 
 def _shift(rows, network):

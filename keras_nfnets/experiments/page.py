@@ -3,7 +3,6 @@
 import textwrap
 
 from keras_nfnets import files, plotting
-from keras_nfnets.experiments import plots
 from keras_nfnets.experiments.experiment import CANNOT_TELL
 
 PAGE, PICTURE = "README.md", "picture.png"
@@ -136,10 +135,9 @@ def check_index(path):
 
 
 def _draw(experiment, settings, rows, findings, path):
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(plots.STYLE):
+    with plotting.styled():
         figure = Figure(figsize=experiment.figure_size, layout="constrained")
         experiment.draw(figure, rows, settings)
         width = round(_TITLE_CHARACTERS * figure.get_figwidth())

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from keras_nfnets import models
-from keras_nfnets.experiments import fitting, images, plots
+from keras_nfnets import models, plotting
+from keras_nfnets.experiments import fitting, images
 from keras_nfnets.experiments.experiment import Experiment, Finding
 from keras_nfnets.experiments.fitting import CLIPPED
 from keras_nfnets.experiments.results import (
@@ -82,7 +82,7 @@ def _draw(figure, rows, settings):
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    plots.label_lines(axes)
+    plotting.label_lines(axes)
 
 
 def _short(block):

@@ -1,5 +1,7 @@
 """Matplotlib figures of training runs, and sheets of images."""
 
+import textwrap
+
 import numpy as np
 
 from keras_nfnets import plotting
@@ -13,40 +15,42 @@ def training_curves(history, path, title):
     results of averaged weights (`val_ema_loss`, ...) and the shares of each stage
     (`clip_share_stage1`, ...).
     """
+    with plotting.styled():
+        plotting.save(_training_curves(history, title), path)
+
+
+def _training_curves(history, title):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    panels = {"loss": ("loss", 1), "accuracy": ("accuracy (%)", 100)}
+    if "clip_share" in history:
+        panels["clip_share"] = ("units clipped (%)", 100)
     epochs = np.arange(1, len(history["loss"]) + 1)
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    axes = figure.subplots(1, 3 if "clip_share" in history else 2)
-    for axis, key, label, percent in zip(
-        axes,
-        ("loss", "accuracy", "clip_share"),
-        ("loss", "accuracy (%)", "units clipped (%)"),
-        (1, 100, 100),
-    ):
+    figure = Figure(figsize=(6.8, 2.8 * len(panels)), layout="constrained")
+    drawn = figure.subplots(len(panels), 1, sharex=True)
+    for axes, (key, (label, scale)) in zip(drawn, panels.items(), strict=True):
         lines = {
             key: "all" if key == "clip_share" else "training",
             f"val_{key}": "validation",
-            f"val_ema_{key}": "validation, averaged weights",
+            f"val_ema_{key}": "validation,\naveraged weights",
+            **{n: n.split("_")[-1] for n in history if n.startswith(f"{key}_")},
         }
-        for name, line in lines.items():
-            if name in history:
-                values = percent * np.array(history[name])
-                axis.plot(epochs, values, marker="o", markersize=3, label=line)
-        for name in history:
-            if name.startswith(f"{key}_"):
-                values, stage = percent * np.array(history[name]), name.split("_")[-1]
-                axis.plot(epochs, values, linewidth=1, alpha=0.7, label=stage)
-        axis.set(xlabel="epoch", title=label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        if len(axis.lines) > 1:
-            axis.legend()
+        for name in filter(history.__contains__, lines):
+            values = scale * np.array(history[name])
+            every = -(-len(epochs) // _MARKERS)
+            axes.plot(epochs, values, markevery=every, label=lines[name])
+        axes.set_title(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
         if key != "accuracy":
-            axis.set_ylim(bottom=0)
-    figure.suptitle(shortened(title, _LONGEST_TITLE), parse_math=False)
-    plotting.save(figure, path)
+            axes.set_ylim(bottom=0)
+        plotting.label_lines(axes)
+    drawn[-1].set_xlabel("epoch")
+    figure.suptitle(
+        textwrap.fill(shortened(title, _LONGEST_TITLE), _TITLE_LINE), parse_math=False
+    )
+    return figure
 
 
 def predictions(images, labels, probabilities, class_names, path, title):
@@ -71,7 +75,7 @@ def predictions(images, labels, probabilities, class_names, path, title):
         name = shortened(class_names[predicted[i]], 20)
         caption = f"{name}  {probabilities[i, predicted[i]]:.0%}"
         if predicted[i] != labels[i]:
-            caption += f"\nis {shortened(class_names[labels[i]], 20)}"
+            caption += f"\ntrue: {shortened(class_names[labels[i]], 20)}"
         captions.append(caption)
         colors.append("seagreen" if predicted[i] == labels[i] else "crimson")
     _draw(shown, captions, columns, path, title, side=1.2, colors=colors)
@@ -171,6 +175,9 @@ def shrink(image, longest):
     image.thumbnail((longest, longest))
     return np.asarray(image)
 
+
+# Markers on a line, and characters in a line of the title, of a figure of curves.
+_MARKERS, _TITLE_LINE = 15, 60
 
 # Characters of a title that fit above a figure.
 _LONGEST_TITLE = 120

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from quick import quick
 
 from keras_nfnets import experiments, plotting, tables
-from keras_nfnets.experiments import fitting, glyphs, images, plots
+from keras_nfnets.experiments import fitting, glyphs, images
 from keras_nfnets.experiments.results import Difference, Results
 from keras_nfnets.training import AGCModel
 
@@ -460,7 +460,7 @@ def test_labels_are_at_the_ends_of_their_lines(scale):
     for label, heights in values.items():
         axes.plot([0, 1], heights, label=label)
     axes.set_yscale(scale)
-    plots.label_lines(axes)
+    plotting.label_lines(axes)
     found = {text.get_text(): text.get_position()[1] for text in axes.texts}
     least, most = axes.transData.inverted().transform(
         axes.transAxes.transform([(0, 0), (0, 1)])
@@ -474,9 +474,9 @@ def test_labels_are_at_the_ends_of_their_lines(scale):
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_labels_of_lines_do_not_overlap(heights):
     heights = np.sort(heights)
-    placed = plots._apart(heights)
-    assert (np.diff(placed) >= plots._LABEL_HEIGHT - 1e-9).all()
-    if (np.diff(heights) >= plots._LABEL_HEIGHT).all():
+    placed = plotting._apart(heights)
+    assert (np.diff(placed) >= plotting._LABEL_HEIGHT - 1e-9).all()
+    if (np.diff(heights) >= plotting._LABEL_HEIGHT).all():
         np.testing.assert_allclose(placed, heights, atol=1e-9)
 
 
