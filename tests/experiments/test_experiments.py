@@ -395,6 +395,25 @@ def test_conclusions_on_layers(small, large, holds):
 
 
 @pytest.mark.parametrize(
+    ("accuracies", "losses", "holds"),
+    [
+        # Batch normalization, normalizer-free, the latter with dropout and stochastic depth.
+        ((0.9, 0.8, 0.9), (0.2, 0.5, 0.3), [None, True, True, True, True]),
+        ((0.9, 0.8, 0.85), (0.2, 0.5, 0.6), [None, True, True, False, False]),
+        ((0.8, 0.9, 0.8), (0.2, 0.5, 0.3), [None, False, False, True, True]),
+    ],
+)
+def test_conclusions_on_regularization(accuracies, losses, holds):
+    names = (*fitting.NETWORKS[:2], "NF-ResNet, dropout and stochastic depth")
+    cells = [
+        ({"setting": name, "loss": loss}, accuracy)
+        for name, accuracy, loss in zip(names, accuracies, losses, strict=True)
+    ]
+    findings = experiments.find("regularization").conclude(rows_of(cells), {})
+    assert [finding.holds for finding in findings] == holds
+
+
+@pytest.mark.parametrize(
     ("holds", "verdict"),
     [
         ([True, True, None], "supported"),
