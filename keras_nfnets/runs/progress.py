@@ -60,7 +60,7 @@ class Progress(RunCallback):
 
     >>> from keras_nfnets import runs
     >>> runs.Progress().on_head_end(accuracy=0.8, val_accuracy=0.75)
-      accuracy 80.0%, on validation images 75.0%; now the complete network.
+      accuracy 80.0%, on validation images 75.0%; now training the complete network.
     """
 
     def write(self, text, file=None):

@@ -330,7 +330,7 @@ def test_a_system_without_symlinks(hub, server, monkeypatch):
 )
 def test_a_server_that_is_not_a_hub(hub, headers):
     hub.file.headers = headers
-    assert_refused(hub, ConnectionError, "HF_ENDPOINT.*not of a hub: ETag ")
+    assert_refused(hub, ConnectionError, "HF_ENDPOINT.*not come from a hub: ETag ")
 
 
 def test_a_malformed_repository_name(hub, server):
