@@ -88,8 +88,8 @@ MEDIUM_CLIPPING = {
 }
 FULL_CLIPPING = {"clip_factor": 0.01, "agc_eps": 1e-3}
 AGC_AT_ZERO_TEXT = """
-AGC bounds the norm of weights from below, by 0.1 in the small runs and by 0.001 in the
-paper's. In one step, weights that start at zero, such as the skip gains of blocks, move by
+AGC bounds the norm of weights from below, by 0.1 in small and medium runs and by 0.001 in
+the paper's. In one step, weights that start at zero, such as the skip gains of blocks, move by
 at most this bound times the clip factor and the learning rate. With 0.001 this is far
 enough in the hundred thousand steps of ImageNet, but in a few hundred steps the skip gains
 would stay near zero."""
