@@ -10,6 +10,8 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.convolution import convolve
 from keras_nfnets.backend.graph import unique_name
 from keras_nfnets.layers import (
+    DynamicErf,
+    DynamicTanh,
     EfficientChannelAttention,
     NFBlock,
     ScaledActivation,
@@ -198,6 +200,24 @@ def _activation(plain, layer, x, name):
     return x if _merges(layer) else Scaled(plain.exact(x))
 
 
+def _dynamic(plain, layer, x, name):
+    """Replace a `DynamicTanh` or a `DynamicErf`."""
+    tensor = plain.exact(x)
+    options = plain.options(layer, f"{name}_input")
+    names = ["alpha", "shift"] if isinstance(layer, DynamicErf) else ["alpha"]
+    scalars = [float(ops.convert_to_numpy(getattr(layer, name))) for name in names]
+    tensor = keras.layers.Rescaling(*scalars, **options)(tensor)
+    tensor = plain.operation(layer.function, tensor, f"{name}_function")
+    # One value per channel, wherever the channels are.
+    behind = [1] * (len(tensor.shape) - 1 - layer.axis % len(tensor.shape))
+    gamma, beta = (
+        ops.convert_to_numpy(weight).reshape(-1, *behind).tolist()
+        for weight in (layer.gamma, layer.beta)
+    )
+    options = plain.options(layer, name)
+    return Scaled(keras.layers.Rescaling(gamma, beta, **options)(tensor))
+
+
 def _attention(plain, layer, x, name, scale=1.0):
     """Replace channel attention."""
     tensor = plain.exact(x)
@@ -324,6 +344,7 @@ def _merges(layer):
 
 REPLACEMENTS = {
     **dict.fromkeys(STANDARDIZED.values(), _other_standardized),
+    **dict.fromkeys((DynamicErf, DynamicTanh), _dynamic),
     EfficientChannelAttention: _attention,
     Endpoint: _endpoint,
     NFBlock: _block,
