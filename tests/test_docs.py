@@ -85,7 +85,7 @@ WITHOUT_ERRORS = {
     *("published_name", "random_pictures", "register", "steps_per_epoch"),
     *("without_memory", "RunError", "LostWorkerError", "ClassScore", "Prediction"),
     *("Evaluation", "Results", "Run", "RunCallback", "Progress"),
-    "InferenceTimes",
+    *("InferenceTimes", "SaturationLog"),
 }
 # Objects without a reference in a paper or in published code.
 OF_OUR_OWN = {
@@ -93,7 +93,7 @@ OF_OUR_OWN = {
     *("SymmetricMaxPooling2D", "TrainingLog", "create", "decode_predictions", "export"),
     *("feature_pyramid", "find", "find_checkpoint", "find_network", "find_pictures"),
     *("fold", "folder_of", "freeze", "has_workers", "inference_function", "is_chief"),
-    *("intermediate_features", "is_weight_file"),
+    *("intermediate_features", "is_weight_file", "SaturationLog"),
     *("list_checkpoints", "load_digits", "published", "random_pictures"),
     *("read_picture", "recognize", "register", "reset_classifier", "steps_per_epoch"),
     "strategy",

@@ -7,6 +7,7 @@ from keras import ops
 from keras_nfnets import checks
 from keras_nfnets.backend.graph import Graph, has_graph
 from keras_nfnets.conversion.converter import is_custom_and_hides
+from keras_nfnets.conversion.dynamic import DYNAMIC, DynamicConverter
 from keras_nfnets.conversion.new_weights import NewWeightsConverter
 from keras_nfnets.conversion.report import Conversion
 from keras_nfnets.conversion.trained_weights import TrainedWeightsConverter
@@ -23,6 +24,7 @@ def normalizer_free(
     skip_gain_initializer="zeros",
     trained=False,
     tolerance=0.1,
+    normalization="constants",
 ):
     """Convert a model to one without normalization layers.
 
@@ -44,6 +46,12 @@ def normalizer_free(
     their layers become layers of the new model. Layers of this package, which are
     normalizer-free already, do not change, nor do their weights: a network of this package
     can be the backbone of a model whose other layers are converted.
+
+    With `normalization="dynamic_tanh"` or `"dynamic_erf"`, for transformers, only the
+    normalization layers change: each becomes a `DynamicTanh` or `DynamicErf`. Its `alpha`
+    starts at 0.5 divided by the root mean square of its input, and its `gamma` at the value
+    that gives its output the variance of the normalization's output, both measured with
+    `images`. All other layers keep their weights.
 
     With `trained=True` the new network starts from the weights of a trained,
     batch-normalized one, and computes the same or nearly the same in inference.
@@ -84,6 +92,9 @@ def normalizer_free(
         tolerance: float. With `trained=True`, the largest error of a standardized
             layer's outputs, relative to their standard deviation. With 0 the outputs
             stay the same; with a large number all layers are standardized.
+        normalization: str. What takes the place of normalization: `"constants"`,
+            `"dynamic_tanh"` or `"dynamic_erf"`. With the latter two, `alpha`,
+            `skip_gain_initializer` and `tolerance` are not used.
 
     Returns:
         An `AGCModel` with the same inputs and outputs, not compiled. Its weights are
@@ -98,7 +109,9 @@ def normalizer_free(
             or convolutions or has no standardized counterpart, or the variance vanishes
             or is not finite at some layer; with `trained=True`, layer, group or RMS
             normalization, whose statistics are computed per example. These errors name
-            the layer. Also `trained=True` without `images`, or a negative `tolerance`.
+            the layer. Also `trained=True` without `images` or with another `normalization`
+        than `"constants"`, or a negative `tolerance`. A dynamic function cannot replace
+        normalization over other axes than that of the channels.
 
     Example:
 
@@ -112,10 +125,17 @@ def normalizer_free(
     ['InputLayer', 'WSConv2D', 'ScaledActivation', 'GlobalAveragePooling2D', 'Dense']
 
     Reference: Brock, De, Smith (2021), arXiv 2101.08692, section 4; Brock et al.
-    (2021), arXiv 2102.06171, section 2.
+    (2021), arXiv 2102.06171, section 2; Zhu et al. (2025), arXiv 2503.10622; Chen et al.
+    (2025), arXiv 2512.10938.
     """
     alpha = checks.number("alpha", alpha, exclusive=True)
     tolerance = checks.number("tolerance", tolerance)
+    checks.one_of("normalization", normalization, ("constants", *DYNAMIC))
+    if trained and normalization in DYNAMIC:
+        raise ValueError(
+            "`trained=True` replaces batch normalization by constants: dynamic functions do "
+            f"not compute the same. Received: normalization={normalization!r}"
+        )
     if trained and images is None:
         raise ValueError(
             "`trained=True` needs `images`, a batch of images of the model's data: the "
@@ -129,6 +149,8 @@ def normalizer_free(
     graph = Graph(model, opens=lambda x: has_graph(x) or is_custom_and_hides(x))
     if trained:
         converter = TrainedWeightsConverter(graph, alpha, tolerance)
+    elif normalization in DYNAMIC:
+        converter = DynamicConverter(graph, DYNAMIC[normalization])
     else:
         converter = NewWeightsConverter(graph, alpha, skip_gain_initializer)
     inputs, outputs = converter.run(_samples(graph, images))

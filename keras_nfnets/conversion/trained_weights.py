@@ -58,7 +58,8 @@ class TrainedWeightsConverter(Converter):
     """
 
     def __init__(self, graph, alpha, tolerance):
-        super().__init__(graph, alpha)
+        super().__init__(graph)
+        self._alpha = alpha
         # Rounding errors are always tolerated.
         self._tolerance = max(tolerance, _ROUNDING)
         self._parts = {}  # id of a layer: pairs (plain layer, its counterpart)

@@ -5,6 +5,9 @@ from keras import ops
 
 from keras_nfnets import checks
 
+# tanh(2) is 0.96, erf(2) is 0.995.
+_SATURATED = 2.0
+
 
 class _Dynamic(keras.layers.Layer):
     """Base class: `gamma * function(alpha * x) + beta`, with a gamma and beta per channel."""
@@ -48,6 +51,11 @@ class _Dynamic(keras.layers.Layer):
     def scaled(self, inputs):
         """Return the inputs of `function`."""
         return self.alpha * inputs
+
+    def saturated_share(self, inputs):
+        """Return the share of the inputs of `function` beyond -2 and 2, a scalar tensor."""
+        beyond = ops.abs(self.scaled(inputs)) > _SATURATED
+        return ops.mean(ops.cast(beyond, "float32"))
 
     def compute_output_shape(self, input_shape):
         return input_shape
