@@ -1,9 +1,11 @@
 """Conversion of normalization layers to dynamic functions; all other layers stay."""
 
 import keras
+import numpy as np
+import scipy.optimize
 from keras import ops
 
-from keras_nfnets.conversion.converter import Converter
+from keras_nfnets.conversion.comparing import ComparingConverter, per_channel_fit
 from keras_nfnets.layers import DynamicErf, DynamicTanh
 
 # Values of the argument `normalization` of `normalizer_free`.
@@ -13,24 +15,21 @@ DYNAMIC = {"dynamic_tanh": DynamicTanh, "dynamic_erf": DynamicErf}
 _ALPHA = 0.5
 
 
-class DynamicConverter(Converter):
+class DynamicConverter(ComparingConverter):
     """Converter that replaces normalization by `DynamicTanh` or `DynamicErf`.
-
-    Both samples of a signal are its values in the new model.
 
     Args:
         graph: `Graph` of the model to convert.
         cls: `DynamicTanh` or `DynamicErf`.
+        trained: bool. Whether the layers are fitted to the outputs of a trained model's
+            normalization. Otherwise they get the variance of its outputs.
     """
 
-    def __init__(self, graph, cls):
+    def __init__(self, graph, cls, trained):
         super().__init__(graph)
-        self._class = cls
+        self._class, self._trained = cls, trained
 
-    def _unchanged(self, call):
-        self._keep(call, "needs no conversion")
-
-    _activation = _concatenation = _layer_scale = _merge = _weighted = _unchanged
+    _weighted = ComparingConverter._unchanged
 
     def _residual(self, call, residual):
         self._unchanged(call)
@@ -40,29 +39,22 @@ class DynamicConverter(Converter):
         new = self._made.get(id(old))
         how = "shared with an earlier call"
         if new is None:
-            new = self._made[id(old)] = self._calibrated(old, signal)
+            create = self._fitted if self._trained else self._calibrated
+            new = self._made[id(old)] = create(old, signal)
             how = f"alpha {new.initial_alpha:.3g}"
-        signal = self._applied(new, signal)
+        signal, error = self._replaced(old, new, signal)
         self._signals[call.outputs[0]] = signal
-        self._note(call, f"{type(new).__name__}, {how}", signal, new.name)
+        self._note(call, f"{type(new).__name__}, {how}", signal, new.name, error)
 
     def _calibrated(self, old, signal):
-        """Create the layer that replaces a normalization layer.
+        """Create the layer that replaces a normalization layer in a model to be trained.
 
         Its alpha is inversely proportional to the root mean square of its input. Its gamma
         is that of the normalization, times the factor that gives the output a variance of
         one, as the normalization defines it. Its beta is that of the normalization.
         """
         x = signal.samples[0]
-        rms = float(ops.sqrt(ops.mean(ops.square(ops.cast(x, "float32")))))
-        self._check(old.name, rms**2)
-        new = self._class(
-            _ALPHA / rms,
-            self._axis_of_channels(old, len(x.shape)),
-            dtype=old.dtype_policy,
-            name=self._name(old.name),
-        )
-        new.build(signal.tensor.shape)
+        new = self._created(old, signal, _ALPHA / self._rms(old, x))
         weights = {weight.name: weight for weight in old.weights}
         gamma = weights.get("gamma", weights.get("scale"))
         if gamma is not None:
@@ -70,8 +62,45 @@ class DynamicConverter(Converter):
         if "beta" in weights:
             new.beta.assign(weights["beta"])
         outputs = ops.stop_gradient(new.function(new.scaled(x)))
-        variance = self._seen_by(old, outputs)
-        new.gamma.assign(new.gamma * variance**-0.5)
+        new.gamma.assign(new.gamma * self._seen_by(old, outputs) ** -0.5)
+        return new
+
+    def _fitted(self, old, signal):
+        """Create the layer with the smallest mean squared error from a normalization."""
+        x, original = signal.samples
+        target = self._channels_last(self._at(old, original))
+
+        def fit(log_alpha):
+            outputs = self._class.function(float(np.exp(log_alpha)) * x)
+            return per_channel_fit(self._channels_last(outputs), target)
+
+        # From nearly linear to nearly the sign.
+        middle = -np.log(self._rms(old, x))
+        found = scipy.optimize.minimize_scalar(
+            lambda log_alpha: fit(log_alpha)[2],
+            bounds=(middle - 5, middle + 3),
+            method="bounded",
+            options={"xatol": 0.01},
+        )
+        new = self._created(old, signal, float(np.exp(found.x)))
+        gamma, beta, _ = fit(found.x)
+        new.gamma.assign(gamma)
+        new.beta.assign(beta)
+        return new
+
+    def _rms(self, old, x):
+        rms = float(ops.sqrt(ops.mean(ops.square(ops.cast(x, "float32")))))
+        self._check(old.name, rms**2)
+        return rms
+
+    def _created(self, old, signal, alpha):
+        new = self._class(
+            alpha,
+            self._axis_of_channels(old, len(signal.tensor.shape)),
+            dtype=old.dtype_policy,
+            name=self._name(old.name),
+        )
+        new.build(signal.tensor.shape)
         return new
 
     def _axis_of_channels(self, old, rank):

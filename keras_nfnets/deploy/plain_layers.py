@@ -9,6 +9,7 @@ from keras import ops
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.convolution import convolve
 from keras_nfnets.backend.graph import unique_name
+from keras_nfnets.deploy.constants import Affine
 from keras_nfnets.layers import (
     DynamicErf,
     DynamicTanh,
@@ -73,8 +74,10 @@ class Plain:
         return Scaled(cast(self.exact(x)))
 
     def exact(self, x):
-        """Return the tensor of a `Scaled` times its factor."""
-        if x.exact is None:
+        """Return the tensor of a `Scaled` or `Affine` with its constants."""
+        if x.exact is None and isinstance(x, Affine):
+            x.exact = x.rescaled(self.name(x.name))
+        elif x.exact is None:
             name = self.name(f"{keras_internals.operation_of(x.tensor).name}_scaled")
             dtype = x.tensor.dtype
             x.exact = keras.layers.Rescaling(x.factor, dtype=dtype, name=name)(x.tensor)
@@ -154,7 +157,10 @@ def _other_standardized(plain, layer, x, name):
     kernels = [layer.precise_kernel(name=kernel.name) for kernel in layer.KERNELS]
     bias = layer.precise_bias(*kernels)
     weights = [ops.convert_to_numpy(weight) for weight in (*kernels, bias)]
-    weights[0] = weights[0] * x.factor
+    if isinstance(x, Affine):  # of a dense layer
+        weights, variant = x.kernel_and_bias(*weights), id(x)
+    else:
+        weights[0], variant = weights[0] * x.factor, x.factor
 
     def create():
         config = {
@@ -168,7 +174,7 @@ def _other_standardized(plain, layer, x, name):
         new.activation = _inner_activation(layer)
         return new
 
-    tensor = plain.made(layer, x.tensor, create, weights, x.factor)
+    tensor = plain.made(layer, x.tensor, create, weights, variant)
     return _activated(plain, layer, tensor)
 
 
@@ -208,12 +214,12 @@ def _dynamic(plain, layer, x, name):
     scalars = [float(ops.convert_to_numpy(getattr(layer, name))) for name in names]
     tensor = keras.layers.Rescaling(*scalars, **options)(tensor)
     tensor = plain.operation(layer.function, tensor, f"{name}_function")
-    # One value per channel, wherever the channels are.
-    behind = [1] * (len(tensor.shape) - 1 - layer.axis % len(tensor.shape))
-    gamma, beta = (
-        ops.convert_to_numpy(weight).reshape(-1, *behind).tolist()
-        for weight in (layer.gamma, layer.beta)
-    )
+    gamma, beta = map(ops.convert_to_numpy, (layer.gamma, layer.beta))
+    rank = len(tensor.shape)
+    if layer.axis % rank == rank - 1 and _merges(layer):
+        return Affine(tensor, gamma, beta, name)
+    behind = [1] * (rank - 1 - layer.axis % rank)
+    gamma, beta = (x.reshape(-1, *behind).tolist() for x in (gamma, beta))
     options = plain.options(layer, name)
     return Scaled(keras.layers.Rescaling(gamma, beta, **options)(tensor))
 

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import transformers
 from comparing import assert_close
 from keras import layers, ops
@@ -10,6 +11,7 @@ from keras_nfnets import DynamicErf, DynamicTanh, fold, normalizer_free
 from keras_nfnets.conversion.roles import NORMALIZATIONS
 from keras_nfnets.models import SaturationLog, signal_propagation
 
+KINDS = {kind.__name__ for kind in NORMALIZATIONS}
 DYNAMIC = {"dynamic_tanh": DynamicTanh, "dynamic_erf": DynamicErf}
 
 
@@ -85,6 +87,77 @@ def test_only_normalization_becomes_a_dynamic_function(normalization):
     assert_close(new.alpha, 0.5 / rms, rtol=1e-5)
 
 
+@pytest.mark.parametrize("network", ["ViT", "decoder"])
+@pytest.mark.parametrize("normalization", ["constants", *DYNAMIC])
+def test_trained_normalization_is_fitted(network, normalization):
+    keras.utils.set_random_seed(0)
+    model = NETWORKS[network]()
+    x = inputs_of(model, 64)
+    result = normalizer_free(model, x, trained=True, normalization=normalization)
+    assert not any(isinstance(x, NORMALIZATIONS) for x in result._flatten_layers())
+    steps = [step for step in result.conversion.steps if step.kind in KINDS]
+    assert len(steps) == 7
+    assert max(step.error for step in steps) < 0.9
+    x = inputs_of(model, 64, seed=2)
+    outputs = [ops.convert_to_numpy(one(x)).ravel() for one in (model, result)]
+    assert np.corrcoef(*outputs)[0, 1] > 0.7
+
+
+def test_fitted_constants_are_those_of_least_squares():
+    inputs = keras.Input((5, 8))
+    norm = layers.LayerNormalization(name="norm")
+    model = keras.Model(inputs, norm(inputs))
+    norm.gamma.assign(np.linspace(0.5, 2.0, 8))
+    x = transformers.noise(16, 5, 8) * np.linspace(0.5, 2.0, 16)[:, None, None] + 0.3
+    y = ops.convert_to_numpy(model(x)).reshape(-1, 8)
+    columns = x.reshape(-1, 8).T
+
+    def fit(inputs):
+        """Return factors, offsets and the mean squared error by NumPy's solver."""
+        found, squares = [], 0.0
+        for a, b in zip(inputs, y.T):
+            solution, error, *_ = np.linalg.lstsq(np.c_[a, np.ones_like(a)], b)
+            found.append(solution)
+            squares += error[0] / len(b) / len(y.T)
+        return *np.transpose(found), squares
+
+    [new] = normalizer_free(model, x, trained=True).layers[1:]
+    factor, offset, error = fit(columns)
+    assert_close(new.scale, factor, rtol=1e-3)
+    assert_close(new.offset, offset, atol=1e-4)
+    for kind, function in (
+        ("dynamic_tanh", np.tanh),
+        ("dynamic_erf", scipy.special.erf),
+    ):
+        [new] = normalizer_free(model, x, trained=True, normalization=kind).layers[1:]
+        alpha = float(ops.convert_to_numpy(new.alpha))
+        gamma, beta, least = fit(function(alpha * columns))
+        assert_close(new.gamma, gamma, rtol=1e-3)
+        assert_close(new.beta, beta, atol=1e-4)
+        # Saturation fits tokens of different variance better, and this alpha best.
+        assert least < 0.95 * error
+        for other in (0.9 * alpha, 1.1 * alpha):
+            assert fit(function(other * columns))[2] > least
+
+
+@pytest.mark.parametrize("network", ["ViT", "decoder"])
+def test_constants_are_folded_into_the_next_layers(network):
+    keras.utils.set_random_seed(0)
+    model = NETWORKS[network]()
+    x = inputs_of(model, 16)
+    for normalization in ("constants", "dynamic_tanh"):
+        result = normalizer_free(model, x, trained=True, normalization=normalization)
+        folded = fold(result)
+        assert_close(folded(x), result(x), rtol=1e-4, atol=1e-5)
+        per_channel = [
+            layer
+            for layer in folded.layers
+            if isinstance(layer, layers.Rescaling) and np.ndim(layer.scale)
+        ]
+        # In the ViT, a slice lies between the last one and the classifier.
+        assert len(per_channel) == (network == "ViT")
+
+
 @pytest.mark.parametrize("normalization", ["constants", *DYNAMIC])
 def test_result_trains_and_can_be_saved_and_folded(normalization, tmp_path):
     keras.utils.set_random_seed(0)
@@ -127,7 +200,6 @@ def test_saturated_shares_are_measured_and_logged():
         ((1, 2), {"normalization": "dynamic_tanh"}, "only normalization over the axis"),
         (1, {"normalization": "dynamic_erf"}, "DynamicErf has one gamma and beta per"),
         (-1, {"normalization": "dynamic"}, "`normalization` must be one of"),
-        (-1, {"normalization": "dynamic_erf", "trained": True}, "do not compute the"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(axis, options, message):
