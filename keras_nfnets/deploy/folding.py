@@ -78,8 +78,8 @@ def fold(model):
     """
     if not has_graph(model):
         raise ValueError(
-            "fold needs a functional or sequential Keras model that is built: the graph of "
-            f"other models is not known. Received: {model!r}"
+            "fold needs a functional or sequential Keras model that is built. Fold the "
+            f"functional parts of other models separately. Received: {model!r}"
         )
     graph = Graph(model, opens=lambda operation: False)
     inputs, outputs = _Folding(graph).run()
@@ -206,7 +206,8 @@ def _counterpart(operation):
             raise ValueError(
                 f"{inner!r} cannot be folded{hidden}. Only layers of this package, not of "
                 "derived classes, can be folded, and only in functional and sequential "
-                "models."
+                "models: fold the other parts of the model separately. Received: "
+                f"{type(operation).__name__} {operation.name!r}"
             )
     try:
         return type(operation).from_config(operation.get_config())

@@ -199,13 +199,13 @@ def stage_sizes(**lists):
             lists[name] = None
         if not lists[name]:
             raise ValueError(
-                f"`{name}` must be positive integers, one a stage. "
+                f"`{name}` must be a list of positive integers, one per stage. "
                 f"Received: {name}={values!r}"
             )
     if len({len(values) for values in lists.values()}) > 1:
         given = ", ".join(f"{name}={values}" for name, values in lists.items())
         raise ValueError(
-            f"`{'` and `'.join(lists)}` must be as many, one of each a stage. "
+            f"`{'` and `'.join(lists)}` must have the same length, the number of stages. "
             f"Received: {given}"
         )
     return lists.values()

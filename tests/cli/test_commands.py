@@ -62,7 +62,7 @@ def test_no_arguments_and_version(capsys):
         (["train", "nf_regnet_b0", "--epochs=3"], "did you mean --recipe=nf_regnet_b0"),
         (
             ["train", "--recipe=nf_regnet_b9"],
-            "perhaps nf_regnet_b.*There are digits, f",
+            "perhaps nf_regnet_b.*The recipes are digits, f",
         ),
         (["train", "--ema_decay=1"], "--ema_decay must be between 0 and 1"),
         (["train", "--output_dir=/proc/nowhere"], "Cannot write into --output_dir"),

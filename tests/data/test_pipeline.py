@@ -119,6 +119,7 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         ({"seed": 2**32}, "`seed` must be less"),
         ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
         ({"shard": 3}, "`shard` must be"),
+        ({"shard": (0, 1, 2)}, "`shard` must be"),
         ({"shard": (0, 3)}, "divisible by the number of shards, 3"),
         ({"from_epoch": -1}, "`from_epoch` must be"),
         ({"labels": "int"}, "`labels` must be one of 'one-hot', 'index'. Received: "),
