@@ -135,7 +135,10 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         ({"augmentation": "randaugment_4x99"}, "Received: 'randaugment_4x99'"),
         ({"preparation": {**PLAIN, "crop_mode": "all"}}, "`crop_mode` must be one"),
         ({"preparation": {**PLAIN, "crop_mode": "center"}}, "needs `crop`"),
-        ({"preparation": {"cropmode": "whole"}}, "keys of .preparation. must be among .*Received: 'cropmode'"),
+        (
+            {"preparation": {"cropmode": "whole"}},
+            "keys of .preparation. must be among .*Received: 'cropmode'",
+        ),
     ]:
         arguments = {"split": "train", "image_size": 8, "batch_size": 8, **change}
         with pytest.raises(ValueError, match=sentence):
