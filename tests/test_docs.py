@@ -140,11 +140,46 @@ def test_docstring_of_a_public_name_has_all_its_parts(name, thing):
     assert of_our_own or "Reference:" in text
 
 
+BUILDERS = ("NFNet", "NFResNet", "NFRegNet")
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, *sorted(NETWORKS)])
+def test_docstring_of_a_network_has_all_arguments_with_their_defaults(name):
+    text = PUBLIC[name].__doc__
+    assert max(map(len, text.splitlines())) <= 88
+    arguments = text.partition("\nArgs:\n")[2].partition("\n\nReturns:\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", arguments, re.MULTILINE)
+    parameters = inspect.signature(PUBLIC[name]).parameters
+    assert [argument for argument, _ in entries] == list(parameters)
+    for argument, meaning in entries:
+        default = parameters[argument].default
+        shown = f'`"{default}"`' if isinstance(default, str) else str(default)
+        has_default = default is not inspect.Parameter.empty
+        assert meaning.count("Defaults") == has_default
+        assert not has_default or meaning.split()[-1] == f"{shown}."
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_docstring_of_a_network_names_its_builder_and_its_source(name):
-    [builder] = re.findall(r"^\w+: `(\w+)` with depths=", PUBLIC[name].__doc__)
-    assert f"those of `{builder}`" in PUBLIC[name].__doc__.replace("\n    ", " ")
-    assert "Reference: " in PUBLIC[name].__doc__
+    start = rf"Build {name}, a variant of `({'|'.join(BUILDERS)})`\.\n\n"
+    [builder] = re.findall(start, PUBLIC[name].__doc__)
+    assert f"This is `{builder}` with depths=" in PUBLIC[name].__doc__
+    for section in ("Raises:", "Example:", "Reference: "):
+        assert section in PUBLIC[name].__doc__
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tested once")
+def test_examples_of_networks():
+    # `doctest.testmod` does not find functions that are made in another module.
+    names = {"keras": keras, "keras_nfnets": keras_nfnets}
+    names |= {builder: PUBLIC[builder] for builder in BUILDERS}
+    runner = doctest.DocTestRunner()
+    with networks_of_one_block():
+        for name in [*BUILDERS, *sorted(NETWORKS)]:
+            finder = doctest.DocTestFinder(exclude_empty=False)
+            [example] = finder.find(PUBLIC[name], name, module=False, globs=names)
+            assert example.examples
+            assert runner.run(example).failed == 0
 
 
 def test_every_public_name_is_in_the_reference():
