@@ -17,7 +17,7 @@ _SHARED = """
         kernel is adapted as in timm, see `pretrained.load`.
     input_tensor: `keras.KerasTensor` or None. Symbolic tensor to use as the input.
     input_shape: tuple `(height, width, channels)` or None. Shape of an image, without the
-        batch. Height and width may be None. RGB images of any size by default.
+        batch. Height and width may be None. None for RGB images of any size.
     pooling: str or None. Pooling without top: None, `"avg"` or `"max"`.
     classes: int. Number of classes.
     classifier_activation: str or callable. Activation of the classifier; None for logits.

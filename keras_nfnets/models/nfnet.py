@@ -145,12 +145,12 @@ def NFNet(
     Args:
         depths: list of ints. Number of blocks per stage.
         widths: list of ints. Number of channels per stage.
-        bottleneck_widths: list of ints. Channels of the 3x3 convolutions per stage;
-            half of `widths` by default. They must be multiples of `group_size`.
-        stem_width: int. Output channels of the stem; half of the first width by
-            default.
-        final_width: int. Channels of the last convolution; twice the last width by
-            default.
+        bottleneck_widths: list of ints or None. Channels of the 3x3 convolutions per
+            stage, multiples of `group_size`; None for half of `widths`.
+        stem_width: int or None. Output channels of the stem; None for half of the first
+            width.
+        final_width: int or None. Channels of the last convolution; None for twice the
+            last width.
 
     Returns:
         An `AGCModel` from float images `(batch, height, width, channels)`, normalized
