@@ -56,7 +56,8 @@ def _quickly(module):
     """Train and predict eagerly, and complete runs with a small network."""
     name = module.__name__
     with contextlib.ExitStack() as stack:
-        if name.endswith(("runs.training_run", "runs.inference_time")):
+        # (The modules `models.nf...` have the constructors of all networks.)
+        if re.search(r"runs\.(training_run|inference_time)$|models\.nf\w+$", name):
             stack.enter_context(networks_of_one_block())
         # The times are those of compiled networks.
         if re.search(r"\.(training|runs)\.(?!inference_time)", name):
@@ -177,20 +178,6 @@ def test_docstring_of_a_network_names_its_builder_and_its_source(name):
     assert f"This is `{builder}` with depths=" in PUBLIC[name].__doc__
     for section in ("Raises:", "Example:", "Reference: "):
         assert section in PUBLIC[name].__doc__
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tested once")
-def test_examples_of_networks():
-    # `doctest.testmod` does not find functions that are made in another module.
-    names = {"keras": keras, "keras_nfnets": keras_nfnets}
-    names |= {builder: PUBLIC[builder] for builder in BUILDERS}
-    runner = doctest.DocTestRunner()
-    with networks_of_one_block():
-        for name in [*BUILDERS, *sorted(NETWORKS)]:
-            finder = doctest.DocTestFinder(exclude_empty=False)
-            [example] = finder.find(PUBLIC[name], name, module=False, globs=names)
-            assert example.examples
-            assert runner.run(example).failed == 0
 
 
 def test_every_public_name_is_in_the_reference():
