@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     print(machine())
-    print("\n| | batch | size | seconds a picture | peak MiB | times as fast |")
+    print("\n| | batch | size | seconds per image | peak MiB | times as fast |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for *pair, batches in PAIRS:
         for batch in batches:

@@ -76,7 +76,7 @@ def stages(source, size):
         ),
         "data.load: decode the crop, resize, standardize": load("crop"),
         "and flip": load("crop flip"),
-        "and MixUp and CutMix (two pictures for one)": load("crop flip mixup cutmix"),
+        "and MixUp and CutMix (two images for one)": load("crop flip mixup cutmix"),
         "and RandAugment, 4 operations": load("crop flip mixup cutmix randaugment_4x5"),
     }
 
@@ -99,7 +99,7 @@ def main():
     enough = True
     with tempfile.TemporaryDirectory() as folder:
         source = photographs(pathlib.Path(folder))
-        print("Photographs of 500 x 375 pixels to 192 x 192, pictures a second:")
+        print("Photographs of 500 x 375 pixels to 192 x 192, images per second:")
         for what, batches in stages(source, 192).items():
             print(f"  {rate(batches):8,.0f}  {what}", flush=True)
         small = {"data": folder, "train_split": "train", "test_split": "test"}
@@ -114,7 +114,7 @@ def main():
         )
         own = dataclasses.replace(recipes.find("finetune"), image_size=64, **small)
         digits = recipes.find("digits")
-        print("Beside what a network takes, pictures a second:")
+        print("Compared with what training takes, images per second:")
         for what, recipe, pictures in (
             ("digits", digits, data.find("digits")),
             ("finetune (NFNetTiny at 64 x 64)", own, source),
