@@ -153,7 +153,7 @@ def main():
     parser.add_argument("--timm", help="a Python that has timm and PyTorch")
     parser.add_argument("--kecam", help="a Python that has kecam and tf_keras")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=3, help="a round")
+    parser.add_argument("--calls", type=int, default=3, help="calls per round")
     arguments = parser.parse_args()
     unknown = set(arguments.comparison) - set(COMPARISONS)
     if unknown:

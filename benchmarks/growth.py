@@ -1,6 +1,6 @@
 """Growth of build time, step time and memory with the network and the batch size.
 
-    python benchmarks/growth.py --picture=growth.png
+    python benchmarks/growth.py --plot=growth.png
 
 Each row is measured in its own process. The exit status is 1 if NFNet-F0 takes more than
 5 s to build or 30 s for its first step, or NFNet-F7 more than 30 s to build.
@@ -40,15 +40,15 @@ def draw(by_network, by_batch, path):
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots(2, 2)
     series = (
-        (by_network, "network", "NFNet-F0 to F7, a batch of 1"),
-        (by_batch, "batch", "NFNet-F0, batches"),
+        (by_network, "network", "NFNet-F0 to F7, batch size 1"),
+        (by_batch, "batch", "NFNet-F0, by batch size"),
     )
     for (rows, key, title), (above, below) in zip(series, axes.T):
         ticks = [str(row[key]).removeprefix("NFNet") for row in rows]
         for name, label in (
             ("built", "building"),
             ("first", "first step"),
-            ("step", "a step"),
+            ("step", "later step"),
         ):
             above.plot(ticks, [row[name] for row in rows], marker="o", label=label)
         above.set(title=f"{title}, {SIZE} x {SIZE}", ylabel="seconds", ylim=(0, None))
@@ -64,10 +64,10 @@ def draw(by_network, by_batch, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--picture", default="growth.png", help="to draw into")
+    parser.add_argument("--plot", default="growth.png", help="file for the plots")
     arguments = parser.parse_args()
     print(machine())
-    print("\n| network | batch | size | build | first step | a step | peak MiB |")
+    print("\n| network | batch | size | build | first step | later step | peak MiB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     short = []
 
@@ -86,7 +86,7 @@ def main():
     row("NFNetF0", 8, 192)
     by_network = [row(network, 1) for network in NETWORKS]
     by_batch = [row("NFNetF0", batch) for batch in BATCHES]
-    draw(by_network, by_batch, arguments.picture)
+    draw(by_network, by_batch, arguments.plot)
     for line in short:
         print(f"\nFalls short: {line}", file=sys.stderr)
     return int(bool(short))

@@ -130,7 +130,7 @@ def main():
     parser.add_argument("--timm", help="a Python that has timm and PyTorch")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=3, help="a round")
+    parser.add_argument("--calls", type=int, default=3, help="calls per round")
     parser.add_argument("--json", type=pathlib.Path, help="file to write results to")
     arguments = parser.parse_args()
     pythons = {"ours": sys.executable}

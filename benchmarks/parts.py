@@ -92,11 +92,11 @@ def _kind(name):
     if operation == "ResourceApplyKerasMomentum":
         return "the optimizer"
     if operation in ("Mul", "Sub", "AddV2", "AddN", "Neg"):
-        return "what else is elementwise"
+        return "other elementwise operations"
     if operation in ("Split", "ConcatV2", "Slice"):
-        return "taking groups apart and together"
+        return "splitting and joining groups"
     if "MatMul" in operation:
-        return "convolutions of single pixels, and dense layers: matrix products"
+        return "convolutions (1 x 1) and dense layers: matrix products"
     return None
 
 
@@ -122,7 +122,7 @@ def measure(name, rounds):
     whole = statistics.median(laps["whole"])
     speed, peak = bandwidth(), product_peak()
     moved = bytes_to_move(model)
-    print(f"\n## {name}, batch {batch}, {size} x {size}: {whole:.3f} s a step\n")
+    print(f"\n## {name}, batch {batch}, {size} x {size}: {whole:.3f} s per step\n")
     print("| part | share of the step | standard error | its bytes' share |")
     print("| --- | ---: | ---: | ---: |")
     short = []
@@ -147,7 +147,7 @@ def measure(name, rounds):
     # Gradients of kernels and of inputs each cost as much as the forward pass.
     flops = 3 * 2 * batch * count_flops(model)
     print(
-        f"\nConvolutions make {flops / 1e9:.0f} GFLOP a step: {flops / whole / peak:.0%} "
+        f"\nConvolutions make {flops / 1e9:.0f} GFLOP per step: {flops / whole / peak:.0%} "
         f"of the peak over the whole step, {flops / whole / peak / convolutions * every:.0%} "
         "in their share of it."
     )

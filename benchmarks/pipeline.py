@@ -3,7 +3,7 @@
     python benchmarks/pipeline.py
 
 The exit status is 1 if a pipeline yields less than twice as many images per second as
-training of its network takes on this machine.
+training of its network uses on this machine.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def main():
     enough = True
     with tempfile.TemporaryDirectory() as folder:
         source = photographs(pathlib.Path(folder))
-        print("Photographs of 500 x 375 pixels to 192 x 192, images per second:")
+        print("Images per second, photographs of 500 x 375 pixels to 192 x 192:")
         for what, batches in stages(source, 192).items():
             print(f"  {rate(batches):8,.0f}  {what}", flush=True)
         small = {"data": folder, "train_split": "train", "test_split": "test"}
@@ -114,8 +114,10 @@ def main():
         )
         own = dataclasses.replace(recipes.find("finetune"), image_size=64, **small)
         digits = recipes.find("digits")
-        print("Compared with what training takes, images per second:")
-        for what, recipe, pictures in (
+        print(
+            "Images per second of the pipeline, compared with training of the network:"
+        )
+        for what, recipe, images in (
             ("digits", digits, data.find("digits")),
             ("finetune (NFNetTiny at 64 x 64)", own, source),
             ("nf_resnet50_batch256 (at 128 x 128)", r50, source),
@@ -123,17 +125,21 @@ def main():
         ):
             batches = recipes.load(
                 dataclasses.replace(recipe, batch_size=32),
-                pictures,
+                images,
                 "train",
                 training=True,
                 from_epoch=0,
             )
-            given, taken = rate(batches), consumed(recipe, pictures)
+            given, taken = rate(batches), consumed(recipe, images)
             enough &= given >= 2 * taken
             print(
                 f"  {given:8,.0f} of {taken:8,.1f}: {given / taken:5.1f} times  {what}"
             )
-    print("At least twice as much everywhere." if enough else "Too little somewhere.")
+    print(
+        "Each pipeline is at least twice as fast as training."
+        if enough
+        else "A pipeline is less than twice as fast as training."
+    )
     return 0 if enough else 1
 
 

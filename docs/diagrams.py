@@ -1,6 +1,6 @@
 """Draw the diagrams of the guide `idea.md`: `python docs/diagrams.py`.
 
-Text is large enough for a picture of 400 pixels. The style and colors are those of the
+The text can be read if a figure is 400 pixels wide. The style and colors are those of the
 experiments' plots; text, hatching and line styles carry the meaning without colors.
 """
 

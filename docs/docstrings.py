@@ -14,6 +14,8 @@ _NAMES_GO_ON = re.compile(r"(?m)^( +(?:\w+, )*\w+,)\n +(?=(?:\w+, )*\w+[,:])")
 def process(app, what, name, thing, options, lines):
     """Convert `lines` in place, as autodoc requires."""
     text = "\n".join(lines).replace(", **kwargs:", r", \*\*kwargs:")
+    if _is_variant(thing):
+        text = _without_arguments(text, thing)
     while _NAMES_GO_ON.search(text):
         text = _NAMES_GO_ON.sub(r"\1 ", text)
     blocks = re.split(r"\n{2,}", text)
@@ -34,11 +36,42 @@ def process(app, what, name, thing, options, lines):
 
 
 def signature(app, what, name, thing, options, given, returned):
-    """Return the signature of `__init__` of classes whose `__new__` hides it."""
+    """Return the signature to show, or None for that of autodoc.
+
+    It is that of `__init__` for classes whose `__new__` hides it. For the constructor of a
+    variant, it has the arguments whose defaults differ from those of its family.
+    """
+    if _is_variant(thing):
+        of_family = inspect.signature(_builder(thing)).parameters
+        changed = [
+            str(parameter)
+            for parameter in inspect.signature(thing).parameters.values()
+            if parameter.default != of_family[parameter.name].default
+        ]
+        return f"({', '.join(['...', *changed])})", returned
     if what == "class" and given == "(*args, **kwargs)":
         parameters = list(inspect.signature(thing.__init__).parameters.values())
         return str(inspect.Signature(parameters[1:])), returned
     return None
+
+
+def _is_variant(thing):
+    return inspect.isfunction(thing) and hasattr(thing, "architecture")
+
+
+def _builder(constructor):
+    return getattr(keras_nfnets, constructor.architecture().builder)
+
+
+def _without_arguments(text, constructor):
+    """Replace sections that the page has in the entry of the family by a link to it."""
+    before, _, after = text.partition("\nArgs:\n")
+    builder = _builder(constructor).__name__
+    link = (
+        "The other arguments and defaults, the result and the errors are those of "
+        f"`{builder}`."
+    )
+    return f"{before}\n{link}\n\nReference:{after.partition('Reference:')[2]}"
 
 
 def _literal(match):

@@ -268,7 +268,7 @@ def constructors(family):
     ]
     rows = [
         [
-            f"`{name}`",
+            f"{{py:obj}}`~keras_nfnets.{name}`",
             *(_numbers(getattr(variant, key)) for key in fixed),
             f"{variant.train_size} / {variant.test_size}",
         ]

@@ -32,6 +32,8 @@ if not _is_command():
     from keras_nfnets import pretrained
     from keras_nfnets.deploy import export, fold, inference_function
     from keras_nfnets.layers import (
+        DynamicErf,
+        DynamicTanh,
         EfficientChannelAttention,
         NFBlock,
         ScaledActivation,
@@ -113,6 +115,8 @@ __all__ = [
     "AGC",
     "SGDAGC",
     "AGCModel",
+    "DynamicErf",
+    "DynamicTanh",
     "ECANFNetL0",
     "ECANFNetL1",
     "ECANFNetL2",

@@ -86,7 +86,9 @@ def text(name, value):
         ValueError: it is not a `str`, empty, or has surrogates, which are no characters.
     """
     if not isinstance(value, str) or not value or not _is_encodable(value):
-        raise ValueError(f"`{name}` must be text. Received: {name}={value!r}")
+        raise ValueError(
+            f"`{name}` must be text, of at least one character. Received: {name}={value!r}"
+        )
     return value
 
 
@@ -165,7 +167,7 @@ def installed(what, module, package=None):
             raise ModuleNotFoundError(message, name=module) from error
         raise ImportError(
             f"{what} needs the package {_PACKAGES.get(module, module)!r}, and its import "
-            f"fails: {error!r}"
+            f"fails. Install it anew, in a version for this Python. Received: {error!r}"
         ) from error
 
 

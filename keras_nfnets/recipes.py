@@ -1,6 +1,6 @@
-"""Recipes of training runs, and what builds data, network and optimizer from one.
+"""Recipes of training runs, and functions that create their data, network and optimizer.
 
-`keras_nfnets.runs` carries them out.
+`keras_nfnets.runs` trains by a recipe.
 """
 
 from keras_nfnets.runs.building import (

@@ -19,7 +19,16 @@ from eager import eager_functions
 from one_block import networks_of_one_block
 
 import keras_nfnets
-from keras_nfnets import data, deploy, layers, models, pretrained, runs, training
+from keras_nfnets import (
+    data,
+    deploy,
+    layers,
+    models,
+    pretrained,
+    recipes,
+    runs,
+    training,
+)
 from keras_nfnets.cli.main import COMMANDS
 from keras_nfnets.models.costs import costs, variants
 
@@ -47,7 +56,8 @@ def _quickly(module):
     """Train and predict eagerly, and complete runs with a small network."""
     name = module.__name__
     with contextlib.ExitStack() as stack:
-        if name.endswith(("runs.training_run", "runs.inference_time")):
+        # (The modules `models.nf...` have the constructors of all networks.)
+        if re.search(r"runs\.(training_run|inference_time)$|models\.nf\w+$", name):
             stack.enter_context(networks_of_one_block())
         # The times are those of compiled networks.
         if re.search(r"\.(training|runs)\.(?!inference_time)", name):
@@ -67,9 +77,9 @@ def test_examples_of_docstrings(module, tmp_path, monkeypatch):
 
 
 NAMESPACES = (
-    *(keras_nfnets, training, data, pretrained, layers, deploy, models, runs),
+    *(keras_nfnets, training, data, pretrained, layers, deploy, models, runs, recipes),
 )
-# A name in several of them is the same object.
+# Of a name in several of them, the object in the first.
 PUBLIC = {
     name: getattr(namespace, name)
     for namespace in reversed(NAMESPACES)
@@ -85,7 +95,7 @@ WITHOUT_ERRORS = {
     *("published_name", "random_pictures", "register", "steps_per_epoch"),
     *("without_memory", "RunError", "LostWorkerError", "ClassScore", "Prediction"),
     *("Evaluation", "Results", "Run", "RunCallback", "Progress"),
-    "InferenceTimes",
+    *("InferenceTimes", "SaturationLog"),
 }
 # Objects without a reference in a paper or in published code.
 OF_OUR_OWN = {
@@ -93,7 +103,7 @@ OF_OUR_OWN = {
     *("SymmetricMaxPooling2D", "TrainingLog", "create", "decode_predictions", "export"),
     *("feature_pyramid", "find", "find_checkpoint", "find_network", "find_pictures"),
     *("fold", "folder_of", "freeze", "has_workers", "inference_function", "is_chief"),
-    *("intermediate_features", "is_weight_file"),
+    *("intermediate_features", "is_weight_file", "SaturationLog"),
     *("list_checkpoints", "load_digits", "published", "random_pictures"),
     *("read_picture", "recognize", "register", "reset_classifier", "steps_per_epoch"),
     "strategy",
@@ -103,6 +113,7 @@ OF_OUR_OWN = {
 ACTIONS = {
     *(
         "check_crop_mode",
+        "compile_model",
         "draw_signal_propagation",
         "export",
         "freeze",
@@ -137,28 +148,56 @@ def test_docstring_of_a_public_name_has_all_its_parts(name, thing):
         assert re.search("^ *(Input|Input and output|Output)[: ]", text, re.MULTILINE)
     assert name in WITHOUT_ERRORS or "Raises:" in text
     of_our_own = name in OF_OUR_OWN or thing is pretrained.load
+    of_our_own |= thing is getattr(recipes, name, None)
     assert of_our_own or "Reference:" in text
+
+
+BUILDERS = ("NFNet", "NFResNet", "NFRegNet")
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, *sorted(NETWORKS)])
+def test_docstring_of_a_network_has_all_arguments_with_their_defaults(name):
+    text = PUBLIC[name].__doc__
+    assert max(map(len, text.splitlines())) <= 88
+    arguments = text.partition("\nArgs:\n")[2].partition("\n\nReturns:\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", arguments, re.MULTILINE)
+    parameters = inspect.signature(PUBLIC[name]).parameters
+    assert [argument for argument, _ in entries] == list(parameters)
+    for argument, meaning in entries:
+        default = parameters[argument].default
+        shown = f'`"{default}"`' if isinstance(default, str) else str(default)
+        has_default = default is not inspect.Parameter.empty
+        assert meaning.count("Defaults") == has_default
+        assert not has_default or meaning.split()[-1] == f"{shown}."
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_docstring_of_a_network_names_its_builder_and_its_source(name):
-    [builder] = re.findall(r"^\w+: `(\w+)` with depths=", PUBLIC[name].__doc__)
-    assert f"those of `{builder}`" in PUBLIC[name].__doc__.replace("\n    ", " ")
-    assert "Reference: " in PUBLIC[name].__doc__
+    start = rf"Build {name}, a variant of `({'|'.join(BUILDERS)})`\.\n\n"
+    [builder] = re.findall(start, PUBLIC[name].__doc__)
+    assert f"This is `{builder}` with depths=" in PUBLIC[name].__doc__
+    for section in ("Raises:", "Example:", "Reference: "):
+        assert section in PUBLIC[name].__doc__
 
 
 def test_every_public_name_is_in_the_reference():
     pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     families = set(re.findall(r"\{generated-table\} (\w+)", pages))
+    entries = set()
+    for path, name in re.findall(r"auto\w+:: (\S+)\.(\w+)$", pages, re.MULTILINE):
+        with contextlib.suppress(ImportError):  # of `hub`, without KerasHub
+            entries.add(id(getattr(importlib.import_module(path), name)))
     for namespace in NAMESPACES:
         for name in namespace.__all__:
-            if isinstance(getattr(namespace, name), types.ModuleType):
+            thing = getattr(namespace, name)
+            if isinstance(thing, types.ModuleType):
                 continue
             if name in NETWORKS:
                 assert re.search(r"`(\w+)`", PUBLIC[name].__doc__)[1] in families, name
+            elif callable(thing):
+                assert id(thing) in entries, f"{namespace.__name__}.{name}"
             else:
-                known = rf"auto\w+:: \S+\.{name}$|`[\w.]*{name}`"
-                assert re.search(known, pages, re.MULTILINE), name
+                assert re.search(rf"`[\w.]*{name}`", pages), name
 
 
 # Pages that are written by hand.

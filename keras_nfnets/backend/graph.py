@@ -193,9 +193,9 @@ def _traced(layer, *args, **kwargs):
             raise TypeError(f"it returns {outputs!r}")
     except Exception as error:  # custom code can raise anything
         raise ValueError(
-            f"The graph of {layer.name!r} ({type(layer).__name__}) cannot be had: its "
-            "`call` must be of Keras layers and `keras.ops` alone, such that it can be "
-            "called with symbolic tensors. "
+            f"The graph of {layer.name!r} ({type(layer).__name__}) cannot be traced. Write "
+            "its `call` with Keras layers and `keras.ops` only, so that it accepts "
+            "symbolic tensors. "
             f"Received: {type(error).__name__}: {str(error)[:500]}"
         ) from error
     return outputs

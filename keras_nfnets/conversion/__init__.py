@@ -3,6 +3,7 @@
 from keras_nfnets.conversion.normalizer_free import normalizer_free
 from keras_nfnets.conversion.report import Conversion, Step
 from keras_nfnets.conversion.signal_propagation import (
+    SaturationLog,
     draw_signal_propagation,
     plot_signal_propagation,
     signal_propagation,
@@ -10,6 +11,7 @@ from keras_nfnets.conversion.signal_propagation import (
 
 __all__ = [
     "Conversion",
+    "SaturationLog",
     "Step",
     "draw_signal_propagation",
     "normalizer_free",

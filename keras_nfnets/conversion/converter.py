@@ -11,6 +11,7 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
+    ATTENTION,
     NORMALIZATIONS,
     WEIGHTED,
     Roles,
@@ -82,15 +83,13 @@ class Converter(abc.ABC):
 
     Args:
         graph: `Graph` of the model to convert.
-        alpha: float. Standard deviation that a residual branch adds.
 
     Attributes:
         steps: list of `Step`. The conversion of each call so far.
     """
 
-    def __init__(self, graph, alpha):
+    def __init__(self, graph):
         self._graph, self._roles = graph, Roles(graph)
-        self._alpha = alpha
         self._signals = {}  # by value, as long as calls or outputs use it
         self._made = {}  # id of a layer: its counterpart, for later calls
         self._names = set()
@@ -132,6 +131,8 @@ class Converter(abc.ABC):
             self._normalization(call)
         elif is_weighted(call) and reason is None:
             self._weighted(call)
+        elif isinstance(operation, ATTENTION):
+            self._attention(call)
         elif call in self._roles.residuals and reason is None:
             self._residual(call, self._roles.residuals[call])
         elif call in self._roles.merges and reason is None:
@@ -164,6 +165,10 @@ class Converter(abc.ABC):
     def _weighted(self, call):
         """Convert the call of a convolution or dense layer."""
 
+    def _attention(self, call):
+        """Convert the call of an attention layer."""
+        self._keep(call, "attention")
+
     @abc.abstractmethod
     def _residual(self, call, residual):
         """Convert the addition of a residual branch and its shortcut."""
@@ -187,7 +192,10 @@ class Converter(abc.ABC):
     # Helpers.
 
     def _keep(self, call, reason, signals=None):
-        """Repeat a call in the new model, on `signals` (by value) if given."""
+        """Repeat a call in the new model, on `signals` (by value) if given.
+
+        Returns the operation of the new model.
+        """
         signals = self._signals if signals is None else signals
         operation = call.operation
         hidden = hidden_layer(operation)
@@ -213,10 +221,14 @@ class Converter(abc.ABC):
         tensors = outputs(lambda signal: signal.tensor)
         if isinstance(new, keras.layers.Layer) and operation.weights and fresh:
             copy_state(operation, new)
-        samples = [outputs(lambda signal, i=i: signal.samples[i]) for i in range(2)]
+        samples = [
+            map(ops.stop_gradient, outputs(lambda signal, i=i: signal.samples[i]))
+            for i in range(2)
+        ]
         for value, tensor, *both in zip(call.outputs, tensors, *samples):
             self._signals[value] = Signal(tensor, tuple(both))
         self._note(call, f"left alone: {reason}")
+        return new
 
     def _counterpart(self, old):
         """Return the class with standardized weights that replaces a layer."""
@@ -296,6 +308,19 @@ class Converter(abc.ABC):
         """Estimate the variance of a channel, averaged over channels."""
         variance = ops.mean(ops.var(ops.cast(x, "float32"), axis=self._positions(x)))
         return float(ops.convert_to_numpy(variance)) + self._error_of_mean(x)
+
+    def _seen_by(self, layer, sample):
+        """Return the variance by which a normalization would divide."""
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return self._variance(sample)
+        sample = ops.cast(sample, "float32")
+        if isinstance(layer, keras.layers.GroupNormalization):
+            axes = list(range(1, len(sample.shape)))
+        else:
+            axes = layer.axis
+        if isinstance(layer, keras.layers.RMSNormalization):
+            return float(ops.mean(ops.square(sample)))
+        return float(ops.mean(ops.var(sample, axis=axes)))
 
     def _error_of_mean(self, x):
         """Estimate the sampling variance of a channel's mean, averaged over channels.

@@ -3,7 +3,9 @@
 import keras
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.conversion.converter import Converter, Signal
+from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import activation_of
 from keras_nfnets.layers import (
     ScaledActivation,
@@ -32,7 +34,8 @@ class NewWeightsConverter(Converter):
     """
 
     def __init__(self, graph, alpha, skip_gain_initializer):
-        super().__init__(graph, alpha)
+        super().__init__(graph)
+        self._alpha = alpha
         self._initializer = skip_gain_initializer
         self._gains = {}  # by activation function
 
@@ -65,19 +68,6 @@ class NewWeightsConverter(Converter):
         pooled = output in self._roles.pooled
         how = f"replaced by the constant factor {variance**-0.5:.3g}{centred}"
         self._note(call, how, None if pooled else signal)
-
-    def _seen_by(self, layer, sample):
-        """Return the variance by which a normalization would divide."""
-        if isinstance(layer, keras.layers.BatchNormalization):
-            return self._variance(sample)
-        sample = ops.cast(sample, "float32")
-        if isinstance(layer, keras.layers.GroupNormalization):
-            axes = list(range(1, len(sample.shape)))
-        else:
-            axes = layer.axis
-        if isinstance(layer, keras.layers.RMSNormalization):
-            return float(ops.mean(ops.square(sample)))
-        return float(ops.mean(ops.var(sample, axis=axes)))
 
     def _weighted(self, call):
         old, signal = call.operation, self._signals[call.inputs[0]]
@@ -119,6 +109,37 @@ class NewWeightsConverter(Converter):
             layer.input_mean = float(ops.mean(ops.cast(sample, "float32")))
             how += f", input mean {layer.input_mean:.3g}"
         return how
+
+    def _attention(self, call):
+        """Keep attention, and report the predicted and the measured variance of its output."""
+        arguments, options = call.arguments(
+            lambda value: self._signals[value].samples[0]
+        )
+        layer = self._keep(call, "attention")
+        variances = map(self._variance, self._signals[call.outputs[0]].samples)
+        tokens = options["value"] if "value" in options else arguments[1]
+        action = "left alone: attention"
+        if len(tokens.shape) == 3:
+            options["return_attention_scores"] = True
+            scores = ops.stop_gradient(layer(*arguments, **options)[1])
+            kept, predicted = self._kept_by_attention(layer, tokens, scores)
+            action += (
+                f" keeps {kept:.0%} of its tokens' variance, predicted {predicted:.2g}"
+            )
+        kind = keras_internals.kind_of(layer)
+        self.steps[-1] = Step(layer.name, kind, action, *variances)
+
+    def _kept_by_attention(self, layer, tokens, scores):
+        """Return the share of tokens' variance that attention keeps, and predict its output's.
+
+        The share is that of means of tokens, weighted by attention: the more similar the
+        tokens, the larger it is. Of a single token, the layer returns a linear function,
+        whatever the attention; the prediction is the share of this function's variance.
+        """
+        means = ops.einsum("bhij,bjc->bhic", scores, tokens)
+        kept = self._variance(means) / self._variance(tokens)
+        alone = ops.reshape(tokens, (-1, 1, tokens.shape[-1]))
+        return kept, kept * self._variance(ops.stop_gradient(layer(alone, alone)))
 
     def _activation(self, call):
         value = call.inputs[0]

@@ -7,6 +7,7 @@ from keras import ops
 from keras_nfnets import checks
 from keras_nfnets.backend.graph import Graph, has_graph
 from keras_nfnets.conversion.converter import is_custom_and_hides
+from keras_nfnets.conversion.dynamic import DYNAMIC, DynamicConverter
 from keras_nfnets.conversion.new_weights import NewWeightsConverter
 from keras_nfnets.conversion.report import Conversion
 from keras_nfnets.conversion.trained_weights import TrainedWeightsConverter
@@ -23,6 +24,7 @@ def normalizer_free(
     skip_gain_initializer="zeros",
     trained=False,
     tolerance=0.1,
+    normalization="constants",
 ):
     """Convert a model to one without normalization layers.
 
@@ -45,8 +47,14 @@ def normalizer_free(
     normalizer-free already, do not change, nor do their weights: a network of this package
     can be the backbone of a model whose other layers are converted.
 
-    With `trained=True` the new network starts from the weights of a trained,
-    batch-normalized one, and computes the same or nearly the same in inference.
+    With `normalization="dynamic_tanh"` or `"dynamic_erf"`, for transformers, only the
+    normalization layers change: each becomes a `DynamicTanh` or `DynamicErf`. Its `alpha`
+    starts at 0.5 divided by the root mean square of its input, and its `gamma` at the value
+    that gives its output the variance of the normalization's output, both measured with
+    `images`. All other layers keep their weights.
+
+    With `trained=True` the new network starts from the weights of a trained one. If that
+    has batch normalization, it computes the same or nearly the same in inference.
     Activations and sums are unchanged, and each skip gain starts at the value that
     leaves its branch unchanged. Statistics, scales and offsets of normalization are
     folded into the weights and bias of the layer before, if only the normalization uses
@@ -54,7 +62,8 @@ def normalizer_free(
     separable convolution becomes two layers, and no constants are added to correct the
     variance.
 
-    This is exact up to rounding, except in layers with standardized weights. Their
+    For batch normalization, this is exact up to rounding, except in layers with standardized
+    weights. Their
     filters have a mean of zero and thus lose what the mean of a trained filter adds: a
     multiple of the sum of its inputs. Nothing is lost if the trained filters have a
     mean of zero, or if some inputs are constant or linear in the others (a constant
@@ -63,6 +72,12 @@ def normalizer_free(
     smallest mean squared error on `images`. Layers whose error exceeds `tolerance` stay
     plain layers, with normalization folded in. The first layers are often among them,
     as images are smooth. Depthwise layers lose nothing, as their filters keep the mean.
+
+    Layer, group and RMS normalization compute statistics per example, which constants
+    cannot. With `trained=True` each becomes the factor and offset per channel, or the
+    dynamic function, with the smallest mean squared error on `images`, in the order of the
+    layers. Train the new network for some more steps then. `fold` multiplies the constants
+    into the dense and attention layers after them.
 
     Args:
         model: `keras.Model`. A built model: functional, sequential, or a subclass whose
@@ -78,12 +93,14 @@ def normalizer_free(
         skip_gain_initializer: initializer of the skip gains of residual branches. With
             the default, zeros, each block starts as its shortcut. Not used with
             `trained=True`.
-        trained: bool. Whether to start from the weights of `model`. All its
-            normalization must be batch normalization, and `images` must be given: a few
-            dozen inputs from the model's domain, preprocessed.
+        trained: bool. Whether to start from the weights of `model`. Then `images` must
+            be given: a few dozen inputs from the model's domain, preprocessed.
         tolerance: float. With `trained=True`, the largest error of a standardized
             layer's outputs, relative to their standard deviation. With 0 the outputs
             stay the same; with a large number all layers are standardized.
+        normalization: str. What takes the place of normalization: `"constants"`,
+            `"dynamic_tanh"` or `"dynamic_erf"`. With the latter two, `alpha`,
+            `skip_gain_initializer` and `tolerance` are not used.
 
     Returns:
         An `AGCModel` with the same inputs and outputs, not compiled. Its weights are
@@ -96,9 +113,9 @@ def normalizer_free(
     Raises:
         ValueError: the graph of the model cannot be traced, a layer hides normalization
             or convolutions or has no standardized counterpart, or the variance vanishes
-            or is not finite at some layer; with `trained=True`, layer, group or RMS
-            normalization, whose statistics are computed per example. These errors name
-            the layer. Also `trained=True` without `images`, or a negative `tolerance`.
+            or is not finite at some layer, or a dynamic function would replace
+            normalization over other axes than that of the channels. These errors name the
+            layer. Also `trained=True` without `images`, or a negative `tolerance`.
 
     Example:
 
@@ -112,10 +129,12 @@ def normalizer_free(
     ['InputLayer', 'WSConv2D', 'ScaledActivation', 'GlobalAveragePooling2D', 'Dense']
 
     Reference: Brock, De, Smith (2021), arXiv 2101.08692, section 4; Brock et al.
-    (2021), arXiv 2102.06171, section 2.
+    (2021), arXiv 2102.06171, section 2; Zhu et al. (2025), arXiv 2503.10622; Chen et al.
+    (2025), arXiv 2512.10938.
     """
     alpha = checks.number("alpha", alpha, exclusive=True)
     tolerance = checks.number("tolerance", tolerance)
+    checks.one_of("normalization", normalization, ("constants", *DYNAMIC))
     if trained and images is None:
         raise ValueError(
             "`trained=True` needs `images`, a batch of images of the model's data: the "
@@ -127,7 +146,9 @@ def normalizer_free(
             f"first. Received: {model!r}"
         )
     graph = Graph(model, opens=lambda x: has_graph(x) or is_custom_and_hides(x))
-    if trained:
+    if normalization in DYNAMIC:
+        converter = DynamicConverter(graph, DYNAMIC[normalization], trained)
+    elif trained:
         converter = TrainedWeightsConverter(graph, alpha, tolerance)
     else:
         converter = NewWeightsConverter(graph, alpha, skip_gain_initializer)

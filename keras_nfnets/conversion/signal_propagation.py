@@ -12,7 +12,7 @@ from keras import ops
 from keras_nfnets import checks, plotting
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.conversion.roles import count_learning, own_ways
-from keras_nfnets.layers import NFBlock
+from keras_nfnets.layers import DynamicErf, DynamicTanh, NFBlock
 
 
 def signal_propagation(model, images, training=False, layers=None):
@@ -39,7 +39,9 @@ def signal_propagation(model, images, training=False, layers=None):
         of a channel, averaged likewise; `"res_avg_var"`, `(n,)`: the variance of each
         residual branch when it is added, or of an `NFBlock` before its gains. Without
         blocks the last is `(0,)`. With `layers` the first two are `(len(layers),)` and
-        the last is `(0,)`.
+        the last is `(0,)`. `"saturated"` is a dict from the names of `DynamicTanh` and
+        `DynamicErf` layers to the share of their inputs `x` with `abs(alpha * x + shift)`
+        above 2.
 
     Raises:
         ValueError: the model has nothing to measure, or no layer of a given name.
@@ -54,11 +56,7 @@ def signal_propagation(model, images, training=False, layers=None):
     Reference: Brock, De, Smith (2021), arXiv 2101.08692, section 3; `signal_metrics`
     in the authors' base.py.
     """
-    if not model.built:
-        model(images)
-    recorder = _Recorder(layers or ())
-    with _unchanged(model), recorder.listening_to(model):
-        model(images, training=training)
+    recorder = _recorded(model, images, training, layers or ())
     if layers is not None:
         if missing := [name for name in layers if not recorder.named[name]]:
             raise ValueError(
@@ -66,7 +64,7 @@ def signal_propagation(model, images, training=False, layers=None):
                 f"Received: {missing[:10]}, which {model.name!r} does not have"
             )
         means, variances = np.array([recorder.named[name] for name in layers]).T
-        return {"avg_sq_mean": means, "avg_var": variances, "res_avg_var": np.array([])}
+        return recorder.result(means, variances, [])
     points = recorder.blocks or recorder.weighted[1:]
     stems = recorder.stems or recorder.weighted[:1]
     if not points or not stems:
@@ -76,11 +74,16 @@ def signal_propagation(model, images, training=False, layers=None):
             f"{sorted({type(layer).__name__ for layer in model.layers})}"
         )
     means, variances = np.array([*stems[:1], *points]).T
-    return {
-        "avg_sq_mean": means,
-        "avg_var": variances,
-        "res_avg_var": np.array(recorder.residual_variances),
-    }
+    return recorder.result(means, variances, recorder.residual_variances)
+
+
+def _recorded(model, images, training=False, names=()):
+    if not model.built:
+        model(images)
+    recorder = _Recorder(names)
+    with _unchanged(model), recorder.listening_to(model):
+        model(images, training=training)
+    return recorder
 
 
 class _Recorder:
@@ -93,16 +96,27 @@ class _Recorder:
         named: dict from `names` to such a pair, of the layer's last call.
         residual_variances: list of floats. Variances of the residual branches of
             `blocks`.
+        saturated: dict from names of dynamic functions to the saturated share of their
+            inputs, of the last call.
     """
 
     def __init__(self, names):
         self.named = dict.fromkeys(names)
         self.stems, self.blocks, self.weighted = [], [], []
-        self.residual_variances = []
+        self.residual_variances, self.saturated = [], {}
         self._within_block = False
         self._operations = []  # in the order of their calls
         # Calls that a tensor depends on: `{id: (weak reference, bit mask)}`.
         self._made = {}
+
+    def result(self, means, variances, residual_variances):
+        """Return the dict of `signal_propagation`."""
+        return {
+            "avg_sq_mean": means,
+            "avg_var": variances,
+            "res_avg_var": np.array(residual_variances),
+            "saturated": self.saturated,
+        }
 
     def listening_to(self, model):
         return keras_internals.intercepted(_operations(model), self._listener)
@@ -128,6 +142,9 @@ class _Recorder:
         axis = _channel_axis(operation, outputs)
         if operation.name in self.named:
             self.named[operation.name] = _moments(outputs, axis)
+        if isinstance(operation, DynamicTanh | DynamicErf):
+            share = operation.saturated_share(inputs[0])
+            self.saturated[operation.name] = float(ops.convert_to_numpy(share))
         if operation.name == "stem":
             self.stems.append(_moments(outputs, axis))
         if isinstance(operation, NFBlock):
@@ -207,6 +224,41 @@ def _moments(x, axis):
     flat = np.moveaxis(ops.convert_to_numpy(x), axis, -1)
     flat = flat.reshape(-1, flat.shape[-1]).astype("float64")
     return np.mean(flat.mean(axis=0) ** 2), np.mean(flat.var(axis=0))
+
+
+class SaturationLog(keras.callbacks.Callback):
+    """Callback that adds the saturated shares of dynamic functions to the logs of epochs.
+
+    It adds `saturated_share_<layer>` for each `DynamicTanh` and `DynamicErf`, and their
+    mean, `saturated_share`, see `signal_propagation`. A large share means that `alpha` is
+    too large for the inputs. Put it before callbacks that write logs, such as
+    `keras.callbacks.TensorBoard`.
+
+    Args:
+        inputs: array, tensor or structure of these. One batch of model inputs to measure
+            on.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4, 8)), keras_nfnets.DynamicTanh(name="norm"),
+    ...                           keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x = np.random.normal(size=(16, 4, 8))
+    >>> log = keras_nfnets.models.SaturationLog(x)
+    >>> history = model.fit(x, np.zeros((16, 4, 1)), verbose=0, callbacks=[log]).history
+    >>> list(history)
+    ['loss', 'saturated_share_norm', 'saturated_share']
+    """
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.inputs = inputs
+
+    def on_epoch_end(self, epoch, logs=None):
+        shares = _recorded(self.model, self.inputs).saturated
+        logs.update({f"saturated_share_{name}": x for name, x in shares.items()})
+        if shares:
+            logs["saturated_share"] = float(np.mean(list(shares.values())))
 
 
 def plot_signal_propagation(signals, path, title=None):

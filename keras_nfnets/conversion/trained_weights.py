@@ -6,7 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_nfnets.conversion.converter import Converter, is_normalizer_free
+from keras_nfnets.conversion.comparing import (
+    ROUNDING,
+    ComparingConverter,
+    per_channel_fit,
+    relative_error,
+)
+from keras_nfnets.conversion.converter import is_normalizer_free
 from keras_nfnets.conversion.roles import is_weighted
 from keras_nfnets.layers import SkipGain
 
@@ -24,27 +30,9 @@ _HELD = 2**24
 # testing on the other. The smallest only keeps kernels from growing until
 # single-precision rounding matters.
 _RIDGES = (1e-8, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)
-# Relative errors below this are due to rounding.
-_ROUNDING = 1e-5
 
 
-def relative_error(values, references):
-    """Compute the error of values, relative to the channels' standard deviation.
-
-    This is the root mean square of the differences over the root mean square of the
-    standard deviations of the references' channels.
-
-    Args:
-        values, references: arrays `(batch, ..., channels)`.
-    """
-    values, references = (np.asarray(x, "float64") for x in (values, references))
-    difference = np.sqrt(np.mean(np.square(values - references)))
-    axes = tuple(range(references.ndim - 1))
-    deviation = np.sqrt(np.mean(np.var(references, axis=axes)))
-    return float(difference / (deviation or 1.0))
-
-
-class TrainedWeightsConverter(Converter):
+class TrainedWeightsConverter(ComparingConverter):
     """Converter that preserves the function of a trained batch-normalized model.
 
     The samples of a signal are its values in the new model and in the original, which
@@ -58,55 +46,46 @@ class TrainedWeightsConverter(Converter):
     """
 
     def __init__(self, graph, alpha, tolerance):
-        super().__init__(graph, alpha)
+        super().__init__(graph)
+        self._alpha = alpha
         # Rounding errors are always tolerated.
-        self._tolerance = max(tolerance, _ROUNDING)
+        self._tolerance = max(tolerance, ROUNDING)
         self._parts = {}  # id of a layer: pairs (plain layer, its counterpart)
         self._calls = {}  # id of an operation: its calls
         for call in graph.calls:
             self._calls.setdefault(id(call.operation), []).append(call)
 
-    def error(self):
-        """Return the largest relative error of the outputs on the samples."""
-        signals = map(self._signals.get, keras.tree.flatten(self._graph.outputs))
-        return max(
-            relative_error(*map(self._channels_last, signal.samples))
-            for signal in signals
-        )
-
     # Conversion of each kind of call.
-
-    def _as_it_is(self, call):
-        self._keep(call, "needs no conversion")
-
-    _activation = _merge = _concatenation = _layer_scale = _as_it_is
 
     def _normalization(self, call):
         layer, value = call.operation, call.inputs[0]
-        if not isinstance(layer, keras.layers.BatchNormalization):
-            raise ValueError(
-                "With `trained=True` all normalization layers must be batch "
-                "normalization: others have no trained statistics, as they compute them "
-                f"per example. Received: {layer.name!r}, a {type(layer).__name__}"
-            )
         signal = self._signals[value]
+        how = "replaced by a constant factor and offset per channel"
         if value.call and self._folded(value.call) is layer:
             self._note(call, f"folded into {value.call.operation.name}")
-        else:
-            rank = len(value.shape)
-            behind = [1] * (rank - 1 - layer.axis % rank)
-            factor, offset = (x.reshape(-1, *behind).tolist() for x in _affine(layer))
-            dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
-            name = self._name(layer.name)
-            constants = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
-            signal = self._applied(constants, signal)
-            self._note(
-                call,
-                "replaced by a constant factor and offset per channel",
-                signal,
-                name,
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            signal = self._constants(call, layer.axis, *_affine(layer), how)
+        else:  # without statistics of the training set
+            pair = signal.samples[0], self._at(layer, signal.samples[1])
+            fit = per_channel_fit(*map(self._channels_last, pair))
+            axis = self._channel_axis(len(value.shape))
+            signal = self._constants(
+                call, axis, *fit[:2], f"{how}, fitted to its outputs"
             )
         self._signals[call.outputs[0]] = signal
+
+    def _constants(self, call, axis, factor, offset, how):
+        """Return the signal after a factor and an offset per channel, with its errors."""
+        layer, signal = call.operation, self._signals[call.inputs[0]]
+        rank = len(signal.tensor.shape)
+        behind = [1] * (rank - 1 - axis % rank)
+        factor, offset = (x.reshape(-1, *behind).tolist() for x in (factor, offset))
+        dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
+        name = self._name(layer.name)
+        new = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
+        signal, error = self._replaced(layer, new, signal)
+        self._note(call, how, signal, name, error)
+        return signal
 
     def _folded(self, call):
         """Return the batch normalization to fold into the layer of a call, or None.
@@ -275,20 +254,6 @@ class TrainedWeightsConverter(Converter):
             directions = np.repeat(directions, rows.shape[1] // windows.groups, axis=1)
             rows = rows - directions * sums
         return info.from_units_last(rows, kernel.shape, np), square
-
-    # Helpers.
-
-    def _channels_last(self, x):
-        """Return a tensor as an array with the channels last."""
-        x = ops.convert_to_numpy(ops.cast(x, "float32"))
-        return np.moveaxis(x, self._channel_axis(x.ndim), -1)
-
-    def _note(self, call, action, signal=None, name=None, error=0.0):
-        if signal is not None:  # both variances are those of the new network
-            signal = signal._replace(samples=signal.samples[:1] * 2)
-        super()._note(call, action, signal, name)
-        error = error if error > _ROUNDING else 0.0
-        self.steps[-1] = self.steps[-1]._replace(error=error)
 
 
 def _affine(norm):

@@ -135,7 +135,7 @@ def load(
 def _check_shard(shard, batch_size):
     try:
         index, count = shard
-    except TypeError:
+    except (TypeError, ValueError):
         raise ValueError(
             f"`shard` must be (index, count). Received: shard={shard!r}"
         ) from None

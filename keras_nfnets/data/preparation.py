@@ -69,7 +69,7 @@ def combined(source, size, changes=None):
     changes = changes or {}
     if unknown := [key for key in changes if key not in _KEYS]:
         raise ValueError(
-            f"`preparation` must have no keys but {', '.join(_KEYS)}. "
+            f"The keys of `preparation` must be among {', '.join(_KEYS)}. "
             f"Received: {', '.join(map(repr, unknown))} in preparation={changes}"
         )
     values = {**source.preparation, **changes, "size": size}
@@ -115,7 +115,7 @@ def checked_preparation(preparation):
         )
     if unknown := [key for key in preparation if key not in _KEYS]:
         raise ValueError(
-            f"`preparation` must have no keys but {', '.join(_KEYS)}. "
+            f"The keys of `preparation` must be among {', '.join(_KEYS)}. "
             f"Received: {str(unknown)[:200]}"
         )
     side = checks.integer("size", preparation.get("size"))
@@ -142,7 +142,11 @@ def checked_preparation(preparation):
     _check_statistics(preparation, "mean", -_LARGEST_STATISTIC)
     _check_statistics(preparation, "deviation", _SMALLEST_DEVIATION)
     if (preparation.get("mean") is None) != (preparation.get("deviation") is None):
-        raise ValueError("`mean` and `deviation` must both be given, or neither")
+        given = {name: preparation.get(name) for name in ("mean", "deviation")}
+        raise ValueError(
+            "`mean` and `deviation` must both be given, or neither. "
+            f"Received: {str(given)[:200]}"
+        )
     return preparation
 
 

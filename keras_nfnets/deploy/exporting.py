@@ -148,7 +148,9 @@ def export(
 
 def _checked_path(path):
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise ValueError(f"`path` must be a path. Received: path={path!r}")
+        raise ValueError(
+            f"`path` must be a path, as text or `pathlib.Path`. Received: path={path!r}"
+        )
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:  # no such user
@@ -182,16 +184,16 @@ def _check_quantization(format, quantize, examples):
     supported = BY_NAME[format].quantizations
     if quantize is not None and quantize not in supported:
         has = (
-            f"has the quantizations {', '.join(supported)}"
+            f"can be quantized to {' or '.join(supported)}"
             if supported
-            else "cannot be quantized"
+            else "cannot be quantized. Omit `quantize`, or choose another format"
         )
         raise ValueError(
             f"The format {format!r} {has}. Received: quantize={quantize!r}"
         )
     if quantize != "int8" and examples is not None:
         raise ValueError(
-            '`examples` are for `quantize="int8"`. Received: '
+            '`examples` are for `quantize="int8"`. Omit them otherwise. Received: '
             f"quantize={quantize!r}, examples of type {type(examples).__name__}"
         )
 
@@ -200,8 +202,8 @@ def _check_onnx_options(format, options):
     for name, value in options.items():
         if value is not None and not BY_NAME[format].by_onnx:
             raise ValueError(
-                f"`{name}` is for ONNX and OpenVINO. Received: {name}={value!r}, "
-                f"format={format!r}"
+                f"`{name}` is for ONNX and OpenVINO. Omit it for other formats. "
+                f"Received: {name}={value!r}, format={format!r}"
             )
     for name in ("input_name", "output_name"):
         value = options[name]
@@ -340,7 +342,8 @@ def _with_batch_size(model, size):
     def fixed(x):
         if x.shape[0] not in (None, size):
             raise ValueError(
-                f"The model takes batches of {x.shape[0]}. Received: batch_size={size}"
+                f"The model takes batches of {x.shape[0]}. Give that `batch_size`, or none. "
+                f"Received: batch_size={size}"
             )
         return keras.Input(batch_shape=(size, *x.shape[1:]), dtype=x.dtype, name=x.name)
 

@@ -1,14 +1,21 @@
 """Folding of trained networks into plain Keras models without standardization."""
 
+import collections
 import inspect
 
 import keras
 
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import Graph, copy_state, has_graph
+from keras_nfnets.deploy.constants import (
+    Affine,
+    call_with_constants,
+    is_constants,
+    takes_constants,
+)
 from keras_nfnets.deploy.plain_layers import REPLACEMENTS, Plain, Scaled
 from keras_nfnets.deploy.portable import write_portably
-from keras_nfnets.layers import Dropout, StochasticDepth
+from keras_nfnets.layers import Dropout, StochasticDepth, WSDense
 
 # Layers that are the identity in inference.
 _NOTHING = (
@@ -71,8 +78,8 @@ def fold(model):
     """
     if not has_graph(model):
         raise ValueError(
-            "fold needs a functional or sequential Keras model that is built: the graph of "
-            f"other models is not known. Received: {model!r}"
+            "fold needs a functional or sequential Keras model that is built. Fold the "
+            f"functional parts of other models separately. Received: {model!r}"
         )
     graph = Graph(model, opens=lambda operation: False)
     inputs, outputs = _Folding(graph).run()
@@ -92,6 +99,7 @@ class _Folding:
         self._graph = graph
         self._signals = {}  # `Scaled` tensors, by value
         self._counterparts = {}  # by operation
+        self._times = collections.Counter(call.operation for call in graph.calls)
         kept = [
             call.operation.name
             for call in graph.calls
@@ -123,12 +131,48 @@ class _Folding:
         layer, signals = call.operation, [self._signals[x] for x in call.inputs]
         if isinstance(layer, _NOTHING):
             return [self._plain.cast(layer, signals[0])]
+        lacks_constants = any(isinstance(x, Affine) for x in signals)
+        takes_them = lacks_constants and self._takes_constants(call)
         if type(layer) in REPLACEMENTS:
-            return [self._plain.replaced(layer, signals[0])]
-        if type(layer) in _LINEAR and layer.compute_dtype == signals[0].tensor.dtype:
+            x = signals[0]
+            if lacks_constants and not takes_them:
+                x = Scaled(self._plain.exact(x))
+            return [self._plain.replaced(layer, x)]
+        if takes_them:
+            return [Scaled(call_with_constants(layer, *call.arguments(self._lacking)))]
+        if self._is_taken_over(call):
+            tensor = self._exact(call.inputs[0])
+            return [Affine.of(layer, tensor)]
+        if (
+            type(layer) in _LINEAR
+            and layer.compute_dtype == signals[0].tensor.dtype
+            and not lacks_constants
+        ):
             [tensor] = self._repeat(call, lambda value: self._signals[value].tensor)
             return [Scaled(tensor, signals[0].factor)]
         return map(Scaled, self._repeat(call, self._exact))
+
+    def _takes_constants(self, call):
+        """Whether the layer of a call can take over constants, by a copy of its own."""
+        alone = self._times[call.operation] == 1 or isinstance(call.operation, WSDense)
+        return alone and takes_constants(call.operation)
+
+    def _is_taken_over(self, call):
+        """Whether a call only rescales, and all that use its output take that over."""
+        value = call.outputs[0]
+        is_output = value in keras.tree.flatten(self._graph.outputs)
+        consumers = self._graph.consumers[value]
+        return (
+            is_constants(call.operation, call.inputs)
+            and bool(consumers)
+            and not is_output
+            and all(map(self._takes_constants, consumers))
+        )
+
+    def _lacking(self, value):
+        """Return a value's signal if it lacks constants, otherwise its tensor."""
+        signal = self._signals[value]
+        return signal if isinstance(signal, Affine) else self._plain.exact(signal)
 
     def _repeat(self, call, tensor_of):
         """Make a call with the counterpart of its operation; return the outputs."""
@@ -162,7 +206,8 @@ def _counterpart(operation):
             raise ValueError(
                 f"{inner!r} cannot be folded{hidden}. Only layers of this package, not of "
                 "derived classes, can be folded, and only in functional and sequential "
-                "models."
+                "models: fold the other parts of the model separately. Received: "
+                f"{type(operation).__name__} {operation.name!r}"
             )
     try:
         return type(operation).from_config(operation.get_config())

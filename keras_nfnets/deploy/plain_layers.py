@@ -9,7 +9,10 @@ from keras import ops
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.convolution import convolve
 from keras_nfnets.backend.graph import unique_name
+from keras_nfnets.deploy.constants import Affine
 from keras_nfnets.layers import (
+    DynamicErf,
+    DynamicTanh,
     EfficientChannelAttention,
     NFBlock,
     ScaledActivation,
@@ -71,8 +74,10 @@ class Plain:
         return Scaled(cast(self.exact(x)))
 
     def exact(self, x):
-        """Return the tensor of a `Scaled` times its factor."""
-        if x.exact is None:
+        """Return the tensor of a `Scaled` or `Affine` with its constants."""
+        if x.exact is None and isinstance(x, Affine):
+            x.exact = x.rescaled(self.name(x.name))
+        elif x.exact is None:
             name = self.name(f"{keras_internals.operation_of(x.tensor).name}_scaled")
             dtype = x.tensor.dtype
             x.exact = keras.layers.Rescaling(x.factor, dtype=dtype, name=name)(x.tensor)
@@ -152,7 +157,10 @@ def _other_standardized(plain, layer, x, name):
     kernels = [layer.precise_kernel(name=kernel.name) for kernel in layer.KERNELS]
     bias = layer.precise_bias(*kernels)
     weights = [ops.convert_to_numpy(weight) for weight in (*kernels, bias)]
-    weights[0] = weights[0] * x.factor
+    if isinstance(x, Affine):  # of a dense layer
+        weights, variant = x.kernel_and_bias(*weights), id(x)
+    else:
+        weights[0], variant = weights[0] * x.factor, x.factor
 
     def create():
         config = {
@@ -166,7 +174,7 @@ def _other_standardized(plain, layer, x, name):
         new.activation = _inner_activation(layer)
         return new
 
-    tensor = plain.made(layer, x.tensor, create, weights, x.factor)
+    tensor = plain.made(layer, x.tensor, create, weights, variant)
     return _activated(plain, layer, tensor)
 
 
@@ -196,6 +204,24 @@ def _activation(plain, layer, x, name):
         tensor = keras.layers.Activation(layer.function, **options)(tensor)
     x = Scaled(tensor, layer.gain)
     return x if _merges(layer) else Scaled(plain.exact(x))
+
+
+def _dynamic(plain, layer, x, name):
+    """Replace a `DynamicTanh` or a `DynamicErf`."""
+    tensor = plain.exact(x)
+    options = plain.options(layer, f"{name}_input")
+    names = ["alpha", "shift"] if isinstance(layer, DynamicErf) else ["alpha"]
+    scalars = [float(ops.convert_to_numpy(getattr(layer, name))) for name in names]
+    tensor = keras.layers.Rescaling(*scalars, **options)(tensor)
+    tensor = plain.operation(layer.function, tensor, f"{name}_function")
+    gamma, beta = map(ops.convert_to_numpy, (layer.gamma, layer.beta))
+    rank = len(tensor.shape)
+    if layer.axis % rank == rank - 1 and _merges(layer):
+        return Affine(tensor, gamma, beta, name)
+    behind = [1] * (rank - 1 - layer.axis % rank)
+    gamma, beta = (x.reshape(-1, *behind).tolist() for x in (gamma, beta))
+    options = plain.options(layer, name)
+    return Scaled(keras.layers.Rescaling(gamma, beta, **options)(tensor))
 
 
 def _attention(plain, layer, x, name, scale=1.0):
@@ -324,6 +350,7 @@ def _merges(layer):
 
 REPLACEMENTS = {
     **dict.fromkeys(STANDARDIZED.values(), _other_standardized),
+    **dict.fromkeys((DynamicErf, DynamicTanh), _dynamic),
     EfficientChannelAttention: _attention,
     Endpoint: _endpoint,
     NFBlock: _block,

@@ -147,8 +147,8 @@ def doubts(model, folded, file, examples, are_noise):
 def _check_one_input(model):
     if len(model.inputs) != 1:
         raise ValueError(
-            '`quantize="int8"` is for models of one input. Received: a model of '
-            f"{len(model.inputs)}"
+            '`quantize="int8"` is for models of one input. Quantize others to float16, '
+            f"which needs no examples. Received: a model of {len(model.inputs)} inputs"
         )
 
 
@@ -174,12 +174,12 @@ def _checked_examples(model, examples):
         )
     if len(examples) < (batch or 1) or not examples.size:
         raise ValueError(
-            f"`examples` must hold at least {batch or 1}, a hundred or more do better. "
-            f"Received: shape {examples.shape}"
+            f"`examples` must have at least {batch or 1} examples; a hundred or more give "
+            f"more accurate ranges. Received: shape {examples.shape}"
         )
     if not np.isfinite(examples).all():
         raise ValueError(
-            "`examples` must be finite. Received: some that are NaN or inf"
+            "`examples` must be finite. Received: examples with NaN or infinite values"
         )
     if "float" in wanted.dtype and examples.dtype.kind != "f":
         raise ValueError(

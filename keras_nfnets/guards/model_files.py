@@ -38,7 +38,7 @@ def checked(path):
         try:
             paths = _check(pathlib.Path(path))
         except TooMuchContent as error:
-            raise ValueError(f"{path} is not read: {error}.") from error
+            raise ValueError(f"{path} is not read: it has {error}.") from error
         # For a broken file, the libraries raise errors of many types: OSError, KeyError,
         # RuntimeError, zlib.error, ...
         except Exception as error:
@@ -51,7 +51,9 @@ def checked(path):
     yield
     # Keras reads zeros where an HDF5 file ends early.
     if sizes != [os.path.getsize(path) for path in paths]:
-        raise ValueError(f"{path} was changed while it was read")
+        raise ValueError(
+            f"{path} was changed while it was read. Read it again once it is complete."
+        )
 
 
 def _check(path):

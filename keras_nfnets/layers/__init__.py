@@ -18,6 +18,7 @@ from keras_nfnets.layers.convolution import (
 )
 from keras_nfnets.layers.dense import WSDense
 from keras_nfnets.layers.dropout import Dropout
+from keras_nfnets.layers.dynamic import DynamicErf, DynamicTanh
 from keras_nfnets.layers.pooling import SymmetricMaxPooling2D
 from keras_nfnets.layers.skip_gain import SkipGain
 from keras_nfnets.layers.standardization import WeightStandardized
@@ -27,6 +28,8 @@ __all__ = [
     "CONVENTIONS",
     "Convention",
     "Dropout",
+    "DynamicErf",
+    "DynamicTanh",
     "EfficientChannelAttention",
     "NFBlock",
     "ScaledActivation",

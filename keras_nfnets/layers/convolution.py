@@ -131,7 +131,8 @@ class WSConv2D(_WSConvolution, keras.layers.Conv2D):
     ):
         if not isinstance(padding, str):
             raise ValueError(
-                f"`padding` must be a string. Received: padding={padding!r}"
+                '`padding` must be "valid", "same" or "symmetric". '
+                f"Received: padding={padding!r}"
             )
         symmetric = padding == "symmetric"
         # For odd kernels both paddings give the same output size.

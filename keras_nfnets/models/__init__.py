@@ -3,6 +3,7 @@
 import keras_nfnets.models.registered  # noqa: F401 (registers the networks)
 from keras_nfnets.conversion import (
     Conversion,
+    SaturationLog,
     Step,
     draw_signal_propagation,
     normalizer_free,
@@ -126,6 +127,7 @@ __all__ = [
     "NFSEResNet50",
     "NFSEResNet101",
     "PreActResNet",
+    "SaturationLog",
     "Step",
     "decode_predictions",
     "draw_signal_propagation",

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_nfnets import checks, layers, pretrained
 from keras_nfnets.layers.endpoint import Endpoint
+from keras_nfnets.models import docstrings
 from keras_nfnets.models.feature_pyramid import feature_maps, features
 from keras_nfnets.training.agc_model import FunctionalAGCModel
 
@@ -199,13 +200,13 @@ def stage_sizes(**lists):
             lists[name] = None
         if not lists[name]:
             raise ValueError(
-                f"`{name}` must be positive integers, one a stage. "
+                f"`{name}` must be a list of positive integers, one per stage. "
                 f"Received: {name}={values!r}"
             )
     if len({len(values) for values in lists.values()}) > 1:
         given = ", ".join(f"{name}={values}" for name, values in lists.items())
         raise ValueError(
-            f"`{'` and `'.join(lists)}` must be as many, one of each a stage. "
+            f"`{'` and `'.join(lists)}` must have the same length, the number of stages. "
             f"Received: {given}"
         )
     return lists.values()
@@ -262,7 +263,10 @@ _FREE_ARGUMENTS = {
 
 
 def builder(build):
-    """Add the argument `weights` to a family's `build(...)`, after `include_top`."""
+    """Add the argument `weights` to a family's `build(...)`, after `include_top`.
+
+    The docstring gets the arguments that all families share.
+    """
     parameters = list(inspect.signature(build).parameters.values())
     at = [parameter.name for parameter in parameters].index("include_top") + 1
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -282,6 +286,7 @@ def builder(build):
         return model
 
     with_weights.__signature__ = signature
+    with_weights.__doc__ = docstrings.of_builder(build.__doc__, signature)
     return with_weights
 
 
@@ -349,12 +354,7 @@ def variant_constructor(builder, variants, fixed, reference, name):
     constructor.architecture = architecture
     sizes = defaults["train_size"], defaults["test_size"]
     constructor.train_size, constructor.test_size = sizes
-    shape = ", ".join(f"{argument}={value}" for argument, value in fixed.items())
-    constructor.__doc__ = f"""{name}: `{builder.__name__}` with {shape}.
-
-    Trained at {sizes[0]} and tested at {sizes[1]} pixels per side. The other arguments,
-    the result and the errors are those of `{builder.__name__}`, except for defaults.
-
-    Reference: {reference}
-    """
+    constructor.__doc__ = docstrings.of_constructor(
+        name, builder, fixed, sizes, signature, reference
+    )
     return constructor

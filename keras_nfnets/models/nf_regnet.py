@@ -76,12 +76,6 @@ def NFRegNet(
         expansion: float. Channels of a 3x3 convolution as a multiple of the block's
             input channels, rounded down to complete groups. It is one in the very first
             block.
-        group_size: int. Channels per group of the 3x3 convolutions.
-        attention: str or None. `"se"`, `"eca"` or None.
-        include_top, weights, input_tensor, input_shape, pooling, classes,
-            classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, convention, output_stride, rematerialize: see
-            `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.

@@ -86,15 +86,9 @@ def NFResNet(
         depths: list of ints. Number of blocks per stage.
         width: int. Multiplier of the channels: the stem has `16 * width`, the stages
             `64 * width`, `128 * width` and so on. 4 gives the standard ResNet widths.
-        attention: str or None. `"se"` for squeeze-and-excitation, `"eca"` for efficient
-            channel attention, or None.
         convention: str. `"authors"` or `"timm"`, see `NFBlock`. A shortcut that reduces
             the resolution pools and then projects in timm's networks; in the authors'
             it is a strided projection.
-        include_top, weights, input_tensor, input_shape, pooling, classes,
-            classifier_activation, name, alpha, se_ratio, activation,
-            stochastic_depth_rate, drop_rate, output_stride, rematerialize: see
-            `NFNet`.
 
     Returns:
         An `AGCModel` with endpoints, see `NFNet`.

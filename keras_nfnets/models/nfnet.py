@@ -145,45 +145,12 @@ def NFNet(
     Args:
         depths: list of ints. Number of blocks per stage.
         widths: list of ints. Number of channels per stage.
-        include_top: bool. Whether to add pooling, dropout and the classifier. Otherwise
-            the output is the last feature map, pooled if `pooling` is given.
-        weights: str or None. None for random initialization; `"imagenet"` for the best
-            published weights of this network; the name of a checkpoint in
-            `pretrained.list_checkpoints()`; or the path of a weight file of the same
-            network: a `.keras` or `.weights.h5` file, a `.safetensors` file with timm's
-            names or an `.npz` file of the authors. If the number of classes differs,
-            the classifier stays random, with a warning. If there are not three
-            input channels, the first kernel is adapted as in timm, see `pretrained.load`.
-        input_tensor: `keras.KerasTensor`. Symbolic tensor to use as the input.
-        input_shape: tuple `(height, width, channels)`, without the batch. Height and
-            width may be None. RGB images of any size by default.
-        pooling: str or None. Pooling without top: None, `"avg"` or `"max"`.
-        classes: int. Number of classes.
-        classifier_activation: str or callable. Activation of the classifier; None for
-            logits.
-        name: str. Name of the model.
-        bottleneck_widths: list of ints. Channels of the 3x3 convolutions per stage;
-            half of `widths` by default. They must be multiples of `group_size`.
-        group_size: int. Channels per group of the 3x3 convolutions.
-        stem_width: int. Output channels of the stem; half of the first width by
-            default.
-        final_width: int. Channels of the last convolution; twice the last width by
-            default.
-        alpha: float. Scale of the residual branches.
-        se_ratio: float. Hidden width of squeeze-and-excitation as a fraction of the
-            channels.
-        attention: str or None. `"se"`, `"eca"` or None.
-        activation: str or callable. See `ScaledActivation`.
-        stochastic_depth_rate: float. Block `i` of `n`, counted from zero, has a rate of
-            `stochastic_depth_rate * i / n`.
-        drop_rate: float. Rate of the dropout before the classifier.
-        convention: str. `"authors"` or `"timm"`, see `NFBlock`.
-        output_stride: int or None. 8, 16 or 32: bound of the size of the images divided
-            by that of the last feature map. Stages that would exceed it are dilated
-            instead of strided, for semantic segmentation. The weights are the same.
-        rematerialize: bool. Whether training saves only the inputs of the blocks and
-            computes the blocks again for the gradient (gradient checkpointing): less
-            memory, more time.
+        bottleneck_widths: list of ints or None. Channels of the 3x3 convolutions per
+            stage, multiples of `group_size`; None for half of `widths`.
+        stem_width: int or None. Output channels of the stem; None for half of the first
+            width.
+        final_width: int or None. Channels of the last convolution; None for twice the
+            last width.
 
     Returns:
         An `AGCModel` from float images `(batch, height, width, channels)`, normalized

@@ -14,7 +14,24 @@ _LARGEST_TEST_BATCH = 256
 
 
 def image_sizes(recipe):
-    """Return the image sizes in training and in evaluation, in pixels."""
+    """Return the image sizes in training and in evaluation.
+
+    Args:
+        recipe: `Recipe`.
+
+    Returns:
+        A pair of ints: pixels per side. Where the recipe has none, they are those of its
+        network.
+
+    Raises:
+        ValueError: there is no network of the recipe's name.
+
+    Example:
+
+    >>> from keras_nfnets import recipes
+    >>> recipes.image_sizes(recipes.find("nfnet_f0_imagenet"))
+    (192, 256)
+    """
     network = pretrained.find_network(recipe.model)
     size = recipe.image_size or network.constructor.train_size
     return size, recipe.test_image_size or size
@@ -49,10 +66,27 @@ def training_size(recipe):
 
 
 def with_parts(recipe, source):
-    """Return the recipe with the data set's own name of the evaluation split.
+    """Return a recipe with the name that a data set has for the evaluation split.
+
+    That split is the recipe's `test_split`. If the recipe says `"test"` or `"validation"`
+    and the data set has only the other one of these, it is that one.
+
+    Args:
+        recipe: `Recipe`.
+        source: `data.Source`.
+
+    Returns:
+        A `Recipe`.
 
     Raises:
-        ValueError: the data set lacks these splits.
+        ValueError: the data set lacks the training split or the evaluation split.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> recipe = recipes.find("digits").changed(["test_split=validation"])
+    >>> recipes.with_parts(recipe, data.find("digits")).test_split
+    'test'
     """
     source.size_of(recipe.train_split)
     usual = ("test", "validation")
@@ -72,8 +106,23 @@ def with_parts(recipe, source):
 def preparation(recipe, source):
     """Return the keyword arguments of `data.prepare` for evaluation.
 
+    Args:
+        recipe: `Recipe`.
+        source: `data.Source`.
+
+    Returns:
+        A dict. If the recipe starts from published weights, images are normalized as in
+        the training of these.
+
     Raises:
         ValueError: the weights of the recipe do not exist.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> recipe = recipes.find("digits")
+    >>> recipes.preparation(recipe, data.find("digits"))["size"]
+    32
     """
     _, size = image_sizes(recipe)
     changes = {}
@@ -96,7 +145,30 @@ def _checkpoint(recipe):
 
 
 def load(recipe, source, split, *, training=False, **options):
-    """Load a split in batches: `data.load` with the settings of the recipe."""
+    """Load a split in batches: `data.load` with the settings of a recipe.
+
+    Args:
+        recipe: `Recipe`.
+        source: `data.Source`.
+        split: str. Name of a split of the data set.
+        training: bool. Whether to shuffle and augment the images, as for training.
+            Otherwise a batch has at most 256 images.
+        **options: other arguments of `data.load`, such as `from_epoch`.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`, see `data.load`.
+
+    Raises:
+        ValueError: there is no such split, or an option is out of range.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> recipe, source = recipes.find("digits"), data.find("digits")
+    >>> images, labels = next(iter(recipes.load(recipe, source, "test")))
+    >>> tuple(images.shape), tuple(labels.shape)
+    ((64, 32, 32, 1), (64, 10))
+    """
     size, test_size = image_sizes(recipe)
     batch_size = recipe.batch_size
     return data.load(
@@ -113,7 +185,27 @@ def load(recipe, source, split, *, training=False, **options):
 
 
 def create_model(recipe, source):
-    """Create the network for the classes of the data, not compiled."""
+    """Create the network of a recipe for the classes of a data set.
+
+    Args:
+        recipe: `Recipe`.
+        source: `data.Source`.
+
+    Returns:
+        An `AGCModel` that is not compiled. Its input has the image size of the recipe, or
+        any size if images grow in training or have another size in evaluation.
+
+    Raises:
+        ValueError: there is no such network, or there are no such weights.
+        OSError: the weights cannot be fetched.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> model = recipes.create_model(recipes.find("digits"), data.find("digits"))
+    >>> model.input_shape, model.output_shape
+    ((None, 32, 32, 1), (None, 10))
+    """
     _, test_size = image_sizes(recipe)
     sizes = {test_size, *(period.image_size for period in periods(recipe))}
     sides = (test_size if len(sizes) == 1 else None,) * 2
@@ -131,7 +223,25 @@ def create_model(recipe, source):
 
 
 def schedule(recipe, steps_per_epoch):
-    """Return the learning rate schedule, by step."""
+    """Return the learning rate schedule of a recipe, see `training.warmup_cosine`.
+
+    Args:
+        recipe: `Recipe`.
+        steps_per_epoch: int. Number of steps per epoch, see `data.steps_per_epoch`.
+
+    Returns:
+        A `keras.optimizers.schedules.LearningRateSchedule` of the number of steps.
+
+    Raises:
+        ValueError: an argument or a setting is out of range.
+
+    Example:
+
+    >>> from keras_nfnets import recipes
+    >>> rate = recipes.schedule(recipes.find("digits"), steps_per_epoch=23)
+    >>> float(rate(0))
+    0.0
+    """
     return training.warmup_cosine(
         recipe.learning_rate,
         recipe.batch_size,
@@ -143,7 +253,26 @@ def schedule(recipe, steps_per_epoch):
 
 
 def compile_model(recipe, model, steps_per_epoch):
-    """Compile a model with the recipe's optimizer, schedule, loss and clipping."""
+    """Compile a model with the optimizer, schedule, loss and clipping of a recipe.
+
+    Args:
+        recipe: `Recipe`.
+        model: `AGCModel`, such as of `create_model`.
+        steps_per_epoch: int. Number of steps per epoch, see `data.steps_per_epoch`.
+
+    Raises:
+        ValueError: an argument or a setting is out of range.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> recipe, source = recipes.find("digits"), data.find("digits")
+    >>> steps = data.steps_per_epoch(source.size_of("train"), recipe.batch_size)
+    >>> model = recipes.create_model(recipe, source)
+    >>> recipes.compile_model(recipe, model, steps)
+    >>> model.training_settings["clip_factor"] == recipe.clip_factor
+    True
+    """
     rate = schedule(recipe, steps_per_epoch)
     if recipe.weight_decay is None:
         optimizer = keras.optimizers.SGD(
@@ -170,10 +299,27 @@ def compile_model(recipe, model, steps_per_epoch):
 def train_head(recipe, model, source):
     """Train only the classifier, on features that are computed once.
 
-    The rest of the network is frozen and runs in inference mode.
+    The rest of the network is frozen and runs in inference mode. The classifier is trained
+    by Adam for the recipe's `head_epochs`.
+
+    Args:
+        recipe: `Recipe`.
+        model: model of `create_model`, whose classifier is trained in place.
+        source: `data.Source`.
 
     Returns:
-        The accuracies on the training split and on the evaluation split.
+        A pair of floats: the accuracies on the training split and on the evaluation split.
+
+    Raises:
+        ValueError: the data set lacks one of these splits.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> recipe = recipes.find("digits").changed(["head_epochs=1"])
+    >>> source = data.find("digits")
+    >>> model = recipes.create_model(recipe, source)
+    >>> train_accuracy, test_accuracy = recipes.train_head(recipe, model, source)
     """
     head = model.get_layer("predictions")
     body = keras.Model(model.input, model.get_layer("avg_pool").output)
@@ -204,10 +350,25 @@ def train_head(recipe, model, source):
 def memory_estimate(recipe, source):
     """Estimate the memory of a training step.
 
+    Args:
+        recipe: `Recipe`.
+        source: `data.Source`.
+
     Returns:
         `(parameters, state, saved)`: the number of parameters; the bytes per replica of
         weights, gradients, momentum and further copies of these; and the bytes saved
         for the backward pass of a batch, over all replicas.
+
+    Raises:
+        ValueError: there is no network of the recipe's name.
+
+    Example:
+
+    >>> from keras_nfnets import data, recipes
+    >>> recipe, source = recipes.find("digits"), data.find("digits")
+    >>> parameters, state, saved = recipes.memory_estimate(recipe, source)
+    >>> parameters, state
+    (159534, 1914408)
     """
     size, _ = image_sizes(recipe)
     with pretrained.without_memory():

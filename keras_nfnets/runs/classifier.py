@@ -67,15 +67,19 @@ class Classifier:
                 f"Received: a model with outputs of shape {outputs}"
             )
         names = self.class_names
+        if names is not None and np.shape(names) != outputs[1:]:
+            raise ValueError(
+                "`class_names` must be a list with one name per class. "
+                f"Received: {np.size(names)} names for {outputs[1]} classes"
+            )
         try:
-            if names is not None and len(names) != outputs[1]:
-                raise ValueError(f"{len(names)} names for {outputs[1]} classes")
             checked_preparation(self.preparation)
             x = self.preprocess(np.zeros((2, 2, 3), "uint8"))
             self.model.predict(x[np.newaxis], verbose=0)
         except Exception as error:  # models raise exceptions of many types
             raise ValueError(
-                f"The model does not accept images prepared by {self.preparation}: {error}"
+                "The model must accept images that are preprocessed by `preparation`. "
+                f"Received: {self.preparation}: {error}"
             ) from error
 
     @property
@@ -108,7 +112,7 @@ class Classifier:
             return data.prepare(image, **self.preparation)
         except MemoryError as error:
             raise ValueError(
-                "An image needs more memory than is available. "
+                "An image needs more memory than is available. Make it smaller. "
                 f"Received: {image.shape[1]:,} x {image.shape[0]:,} pixels"
             ) from error
 
@@ -154,7 +158,8 @@ class Classifier:
         [wrong] = np.nonzero(~np.isfinite(outputs).all(axis=1))
         if len(wrong):
             raise ValueError(
-                f"The model's output for image {wrong[0]} of {len(images)} is not finite."
+                f"The model's output for image {wrong[0]} of {len(images)} is not finite. "
+                "Its weights may have diverged: use an earlier checkpoint."
             )
         return outputs
 

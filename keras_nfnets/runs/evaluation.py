@@ -189,7 +189,8 @@ def evaluate(classifier, data=None, split=None, batch_size=64, progress=iter):
     if not finite.all():
         raise RunError(
             f"The model's outputs are not finite for {np.sum(~finite):,} of "
-            f"{len(finite):,} images: its weights may have diverged."
+            f"{len(finite):,} images: its weights may have diverged. Use an earlier "
+            "checkpoint."
         )
     return Evaluation(
         results._replace(labels=labels[results.labels]),
@@ -262,7 +263,8 @@ def _labels_of_classifier(source, classifier):
         some = ", ".join(lists[-1][:10]) + (", ..." if len(lists[-1]) > 10 else "")
         raise ValueError(
             f"The classifier does not know the classes {', '.join(unknown[:10])}; it "
-            f"knows {some}"
+            f"knows {some}. Name the classes of the data as the classifier does, or remove "
+            f"the others. Received: {len(unknown)} unknown of {len(wanted)} classes"
         )
     # The classes of the classifier have numbers only.
     if len(wanted) == classifier.classes:
@@ -277,8 +279,8 @@ def _labels_of_classifier(source, classifier):
 def _index(names, name):
     if names.count(name) > 1:
         raise ValueError(
-            f"Several classes of the classifier are called {name!r}. Name the folders of "
-            "images by WordNet ids, such as n01440764."
+            f"Several classes of the classifier have the name {name!r}. Name the folders "
+            "of images by WordNet ids, such as n01440764."
         )
     return names.index(name)
 
@@ -309,7 +311,10 @@ def predict_split(predict, source, split, preparation, batch_size=64, progress=i
         outputs.append(np.asarray(predict(images), "float64"))
         labels.append(np.asarray(targets).argmax(axis=1))
     if not outputs:
-        raise ValueError(f"There are no images in {split!r} of {source.name}")
+        raise ValueError(
+            f"There are no images in split {split!r} of {source.name} that can be read. "
+            f"Repair the images, or choose another split. Received: split={split!r}"
+        )
     names = source.records(split).map(lambda name, *_: name).as_numpy_iterator()
     indices = [
         i for i, name in enumerate(map(_text, names)) if name not in source.left_out

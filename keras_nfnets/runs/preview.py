@@ -61,7 +61,10 @@ def preview(
     )
     batch = next(batches.as_numpy_iterator(), None)
     if batch is None:
-        raise ValueError(f"There are no images in {split!r} of {source.name}")
+        raise ValueError(
+            f"There are no images in split {split!r} of {source.name} that can be read. "
+            f"Repair the images, or choose another split. Received: split={split!r}"
+        )
     images, labels = batch
     title = f"{source.name}, {split}, {image_size} x {image_size}: {words}"
     images = figures.from_standardized(images, preparation)

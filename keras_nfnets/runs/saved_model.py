@@ -71,7 +71,8 @@ def load_model(path):
             _check_outputs(model)
         except Exception as error:  # Keras raises exceptions of many types
             raise ValueError(
-                f"{path} is not a complete .keras file: {model_files.reason(error)}"
+                f"{path} is not a complete .keras file: {model_files.reason(error)}. Save "
+                "or download it again."
             ) from error
     return model
 

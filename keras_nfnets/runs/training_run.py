@@ -229,7 +229,8 @@ def _prepare(recipe, output_dir, strategy, resume, overwrite, claim):
         _check_not_in_data(output_dir, images)
     if training.has_workers(strategy) and not output_dir:
         raise ValueError(
-            "Several workers need one `output_dir`, in a file system that all of them see"
+            "Several workers need one `output_dir`, in a file system that all of them "
+            f"share. Received: output_dir={output_dir!r}"
         )
     path = folder.choose(
         f"{_short(recipe.data)}-{recipe.model}", output_dir, resume=resume
@@ -250,7 +251,8 @@ def _check_not_in_data(output_dir, images):
     if out.is_relative_to(images.resolve()):
         raise ValueError(
             f"The results would be in the folder of images, {images}, and would be "
-            "treated as a class. Choose another `output_dir`, or start in another folder."
+            "treated as a class. Choose another `output_dir`, or start in another folder. "
+            f"Received: {out}"
         )
     if output_dir and images.resolve().is_relative_to(out):
         raise ValueError(
@@ -395,7 +397,9 @@ def _fit(run, strategy, checkpoints, callbacks):
     except tf.errors.OpError as error:
         out_of_memory = isinstance(error, tf.errors.ResourceExhaustedError)
         if training.has_workers(strategy) and not out_of_memory:
-            raise LostWorkerError("Another worker no longer responds.") from error
+            raise LostWorkerError(
+                "Another worker no longer responds. Start all workers again with `resume`."
+            ) from error
         raise
     except OSError as error:
         raise RunError(
@@ -487,7 +491,9 @@ def _write_all(run, stopped, listeners):
                 folder.remove_files(run.folder, folder.CHECKPOINTS)
         except OSError as error:
             raise RunError(
-                f"Cannot write the results into {run.folder}: {error}"
+                f"Cannot write the results into {run.folder}: {error}. Checkpoints are "
+                "kept; when there is room, `resume` continues from the last one, if there "
+                "is one."
             ) from error
 
 
@@ -597,7 +603,10 @@ def report(run, path=None, progress=iter):
     'report.html'
     """
     if not run.epochs:
-        raise ValueError("A report needs a run with at least one completed epoch.")
+        raise ValueError(
+            "A report needs a run with at least one completed epoch. "
+            f"Received: the run in {run.folder}, with none"
+        )
     path = pathlib.Path(path or run.folder / folder.REPORT)
     activation = activation_of_outputs(run.model)
     results = evaluation.predict_split(

@@ -16,8 +16,9 @@ def steps_per_epoch(recipe, source, strategy):
     steps = data.steps_per_epoch(examples, recipe.batch_size, shards)
     if not steps or recipe.batch_size % shards:
         raise ValueError(
-            f"Batches of {recipe.batch_size} images, of {examples} in all, cannot be "
-            f"divided among {shards} workers and their devices"
+            "`batch_size` must be a multiple of the number of devices of all workers, "
+            f"{shards}, and there must be at least as many training images. "
+            f"Received: batch_size={recipe.batch_size}, {examples} training images"
         )
     return steps
 
@@ -64,6 +65,6 @@ def check_same_epoch(epoch, strategy):
     if float(total) != epoch * strategy.num_replicas_in_sync:
         raise ValueError(
             "The workers do not start at the same epoch: `output_dir` must be a folder "
-            "that all of them see, and all must have `resume`. This one has completed "
-            f"{epoch} epochs."
+            "that all of them share, and all must have `resume`. Received: a worker with "
+            f"{epoch} completed epochs, and others with more or fewer"
         )

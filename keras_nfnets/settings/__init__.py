@@ -42,7 +42,8 @@ def find(name):
     if name not in RECIPES:
         suggestion = checks.perhaps(name, RECIPES) or "."
         raise ValueError(
-            f"There is no recipe {name!r}{suggestion} There are {', '.join(RECIPES)}."
+            f"There is no recipe {name!r}{suggestion} The recipes are "
+            f"{', '.join(RECIPES)}. Received: {name!r}"
         )
     return RECIPES[name]
 
@@ -77,9 +78,10 @@ def check_folder(output_dir, resume, overwrite):
     if resume and overwrite:
         raise ValueError(
             "`resume` continues the run in a folder and `overwrite` replaces it. Give one "
-            "of them."
+            "of them. Received: both"
         )
     if overwrite and not output_dir:
         raise ValueError(
-            "`overwrite` has no effect without `output_dir`: a new folder is made."
+            "`overwrite` has no effect without `output_dir`: a new folder is made. Give "
+            f"the folder as `output_dir`. Received: {output_dir}"
         )

@@ -169,7 +169,7 @@ def check_settings(clip_factor, eps, exclude):
         and all(isinstance(pattern, str) for pattern in patterns)
     ):
         raise ValueError(
-            "`exclude` must be a layer's name, a pattern of variable paths, a list of "
+            "`exclude` must be None, a layer's name, a pattern of variable paths, a list of "
             f"these or a function of a variable. Received: exclude={exclude!r}"
         )
     return clip_factor, eps
@@ -190,7 +190,8 @@ def check_exclude(exclude, variables):
             names = sorted({name for path in paths for name in path.split("/")})
             suggestion = checks.perhaps(pattern, names + paths)
             raise ValueError(
-                "`exclude` names nothing in this model, which can hardly be meant. "
+                "`exclude` names nothing in this model. Give names of its layers, or "
+                "patterns of its variables' paths. "
                 f"Received: {pattern!r}"
                 + (suggestion or f"; there are {', '.join(paths[:3])} and others")
             )

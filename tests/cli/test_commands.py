@@ -62,7 +62,7 @@ def test_no_arguments_and_version(capsys):
         (["train", "nf_regnet_b0", "--epochs=3"], "did you mean --recipe=nf_regnet_b0"),
         (
             ["train", "--recipe=nf_regnet_b9"],
-            "perhaps nf_regnet_b.*There are digits, f",
+            "perhaps nf_regnet_b.*The recipes are digits, f",
         ),
         (["train", "--ema_decay=1"], "--ema_decay must be between 0 and 1"),
         (["train", "--output_dir=/proc/nowhere"], "Cannot write into --output_dir"),
@@ -94,7 +94,7 @@ def test_list_shows_every_network_with_the_published_figures(capsys):
         for name in keras_nfnets.__all__
         if re.fullmatch(r"(ECA)?NF\w+\d(Plus)?|NFNetTiny|NFNetTest", name)
     }
-    # arXiv 2102.06171, table 1: parameters, billions of FLOPs, image sizes.
+    # arXiv 2102.06171, tables 1 (image sizes) and 3 (parameters, billions of FLOPs).
     assert rows["NFNetF0"] == ["71,489,284", "12.38G", "192", "256"]
     assert rows["NFNetF1"][1:] == ["35.54G", "224", "320"]
     assert rows["NFNetF6"][1:] == ["377.28G", "448", "576"]

@@ -363,7 +363,8 @@ def test_wrong_metadata_next_to_a_model_are_reported(
     )
     assert (status, out) == (1, "")
     assert re.search(
-        "does not accept images prepared by|mine.json is not metadata of a training run",
+        "must accept images that are preprocessed by|must be a list with one name per "
+        "class|mine.json is not metadata of a training run",
         err,
     )
 

@@ -510,14 +510,21 @@ def of_normalization(layer):
 @pytest.mark.parametrize(
     "layer",
     [
-        layers.LayerNormalization(name="bad"),
-        layers.GroupNormalization(4, name="bad"),
-        layers.RMSNormalization(name="bad"),
+        layers.LayerNormalization(name="own"),
+        layers.GroupNormalization(4, name="own"),
+        layers.RMSNormalization(name="own"),
     ],
 )
-def test_what_has_no_statistics_is_refused_by_name(layer):
-    with pytest.raises(ValueError, match=f"'bad', a {type(layer).__name__}"):
-        normalizer_free(of_normalization(layer), noise(2, SIZE, SIZE, 4), trained=True)
+def test_constants_are_fitted_to_what_has_no_statistics(layer):
+    x = noise(16, SIZE, SIZE, 4)
+    model = of_normalization(layer)
+    result = normalizer_free(model, x, trained=True)
+    step = next(step for step in result.conversion.steps if step.layer == "own")
+    assert "constant factor and offset per channel, fitted" in step.action
+    assert 0 < step.error == result.conversion.error < 0.5
+    outputs = [ops.convert_to_numpy(one(x)) for one in (result, model)]
+    means, expected = (y.mean(axis=(0, 1, 2)) for y in outputs)
+    np.testing.assert_allclose(means, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

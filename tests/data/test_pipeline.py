@@ -119,6 +119,7 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         ({"seed": 2**32}, "`seed` must be less"),
         ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
         ({"shard": 3}, "`shard` must be"),
+        ({"shard": (0, 1, 2)}, "`shard` must be"),
         ({"shard": (0, 3)}, "divisible by the number of shards, 3"),
         ({"from_epoch": -1}, "`from_epoch` must be"),
         ({"labels": "int"}, "`labels` must be one of 'one-hot', 'index'. Received: "),
@@ -134,7 +135,10 @@ def test_arguments_out_of_range_are_errors_that_name_them():
         ({"augmentation": "randaugment_4x99"}, "Received: 'randaugment_4x99'"),
         ({"preparation": {**PLAIN, "crop_mode": "all"}}, "`crop_mode` must be one"),
         ({"preparation": {**PLAIN, "crop_mode": "center"}}, "needs `crop`"),
-        ({"preparation": {"cropmode": "whole"}}, "no keys but .*Received: 'cropmode'"),
+        (
+            {"preparation": {"cropmode": "whole"}},
+            "keys of .preparation. must be among .*Received: 'cropmode'",
+        ),
     ]:
         arguments = {"split": "train", "image_size": 8, "batch_size": 8, **change}
         with pytest.raises(ValueError, match=sentence):

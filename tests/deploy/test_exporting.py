@@ -241,7 +241,7 @@ def test_int8_onnx_files_compute_with_8_bits_and_are_reproducible(tmp_path):
 @pytest.mark.parametrize(
     "path, options, message",
     [
-        ("m.onnx", {"quantize": "dynamic"}, "'onnx' has the quantizations int8"),
+        ("m.onnx", {"quantize": "dynamic"}, "'onnx' can be quantized to int8"),
         ("m", {"quantize": "int8"}, "'saved_model' cannot be.*quantize='int8'"),
         ("m.onnx", {"format": "litert"}, "must end in .tflite"),
         ("m", {"format": "torch"}, "saved_model"),

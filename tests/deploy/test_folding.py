@@ -388,7 +388,7 @@ def test_refuses_what_has_no_graph():
             return self.convolution(inputs)
 
     with pytest.raises(
-        ValueError, match="graph of other models is not known.*Subclassed"
+        ValueError, match="Fold the functional parts of other models.*Subclassed"
     ):
         fold(Subclassed())
     with pytest.raises(ValueError, match="functional or sequential"):

@@ -37,7 +37,7 @@ def test_costs_are_what_the_network_counts(name):
 
 
 def test_costs_grow_as_the_authors_table_says():
-    # arXiv 2102.06171, table 1: parameters in millions, FLOPs in billions.
+    # arXiv 2102.06171, table 3: parameters in millions, FLOPs in billions.
     parameters, flops = costs()["NFNetF6"]
     assert math.isclose(parameters / 1e6, 438.4, abs_tol=0.06)
     assert math.isclose(flops / 1e9, 377.28, abs_tol=0.01)

@@ -121,7 +121,7 @@ def test_dilated_network_computes_what_timm_does(output_stride, golden, relative
     ("name", "millions"),
     [
         ("NFNetF0", 71.489284),  # exactly
-        # arXiv 2102.06171, table 1
+        # arXiv 2102.06171, table 3
         pytest.param("NFNetF1", 132.6, marks=SLOW),
         pytest.param("NFNetF2", 193.8, marks=SLOW),
         pytest.param("NFNetF3", 254.9, marks=SLOW),

@@ -1,0 +1,120 @@
+"""Constants per channel, and the layers whose kernels and biases take them over."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nfnets.layers import WSDense
+
+# The arguments of attention layers, which are also the names of their projections.
+_ARGUMENTS = ("query", "value", "key")
+# In half precision, constants stay where they are: rounding would be another.
+_PRECISE = ("float32", "float64")
+_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+
+class Affine:
+    """Symbolic tensor of the folded model, and constants per channel that it lacks.
+
+    They go into the kernels and biases of the next layers if these are dense or attention
+    layers, see `takes_constants`, otherwise into a `Rescaling`.
+
+    Attributes:
+        tensor: `keras.KerasTensor`, with the channels last.
+        factor, offset: float arrays `(channels,)`. The tensor of the original model is
+            `factor * tensor + offset`.
+        name: str. Name for the `Rescaling`.
+        exact: `keras.KerasTensor` of that, or None until `Plain.exact` needs it.
+    """
+
+    def __init__(self, tensor, factor, offset, name):
+        self.tensor, self.factor, self.offset = tensor, factor, offset
+        self.name, self.exact = name, None
+
+    @classmethod
+    def of(cls, layer, tensor):
+        """Return the signal after a call for which `is_constants` is true."""
+        channels = tensor.shape[-1]
+        scale, offset = (
+            np.broadcast_to(np.float32(constant), channels)
+            for constant in (layer.scale, layer.offset)
+        )
+        return cls(tensor, scale, offset, layer.name)
+
+    def rescaled(self, name):
+        """Return the tensor with its constants."""
+        constants = self.factor.tolist(), self.offset.tolist()
+        dtype = keras.backend.standardize_dtype(self.tensor.dtype)
+        return keras.layers.Rescaling(*constants, dtype=dtype, name=name)(self.tensor)
+
+    def kernel_and_bias(self, kernel, bias):
+        """Return the kernel and the bias of a layer that takes over the constants."""
+        columns = [1] * (kernel.ndim - 1)
+        bias = bias + np.tensordot(self.offset, kernel, 1)
+        return self.factor.reshape(-1, *columns) * kernel, bias
+
+
+def is_constants(layer, inputs):
+    """Whether a call is of a `Rescaling` with numbers, or with one per (last) channel."""
+    if type(layer) is not keras.layers.Rescaling:
+        return False
+    [value] = inputs
+    dtype = keras.backend.standardize_dtype(value.spec.dtype)
+    return (
+        dtype == layer.compute_dtype
+        and dtype in _PRECISE
+        and max(np.ndim(layer.scale), np.ndim(layer.offset)) <= 1
+        and value.shape[-1] is not None
+    )
+
+
+def takes_constants(layer):
+    """Whether a layer can take over the constants of its inputs."""
+    adapted = getattr(layer, "quantization_mode", None) or getattr(
+        layer, "lora_enabled", False
+    )
+    return (
+        type(layer) in (keras.layers.Dense, WSDense, *_ATTENTION)
+        and layer.compute_dtype in _PRECISE
+        and not adapted
+        and not getattr(layer, "use_gate", False)
+    )
+
+
+def call_with_constants(layer, arguments, options):
+    """Call a copy of a dense or attention layer that takes over constants.
+
+    Args:
+        layer: Keras layer for which `takes_constants` is true.
+        arguments, options: tuple and dict. Arguments of the call, with `Affine` in place of
+            tensors that lack constants.
+
+    Returns:
+        The output of the copy, which has the same name, and biases.
+    """
+    signals = {**dict(zip(_ARGUMENTS, arguments)), **options}
+    signals.setdefault("key", signals.get("value"))
+    new = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    tensors, others = keras.tree.map_structure(
+        lambda x: x.tensor if isinstance(x, Affine) else x, (arguments, options)
+    )
+    output = new(*tensors, **others)
+    old = _weights(layer)
+    for argument, weights in _weights(new).items():
+        kernel = ops.convert_to_numpy(old[argument]["kernel"])
+        bias = ops.convert_to_numpy(old[argument].get("bias", weights["bias"]))
+        if isinstance(signals.get(argument), Affine):
+            kernel, bias = signals[argument].kernel_and_bias(kernel, bias)
+        weights["kernel"].assign(kernel)
+        weights["bias"].assign(bias)
+    return output
+
+
+def _weights(layer):
+    """Return `{argument that a weight projects: {name: weight}}`."""
+    weights = {}
+    for weight in layer.weights:
+        part = weight.path.split("/")[-2]
+        argument = part if isinstance(layer, _ATTENTION) else _ARGUMENTS[0]
+        weights.setdefault(argument, {})[weight.name] = weight
+    return weights
