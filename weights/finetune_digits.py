@@ -1,11 +1,11 @@
-"""Fine-tunes the checkpoint that comes along, and trains the same network from scratch.
+"""Fine-tune the bundled checkpoint, and train the same network from scratch.
 
     python weights/finetune_digits.py [SEEDS]
 
-The task is new to the checkpoint: digits tilted by 30 degrees, none of which it has
-seen (the fifth of scikit-learn's digits that was held out when it was trained), ten
-pictures of each class to learn from and the rest to test on. Both runs take equally many
-steps. Prints the accuracies that stand in weights/README.md; it takes four minutes.
+The task is new to the checkpoint: digits that it was not trained on (the test set, a
+fifth of scikit-learn's digits), rotated by 30 degrees. Ten images per class are used for
+training, and the others for the test. Both runs have the same number of steps. The
+script prints the accuracies in weights/README.md. It takes four minutes.
 """
 
 import sys
@@ -17,31 +17,31 @@ from PIL import Image
 import keras_nfnets
 from keras_nfnets import data, pretrained
 
-PICTURES_A_CLASS, STEPS, BATCH_SIZE = 10, 40, 25
+IMAGES_PER_CLASS, STEPS, BATCH_SIZE = 10, 40, 25
 
 
-def pictures():
-    """Training and test pictures and labels of the new task."""
+def images():
+    """Return training and test images and labels of the new task."""
     checkpoint = pretrained.find_checkpoint("digits")
     _, (x, y) = data.load_digits()
-    x = np.stack([data.prepare(_tilted(p), **checkpoint.preparation) for p in x])
+    x = np.stack([data.prepare(_rotated(i), **checkpoint.preparation) for i in x])
     train = np.concatenate(
-        [np.flatnonzero(y == k)[:PICTURES_A_CLASS] for k in range(10)]
+        [np.flatnonzero(y == k)[:IMAGES_PER_CLASS] for k in range(10)]
     )
     test = np.setdiff1d(np.arange(len(y)), train)
     return (x[train], y[train]), (x[test], y[test])
 
 
-def _tilted(picture):
+def _rotated(image):
     smooth = Image.Resampling.BILINEAR
-    image = Image.fromarray(picture).resize((32, 32), smooth)
-    return np.asarray(image.rotate(30, smooth))
+    enlarged = Image.fromarray(image).resize((32, 32), smooth)
+    return np.asarray(enlarged.rotate(30, smooth))
 
 
 def accuracy(weights, seed, learning_rate):
-    """Trains a new head and the network under it; the accuracy on the test pictures."""
+    """Train the network with a new head, and return its accuracy on the test images."""
     keras.utils.set_random_seed(seed)
-    (x, y), test = pictures()
+    (x, y), test = images()
     body = keras_nfnets.NFNetTiny(weights=weights, include_top=False, pooling="avg")
     outputs = keras.layers.Dense(10, name="predictions")(body.output)
     model = keras_nfnets.AGCModel(body.input, outputs)
