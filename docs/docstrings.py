@@ -34,11 +34,17 @@ def process(app, what, name, thing, options, lines):
 
 
 def signature(app, what, name, thing, options, given, returned):
-    """Return the signature of `__init__` of classes whose `__new__` hides it."""
+    """Return a signature without representations of objects.
+
+    It is that of `__init__` for classes whose `__new__` hides it.
+    """
+    if given is None:
+        return None
     if what == "class" and given == "(*args, **kwargs)":
         parameters = list(inspect.signature(thing.__init__).parameters.values())
-        return str(inspect.Signature(parameters[1:])), returned
-    return None
+        given = str(inspect.Signature(parameters[1:]))
+    given = given.replace("<factory>", "{}")
+    return re.sub(r"<built-in function (\w+)>", r"\1", given), returned
 
 
 def _literal(match):
