@@ -1,9 +1,9 @@
 """Conversion of the package's docstrings from Markdown to reStructuredText."""
 
+import functools
+import importlib
 import inspect
 import re
-
-import keras_nfnets
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _CODE_BLOCK_INDENT = "    "
@@ -16,19 +16,21 @@ def process(app, what, name, thing, options, lines):
     text = "\n".join(lines).replace(", **kwargs:", r", \*\*kwargs:")
     while _NAMES_GO_ON.search(text):
         text = _NAMES_GO_ON.sub(r"\1 ", text)
+    # Such as "keras_nfnets.data" for "keras_nfnets.data.Source.records".
+    literal = functools.partial(_literal, module=".".join(name.split(".")[:2]))
     blocks = re.split(r"\n{2,}", text)
     changed, after_text = [], False
     for block in blocks:
         if block.startswith(">>> "):
             after_text = False
         elif block.startswith("| "):
-            block, after_text = _table(block), False
+            block, after_text = _table(block, literal), False
         elif after_text and block.startswith(_CODE_BLOCK_INDENT):
             changed.append("::")
         else:
             # An indented block after a list or a section belongs to it.
             after_text = not block.startswith((" ", "- ")) and "\n " not in block
-            block = _CODE.sub(_literal, block)
+            block = _CODE.sub(literal, block)
         changed.append(block)
     lines[:] = "\n\n".join(changed).split("\n")
 
@@ -47,17 +49,38 @@ def signature(app, what, name, thing, options, given, returned):
     return re.sub(r"<built-in function (\w+)>", r"\1", given), returned
 
 
-def _literal(match):
-    """Convert code to a literal, or to a link if it is a public name."""
+def _literal(match, module):
+    """Convert code to a literal, or to a link if it is a public name.
+
+    Names in `module` are short, such as `Source`. Names in other modules begin with that
+    of their module, such as `data.find`.
+    """
     code = re.sub(r"\s+", " ", match[1])
     behind = match.string[match.end() : match.end() + 1]
     escape = "\\" if behind.isalnum() else ""
-    if code in keras_nfnets.__all__:
-        return f":py:obj:`~keras_nfnets.{code}`{escape}" + (" " if escape else "")
-    return f"``{code}``{escape}" + (" " if escape else "")
+    space = " " if escape else ""
+    if _is_public(f"keras_nfnets.{code}"):
+        return f":py:obj:`{code} <keras_nfnets.{code}>`{escape}{space}"
+    # Short names in lower case can be those of arguments.
+    if _is_public(f"{module}.{code}") and ("_" in code or code[0].isupper()):
+        return f":py:obj:`{code} <{module}.{code}>`{escape}{space}"
+    return f"``{code}``{escape}{space}"
 
 
-def _table(block):
+def _is_public(path):
+    module, _, name = path.rpartition(".")
+    return name in _public_names(module)
+
+
+@functools.cache
+def _public_names(module):
+    try:
+        return importlib.import_module(module).__all__
+    except (ImportError, AttributeError):
+        return ()
+
+
+def _table(block, literal):
     """Convert a Markdown table to a list-table."""
     rows = [
         [cell.strip() for cell in row.strip().strip("|").split("|")]
@@ -66,5 +89,5 @@ def _table(block):
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in [rows[0], *rows[2:]]:
         for i, cell in enumerate(row):
-            lines.append(f"   {'  ' if i else '* '}- {_CODE.sub(_literal, cell)}")
+            lines.append(f"   {'  ' if i else '* '}- {_CODE.sub(literal, cell)}")
     return "\n".join(lines)
