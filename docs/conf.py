@@ -35,18 +35,26 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+# A line of text may begin with a percent sign, as on GitHub.
+myst_disable_syntax = ["myst_line_comment"]
 
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+# The docstrings give the types of attributes.
+napoleon_attr_annotations = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 # Long signatures have a line per argument.
 python_maximum_signature_line_length = 80
 
+# Code blocks without a language are commands and output.
+highlight_language = "text"
+
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"keras_nfnets {version}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["tables.css", "images.css", "code.css"]
 
 
 def setup(app):

@@ -79,4 +79,6 @@ def _link(match, page, place):
         there = os.path.relpath(linked, place.parent)
         return f"[{text}]({there}{hash_sign}{anchor})"
     name = linked.relative_to(ROOT)
-    return text if text.strip("`") == str(name) else f"{text} (`{name}`)"
+    if text.strip("`") in (str(name), name.name):
+        return f"`{name}`"
+    return f"{text} (`{name}`)"

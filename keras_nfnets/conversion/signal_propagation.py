@@ -240,8 +240,11 @@ class SaturationLog(keras.callbacks.Callback):
 
     Example:
 
-    >>> model = keras.Sequential([keras.Input((4, 8)), keras_nfnets.DynamicTanh(name="norm"),
-    ...                           keras.layers.Dense(1)])
+    >>> model = keras.Sequential([
+    ...     keras.Input((4, 8)),
+    ...     keras_nfnets.DynamicTanh(name="norm"),
+    ...     keras.layers.Dense(1),
+    ... ])
     >>> model.compile("sgd", "mse")
     >>> x = np.random.normal(size=(16, 4, 8))
     >>> log = keras_nfnets.models.SaturationLog(x)

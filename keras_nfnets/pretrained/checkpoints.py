@@ -67,7 +67,7 @@ class Checkpoint(typing.NamedTuple):
 
     @property
     def preparation(self):
-        """Preprocessing of images: the keyword arguments of `data.prepare`."""
+        """Preprocessing of images, as keyword arguments of `data.prepare`."""
         return {
             "size": self.size,
             "crop": self.crop,

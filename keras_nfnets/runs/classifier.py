@@ -206,7 +206,8 @@ class ClassScore(typing.NamedTuple):
 
     Example:
 
-    >>> [[best]] = load_classifier("digits").predict_classes(data.load_digits()[1][0][0], 1)
+    >>> _, (images, labels) = data.load_digits()
+    >>> [[best]] = load_classifier("digits").predict_classes(images[0], 1)
     >>> best.index, best.name, best.probability > 0.5
     (7, '7', True)
     """

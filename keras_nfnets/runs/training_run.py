@@ -79,7 +79,7 @@ class Run:
 
     @property
     def validation(self):
-        """dict of the validation results of the model: `"accuracy"`, `"loss"`, ...
+        """Validation results of the model, a dict with `"accuracy"`, `"loss"`, ...
 
         It is empty before the first epoch is completed.
         """
