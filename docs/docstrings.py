@@ -5,6 +5,8 @@ import importlib
 import inspect
 import re
 
+import keras_nfnets
+
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _CODE_BLOCK_INDENT = "    "
 # Names of arguments with one shared description, continued on the next line.
