@@ -32,7 +32,7 @@ def _conclude(rows, settings):
         findings += [
             Finding(
                 f"At batches of {size}, the median difference from the original is "
-                f"{difference} over the networks; it is to be above {bound}.",
+                f"{difference} over the networks; the claim needs more than {bound}.",
                 difference.exceeds(0 if better else -plots.AS_GOOD),
             ),
             Finding(

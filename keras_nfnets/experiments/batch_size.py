@@ -80,8 +80,8 @@ def _conclude(rows, settings):
             over_unclipped.exceeds(0) if tells else None,
         ),
         Finding(
-            "Mean difference of the NF-ResNet with AGC from the BN-ResNet by batch size; to "
-            f"match, it is to be above {-100 * plots.AS_GOOD:g}: {differences}.",
+            "Mean difference of the NF-ResNet with AGC from the BN-ResNet by batch size (to "
+            f"match, it must be above {-100 * plots.AS_GOOD:g}): {differences}.",
             matches,
         ),
     ]

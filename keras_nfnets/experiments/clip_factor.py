@@ -91,12 +91,13 @@ def _conclude(rows, settings):
         ),
         Finding(
             f"At a batch of {small} the worst factor, {worst:g}, makes a mean difference of "
-            f"{at_small} from the best; it is to be above {-100 * NEAR:g}.",
+            f"{at_small} from the best (to train well, it must be above {-100 * NEAR:g}).",
             at_small.exceeds(-NEAR),
         ),
         Finding(
             f"At a batch of {large} the largest factor, {factors[-1]:g}, makes a mean "
-            f"difference of {at_large} from the best; it is to be below {-100 * NEAR:g}.",
+            f"difference of {at_large} from the best (to fail, it must be below "
+            f"{-100 * NEAR:g}).",
             opposite(at_large.exceeds(-NEAR)),
         ),
     ]

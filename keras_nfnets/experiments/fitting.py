@@ -474,6 +474,7 @@ def sweep_table(settings, rows):
     if not done:
         return {}
     rates = tuned(settings, rows, distinct(done, "network"))
+    within = 100 * settings["sweep_within"]
     ends = settings["learning_rates"][0], settings["learning_rates"][-1]
     chosen = ", ".join(
         f"{rate:g} for {network}" + " (at an end of the sweep)" * (rate in ends)
@@ -482,7 +483,7 @@ def sweep_table(settings, rows):
     return {
         "Sweep of learning rates (for a batch of 256; measured at a batch of "
         f"{settings['sweep_batch_size']}, on validation images taken from the training "
-        f"set). The smallest within {100 * settings['sweep_within']:g} points of the best is "
+        f"set). The smallest within {within:g} point{'s' * (within != 1)} of the best is "
         f"chosen: {chosen}.": grid(
             done,
             "network",

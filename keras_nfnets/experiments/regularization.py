@@ -96,7 +96,7 @@ def _conclude(rows, settings):
         Finding(f"Medians: {shown}.", None),
         Finding(
             "Without regularization, the accuracy of the normalizer-free network differs from "
-            f"that of batch normalization by {behind}; it is to be lower.",
+            f"that of batch normalization by {behind}.",
             opposite(behind.exceeds(0)),
         ),
         Finding(
@@ -104,14 +104,13 @@ def _conclude(rows, settings):
             gain.exceeds(0),
         ),
         Finding(
-            f"With them, the difference from batch normalization is {left}; to catch up, it "
-            f"is to be above {-100 * plots.AS_GOOD:g}.",
+            f"With them, the difference from batch normalization is {left} (to catch up, it "
+            f"must be above {-100 * plots.AS_GOOD:g}).",
             left.exceeds(-plots.AS_GOOD),
         ),
         Finding(
             f"The loss goes from {loss[NORMALIZER_FREE]:.2f} to {loss[_REGULARIZED]:.2f} "
-            f"with them, compared with {loss[BATCH_NORM]:.2f} for batch normalization; it is "
-            "to fall.",
+            f"with them, compared with {loss[BATCH_NORM]:.2f} for batch normalization.",
             opposite(loss_gain.exceeds(0)),
         ),
     ]

@@ -129,8 +129,8 @@ def _conclude(rows, settings):
                 gain.exceeds(0),
             ),
             Finding(
-                f"At {size}, to leave the stem unclipped, too, makes one of {without_stem}; it "
-                f"is to be within {100 * NEAR:g}.",
+                f"At {size}, to leave the stem unclipped, too, makes one of {without_stem} (to "
+                f"make none, it must be within {100 * NEAR:g}).",
                 without_stem.is_small(NEAR),
             ),
             Finding(
