@@ -36,7 +36,7 @@ class Affine:
         """Return the signal after a call for which `is_constants` is true."""
         channels = tensor.shape[-1]
         scale, offset = (
-            np.broadcast_to(np.float32(constant), channels)
+            np.broadcast_to(np.asarray(constant, layer.compute_dtype), channels)
             for constant in (layer.scale, layer.offset)
         )
         return cls(tensor, scale, offset, layer.name)
@@ -90,7 +90,7 @@ def call_with_constants(layer, arguments, options):
             tensors that lack constants.
 
     Returns:
-        The output of the copy, which has the same name, and biases.
+        The outputs of the copy, which has the same name, and biases.
     """
     signals = {**dict(zip(_ARGUMENTS, arguments)), **options}
     signals.setdefault("key", signals.get("value"))
@@ -98,16 +98,18 @@ def call_with_constants(layer, arguments, options):
     tensors, others = keras.tree.map_structure(
         lambda x: x.tensor if isinstance(x, Affine) else x, (arguments, options)
     )
-    output = new(*tensors, **others)
+    outputs = new(*tensors, **others)
     old = _weights(layer)
     for argument, weights in _weights(new).items():
         kernel = ops.convert_to_numpy(old[argument]["kernel"])
-        bias = ops.convert_to_numpy(old[argument].get("bias", weights["bias"]))
+        bias = np.zeros(weights["bias"].shape, kernel.dtype)
+        if "bias" in old[argument]:
+            bias = ops.convert_to_numpy(old[argument]["bias"])
         if isinstance(signals.get(argument), Affine):
             kernel, bias = signals[argument].kernel_and_bias(kernel, bias)
         weights["kernel"].assign(kernel)
         weights["bias"].assign(bias)
-    return output
+    return outputs
 
 
 def _weights(layer):

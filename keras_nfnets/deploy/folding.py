@@ -139,7 +139,8 @@ class _Folding:
                 x = Scaled(self._plain.exact(x))
             return [self._plain.replaced(layer, x)]
         if takes_them:
-            return [Scaled(call_with_constants(layer, *call.arguments(self._lacking)))]
+            outputs = call_with_constants(layer, *call.arguments(self._lacking))
+            return map(Scaled, keras.tree.flatten(outputs))
         if self._is_taken_over(call):
             tensor = self._exact(call.inputs[0])
             return [Affine.of(layer, tensor)]

@@ -158,6 +158,29 @@ def test_constants_are_folded_into_the_next_layers(network):
         assert len(per_channel) == (network == "ViT")
 
 
+@pytest.mark.parametrize("cls", [layers.MultiHeadAttention, layers.GroupQueryAttention])
+def test_constants_are_folded_into_any_argument_of_attention(cls):
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((6, 8))
+    one = layers.Rescaling(rng.normal(size=8).tolist(), 0.5, name="one")(inputs)
+    other = DynamicTanh(2.0)(inputs)
+    sizes = (4, 4, 2) if cls is layers.GroupQueryAttention else (2, 4)
+    options = {"use_bias": False, "bias_initializer": "ones", "name": "attention"}
+    queries, scores = cls(*sizes, **options)(
+        one, value=inputs, key=other, return_attention_scores=True
+    )
+    shared = layers.Dense(3, name="shared")
+    outputs = [queries, scores, shared(other), shared(inputs)]
+    model = keras.Model(inputs, outputs)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    x = transformers.noise(2, 6, 8)
+    folded = fold(model)
+    for actual, expected in zip(folded(x), model(x), strict=True):
+        assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    names = {layer.name for layer in folded.layers}
+    assert {"attention", "shared"} <= names and "one" not in names
+
+
 @pytest.mark.parametrize("normalization", ["constants", *DYNAMIC])
 def test_result_trains_and_can_be_saved_and_folded(normalization, tmp_path):
     keras.utils.set_random_seed(0)
