@@ -1,12 +1,13 @@
-"""Trains the checkpoint that comes along: `NFNetTiny(weights="digits")`.
+"""Train the bundled checkpoint, `NFNetTiny(weights="digits")`.
 
     python weights/train_digits.py
 
-It takes two minutes on two cores, writes keras_nfnets/pretrained/digits.weights.h5 and
-prints the accuracy on held-out digits, which stands in checkpoints.json as `top1`. The
-same machine and the same versions of the libraries give the same file again.
+Takes two minutes on two cores, writes keras_nfnets/pretrained/digits.weights.h5 and
+prints the test accuracy, which checkpoints.json states as `top1`. Two runs on the same
+machine with the same versions of the libraries write identical files.
 
-Half of the pictures are inverted, so that dark digits on light paper are read too.
+Half of the training images are inverted copies, so that the network also classifies
+dark digits on a light background.
 """
 
 import pathlib
@@ -29,10 +30,8 @@ def main():
     x = np.concatenate([x, 255 - x])
     y = np.concatenate([y, y])
     x, x_test, x_test_dark = (
-        np.stack(
-            [data.prepare(picture, **checkpoint.preparation) for picture in pictures]
-        )
-        for pictures in (x, x_test, 255 - x_test)
+        np.stack([data.prepare(image, **checkpoint.preparation) for image in images])
+        for images in (x, x_test, 255 - x_test)
     )
     model = keras_nfnets.NFNetTiny()
     steps = EPOCHS * -(-len(x) // BATCH_SIZE)
@@ -53,11 +52,12 @@ def main():
         validation_data=(x_test, keras.utils.to_categorical(y_test)),
         verbose=2,
     )
-    for name, pictures in {"light": x_test, "dark": x_test_dark}.items():
-        said = model.predict(pictures, verbose=0).argmax(axis=1)
-        print(f"Held-out {name} digits: {100 * np.mean(said == y_test):.2f} %")
+    for name, images in {"light": x_test, "dark": x_test_dark}.items():
+        predicted = model.predict(images, verbose=0).argmax(axis=1)
+        accuracy = 100 * np.mean(predicted == y_test)
+        print(f"Test accuracy, {name} digits: {accuracy:.2f} %")
     path = pathlib.Path(pretrained.__file__).with_name(checkpoint.file)
-    # Without the optimizer's state.
+    # A model that was not compiled is saved without an optimizer's state.
     trained = keras_nfnets.NFNetTiny()
     trained.set_weights(model.get_weights())
     trained.save_weights(path)
