@@ -1,11 +1,11 @@
-"""Fine-tune the bundled checkpoint, and train the same network from scratch.
+"""Compare fine-tuning the bundled checkpoint with training from scratch.
 
     python weights/finetune_digits.py [SEEDS]
 
-The task is new to the checkpoint: digits that it was not trained on (the test set, a
-fifth of scikit-learn's digits), rotated by 30 degrees. Ten images per class are used for
-training, and the others for the test. Both runs have the same number of steps. The
-script prints the accuracies in weights/README.md. It takes four minutes.
+The task is new to the checkpoint: digits rotated by 30 degrees, from the test set of
+scikit-learn's digits, on which the checkpoint was not trained. Ten images per class are
+the training set, the others the test set. All runs have the same number of steps.
+Prints the accuracies in weights/README.md. Takes four minutes.
 """
 
 import sys
@@ -20,11 +20,13 @@ from keras_nfnets import data, pretrained
 IMAGES_PER_CLASS, STEPS, BATCH_SIZE = 10, 40, 25
 
 
-def images():
+def load_task():
     """Return training and test images and labels of the new task."""
     checkpoint = pretrained.find_checkpoint("digits")
     _, (x, y) = data.load_digits()
-    x = np.stack([data.prepare(_rotated(i), **checkpoint.preparation) for i in x])
+    x = np.stack(
+        [data.prepare(_rotated(image), **checkpoint.preparation) for image in x]
+    )
     train = np.concatenate(
         [np.flatnonzero(y == k)[:IMAGES_PER_CLASS] for k in range(10)]
     )
@@ -33,15 +35,15 @@ def images():
 
 
 def _rotated(image):
-    smooth = Image.Resampling.BILINEAR
-    enlarged = Image.fromarray(image).resize((32, 32), smooth)
-    return np.asarray(enlarged.rotate(30, smooth))
+    bilinear = Image.Resampling.BILINEAR
+    enlarged = Image.fromarray(image).resize((32, 32), bilinear)
+    return np.asarray(enlarged.rotate(30, bilinear))
 
 
 def accuracy(weights, seed, learning_rate):
-    """Train the network with a new head, and return its accuracy on the test images."""
+    """Train a network with a new classifier and return its test accuracy."""
     keras.utils.set_random_seed(seed)
-    (x, y), test = images()
+    (x, y), test = load_task()
     body = keras_nfnets.NFNetTiny(weights=weights, include_top=False, pooling="avg")
     outputs = keras.layers.Dense(10, name="predictions")(body.output)
     model = keras_nfnets.AGCModel(body.input, outputs)
@@ -64,11 +66,12 @@ def main():
     seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
     for rate in (0.1, 0.3):
         for weights in ("digits", None):
-            found = [100 * accuracy(weights, seed, rate) for seed in seeds]
+            accuracies = [100 * accuracy(weights, seed, rate) for seed in seeds]
             print(
                 f"learning rate {rate}, {'fine-tuned' if weights else 'from scratch'}: "
-                f"median {np.median(found):.1f} %, "
-                f"{min(found):.1f} to {max(found):.1f} % over {len(found)} seeds",
+                f"median {np.median(accuracies):.1f} %, "
+                f"{min(accuracies):.1f} to {max(accuracies):.1f} % "
+                f"over {len(accuracies)} seeds",
                 flush=True,
             )
 

@@ -2,13 +2,12 @@
 
     python weights/train_digits.py
 
-The script takes two minutes on two cores. It writes
-keras_nfnets/pretrained/digits.weights.h5, and prints the accuracy on the test set, which
-checkpoints.json has as `top1`. The same machine and the same versions of the libraries
-give the same file again.
+Takes two minutes on two cores, writes keras_nfnets/pretrained/digits.weights.h5 and
+prints the test accuracy, which checkpoints.json states as `top1`. Two runs on the same
+machine with the same versions of the libraries write identical files.
 
-Half of the images are inverted, so that the network recognizes dark digits on light
-paper, too.
+Half of the training images are inverted copies, so that the network also classifies
+dark digits on a light background.
 """
 
 import pathlib
@@ -55,11 +54,10 @@ def main():
     )
     for name, images in {"light": x_test, "dark": x_test_dark}.items():
         predicted = model.predict(images, verbose=0).argmax(axis=1)
-        print(
-            f"Accuracy, {name} test digits: {100 * np.mean(predicted == y_test):.2f} %"
-        )
+        accuracy = 100 * np.mean(predicted == y_test)
+        print(f"Test accuracy, {name} digits: {accuracy:.2f} %")
     path = pathlib.Path(pretrained.__file__).with_name(checkpoint.file)
-    # Without the optimizer's state.
+    # A model that was not compiled is saved without an optimizer's state.
     trained = keras_nfnets.NFNetTiny()
     trained.set_weights(model.get_weights())
     trained.save_weights(path)
