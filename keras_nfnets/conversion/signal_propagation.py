@@ -39,9 +39,9 @@ def signal_propagation(model, images, training=False, layers=None):
         of a channel, averaged likewise; `"res_avg_var"`, `(n,)`: the variance of each
         residual branch when it is added, or of an `NFBlock` before its gains. Without
         blocks the last is `(0,)`. With `layers` the first two are `(len(layers),)` and
-        the last is `(0,)`. `"saturated"` is a dict from the names of `DynamicTanh` and
-        `DynamicErf` layers to the share of their inputs `x` with `abs(alpha * x + shift)`
-        above 2.
+        the last is `(0,)`. For models with `DynamicTanh` or `DynamicErf`, `"saturated"`
+        is a dict from the names of these layers to the share of their inputs `x` with
+        `abs(alpha * x + shift)` above 2.
 
     Raises:
         ValueError: the model has nothing to measure, or no layer of a given name.
@@ -111,12 +111,12 @@ class _Recorder:
 
     def result(self, means, variances, residual_variances):
         """Return the dict of `signal_propagation`."""
-        return {
+        signal = {
             "avg_sq_mean": means,
             "avg_var": variances,
             "res_avg_var": np.array(residual_variances),
-            "saturated": self.saturated,
         }
+        return {**signal, "saturated": self.saturated} if self.saturated else signal
 
     def listening_to(self, model):
         return keras_internals.intercepted(_operations(model), self._listener)

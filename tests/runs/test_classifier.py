@@ -144,7 +144,9 @@ def test_imagenet_classes_are_known_by_unique_names(imagenet, tmp_path):
         imagenet, folder_of(tmp_path / "1", "class 7", "class 5")
     )
     assert set(evaluation.results.labels) == {5, 7}
-    with pytest.raises(ValueError, match="Several classes .* called 'crane'.*WordNet"):
+    with pytest.raises(
+        ValueError, match="Several classes .* have the name 'crane'.*WordNet"
+    ):
         runs.evaluate(imagenet, folder_of(tmp_path / "2", "class 7", "crane"))
     with pytest.raises(
         ValueError, match="does not know the classes dog; it knows class"
