@@ -185,7 +185,19 @@ class Graph:
 
 
 def _traced(layer, *args, **kwargs):
-    """Trace the `call` of a layer with symbolic tensors and return its outputs."""
+    """Trace the `call` of a layer with symbolic tensors and return its outputs.
+
+    Weights of the layer itself would become constants, so it may have none.
+    """
+    inner = keras_internals.layers_of(layer, include_self=False)
+    of_inner = {id(weight) for other in inner for weight in other.weights}
+    own = [weight.name for weight in layer.weights if id(weight) not in of_inner]
+    if own:
+        raise ValueError(
+            f"{layer.name!r} ({type(layer).__name__}) contains layers to convert, so it is "
+            "replaced by them, and weights of its own, which would be lost. Move these "
+            f"weights to a layer of their own. Received: {', '.join(own)}"
+        )
     try:
         outputs = layer.call(*args, **kwargs)
         tensors = keras.tree.flatten(outputs)

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import copy_state, unique_name
+from keras_nfnets.backend.graph import copy_state, has_graph, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
     ATTENTION,
@@ -23,19 +23,13 @@ from keras_nfnets.layers import SkipGain
 from keras_nfnets.layers.kernels import STANDARDIZED
 
 
-def hidden_layer(layer):
-    """Return a normalization, convolution or dense layer inside a layer, or None."""
+def _hidden_layer(layer, kinds):
+    """Return a layer of these classes inside a layer, or None."""
     if isinstance(layer, keras.layers.Layer):
         for inner in keras_internals.layers_of(layer, include_self=False):
-            if isinstance(inner, (*NORMALIZATIONS, *WEIGHTED)):
+            if isinstance(inner, kinds):
                 return inner
     return None
-
-
-def is_custom_and_hides(operation):
-    """Whether a layer from outside Keras and this package has a `hidden_layer`."""
-    is_custom = _package(operation) not in ("keras", "keras_nfnets")
-    return is_custom and hidden_layer(operation) is not None
 
 
 def is_normalizer_free(call):
@@ -87,6 +81,19 @@ class Converter(abc.ABC):
     Attributes:
         steps: list of `Step`. The conversion of each call so far.
     """
+
+    converted = (*NORMALIZATIONS, *WEIGHTED)  # not to be hidden in other layers
+
+    @classmethod
+    def opens(cls, layer):
+        """Whether to convert the layers inside a layer, in its place.
+
+        These are models, and custom layers that hide layers to convert.
+        """
+        is_custom = _package(layer) not in ("keras", "keras_nfnets")
+        return has_graph(layer) or (
+            is_custom and _hidden_layer(layer, cls.converted) is not None
+        )
 
     def __init__(self, graph):
         self._graph, self._roles = graph, Roles(graph)
@@ -198,7 +205,7 @@ class Converter(abc.ABC):
         """
         signals = self._signals if signals is None else signals
         operation = call.operation
-        hidden = hidden_layer(operation)
+        hidden = _hidden_layer(operation, self.converted)
         if hidden is not None and _package(operation) != "keras_nfnets":
             raise ValueError(
                 f"normalizer_free cannot convert {hidden.name!r}, a "

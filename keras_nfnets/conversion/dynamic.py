@@ -6,6 +6,7 @@ import scipy.optimize
 from keras import ops
 
 from keras_nfnets.conversion.comparing import ComparingConverter, per_channel_fit
+from keras_nfnets.conversion.roles import NORMALIZATIONS
 from keras_nfnets.layers import DynamicErf, DynamicTanh
 
 # Values of the argument `normalization` of `normalizer_free`.
@@ -24,6 +25,8 @@ class DynamicConverter(ComparingConverter):
         trained: bool. Whether the layers are fitted to the outputs of a trained model's
             normalization. Otherwise they get the variance of its outputs.
     """
+
+    converted = NORMALIZATIONS
 
     def __init__(self, graph, cls, trained):
         super().__init__(graph)

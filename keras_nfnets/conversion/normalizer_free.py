@@ -5,8 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets import checks
-from keras_nfnets.backend.graph import Graph, has_graph
-from keras_nfnets.conversion.converter import is_custom_and_hides
+from keras_nfnets.backend.graph import Graph
 from keras_nfnets.conversion.dynamic import DYNAMIC, DynamicConverter
 from keras_nfnets.conversion.new_weights import NewWeightsConverter
 from keras_nfnets.conversion.report import Conversion
@@ -113,9 +112,9 @@ def normalizer_free(
     Raises:
         ValueError: the graph of the model cannot be traced, a layer hides normalization
             or convolutions or has no standardized counterpart, or the variance vanishes
-            or is not finite at some layer, or a dynamic function would replace
-            normalization over other axes than that of the channels. These errors name the
-            layer. Also `trained=True` without `images`, or a negative `tolerance`.
+            or is not finite at some layer, or a layer that would be replaced by those
+            inside has weights of its own, or a dynamic function would replace normalization
+            over other axes than that of the channels. These errors name the layer. Also `trained=True` without `images`, or a negative `tolerance`.
 
     Example:
 
@@ -145,12 +144,14 @@ def normalizer_free(
             "normalizer_free needs a built Keras model. Call the model on some inputs "
             f"first. Received: {model!r}"
         )
-    graph = Graph(model, opens=lambda x: has_graph(x) or is_custom_and_hides(x))
     if normalization in DYNAMIC:
+        graph = Graph(model, DynamicConverter.opens)
         converter = DynamicConverter(graph, DYNAMIC[normalization], trained)
     elif trained:
+        graph = Graph(model, TrainedWeightsConverter.opens)
         converter = TrainedWeightsConverter(graph, alpha, tolerance)
     else:
+        graph = Graph(model, NewWeightsConverter.opens)
         converter = NewWeightsConverter(graph, alpha, skip_gain_initializer)
     inputs, outputs = converter.run(_samples(graph, images))
     result = AGCModel(inputs, outputs, name=model.name)

@@ -473,10 +473,28 @@ class Hiding(layers.Layer):
         return shape
 
 
+class Scaled(layers.Layer):
+    """Residual block with a weight of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.LayerNormalization()
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],))
+
+    def call(self, x):
+        return x + self.scale * self.norm(x)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: "resnet50", "built"),
+        (
+            lambda: of_layer(Scaled(name="block")),
+            r"'block' \(Scaled\) contains layers to convert.* Received: scale",
+        ),
         (lambda: keras.Sequential([layers.Dense(3)]), "built"),
         (lambda: of_layer(OddConv(8, 3, name="strange")), "'strange', a OddConv"),
         (

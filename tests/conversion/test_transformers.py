@@ -54,6 +54,20 @@ def test_variance_after_attention_is_predicted_from_the_tokens(name):
         assert 0.7 < step.variance / predicted < 1.4
 
 
+def test_layers_that_hide_no_normalization_may_hide_others():
+    inputs = keras.Input((4, 8))
+    x = layers.TimeDistributed(layers.Dense(8))(inputs)
+    model = keras.Model(inputs, layers.LayerNormalization()(x))
+    x = transformers.noise(16, 4, 8)
+    result = normalizer_free(model, x, normalization="dynamic_tanh")
+    assert [type(layer) for layer in result.layers][1:] == [
+        layers.TimeDistributed,
+        DynamicTanh,
+    ]
+    with pytest.raises(ValueError, match="inside another layer"):
+        normalizer_free(model, x)
+
+
 @pytest.mark.parametrize("normalization", DYNAMIC)
 def test_only_normalization_becomes_a_dynamic_function(normalization):
     model = transformers.vit(depth=1)
