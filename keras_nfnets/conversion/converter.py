@@ -234,7 +234,7 @@ class Converter(abc.ABC):
         ]
         for value, tensor, *both in zip(call.outputs, tensors, *samples):
             self._signals[value] = Signal(tensor, tuple(both))
-        self._note(call, f"left alone: {reason}")
+        self._note(call, f"left alone: {reason}", name=new.name)
         return new
 
     def _counterpart(self, old):

@@ -62,12 +62,13 @@ class NewWeightsConverter(Converter):
         if shifted:
             offset = self._mean(signal.samples[0]) * -(variance**-0.5)
             centred = ", and an offset per channel that removes the mean"
-        signal = self._rescaled(signal, variance**-0.5, layer.name, offset)
+        name = self._name(layer.name)
+        signal = self._rescaled(signal, variance**-0.5, name, offset)
         self._signals[output] = signal
         # After global pooling the variance depends on the content of the images.
         pooled = output in self._roles.pooled
         how = f"replaced by the constant factor {variance**-0.5:.3g}{centred}"
-        self._note(call, how, None if pooled else signal)
+        self._note(call, how, None if pooled else signal, name)
 
     def _weighted(self, call):
         old, signal = call.operation, self._signals[call.inputs[0]]
@@ -248,7 +249,6 @@ class NewWeightsConverter(Converter):
             behind = rank - 2 if self._channels_first else 0
             offset = ops.convert_to_numpy(offset).reshape(-1, *[1] * behind).tolist()
         layer = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
-        self._names.add(name)
         return self._applied(layer, signal)
 
     def _mean_square(self, x):

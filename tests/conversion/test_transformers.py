@@ -54,6 +54,41 @@ def test_variance_after_attention_is_predicted_from_the_tokens(name):
         assert 0.7 < step.variance / predicted < 1.4
 
 
+class Block(layers.Layer):
+    """Pre-norm block whose layers have the same names in each block, as in KerasHub."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.LayerNormalization(name="norm")
+        self.attention = layers.MultiHeadAttention(2, 4, name="attention")
+        self.dense = layers.Dense(8, "gelu", name="dense")
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.attention.build(shape, shape)
+        self.dense.build(shape)
+
+    def call(self, x):
+        y = self.norm(x)
+        return x + self.dense(self.attention(y, y))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("normalization", ["constants", *DYNAMIC])
+def test_layers_inside_blocks_may_have_the_same_names(normalization, trained):
+    inputs = keras.Input((4, 8))
+    x = Block()(Block()(Block()(layers.Rescaling(3.0)(inputs))))
+    model = keras.Model(inputs, layers.Dense(3, name="predictions")(x))
+    x = transformers.noise(64, 4, 8)
+    result = normalizer_free(model, x, normalization=normalization, trained=trained)
+    steps = [step for step in result.conversion.steps if step.kind in KINDS]
+    names = [step.layer for step in steps if "removed" not in step.action]
+    assert names == ["norm", "norm_1", "norm_2"]
+    assert all(result.get_layer(name) for name in names)
+    attention = [s.layer for s in result.conversion.steps if "attention" in s.layer]
+    assert attention == ["attention", "attention_1", "attention_2"]
+
+
 def test_layers_that_hide_no_normalization_may_hide_others():
     inputs = keras.Input((4, 8))
     x = layers.TimeDistributed(layers.Dense(8))(inputs)
