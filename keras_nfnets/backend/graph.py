@@ -184,19 +184,23 @@ class Graph:
         return values_of(self._expand(specs, inside[1], values_of((args, kwargs))))
 
 
+def own_weights(layer):
+    """Return the weights of a layer without those of layers inside."""
+    inner = keras_internals.layers_of(layer, include_self=False)
+    of_inner = {id(weight) for other in inner for weight in other.weights}
+    return [weight for weight in layer.weights if id(weight) not in of_inner]
+
+
 def _traced(layer, *args, **kwargs):
     """Trace the `call` of a layer with symbolic tensors and return its outputs.
 
     Weights of the layer itself would become constants, so it may have none.
     """
-    inner = keras_internals.layers_of(layer, include_self=False)
-    of_inner = {id(weight) for other in inner for weight in other.weights}
-    own = [weight.name for weight in layer.weights if id(weight) not in of_inner]
-    if own:
+    if own := own_weights(layer):
         raise ValueError(
             f"{layer.name!r} ({type(layer).__name__}) contains layers to convert, so it is "
             "replaced by them, and weights of its own, which would be lost. Move these "
-            f"weights to a layer of their own. Received: {', '.join(own)}"
+            f"weights to a layer of their own. Received: {', '.join(w.name for w in own)}"
         )
     try:
         outputs = layer.call(*args, **kwargs)

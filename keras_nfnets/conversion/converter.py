@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_nfnets.backend import keras_internals
-from keras_nfnets.backend.graph import copy_state, has_graph, unique_name
+from keras_nfnets.backend.graph import copy_state, has_graph, own_weights, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
     ATTENTION,
@@ -23,15 +23,6 @@ from keras_nfnets.layers import SkipGain
 from keras_nfnets.layers.kernels import STANDARDIZED
 
 
-def _hidden_layer(layer, kinds):
-    """Return a layer of these classes inside a layer, or None."""
-    if isinstance(layer, keras.layers.Layer):
-        for inner in keras_internals.layers_of(layer, include_self=False):
-            if isinstance(inner, kinds):
-                return inner
-    return None
-
-
 def is_normalizer_free(call):
     """Whether a call is of a layer of this package, or adds a branch with a skip gain."""
     before = [value.call.operation for value in call.inputs if value.call]
@@ -42,6 +33,11 @@ def is_normalizer_free(call):
 
 def _package(operation):
     return type(operation).__module__.split(".")[0]
+
+
+def _is_custom(operation):
+    """Whether an operation comes from outside Keras and this package."""
+    return _package(operation) not in ("keras", "keras_nfnets")
 
 
 def _is_depthwise(layer, kernel):
@@ -90,10 +86,24 @@ class Converter(abc.ABC):
 
         These are models, and custom layers that hide layers to convert.
         """
-        is_custom = _package(layer) not in ("keras", "keras_nfnets")
-        return has_graph(layer) or (
-            is_custom and _hidden_layer(layer, cls.converted) is not None
-        )
+        return has_graph(layer) or _is_custom(layer) and cls._hidden(layer) is not None
+
+    @classmethod
+    def _hidden(cls, layer):
+        """Return a layer to convert inside a layer, or None.
+
+        Custom layers with weights of their own, such as a class token, cannot be replaced
+        by the layers inside. They stay as they are if they hide no normalization.
+        """
+        if not isinstance(layer, keras.layers.Layer):
+            return None
+        kinds = cls.converted
+        if _is_custom(layer) and own_weights(layer):
+            kinds = NORMALIZATIONS
+        for inner in keras_internals.layers_of(layer, include_self=False):
+            if isinstance(inner, kinds):
+                return inner
+        return None
 
     def __init__(self, graph):
         self._graph, self._roles = graph, Roles(graph)
@@ -205,7 +215,7 @@ class Converter(abc.ABC):
         """
         signals = self._signals if signals is None else signals
         operation = call.operation
-        hidden = _hidden_layer(operation, self.converted)
+        hidden = self._hidden(operation)
         if hidden is not None and _package(operation) != "keras_nfnets":
             raise ValueError(
                 f"normalizer_free cannot convert {hidden.name!r}, a "
@@ -216,8 +226,7 @@ class Converter(abc.ABC):
         if new is None:
             new = operation
             if isinstance(operation, keras.layers.Layer):
-                config = {**operation.get_config(), "name": self._name(operation.name)}
-                new = type(operation).from_config(config)
+                new = self._copied(operation)
             self._made[id(operation)] = new
         fresh = isinstance(new, keras.layers.Layer) and not new.built
 
@@ -236,6 +245,18 @@ class Converter(abc.ABC):
             self._signals[value] = Signal(tensor, tuple(both))
         self._note(call, f"left alone: {reason}", name=new.name)
         return new
+
+    def _copied(self, layer):
+        """Create a layer of the same configuration, with a unique name."""
+        try:
+            config = {**layer.get_config(), "name": self._name(layer.name)}
+            return type(layer).from_config(config)
+        except Exception as error:  # custom code can raise anything
+            raise ValueError(
+                f"{layer.name!r} ({type(layer).__name__}) cannot be copied: its class does "
+                "not accept the result of its `get_config`. "
+                f"Received: {type(error).__name__}: {str(error)[:300]}"
+            ) from error
 
     def _counterpart(self, old):
         """Return the class with standardized weights that replaces a layer."""

@@ -139,7 +139,8 @@ class NewWeightsConverter(Converter):
         """
         means = ops.einsum("bhij,bjc->bhic", scores, tokens)
         kept = self._variance(means) / self._variance(tokens)
-        alone = ops.reshape(tokens, (-1, 1, tokens.shape[-1]))
+        # Twice, because Keras warns of a softmax over one value.
+        alone = ops.repeat(ops.reshape(tokens, (-1, 1, tokens.shape[-1])), 2, axis=1)
         return kept, kept * self._variance(ops.stop_gradient(layer(alone, alone)))
 
     def _activation(self, call):

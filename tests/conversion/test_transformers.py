@@ -89,6 +89,53 @@ def test_layers_inside_blocks_may_have_the_same_names(normalization, trained):
     assert attention == ["attention", "attention_1", "attention_2"]
 
 
+class Patches(layers.Layer):
+    """Embedded patches with a class token, as in KerasHub."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = layers.Conv2D(8, 4, 4)
+
+    def build(self, shape):
+        self.conv.build(shape)
+        self.token = self.add_weight(name="token", shape=(1, 1, 8))
+
+    def call(self, x):
+        x = ops.reshape(self.conv(x), (-1, 4, 8))
+        token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, 8))
+        return ops.concatenate([token, x], axis=1)
+
+
+class NotCopyable(Patches):
+    def get_config(self):
+        return {**super().get_config(), "size": 4}
+
+
+@pytest.mark.parametrize("normalization", ["constants", "dynamic_tanh"])
+def test_custom_layers_with_weights_of_their_own_stay_as_they_are(normalization):
+    inputs = keras.Input((8, 8, 3))
+    patches = Patches(name="patches")
+    x = layers.LayerNormalization()(patches(inputs))
+    model = keras.Model(inputs, layers.Dense(3, name="predictions")(x))
+    x = transformers.noise(32, 8, 8, 3)
+    result = normalizer_free(model, x, normalization=normalization)
+    stays = result.get_layer("patches")
+    assert isinstance(stays, Patches)
+    for weight, original in zip(stays.weights, patches.weights, strict=True):
+        assert weight is not original
+        assert_close(weight, original)
+    assert any(weight is stays.token for weight in result.trainable_weights)
+
+
+def test_a_layer_that_cannot_be_copied_is_named():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.LayerNormalization()(NotCopyable(name="odd")(inputs))
+    with pytest.raises(
+        ValueError, match=r"'odd' \(NotCopyable\) cannot be copied.*size"
+    ):
+        normalizer_free(keras.Model(inputs, x), transformers.noise(8, 8, 8, 3))
+
+
 def test_layers_that_hide_no_normalization_may_hide_others():
     inputs = keras.Input((4, 8))
     x = layers.TimeDistributed(layers.Dense(8))(inputs)
