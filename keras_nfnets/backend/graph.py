@@ -40,7 +40,17 @@ def outputs_by_name(model):
 
 def copy_state(source, target):
     """Copy weights, adapted statistics and assets to a layer of the same config."""
+    if len(source.weights) != len(target.weights):
+        raise ValueError(
+            f"{source.name!r} ({type(source).__name__}) cannot be copied, because it has "
+            "weights that its configuration does not mention, such as those of LoRA inside "
+            "an attention layer. Copy the model without them. Received: "
+            f"{len(source.weights)} weights instead of {len(target.weights)}"
+        )
     target.set_weights(source.get_weights())
+    # The config of a frozen layer does not freeze the layers inside its copy.
+    for old, new in zip(source.weights, target.weights, strict=True):
+        new.trainable = old.trainable
     layers = map(keras_internals.layers_of, (source, target))
     for old, new in zip(*layers, strict=True):
         if isinstance(new, keras.layers.Normalization):

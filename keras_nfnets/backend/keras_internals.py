@@ -18,6 +18,7 @@ import zipfile
 
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import (
     get_stateless_scope,
     in_stateless_scope,
@@ -150,6 +151,33 @@ def layers_of(layer, include_self=True, recursive=True):
         A list of layers.
     """
     return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
+
+
+def per_channel(values, axis, rank):
+    """Return constants per channel for a `Rescaling` of tensors of this rank, as lists.
+
+    With the image data format `"channels_first"`, `Rescaling` adds axes to constants with
+    fewer than three.
+    """
+    axis %= rank
+    before = axis if keras.config.image_data_format() == "channels_first" else 0
+    return values.reshape(*[1] * before, -1, *[1] * (rank - 1 - axis)).tolist()
+
+
+def mask_of(x):
+    """Return the Keras mask of a tensor, or None."""
+    return get_keras_mask(x)
+
+
+def detached(x):
+    """Return a tensor without its gradient, but with its Keras mask.
+
+    `keras.ops.stop_gradient` returns one without the mask, which the next layers need.
+    """
+    result = keras.ops.stop_gradient(x)
+    if mask_of(x) is not None:
+        set_keras_mask(result, mask_of(x))
+    return result
 
 
 def freeze_inside(layer):

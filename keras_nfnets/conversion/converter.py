@@ -238,7 +238,10 @@ class Converter(abc.ABC):
         if isinstance(new, keras.layers.Layer) and operation.weights and fresh:
             copy_state(operation, new)
         samples = [
-            map(ops.stop_gradient, outputs(lambda signal, i=i: signal.samples[i]))
+            map(
+                keras_internals.detached,
+                outputs(lambda signal, i=i: signal.samples[i]),
+            )
             for i in range(2)
         ]
         for value, tensor, *both in zip(call.outputs, tensors, *samples):
@@ -320,7 +323,8 @@ class Converter(abc.ABC):
         return branch, shortcut, name
 
     def _at(self, layer, *samples):
-        return ops.stop_gradient(layer(samples if len(samples) > 1 else samples[0]))
+        outputs = layer(samples if len(samples) > 1 else samples[0])
+        return keras_internals.detached(outputs)
 
     def _applied(self, layer, *signals):
         tensors = [signal.tensor for signal in signals]

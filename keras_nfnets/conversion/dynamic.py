@@ -53,7 +53,7 @@ class DynamicConverter(ComparingConverter):
         """Create the layer that replaces a normalization layer in a model to be trained.
 
         Its alpha is inversely proportional to the root mean square of its input. Its gamma
-        is that of the normalization, times the factor that gives the output a variance of
+        is that of the normalization, times the factor that gives the function a variance of
         one, as the normalization defines it. Its beta is that of the normalization.
         """
         x = signal.samples[0]
@@ -65,17 +65,20 @@ class DynamicConverter(ComparingConverter):
         if "beta" in weights:
             new.beta.assign(weights["beta"])
         outputs = ops.stop_gradient(new.function(new.scaled(x)))
-        new.gamma.assign(new.gamma * self._seen_by(old, outputs) ** -0.5)
+        variance = self._seen_by(old, outputs)
+        self._check(old.name, variance)
+        new.gamma.assign(new.gamma * variance**-0.5)
         return new
 
     def _fitted(self, old, signal):
         """Create the layer with the smallest mean squared error from a normalization."""
         x, original = signal.samples
-        target = self._channels_last(self._at(old, original))
+        axis = _axis(self._class, old)
+        target = _channels_last(self._at(old, original), axis)
 
         def fit(log_alpha):
             outputs = self._class.function(float(np.exp(log_alpha)) * x)
-            return per_channel_fit(self._channels_last(outputs), target)
+            return per_channel_fit(_channels_last(outputs, axis), target)
 
         # From nearly linear to nearly the sign.
         middle = -np.log(self._rms(old, x))
@@ -99,19 +102,26 @@ class DynamicConverter(ComparingConverter):
     def _created(self, old, signal, alpha):
         new = self._class(
             alpha,
-            self._axis_of_channels(old, len(signal.tensor.shape)),
+            _axis(self._class, old),
             dtype=old.dtype_policy,
             name=self._name(old.name),
         )
         new.build(signal.tensor.shape)
         return new
 
-    def _axis_of_channels(self, old, rank):
-        axes = keras.tree.flatten(old.axis)
-        if [axis % rank for axis in axes] != [self._channel_axis(rank)]:
-            raise ValueError(
-                f"{self._class.__name__} has one gamma and beta per channel, so it can "
-                f"replace only normalization over the axis of channels. Received: {old.name!r}, "
-                f"a {type(old).__name__} with axis={old.axis}"
-            )
-        return axes[0]
+
+def _axis(cls, old):
+    """Return the axis of a normalization, which must be one."""
+    axes = keras.tree.flatten(old.axis)
+    if len(axes) != 1:
+        raise ValueError(
+            f"{cls.__name__} has one gamma and beta per channel, so it cannot replace "
+            f"normalization over several axes. Received: {old.name!r}, a "
+            f"{type(old).__name__} with axis={old.axis}"
+        )
+    return axes[0]
+
+
+def _channels_last(x, axis):
+    x = ops.convert_to_numpy(ops.cast(x, "float32"))
+    return np.moveaxis(x, axis, -1)

@@ -118,30 +118,44 @@ class NewWeightsConverter(Converter):
         )
         layer = self._keep(call, "attention")
         variances = map(self._variance, self._signals[call.outputs[0]].samples)
-        tokens = options["value"] if "value" in options else arguments[1]
         action = "left alone: attention"
-        if len(tokens.shape) == 3:
-            options["return_attention_scores"] = True
-            scores = ops.stop_gradient(layer(*arguments, **options)[1])
-            kept, predicted = self._kept_by_attention(layer, tokens, scores)
+        if share := self._kept_by_attention(layer, arguments, options):
+            kept, predicted = share
             action += (
                 f" keeps {kept:.0%} of its tokens' variance, predicted {predicted:.2g}"
             )
         kind = keras_internals.kind_of(layer)
         self.steps[-1] = Step(layer.name, kind, action, *variances)
 
-    def _kept_by_attention(self, layer, tokens, scores):
+    def _kept_by_attention(self, layer, arguments, options):
         """Return the share of tokens' variance that attention keeps, and predict its output's.
 
         The share is that of means of tokens, weighted by attention: the more similar the
         tokens, the larger it is. Of a single token, the layer returns a linear function,
         whatever the attention; the prediction is the share of this function's variance.
+        Returns None where that is not known.
         """
-        means = ops.einsum("bhij,bjc->bhic", scores, tokens)
+        named = {**dict(zip(("query", "value", "key"), arguments)), **options}
+        tokens = named["value"]
+        if len(tokens.shape) != 3 or self._variance(tokens) == 0:
+            return None
+        try:
+            scores = layer(*arguments, **{**options, "return_attention_scores": True})[
+                1
+            ]
+        except ValueError:  # with flash attention
+            return None
+        means = ops.einsum("bhij,bjc->bhic", ops.stop_gradient(scores), tokens)
         kept = self._variance(means) / self._variance(tokens)
         # Twice, because Keras warns of a softmax over one value.
         alone = ops.repeat(ops.reshape(tokens, (-1, 1, tokens.shape[-1])), 2, axis=1)
-        return kept, kept * self._variance(ops.stop_gradient(layer(alone, alone)))
+        key = tokens if named.get("key") is None else named["key"]
+        query, key = (
+            ops.zeros((*alone.shape[:2], x.shape[-1]), alone.dtype)
+            for x in (named["query"], key)
+        )
+        single = ops.stop_gradient(layer(query, alone, key=key))
+        return kept, kept * self._variance(single)
 
     def _activation(self, call):
         value = call.inputs[0]
@@ -247,8 +261,9 @@ class NewWeightsConverter(Converter):
         dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
         if not isinstance(offset, float):  # one per channel
             rank = len(signal.tensor.shape)
-            behind = rank - 2 if self._channels_first else 0
-            offset = ops.convert_to_numpy(offset).reshape(-1, *[1] * behind).tolist()
+            offset = keras_internals.per_channel(
+                ops.convert_to_numpy(offset), self._channel_axis(rank), rank
+            )
         layer = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)
         return self._applied(layer, signal)
 

@@ -42,15 +42,16 @@ def normalizer_free(
     Output layers, layers after global pooling and layers in gates, such as
     squeeze-and-excitation, do not change unless a normalization follows them. Nested
     models, and custom layers that contain normalization or convolutions, are expanded:
-    their layers become layers of the new model. Layers of this package, which are
+    their layers become layers of the new model. A custom layer with weights of its own does
+    not change; it may contain convolutions, but no normalization. Layers of this package, which are
     normalizer-free already, do not change, nor do their weights: a network of this package
     can be the backbone of a model whose other layers are converted.
 
     With `normalization="dynamic_tanh"` or `"dynamic_erf"`, for transformers, only the
     normalization layers change: each becomes a `DynamicTanh` or `DynamicErf`. Its `alpha`
-    starts at 0.5 divided by the root mean square of its input, and its `gamma` at the value
-    that gives its output the variance of the normalization's output, both measured with
-    `images`. All other layers keep their weights.
+    starts at 0.5 divided by the root mean square of its input, and its `gamma` at
+    that of the normalization times the factor that gives the function a variance of one,
+    both measured with `images`. All other layers keep their weights.
 
     With `trained=True` the new network starts from the weights of a trained one. If that
     has batch normalization, it computes the same or nearly the same in inference.
@@ -110,11 +111,12 @@ def normalizer_free(
         is not named `"predictions"`.
 
     Raises:
-        ValueError: the graph of the model cannot be traced, a layer hides normalization
-            or convolutions or has no standardized counterpart, or the variance vanishes
-            or is not finite at some layer, or a layer that would be replaced by those
-            inside has weights of its own, or a dynamic function would replace normalization
-            over other axes than that of the channels. These errors name the layer. Also `trained=True` without `images`, or a negative `tolerance`.
+        ValueError: the graph of the model cannot be traced. Or, with the name of the layer:
+            a layer hides normalization or convolutions, has no standardized counterpart or
+            cannot be copied; the variance vanishes or is not finite; a layer with weights
+            of its own contains normalization; a dynamic function would replace
+            normalization over several axes. Also `trained=True` without `images`, a
+            negative `tolerance` or an unknown `normalization`.
 
     Example:
 

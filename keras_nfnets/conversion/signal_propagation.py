@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_nfnets import checks, plotting
 from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend.graph import unique_name
 from keras_nfnets.conversion.roles import count_learning, own_ways
 from keras_nfnets.layers import DynamicErf, DynamicTanh, NFBlock
 
@@ -104,6 +105,7 @@ class _Recorder:
         self.named = dict.fromkeys(names)
         self.stems, self.blocks, self.weighted = [], [], []
         self.residual_variances, self.saturated = [], {}
+        self._names, self._taken = {}, set()  # of dynamic functions
         self._within_block = False
         self._operations = []  # in the order of their calls
         # Calls that a tensor depends on: `{id: (weak reference, bit mask)}`.
@@ -143,8 +145,8 @@ class _Recorder:
         if operation.name in self.named:
             self.named[operation.name] = _moments(outputs, axis)
         if isinstance(operation, DynamicTanh | DynamicErf):
-            share = operation.saturated_share(inputs[0])
-            self.saturated[operation.name] = float(ops.convert_to_numpy(share))
+            share = float(ops.convert_to_numpy(operation.saturated_share(inputs[0])))
+            self.saturated[self._unique_name(operation)] = share
         if operation.name == "stem":
             self.stems.append(_moments(outputs, axis))
         if isinstance(operation, NFBlock):
@@ -165,6 +167,12 @@ class _Recorder:
             before = functools.reduce(operator.or_, calls, 1 << len(self._operations))
             self._made[id(outputs)] = weakref.ref(outputs), before
             self._operations.append(operation)
+
+    def _unique_name(self, layer):
+        """Return the name of a layer, with a number if another one has the same."""
+        if id(layer) not in self._names:
+            self._names[id(layer)] = unique_name(layer.name, self._taken)
+        return self._names[id(layer)]
 
     def _residual_branch(self, inputs):
         ways = own_ways(self._operations, self._before(inputs))

@@ -1,4 +1,4 @@
-"""Conversion of a trained model to a normalizer-free one that computes the same."""
+"""Conversion of a trained model to a normalizer-free one that starts from its weights."""
 
 import math
 
@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
 from keras_nfnets.conversion.comparing import (
     ROUNDING,
     ComparingConverter,
@@ -33,10 +34,10 @@ _RIDGES = (1e-8, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class TrainedWeightsConverter(ComparingConverter):
-    """Converter that preserves the function of a trained batch-normalized model.
+    """Converter that preserves the function of a trained model.
 
-    The samples of a signal are its values in the new model and in the original, which
-    should be equal.
+    The samples of a signal are its values in the new model and in the original. They are
+    equal, but for what standardized weights and constants cannot compute.
 
     Args:
         graph: `Graph` of the model to convert.
@@ -78,8 +79,9 @@ class TrainedWeightsConverter(ComparingConverter):
         """Return the signal after a factor and an offset per channel, with its errors."""
         layer, signal = call.operation, self._signals[call.inputs[0]]
         rank = len(signal.tensor.shape)
-        behind = [1] * (rank - 1 - axis % rank)
-        factor, offset = (x.reshape(-1, *behind).tolist() for x in (factor, offset))
+        factor, offset = (
+            keras_internals.per_channel(x, axis, rank) for x in (factor, offset)
+        )
         dtype = keras.backend.standardize_dtype(signal.tensor.dtype)
         name = self._name(layer.name)
         new = keras.layers.Rescaling(factor, offset, dtype=dtype, name=name)

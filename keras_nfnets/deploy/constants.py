@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nfnets.backend import keras_internals
+from keras_nfnets.backend.graph import values_of
 from keras_nfnets.layers import WSDense
 
 # The arguments of attention layers, which are also the names of their projections.
@@ -43,7 +45,10 @@ class Affine:
 
     def rescaled(self, name):
         """Return the tensor with its constants."""
-        constants = self.factor.tolist(), self.offset.tolist()
+        constants = (
+            keras_internals.per_channel(x, -1, len(self.tensor.shape))
+            for x in (self.factor, self.offset)
+        )
         dtype = keras.backend.standardize_dtype(self.tensor.dtype)
         return keras.layers.Rescaling(*constants, dtype=dtype, name=name)(self.tensor)
 
@@ -63,22 +68,36 @@ def is_constants(layer, inputs):
     return (
         dtype == layer.compute_dtype
         and dtype in _PRECISE
-        and max(np.ndim(layer.scale), np.ndim(layer.offset)) <= 1
+        and max(np.ndim(layer.scale), np.ndim(layer.offset)) <= _most_axes()
         and value.shape[-1] is not None
     )
 
 
+def _most_axes():
+    """Return how many axes the constants of a `Rescaling` of the last axis may have."""
+    return 0 if keras.config.image_data_format() == "channels_first" else 1
+
+
 def takes_constants(layer):
     """Whether a layer can take over the constants of its inputs."""
-    adapted = getattr(layer, "quantization_mode", None) or getattr(
-        layer, "lora_enabled", False
+    if type(layer) not in (keras.layers.Dense, WSDense, *_ATTENTION):
+        return False
+    if type(layer) is not WSDense and isinstance(
+        getattr(layer, "activation", None), keras.layers.Layer
+    ):
+        return False  # `fold` refuses activations of this package elsewhere
+    is_adapted = any(
+        getattr(part, "quantization_mode", None) or getattr(part, "lora_enabled", False)
+        for part in keras_internals.layers_of(layer)
     )
-    return (
-        type(layer) in (keras.layers.Dense, WSDense, *_ATTENTION)
-        and layer.compute_dtype in _PRECISE
-        and not adapted
-        and not getattr(layer, "use_gate", False)
-    )
+    has_gate = getattr(layer, "use_gate", False)
+    return layer.compute_dtype in _PRECISE and not is_adapted and not has_gate
+
+
+def other_values(call):
+    """Return the values of a call that are not multiplied by kernels, such as masks."""
+    named = {name: x for name, x in call.kwargs.items() if name not in _ARGUMENTS}
+    return set(values_of((call.args[len(_ARGUMENTS) :], named)))
 
 
 def call_with_constants(layer, arguments, options):
@@ -93,7 +112,8 @@ def call_with_constants(layer, arguments, options):
         The outputs of the copy, which has the same name, and biases.
     """
     signals = {**dict(zip(_ARGUMENTS, arguments)), **options}
-    signals.setdefault("key", signals.get("value"))
+    if signals.get("key") is None:
+        signals["key"] = signals.get("value")
     new = type(layer).from_config({**layer.get_config(), "use_bias": True})
     tensors, others = keras.tree.map_structure(
         lambda x: x.tensor if isinstance(x, Affine) else x, (arguments, options)

@@ -11,6 +11,7 @@ from keras_nfnets.deploy.constants import (
     Affine,
     call_with_constants,
     is_constants,
+    other_values,
     takes_constants,
 )
 from keras_nfnets.deploy.plain_layers import REPLACEMENTS, Plain, Scaled
@@ -43,7 +44,8 @@ def fold(model):
     """Convert a network to an inference-only model of plain Keras layers.
 
     Standardized kernels are computed once, and constant factors (the gains of
-    activations, alpha, beta and the skip gains of blocks) are multiplied into them.
+    activations, alpha, beta and the skip gains of blocks) are multiplied into them. Constants
+    per channel go into the dense and attention layers that directly follow.
     Dropout and stochastic depth are removed, and each block becomes a nested model. In
     half precision (`mixed_bfloat16`, ...) constants stay separate, so that rounding is
     the same as in the original.
@@ -66,7 +68,7 @@ def fold(model):
     Raises:
         ValueError: the model has no graph (a subclass of `keras.Model` with its own
             `call`; fold its functional parts instead), or a layer of another kind hides
-            layers of this package.
+            layers of this package, or the input of a `DynamicErf` has a Keras mask.
 
     Example:
 
@@ -131,11 +133,11 @@ class _Folding:
         layer, signals = call.operation, [self._signals[x] for x in call.inputs]
         if isinstance(layer, _NOTHING):
             return [self._plain.cast(layer, signals[0])]
-        lacks_constants = any(isinstance(x, Affine) for x in signals)
-        takes_them = lacks_constants and self._takes_constants(call)
+        lacking = {x for x in call.inputs if isinstance(self._signals[x], Affine)}
+        takes_them = bool(lacking) and self._takes_constants(call, lacking)
         if type(layer) in REPLACEMENTS:
             x = signals[0]
-            if lacks_constants and not takes_them:
+            if lacking and not takes_them:
                 x = Scaled(self._plain.exact(x))
             return [self._plain.replaced(layer, x)]
         if takes_them:
@@ -147,16 +149,21 @@ class _Folding:
         if (
             type(layer) in _LINEAR
             and layer.compute_dtype == signals[0].tensor.dtype
-            and not lacks_constants
+            and not lacking
         ):
             [tensor] = self._repeat(call, lambda value: self._signals[value].tensor)
             return [Scaled(tensor, signals[0].factor)]
         return map(Scaled, self._repeat(call, self._exact))
 
-    def _takes_constants(self, call):
-        """Whether the layer of a call can take over constants, by a copy of its own."""
+    def _takes_constants(self, call, values):
+        """Whether the layer of a call can take over the constants of these values."""
+        # By a copy of its own; a `WSDense` gets one for each of its calls.
         alone = self._times[call.operation] == 1 or isinstance(call.operation, WSDense)
-        return alone and takes_constants(call.operation)
+        return (
+            alone
+            and takes_constants(call.operation)
+            and other_values(call).isdisjoint(values)
+        )
 
     def _is_taken_over(self, call):
         """Whether a call only rescales, and all that use its output take that over."""
@@ -167,7 +174,7 @@ class _Folding:
             is_constants(call.operation, call.inputs)
             and bool(consumers)
             and not is_output
-            and all(map(self._takes_constants, consumers))
+            and all(self._takes_constants(later, {value}) for later in consumers)
         )
 
     def _lacking(self, value):

@@ -209,17 +209,30 @@ def _activation(plain, layer, x, name):
 def _dynamic(plain, layer, x, name):
     """Replace a `DynamicTanh` or a `DynamicErf`."""
     tensor = plain.exact(x)
+    scalars = [layer.alpha]
+    if isinstance(layer, DynamicErf):
+        scalars.append(layer.shift)
+    scalars = [float(ops.convert_to_numpy(scalar)) for scalar in scalars]
     options = plain.options(layer, f"{name}_input")
-    names = ["alpha", "shift"] if isinstance(layer, DynamicErf) else ["alpha"]
-    scalars = [float(ops.convert_to_numpy(getattr(layer, name))) for name in names]
     tensor = keras.layers.Rescaling(*scalars, **options)(tensor)
-    tensor = plain.operation(layer.function, tensor, f"{name}_function")
+    if isinstance(layer, DynamicTanh):  # a layer, which passes masks on
+        options = plain.options(layer, f"{name}_function")
+        tensor = keras.layers.Activation("tanh", **options)(tensor)
+    elif keras_internals.mask_of(tensor) is not None:
+        raise ValueError(
+            "A DynamicErf whose input has a Keras mask cannot be folded, because no plain "
+            f"layer computes erf and passes the mask on. Received: {name!r}"
+        )
+    else:
+        tensor = plain.operation(layer.function, tensor, f"{name}_function")
     gamma, beta = map(ops.convert_to_numpy, (layer.gamma, layer.beta))
     rank = len(tensor.shape)
     if layer.axis % rank == rank - 1 and _merges(layer):
         return Affine(tensor, gamma, beta, name)
-    behind = [1] * (rank - 1 - layer.axis % rank)
-    gamma, beta = (x.reshape(-1, *behind).tolist() for x in (gamma, beta))
+    gamma, beta = (
+        keras_internals.per_channel(weight, layer.axis, rank)
+        for weight in (gamma, beta)
+    )
     options = plain.options(layer, name)
     return Scaled(keras.layers.Rescaling(gamma, beta, **options)(tensor))
 

@@ -277,6 +277,110 @@ def test_constants_are_folded_into_any_argument_of_attention(cls):
     assert {"attention", "shared"} <= names and "one" not in names
 
 
+def folded_as_it_is(inputs, outputs, x):
+    """Return the folded model, which must compute the same."""
+    model = keras.Model(inputs, outputs)
+    folded = fold(model)
+    assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    return folded
+
+
+def test_fold_leaves_constants_where_they_cannot_go():
+    x = transformers.noise(2, 6, 8)
+    inputs = keras.Input((6, 8))
+    half = layers.Rescaling(np.linspace(0.5, 2.0, 8).tolist(), 0.5)
+
+    # A key that is not given is the value.
+    attention = layers.MultiHeadAttention(2, 4)
+    one = half(inputs)
+    folded_as_it_is(inputs, attention(one, one, None), x)
+
+    # Adapters inside attention are not lost silently.
+    attention = layers.MultiHeadAttention(2, 4)
+    outputs = attention(one, one)
+    for dense in (attention.query_dense, attention.value_dense):
+        dense.enable_lora(2)
+        dense.lora_kernel_b.assign(0.1 * np.ones(dense.lora_kernel_b.shape))
+    with pytest.raises(ValueError, match="cannot be copied.*such as those of LoRA"):
+        fold(keras.Model(inputs, outputs))
+
+    # Masks are no projected inputs.
+    padding = keras.Input((6, 6))
+    keep = layers.Rescaling(-1.0, 1.0)(padding)
+    outputs = layers.MultiHeadAttention(2, 4)(inputs, inputs, attention_mask=keep)
+    pads = np.tril(np.ones((2, 6, 6), "float32"), -1)
+    folded_as_it_is([inputs, padding], outputs, [x, pads])
+
+
+def test_folded_functions_pass_masks_on():
+    ids = keras.Input((6,), dtype="int32")
+    embedded = layers.Embedding(5, 8, mask_zero=True)(ids)
+    x = np.array([[1, 2, 0, 0, 0, 0], [3, 4, 1, 2, 0, 0]])
+    folded_as_it_is(ids, layers.GlobalAveragePooling1D()(DynamicTanh()(embedded)), x)
+    masked = keras.Model(ids, layers.GlobalAveragePooling1D()(DynamicErf()(embedded)))
+    with pytest.raises(ValueError, match="has a Keras mask cannot be folded"):
+        fold(masked)
+
+
+def test_masked_tokens_do_not_count_in_the_samples():
+    """The report's variance of attention is that of the masked computation."""
+    ids = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(5, 8, mask_zero=True, embeddings_initializer="normal")(ids)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    model = keras.Model(ids, layers.Dense(3)(layers.LayerNormalization(name="norm")(x)))
+    tokens = np.random.default_rng(0).integers(1, 5, (64, 6)) * (np.arange(6) < 2)
+    result = normalizer_free(model, tokens, normalization="dynamic_tanh", trained=True)
+    inside = keras.Model(result.input, result.get_layer("norm").output)
+    step = result.conversion.variances["norm"]
+    assert step.variance == pytest.approx(
+        float(np.mean(np.var(ops.convert_to_numpy(inside(tokens)), axis=(0, 1)))),
+        rel=0.05,
+    )
+
+
+def test_cross_attention_of_other_widths_is_converted():
+    tokens, context = keras.Input((4, 8)), keras.Input((6, 16))
+    x = layers.LayerNormalization()(tokens)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, context)
+    model = keras.Model([tokens, context], layers.Dense(3)(layers.Add()([tokens, x])))
+    arrays = [transformers.noise(64, 4, 8), transformers.noise(64, 6, 16)]
+    step = normalizer_free(model, arrays).conversion.variances["attention"]
+    predicted = float(step.action.rpartition(" ")[2])
+    assert 0.7 < step.variance / predicted < 1.4
+
+
+def test_frozen_layers_stay_frozen():
+    inputs = keras.Input((4, 8))
+    attention = layers.MultiHeadAttention(2, 4, name="attention")
+    x = layers.LayerNormalization()(attention(inputs, inputs))
+    attention.trainable = False
+    model = keras.Model(inputs, x)
+    x = transformers.noise(8, 4, 8)
+    result = normalizer_free(model, x, normalization="dynamic_tanh")
+    names = {weight.path.split("/")[0] for weight in result.trainable_variables}
+    assert "attention" not in names and len(names) == 1
+
+
+def test_saturated_shares_of_layers_with_the_same_name_have_numbers():
+    blocks = [
+        keras.Sequential([keras.Input((4, 2)), DynamicTanh(name="norm")])
+        for _ in range(2)
+    ]
+    inputs = keras.Input((4, 2))
+    model = keras.Model(
+        inputs, layers.Dense(1, name="end")(blocks[1](blocks[0](inputs)))
+    )
+    shares = signal_propagation(model, transformers.noise(2, 4, 2), layers=["end"])
+    assert list(shares["saturated"]) == ["norm", "norm_1"]
+
+
+def test_normalization_of_constant_inputs_is_refused_by_name():
+    inputs = keras.Input((4, 8))
+    model = keras.Model(inputs, layers.LayerNormalization(name="norm")(inputs))
+    with pytest.raises(ValueError, match="not finite at 'norm'"):
+        normalizer_free(model, np.ones((8, 4, 8)), normalization="dynamic_tanh")
+
+
 @pytest.mark.parametrize("normalization", ["constants", *DYNAMIC])
 def test_result_trains_and_can_be_saved_and_folded(normalization, tmp_path):
     keras.utils.set_random_seed(0)
@@ -316,8 +420,11 @@ def test_saturated_shares_are_measured_and_logged():
 @pytest.mark.parametrize(
     ("axis", "options", "message"),
     [
-        ((1, 2), {"normalization": "dynamic_tanh"}, "only normalization over the axis"),
-        (1, {"normalization": "dynamic_erf"}, "DynamicErf has one gamma and beta per"),
+        (
+            (1, 2),
+            {"normalization": "dynamic_tanh"},
+            "cannot replace normalization over several",
+        ),
         (-1, {"normalization": "dynamic"}, "`normalization` must be one of"),
     ],
 )
