@@ -42,19 +42,20 @@ def normalizer_free(
     Output layers, layers after global pooling and layers in gates, such as
     squeeze-and-excitation, do not change unless a normalization follows them. Nested
     models, and custom layers that contain normalization or convolutions, are expanded:
-    their layers become layers of the new model. A custom layer with weights of its own does
-    not change; it may contain convolutions, but no normalization. Layers of this package, which are
-    normalizer-free already, do not change, nor do their weights: a network of this package
-    can be the backbone of a model whose other layers are converted.
+    their layers become layers of the new model. A custom layer with weights of its own
+    does not change; it may contain convolutions, but no normalization. Layers of this
+    package, which are normalizer-free already, do not change, nor do their weights: a
+    network of this package can be the backbone of a model whose other layers are
+    converted.
 
     With `normalization="dynamic_tanh"` or `"dynamic_erf"`, for transformers, only the
-    normalization layers change: each becomes a `DynamicTanh` or `DynamicErf`. Its `alpha`
-    starts at 0.5 divided by the root mean square of its input, and its `gamma` at
-    that of the normalization times the factor that gives the function a variance of one,
-    both measured with `images`. All other layers keep their weights.
+    normalization layers change: each becomes a `DynamicTanh` or `DynamicErf`. Its
+    `alpha` starts at 0.5 divided by the root mean square of its input, and its `gamma`
+    at that of the normalization times the factor that gives the function a variance of
+    one, both measured with `images`. All other layers keep their weights.
 
-    With `trained=True` the new network starts from the weights of a trained one. If that
-    has batch normalization, it computes the same or nearly the same in inference.
+    With `trained=True` the new network starts from the weights of a trained one. If
+    that has batch normalization, it computes the same or nearly the same in inference.
     Activations and sums are unchanged, and each skip gain starts at the value that
     leaves its branch unchanged. Statistics, scales and offsets of normalization are
     folded into the weights and bias of the layer before, if only the normalization uses
@@ -62,22 +63,22 @@ def normalizer_free(
     separable convolution becomes two layers, and no constants are added to correct the
     variance.
 
-    For batch normalization, this is exact up to rounding, except in layers with standardized
-    weights. Their
-    filters have a mean of zero and thus lose what the mean of a trained filter adds: a
-    multiple of the sum of its inputs. Nothing is lost if the trained filters have a
-    mean of zero, or if some inputs are constant or linear in the others (a constant
-    channel, one that is always rectified to zero, inputs that sum to one): then other
-    weights compute the same. Otherwise the layer gets the weights and bias with the
-    smallest mean squared error on `images`. Layers whose error exceeds `tolerance` stay
-    plain layers, with normalization folded in. The first layers are often among them,
-    as images are smooth. Depthwise layers lose nothing, as their filters keep the mean.
+    For batch normalization, this is exact up to rounding, except in layers with
+    standardized weights. Their filters have a mean of zero and thus lose what the mean
+    of a trained filter adds: a multiple of the sum of its inputs. Nothing is lost if
+    the trained filters have a mean of zero, or if some inputs are constant or linear in
+    the others (a constant channel, one that is always rectified to zero, inputs that
+    sum to one): then other weights compute the same. Otherwise the layer gets the
+    weights and bias with the smallest mean squared error on `images`. Layers whose
+    error exceeds `tolerance` stay plain layers, with normalization folded in. The first
+    layers are often among them, as images are smooth. Depthwise layers lose nothing, as
+    their filters keep the mean.
 
     Layer, group and RMS normalization compute statistics per example, which constants
     cannot. With `trained=True` each becomes the factor and offset per channel, or the
-    dynamic function, with the smallest mean squared error on `images`, in the order of the
-    layers. Train the new network for some more steps then. `fold` multiplies the constants
-    into the dense and attention layers after them.
+    dynamic function, with the smallest mean squared error on `images`, in the order of
+    the layers. Train the new network for some more steps then. `fold` multiplies the
+    constants into the dense and attention layers after them.
 
     Args:
         model: `keras.Model`. A built model: functional, sequential, or a subclass whose

@@ -44,8 +44,8 @@ def fold(model):
     """Convert a network to an inference-only model of plain Keras layers.
 
     Standardized kernels are computed once, and constant factors (the gains of
-    activations, alpha, beta and the skip gains of blocks) are multiplied into them. Constants
-    per channel go into the dense and attention layers that directly follow.
+    activations, alpha, beta and the skip gains of blocks) are multiplied into them.
+    Constants per channel go into the dense and attention layers that directly follow.
     Dropout and stochastic depth are removed, and each block becomes a nested model. In
     half precision (`mixed_bfloat16`, ...) constants stay separate, so that rounding is
     the same as in the original.

@@ -396,3 +396,26 @@ def test_the_loss_on_jax_is_stateless():
         assert float(updates.loss) == pytest.approx(loss)
         assert float(scaled_loss) == pytest.approx(8 * loss)
         np.testing.assert_allclose(updates.y_pred, model(x))
+
+
+def test_a_detached_tensor_has_the_mask():
+    embed = keras.layers.Embedding(3, 2, mask_zero=True)
+    x = embed(np.array([[1, 0]]))
+    with expected(keras_internals.mask_of):
+        assert keras_internals.mask_of(keras.ops.stop_gradient(x)) is None
+    for tensor in (x, keras_internals.detached(x)):
+        assert_close(keras_internals.mask_of(tensor), [[True, False]])
+
+
+@pytest.mark.parametrize("image_data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_constants_per_channel_fit_any_image_data_format(image_data_format, axis):
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format(image_data_format)
+    try:
+        factors = keras_internals.per_channel(np.arange(1.0, 4.0), axis, 3)
+        y = keras.layers.Rescaling(factors, factors)(np.ones((2, 3, 3), "float32"))
+    finally:
+        keras.config.set_image_data_format(before)
+    values = 2 * np.arange(1.0, 4.0).reshape((-1, 1) if axis == 1 else (-1,))
+    assert_close(y, np.ones((2, 3, 3)) * values)
