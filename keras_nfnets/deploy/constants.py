@@ -11,7 +11,7 @@ from keras_nfnets.layers import WSDense
 # The arguments of attention layers, which are also the names of their projections.
 _ARGUMENTS = ("query", "value", "key")
 # In half precision, constants stay where they are: rounding would be another.
-_PRECISE = ("float32", "float64")
+PRECISE = ("float32", "float64")
 _ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
@@ -67,7 +67,7 @@ def is_constants(layer, inputs):
     dtype = keras.backend.standardize_dtype(value.spec.dtype)
     return (
         dtype == layer.compute_dtype
-        and dtype in _PRECISE
+        and dtype in PRECISE
         and max(np.ndim(layer.scale), np.ndim(layer.offset)) <= _most_axes()
         and value.shape[-1] is not None
     )
@@ -91,7 +91,7 @@ def takes_constants(layer):
         for part in keras_internals.layers_of(layer)
     )
     has_gate = getattr(layer, "use_gate", False)
-    return layer.compute_dtype in _PRECISE and not is_adapted and not has_gate
+    return layer.compute_dtype in PRECISE and not is_adapted and not has_gate
 
 
 def other_values(call):
@@ -134,9 +134,11 @@ def call_with_constants(layer, arguments, options):
 
 def _weights(layer):
     """Return `{argument that a weight projects: {name: weight}}`."""
-    weights = {}
-    for weight in layer.weights:
-        part = weight.path.split("/")[-2]
-        argument = part if isinstance(layer, _ATTENTION) else _ARGUMENTS[0]
-        weights.setdefault(argument, {})[weight.name] = weight
-    return weights
+    if not isinstance(layer, _ATTENTION):
+        return {_ARGUMENTS[0]: {weight.name: weight for weight in layer.weights}}
+    parts = keras_internals.layers_of(layer, include_self=False)
+    return {
+        part.name: {weight.name: weight for weight in part.weights}
+        for part in parts
+        if part.weights
+    }

@@ -9,7 +9,7 @@ from keras import ops
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.convolution import convolve
 from keras_nfnets.backend.graph import unique_name
-from keras_nfnets.deploy.constants import Affine
+from keras_nfnets.deploy.constants import PRECISE, Affine
 from keras_nfnets.layers import (
     DynamicErf,
     DynamicTanh,
@@ -358,7 +358,7 @@ def _skip(layer):
 
 def _merges(layer):
     """Whether constants may be multiplied in another order than in the layer."""
-    return layer.compute_dtype in ("float32", "float64")
+    return layer.compute_dtype in PRECISE
 
 
 REPLACEMENTS = {
