@@ -46,6 +46,11 @@ def per_channel_fit(x, y):
     return factor, target - factor * mean, error
 
 
+def channels_last(x, axis):
+    """Return a tensor as a float32 array with its axis of channels last."""
+    return np.moveaxis(ops.convert_to_numpy(ops.cast(x, "float32")), axis, -1)
+
+
 class ComparingConverter(Converter):
     """Converter whose samples of a signal are its values in the new model and the original."""
 
@@ -63,9 +68,7 @@ class ComparingConverter(Converter):
     _activation = _merge = _concatenation = _layer_scale = _unchanged
 
     def _channels_last(self, x):
-        """Return a tensor as an array with the channels last."""
-        x = ops.convert_to_numpy(ops.cast(x, "float32"))
-        return np.moveaxis(x, self._channel_axis(x.ndim), -1)
+        return channels_last(x, self._channel_axis(len(x.shape)))
 
     def _replaced(self, old, new, signal):
         """Return the signal after a new layer, and its error for the same input."""

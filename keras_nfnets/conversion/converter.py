@@ -11,7 +11,6 @@ from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import copy_state, has_graph, own_weights, unique_name
 from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import (
-    ATTENTION,
     NORMALIZATIONS,
     WEIGHTED,
     Roles,
@@ -20,7 +19,7 @@ from keras_nfnets.conversion.roles import (
     is_weighted,
 )
 from keras_nfnets.layers import SkipGain
-from keras_nfnets.layers.kernels import STANDARDIZED
+from keras_nfnets.layers.kernels import ATTENTION, STANDARDIZED
 
 
 def is_normalizer_free(call):

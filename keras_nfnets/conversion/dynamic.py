@@ -5,7 +5,11 @@ import numpy as np
 import scipy.optimize
 from keras import ops
 
-from keras_nfnets.conversion.comparing import ComparingConverter, per_channel_fit
+from keras_nfnets.conversion.comparing import (
+    ComparingConverter,
+    channels_last,
+    per_channel_fit,
+)
 from keras_nfnets.conversion.roles import NORMALIZATIONS
 from keras_nfnets.layers import DynamicErf, DynamicTanh
 
@@ -74,11 +78,11 @@ class DynamicConverter(ComparingConverter):
         """Create the layer with the smallest mean squared error from a normalization."""
         x, original = signal.samples
         axis = _axis(self._class, old)
-        target = _channels_last(self._at(old, original), axis)
+        target = channels_last(self._at(old, original), axis)
 
         def fit(log_alpha):
             outputs = self._class.function(float(np.exp(log_alpha)) * x)
-            return per_channel_fit(_channels_last(outputs, axis), target)
+            return per_channel_fit(channels_last(outputs, axis), target)
 
         # From nearly linear to nearly the sign.
         middle = -np.log(self._rms(old, x))
@@ -120,8 +124,3 @@ def _axis(cls, old):
             f"{type(old).__name__} with axis={old.axis}"
         )
     return axes[0]
-
-
-def _channels_last(x, axis):
-    x = ops.convert_to_numpy(ops.cast(x, "float32"))
-    return np.moveaxis(x, axis, -1)

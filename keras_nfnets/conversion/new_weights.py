@@ -5,7 +5,6 @@ from keras import ops
 
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.conversion.converter import Converter, Signal
-from keras_nfnets.conversion.report import Step
 from keras_nfnets.conversion.roles import activation_of
 from keras_nfnets.layers import (
     ScaledActivation,
@@ -117,15 +116,17 @@ class NewWeightsConverter(Converter):
             lambda value: self._signals[value].samples[0]
         )
         layer = self._keep(call, "attention")
-        variances = map(self._variance, self._signals[call.outputs[0]].samples)
-        action = "left alone: attention"
+        samples = self._signals[call.outputs[0]].samples
+        variance, at_start = map(self._variance, samples)
+        action = self.steps[-1].action
         if share := self._kept_by_attention(layer, arguments, options):
             kept, predicted = share
             action += (
                 f" keeps {kept:.0%} of its tokens' variance, predicted {predicted:.2g}"
             )
-        kind = keras_internals.kind_of(layer)
-        self.steps[-1] = Step(layer.name, kind, action, *variances)
+        self.steps[-1] = self.steps[-1]._replace(
+            action=action, variance=variance, variance_at_start=at_start
+        )
 
     def _kept_by_attention(self, layer, arguments, options):
         """Return the share of tokens' variance that attention keeps, and predict its output's.
@@ -140,9 +141,8 @@ class NewWeightsConverter(Converter):
         if len(tokens.shape) != 3 or self._variance(tokens) == 0:
             return None
         try:
-            scores = layer(*arguments, **{**options, "return_attention_scores": True})[
-                1
-            ]
+            with_scores = {**options, "return_attention_scores": True}
+            _, scores = layer(*arguments, **with_scores)
         except ValueError:  # with flash attention
             return None
         means = ops.einsum("bhij,bjc->bhic", ops.stop_gradient(scores), tokens)

@@ -14,7 +14,6 @@ NORMALIZATIONS = (
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
-ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Layers whose kernels can be standardized.
 WEIGHTED = tuple(KERNELS)
 # Final activations of a classifier or a segmentation mask.

@@ -7,12 +7,12 @@ from keras import ops
 from keras_nfnets.backend import keras_internals
 from keras_nfnets.backend.graph import values_of
 from keras_nfnets.layers import WSDense
+from keras_nfnets.layers.kernels import ATTENTION
 
 # The arguments of attention layers, which are also the names of their projections.
 _ARGUMENTS = ("query", "value", "key")
 # In half precision, constants stay where they are: rounding would be another.
 PRECISE = ("float32", "float64")
-_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 class Affine:
@@ -80,7 +80,7 @@ def _most_axes():
 
 def takes_constants(layer):
     """Whether a layer can take over the constants of its inputs."""
-    if type(layer) not in (keras.layers.Dense, WSDense, *_ATTENTION):
+    if type(layer) not in (keras.layers.Dense, WSDense, *ATTENTION):
         return False
     if type(layer) is not WSDense and isinstance(
         getattr(layer, "activation", None), keras.layers.Layer
@@ -134,7 +134,7 @@ def call_with_constants(layer, arguments, options):
 
 def _weights(layer):
     """Return `{argument that a weight projects: {name: weight}}`."""
-    if not isinstance(layer, _ATTENTION):
+    if not isinstance(layer, ATTENTION):
         return {_ARGUMENTS[0]: {weight.name: weight for weight in layer.weights}}
     parts = keras_internals.layers_of(layer, include_self=False)
     return {

@@ -25,6 +25,8 @@ STANDARDIZED = {
         WSSeparableConv2D,
     )
 }
+# Layers with several dense layers inside, whose kernels are not standardized.
+ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Kernels of all convolutions and dense layers. A class without a standardized version
 # has the kernels of its sibling with another number of axes.
 KERNELS = {
